@@ -1,0 +1,14 @@
+// A conversation: a system message, and turns that remember what was said. Makes sense with an instruction-tuned model.
+// node examples/chat.mjs model-it.gguf
+import { Gemma } from 'gemma-native';
+
+const gemma = await Gemma.load(process.argv[2]);
+const messages = [{ role: 'system', content: 'Answer in one short sentence.' }];
+for (const question of ['What is the largest planet?', 'How many moons does it have?']) {
+  messages.push({ role: 'user', content: question });
+  console.log(`> ${question}`);
+  const { text } = await gemma.generate(messages, { maxOutputTokens: 60, seed: 1 });
+  messages.push({ role: 'assistant', content: text });
+  console.log(text);
+}
+await gemma.dispose();

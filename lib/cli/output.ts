@@ -1,0 +1,97 @@
+// What the terminal sees: results on stdout, everything else on stderr.
+import { SingleBar } from 'cli-progress';
+import { GemmaError } from '../index.js';
+
+export const EXIT_FAILED = 1;
+export const EXIT_USAGE = 2;
+export const EXIT_INTERRUPTED = 130;
+
+/** Wrong arguments that commander cannot see. */
+export class UsageError extends Error {}
+
+export function printJson(value: unknown): void {
+  process.stdout.write(`${JSON.stringify(value)}\n`);
+}
+
+export function printLine(line = ''): void {
+  process.stdout.write(`${line}\n`);
+}
+
+export function note(line: string): void {
+  process.stderr.write(`${line}\n`);
+}
+
+/** A bar on the terminal while something takes a fraction from 0 to 1; silent where nobody watches. */
+export async function withProgress<T>(
+  label: string,
+  silent: boolean,
+  work: (onProgress: (fraction: number) => void) => Promise<T>,
+): Promise<T> {
+  if (silent || !process.stderr.isTTY) return work(() => {});
+  const bar = new SingleBar({
+    format: `${label} [{bar}] {percentage} %`,
+    clearOnComplete: true,
+    stream: process.stderr,
+    hideCursor: true,
+  });
+  bar.start(100, 0);
+  try {
+    return await work((fraction) => bar.update(Math.round(fraction * 100)));
+  } finally {
+    bar.stop();
+  }
+}
+
+/** Tells of a failure and returns the exit code. */
+export function reportFailure(error: unknown, json: boolean): number {
+  let code = 'ERR_INTERNAL';
+  let exit = EXIT_FAILED;
+  if (error instanceof GemmaError) {
+    code = error.code;
+  } else if (error instanceof UsageError || error instanceof TypeError || error instanceof RangeError) {
+    code = 'ERR_USAGE';
+    exit = EXIT_USAGE;
+  } else if (error instanceof Error && error.name === 'AbortError') {
+    code = 'ERR_ABORTED';
+    exit = EXIT_INTERRUPTED;
+  } else if (error instanceof Error && 'syscall' in error) {
+    code = 'ERR_FILE'; // a file of the command line's own, such as --file or --out
+  }
+  const message = error instanceof Error ? error.message : String(error);
+  const detail = error instanceof GemmaError ? error.detail : undefined;
+  if (json) {
+    printJson({ error: { code, message, ...(detail !== undefined && { detail }) } });
+  } else {
+    note(
+      exit === EXIT_INTERRUPTED ? 'interrupted' : `gemma-native: ${message} (${code}${detail ? `, ${detail}` : ''})`,
+    );
+    if (exit === EXIT_FAILED && code === 'ERR_INTERNAL' && error instanceof Error && error.stack) note(error.stack);
+  }
+  return exit;
+}
+
+export function bytes(n: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+  let unit = 0;
+  while (n >= 1024 && unit < units.length - 1) {
+    n /= 1024;
+    ++unit;
+  }
+  return `${unit === 0 ? n : n.toFixed(n < 10 ? 2 : n < 100 ? 1 : 0)} ${units[unit]}`;
+}
+
+/** Columns of text, numbers to the right. */
+export function table(rows: readonly (readonly (string | number)[])[]): string {
+  const widths: number[] = [];
+  for (const row of rows) row.forEach((cell, i) => (widths[i] = Math.max(widths[i] ?? 0, String(cell).length)));
+  return rows
+    .map((row) =>
+      row
+        .map((cell, i) =>
+          typeof cell === 'number' ? String(cell).padStart(widths[i] ?? 0) : cell.padEnd(widths[i] ?? 0),
+        )
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
+}

@@ -1,0 +1,395 @@
+// The command line: parses, calls the public API, prints.
+import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { text as readAll } from 'node:stream/consumers';
+import { Argument, Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Gemma, GemmaError, type Input, type LoadOptions, type TokenScore } from '../index.js';
+import {
+  bytes,
+  EXIT_USAGE,
+  note,
+  printJson,
+  printLine,
+  reportFailure,
+  table,
+  UsageError,
+  withProgress,
+} from './output.js';
+
+interface ModelFlags {
+  model: string;
+  json?: boolean;
+  device?: string;
+  isa?: string;
+  threads?: number;
+  context?: number;
+  kv?: 'f32' | 'f16' | 'q8_0';
+  mmap?: boolean;
+}
+
+function number(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || Number.isNaN(value)) throw new InvalidArgumentError('Expected a number.');
+  return value;
+}
+
+function tokenList(text: string): number[] {
+  return text
+    .split(/[\s,]+/)
+    .filter((item) => item !== '')
+    .map(number);
+}
+
+function withModel(command: Command): Command {
+  return command
+    .requiredOption('--model <file>', 'GGUF file, or folder that holds one')
+    .option('--device <name>', 'auto or cpu (GEMMA_DEVICE)')
+    .option('--isa <name>', 'force an instruction set: avx512_vnni, avx2, ref (GEMMA_ISA)')
+    .option('--threads <n>', 'threads that compute (GEMMA_THREADS)', number)
+    .option('--context <n>', 'positions of prompt and answer together', number)
+    .addOption(new Option('--kv <type>', 'type of the key/value cache').choices(['f32', 'f16', 'q8_0']))
+    .option('--no-mmap', 'read the file instead of mapping it')
+    .option('--json', 'print one JSON object');
+}
+
+/** Loads the model of the flags, works with it, frees it. */
+async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (gemma: Gemma) => Promise<T>): Promise<T> {
+  const options: LoadOptions = {
+    ...(flags.device !== undefined && { device: flags.device }),
+    ...(flags.isa !== undefined && { isa: flags.isa }),
+    ...(flags.threads !== undefined && { threads: flags.threads }),
+    ...(flags.context !== undefined && { contextSize: flags.context }),
+    ...(flags.kv !== undefined && { kvCache: flags.kv }),
+    ...(flags.mmap === false && { mmap: false }),
+    signal,
+  };
+  const gemma = await withProgress('Loading', !!flags.json, (onProgress) =>
+    Gemma.load(flags.model, { ...options, onProgress }),
+  );
+  try {
+    return await work(gemma);
+  } finally {
+    await gemma.dispose();
+  }
+}
+
+/** The text of an argument, of --file, or of standard input. */
+async function textFrom(argument: string | undefined, file: string | undefined, what: string): Promise<string> {
+  if (argument !== undefined && file !== undefined)
+    throw new UsageError(`${what}: give it as an argument or with --file, not both`);
+  if (file !== undefined) return readFileSync(file, 'utf8');
+  if (argument !== undefined) return argument;
+  if (process.stdin.isTTY) throw new UsageError(`${what}: missing; give it as an argument or on standard input`);
+  return readAll(process.stdin);
+}
+
+function speed(tokens: number, ms: number, rate: number): string {
+  return `${tokens} tokens in ${(ms / 1000).toFixed(2)} s (${rate.toFixed(1)}/s)`;
+}
+
+interface RunFlags extends ModelFlags {
+  mmproj?: string;
+  image?: string[];
+  video?: string[];
+  panAndScan?: boolean;
+  raw?: boolean;
+  system?: string;
+  maxTokens?: number;
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  seed?: number;
+  stop?: string[];
+}
+
+async function run(argument: string | undefined, flags: RunFlags, signal: AbortSignal): Promise<void> {
+  if (flags.image || flags.video || flags.mmproj || flags.panAndScan) {
+    throw new GemmaError(
+      'ERR_UNSUPPORTED_INPUT',
+      'this version of gemma-native reads text only, no images or video',
+      'NO_VISION',
+    );
+  }
+  if (flags.raw && flags.system !== undefined) throw new UsageError('--system: raw text has no system message');
+  const prompt = await textFrom(argument, undefined, 'prompt');
+  const input: Input =
+    flags.system === undefined
+      ? prompt
+      : [
+          { role: 'system', content: flags.system },
+          { role: 'user', content: prompt },
+        ];
+  await using(flags, signal, async (gemma) => {
+    const stream = gemma.stream(input, {
+      signal,
+      ...(flags.raw && { raw: true }),
+      ...(flags.maxTokens !== undefined && { maxOutputTokens: flags.maxTokens }),
+      ...(flags.temperature !== undefined && { temperature: flags.temperature }),
+      ...(flags.topK !== undefined && { topK: flags.topK }),
+      ...(flags.topP !== undefined && { topP: flags.topP }),
+      ...(flags.minP !== undefined && { minP: flags.minP }),
+      ...(flags.seed !== undefined && { seed: flags.seed }),
+      ...(flags.stop && { stopSequences: flags.stop }),
+    });
+    if (!flags.json) {
+      for await (const part of stream) process.stdout.write(part.text);
+      process.stdout.write('\n');
+    }
+    const result = await stream.result;
+    const { usage, timings } = result;
+    const { loadMs } = gemma.info;
+    if (flags.json) {
+      const { text, finishReason, tokens, seed, stopSequence } = result;
+      printJson({ text, finishReason, usage, timings: { loadMs, ...timings }, tokens, seed, stopSequence });
+    } else {
+      note(
+        `\nprompt: ${speed(usage.inputTokens, timings.prefillMs, timings.prefillTokensPerSecond)}, ` +
+          `answer: ${speed(usage.outputTokens, timings.decodeMs, timings.decodeTokensPerSecond)}, ` +
+          `loaded in ${(loadMs / 1000).toFixed(2)} s; ${gemma.info.device}, ${gemma.info.isa}, ${gemma.info.threads} threads`,
+      );
+    }
+  });
+}
+
+interface TokenizeFlags extends ModelFlags {
+  special?: boolean;
+  bos?: boolean;
+  file?: string;
+}
+
+async function tokenize(argument: string | undefined, flags: TokenizeFlags, signal: AbortSignal): Promise<void> {
+  const text = await textFrom(argument, flags.file, 'text');
+  const tokens = await using(flags, signal, (gemma) =>
+    gemma.tokenize(text, { special: !!flags.special, bos: !!flags.bos }),
+  );
+  if (flags.json) printJson({ tokens });
+  else printLine(tokens.join(' '));
+}
+
+async function detokenize(tokens: number[], flags: ModelFlags, signal: AbortSignal): Promise<void> {
+  const text = await using(flags, signal, (gemma) => gemma.detokenize(tokens));
+  if (flags.json) printJson({ text });
+  else printLine(text);
+}
+
+interface LogitsFlags extends ModelFlags {
+  raw?: boolean;
+  bos?: boolean;
+  all?: boolean;
+  out?: string;
+  tokens?: number[];
+  image?: string[];
+}
+
+async function logits(argument: string | undefined, flags: LogitsFlags, signal: AbortSignal): Promise<void> {
+  if (flags.image) {
+    throw new GemmaError(
+      'ERR_UNSUPPORTED_INPUT',
+      'this version of gemma-native reads text only, no images',
+      'NO_VISION',
+    );
+  }
+  if (flags.tokens && argument !== undefined) throw new UsageError('give a prompt or --tokens, not both');
+  const input = flags.tokens ?? (await textFrom(argument, undefined, 'prompt'));
+  await using(flags, signal, async (gemma) => {
+    const file = flags.out === undefined ? undefined : openSync(flags.out, 'w');
+    try {
+      const {
+        tokens,
+        shape,
+        top = [],
+      } = await gemma.logits(input, {
+        all: !!flags.all,
+        top: 5,
+        signal,
+        // Literally raw: only what was given, <bos> when asked for.
+        ...(flags.raw && { raw: true, bos: !!flags.bos }),
+        ...(file === undefined
+          ? { data: false }
+          : { onRow: (row) => writeFully(file, new Uint8Array(row.buffer, row.byteOffset, row.byteLength)) }),
+      });
+      if (flags.json) printJson({ tokens, shape, top });
+      else await printTop(gemma, tokens, top);
+    } finally {
+      if (file !== undefined) closeSync(file);
+    }
+  });
+}
+
+function writeFully(file: number, data: Uint8Array): void {
+  for (let done = 0; done < data.length;) done += writeSync(file, data, done);
+}
+
+async function printTop(gemma: Gemma, tokens: number[], top: TokenScore[][]): Promise<void> {
+  for (const [i, best] of top.entries()) {
+    const position = tokens.length - top.length + i;
+    const token = tokens[position] ?? 0;
+    printLine(`position ${position}, after ${JSON.stringify(await gemma.detokenize([token]))} (${token})`);
+    const rows: (string | number)[][] = [];
+    for (const entry of best) {
+      const text = JSON.stringify(await gemma.detokenize([entry.token]));
+      rows.push([
+        '  ',
+        entry.token,
+        text,
+        `logit ${entry.logit.toFixed(3)}`,
+        `${(Math.exp(entry.logprob) * 100).toFixed(2)} %`,
+      ]);
+    }
+    printLine(table(rows));
+  }
+}
+
+interface PerplexityFlags extends ModelFlags {
+  file: string;
+}
+
+async function perplexity(flags: PerplexityFlags, signal: AbortSignal): Promise<void> {
+  const text = readFileSync(flags.file, 'utf8');
+  const context = flags.context ?? 512;
+  const result = await using({ ...flags, context }, signal, (gemma) =>
+    withProgress('Scoring', !!flags.json, (onProgress) =>
+      gemma.perplexity(text, { contextSize: context, onProgress, signal }),
+    ),
+  );
+  if (flags.json) printJson({ ...result, contextSize: context });
+  else printLine(`perplexity ${result.perplexity.toFixed(4)} over ${result.tokens} tokens, chunks of ${context}`);
+}
+
+interface InspectFlags {
+  json?: boolean;
+  kv?: 'f32' | 'f16' | 'q8_0';
+}
+
+async function inspect(model: string, flags: InspectFlags): Promise<void> {
+  const summary = await Gemma.inspect(model, flags.kv !== undefined ? { kvCache: flags.kv } : {});
+  if (flags.json) return printJson(summary);
+  const { config } = summary;
+  printLine(
+    table([
+      [
+        'model',
+        `${config.name || '(no name)'}, ${config.size}, ${summary.instructionTuned ? 'instruction-tuned' : 'pretrained'}`,
+      ],
+      ['file', `${bytes(summary.fileBytes)}, ${(summary.parameters / 1e6).toFixed(1)} M parameters`],
+      ['layers', `${config.layers} (${config.globalLayers} global, the others see ${config.slidingWindow} positions)`],
+      ['widths', `model ${config.modelDim}, feed-forward ${config.ffnDim}`],
+      ['heads', `${config.heads} of ${config.headDim}, ${config.kvHeads} for keys and values`],
+      ['vocabulary', String(config.vocabularySize)],
+      ['context', `${config.trainedContext} positions`],
+    ]),
+  );
+  printLine('\ntensor types');
+  printLine(
+    table(summary.tensorTypes.map(({ type, tensors, bytes: n }) => ['  ', type, tensors, 'tensors', bytes(n)])),
+  );
+  printLine('\nmemory by context size');
+  printLine(
+    table(
+      summary.memory.map((plan) => [
+        '  ',
+        plan.contextSize,
+        `${bytes(plan.totalBytes)} = weights ${bytes(plan.weightsBytes)} + cache ${bytes(plan.kvBytes)} + work ${bytes(plan.scratchBytes)}`,
+      ]),
+    ),
+  );
+}
+
+async function devices(flags: { json?: boolean }): Promise<void> {
+  const found = await Gemma.devices();
+  const backends = [Gemma.backend];
+  const wanted = process.env.GEMMA_ISA;
+  const isa = wanted || found[0]?.isa || '';
+  if (!found.some((device) => device.isas.includes(isa))) {
+    const isas = found.flatMap((device) => device.isas).join(', ');
+    throw new GemmaError('ERR_BACKEND_UNAVAILABLE', `GEMMA_ISA: expected one of ${isas}, found ${isa}`, 'ISA');
+  }
+  if (flags.json) return printJson({ backends, devices: found, isa });
+  printLine(`backends compiled in: ${backends.join(', ')}`);
+  for (const device of found) {
+    printLine(`${device.name}: ${device.description}, ${device.cores} cores, ${bytes(device.memoryBytes)}`);
+    printLine(
+      `  instruction sets: ${device.isas.join(', ')}; in use: ${wanted ? `${wanted} (GEMMA_ISA)` : device.isa}`,
+    );
+    if (!device.available) printLine(`  not available: ${device.reason ?? ''}`);
+  }
+}
+
+function version(): string {
+  return (JSON.parse(readFileSync(`${__dirname}/../../package.json`, 'utf8')) as { version: string }).version;
+}
+
+function build(signal: AbortSignal): Command {
+  const program = new Command('gemma-native')
+    .description('Runs Gemma 3 models.')
+    .version(version())
+    .exitOverride()
+    .configureHelp({ showGlobalOptions: true });
+  const command = (definition: string, summary: string) =>
+    program.command(definition).description(summary).exitOverride().allowExcessArguments(false);
+
+  withModel(command('run [prompt]', 'answer or continue a prompt'))
+    .option('--raw', 'continue the text, also with an instruction-tuned model')
+    .option('--system <text>', 'system message')
+    .option('--max-tokens <n>', 'tokens at most', number)
+    .option('--temperature <t>', '0: always the likeliest token', number)
+    .option('--top-k <k>', 'candidates at most', number)
+    .option('--top-p <p>', 'candidates that together have this probability', number)
+    .option('--min-p <p>', 'candidates at least this likely, relative to the likeliest', number)
+    .option('--seed <s>', 'same seed, same text', number)
+    .option('--stop <text...>', 'end before this text')
+    .addOption(new Option('--mmproj <file>').hideHelp())
+    .addOption(new Option('--image <file...>').hideHelp())
+    .addOption(new Option('--video <file...>').hideHelp())
+    .addOption(new Option('--pan-and-scan').hideHelp())
+    .action((prompt: string | undefined, flags: RunFlags) => run(prompt, flags, signal));
+  withModel(command('tokenize [text]', 'text to token ids'))
+    .option('--special', 'parse control strings such as <start_of_turn>')
+    .option('--bos', 'begin with <bos>')
+    .option('--file <file>', 'take the text from a file')
+    .action((text: string | undefined, flags: TokenizeFlags) => tokenize(text, flags, signal));
+  withModel(command('detokenize', 'token ids to text'))
+    .addArgument(
+      new Argument('<ids...>').argParser((text, ids: number[] = []) => {
+        ids.push(...tokenList(text));
+        return ids;
+      }),
+    )
+    .action((ids: number[], flags: ModelFlags) => detokenize(ids, flags, signal));
+  withModel(command('logits [prompt]', "the model's scores for the next token"))
+    .option('--raw', 'the text as it is, without template and <bos>')
+    .option('--bos', 'with --raw: begin with <bos>')
+    .option('--tokens <ids>', 'token ids instead of a prompt, separated by commas', tokenList)
+    .option('--all', 'for every position, not only the last')
+    .option('--out <file>', 'write all scores, float32 little endian')
+    .addOption(new Option('--image <file...>').hideHelp())
+    .action((prompt: string | undefined, flags: LogitsFlags) => logits(prompt, flags, signal));
+  withModel(command('perplexity', 'how well the model predicts a text'))
+    .requiredOption('--file <file>', 'the text')
+    .action((flags: PerplexityFlags) => perplexity(flags, signal));
+  command('inspect <model>', 'what a model file holds and how much memory it takes')
+    .addOption(new Option('--kv <type>', 'type of the key/value cache').choices(['f32', 'f16', 'q8_0']))
+    .option('--json', 'print one JSON object')
+    .action((model: string, flags: InspectFlags) => inspect(model, flags));
+  command('devices', 'what this build can compute on')
+    .option('--json', 'print one JSON object')
+    .action((flags: { json?: boolean }) => devices(flags));
+  return program;
+}
+
+/** Runs a command line and returns the exit code. */
+export async function main(argv: readonly string[]): Promise<number> {
+  const interrupt = new AbortController();
+  process.once('SIGINT', () => interrupt.abort()); // a second one ends the process
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code === 'EPIPE') interrupt.abort();
+    else throw error;
+  });
+  try {
+    await build(interrupt.signal).parseAsync(argv);
+    return 0;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE; // commander has said why
+    return reportFailure(error, argv.includes('--json'));
+  }
+}

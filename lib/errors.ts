@@ -1,0 +1,34 @@
+/** What went wrong, stable across versions. Kept equal to ErrorCode in native/base/error.h by a test. */
+export const ERROR_CODES = [
+  'ERR_FILE',
+  'ERR_GGUF_INVALID',
+  'ERR_UNSUPPORTED_MODEL',
+  'ERR_UNSUPPORTED_INPUT',
+  'ERR_CONTEXT_FULL',
+  'ERR_NON_FINITE',
+  'ERR_OUT_OF_MEMORY',
+  'ERR_BACKEND_UNAVAILABLE',
+  'ERR_INVALID_ARGUMENT',
+  'ERR_DISPOSED',
+  'ERR_INTERNAL',
+] as const;
+
+export type GemmaErrorCode = (typeof ERROR_CODES)[number];
+
+/**
+ * Every failure of the engine. Wrong arguments are `TypeError` and `RangeError` instead, an aborted call rejects with its
+ * signal's reason.
+ */
+export class GemmaError extends Error {
+  /** Stable; decide by it. */
+  readonly code: GemmaErrorCode;
+  /** A finer reason where there is one, such as `BAD_SHAPE` under `ERR_GGUF_INVALID`. */
+  readonly detail: string | undefined;
+
+  constructor(code: GemmaErrorCode, message: string, detail?: string) {
+    super(message);
+    this.name = 'GemmaError';
+    this.code = code;
+    this.detail = detail;
+  }
+}

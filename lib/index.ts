@@ -1,0 +1,23 @@
+export { Gemma, type Estimate, type Input, type LogitsResult, type ModelInfo, type PerplexityResult } from './gemma.js';
+export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
+export {
+  GemmaStream,
+  type FinishReason,
+  type GenerateResult,
+  type StreamPart,
+  type Timings,
+  type TokenLogprobs,
+  type Usage,
+} from './generation.js';
+export type { ContentPart, ImagePart, Message, TextPart, VideoPart } from './chat-template.js';
+export type { Device, EngineStats, MemoryPlan, ModelConfig, ModelSummary, TokenScore } from './native.js';
+export type {
+  EstimateOptions,
+  GenerateOptions,
+  InspectOptions,
+  KvCacheType,
+  LoadOptions,
+  LogitsOptions,
+  PerplexityOptions,
+  PromptOptions,
+} from './options.js';

@@ -1,0 +1,216 @@
+// The only way from TypeScript to the addon: finds the binary, hands it the error class, and says what its functions take.
+// Values are checked before they come here (options.ts); native code only guards itself.
+import { join } from 'node:path';
+import nodeGypBuild from 'node-gyp-build';
+import { GemmaError } from './errors.js';
+
+export interface NativeLoadOptions {
+  path: string;
+  device?: string;
+  isa?: string;
+  threads?: number;
+  contextSize?: number;
+  batchSize?: number;
+  kvCache?: string;
+  mmap?: boolean;
+}
+
+export type NativeLoadEvent =
+  { kind: 'progress'; fraction: number } | { kind: 'loaded'; model: NativeModel } | { kind: 'failed'; error: unknown };
+
+export interface NativeGenerateParams {
+  tokens: Int32Array;
+  /** -1: to the end of the context */
+  maxOutputTokens: number;
+  overflowIsError: boolean;
+  /** 0: never wait for acknowledge() */
+  maxUnread: number;
+  stopSequences: string[];
+  temperature: number;
+  topK: number;
+  topP: number;
+  minP: number;
+  repetitionPenalty: number;
+  frequencyPenalty: number;
+  presencePenalty: number;
+  penaltyWindow: number;
+  seed: number;
+  /** id, bias, id, bias, ... */
+  logitBias: Float64Array;
+  logprobs: number;
+}
+
+/** A token with its score: natural logarithms, of the model's own distribution. */
+export interface TokenScore {
+  token: number;
+  logit: number;
+  logprob: number;
+}
+
+export type NativeGenerateEvent =
+  | { kind: 'prefill'; done: number }
+  | { kind: 'token'; token: number; text: string; inText: boolean; chosen?: TokenScore; top?: TokenScore[] }
+  | {
+      kind: 'finish';
+      text: string;
+      reason: 'stop' | 'length' | 'cancelled' | 'error';
+      stopSequence?: string;
+      inputTokens: number;
+      outputTokens: number;
+      queueMs: number;
+      prefillMs: number;
+      decodeMs: number;
+      error?: unknown;
+    };
+
+export interface NativeEvaluateParams {
+  tokens: Int32Array;
+  /** every position, not only the last */
+  all: boolean;
+  /** hand over the logits */
+  rows: boolean;
+  /** so many best tokens per position */
+  top: number;
+  /** log-probability of the token that follows in the input */
+  next: boolean;
+}
+
+export type NativeEvaluateEvent =
+  | { kind: 'position'; position: number; row?: Float32Array; top?: TokenScore[]; nextLogprob?: number }
+  | { kind: 'finish'; error?: unknown };
+
+/** Bytes of a model with a context of a given size. */
+export interface MemoryPlan {
+  /** of the file's tensors; mapped, so shared between processes and given back under pressure (unless `mmap: false`) */
+  weightsBytes: number;
+  /** key/value cache of one full sequence */
+  kvBytes: number;
+  /** activations of one batch */
+  scratchBytes: number;
+  totalBytes: number;
+}
+
+/** What a file says about its model. */
+export interface ModelConfig {
+  name: string;
+  /** "270M", "1B", ... */
+  size: string;
+  layers: number;
+  modelDim: number;
+  ffnDim: number;
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  vocabularySize: number;
+  /** positions the model was trained for */
+  trainedContext: number;
+  /** positions a local layer sees, its own included */
+  slidingWindow: number;
+  globalLayers: number;
+  rmsEpsilon: number;
+  queryScale: number;
+  ropeBaseGlobal: number;
+  ropeBaseLocal: number;
+  ropeFactorGlobal: number;
+  /** 0: none */
+  finalSoftcap: number;
+}
+
+/** What the headers of a model file say, without loading it. */
+export interface ModelSummary {
+  architecture: string;
+  instructionTuned: boolean;
+  fileBytes: number;
+  parameters: number;
+  config: ModelConfig;
+  /** most bytes first */
+  tensorTypes: { type: string; tensors: number; bytes: number }[];
+  memory: (MemoryPlan & { contextSize: number })[];
+}
+
+/** A device that this build can compute on. */
+export interface Device {
+  name: string;
+  description: string;
+  /** instruction sets usable here, best first */
+  isas: string[];
+  /** the one taken unless told otherwise */
+  isa: string;
+  /** physical cores this process may use */
+  cores: number;
+  memoryBytes: number;
+  available: boolean;
+  /** why it is not available */
+  reason?: string;
+}
+
+export interface NativeModelInfo {
+  device: string;
+  isa: string;
+  threads: number;
+  contextSize: number;
+  kvCache: string;
+  memory: MemoryPlan;
+  config: ModelConfig;
+  instructionTuned: boolean;
+}
+
+/** A snapshot of the engine's work. */
+export interface EngineStats {
+  /** passes through the layers so far */
+  steps: number;
+  kvPagesInUse: number;
+  kvBytesResident: number;
+  /** calls being computed, and calls waiting for their turn */
+  running: number;
+  waiting: number;
+}
+
+/** Prompt parts: text, or a marker by number. */
+export const MARKER_BOS = 0;
+export const MARKER_START_OF_TURN = 1;
+export const MARKER_END_OF_TURN = 2;
+export type PromptPart = string | typeof MARKER_BOS | typeof MARKER_START_OF_TURN | typeof MARKER_END_OF_TURN;
+
+export interface NativeModel {
+  info(): NativeModelInfo;
+  stats(): EngineStats;
+  encode(parts: readonly PromptPart[], special: boolean): Promise<Int32Array>;
+  decode(tokens: Int32Array, special: boolean): Promise<string>;
+  generate(params: NativeGenerateParams, onEvent: (event: NativeGenerateEvent) => void): number;
+  evaluate(params: NativeEvaluateParams, onEvent: (event: NativeEvaluateEvent) => void): number;
+  acknowledge(id: number, events: number): void;
+  close(): Promise<void>;
+}
+
+export interface NativeAddon {
+  readonly backend: string;
+  init(errorClass: typeof GemmaError): void;
+  devices(): Promise<Device[]>;
+  inspect(options: { path: string; contexts: number[]; kvCache?: string; batchSize?: number }): Promise<ModelSummary>;
+  load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
+  /** Stops a load, generate or evaluate by its id. */
+  cancel(id: number): void;
+}
+
+let loaded: NativeAddon | undefined;
+
+/** The addon, loaded on first use. Throws GemmaError `ERR_BACKEND_UNAVAILABLE` when no binary fits this machine. */
+export function addon(): NativeAddon {
+  if (!loaded) {
+    const root = join(__dirname, '..');
+    try {
+      loaded = nodeGypBuild(root) as NativeAddon;
+    } catch (error) {
+      throw new GemmaError(
+        'ERR_BACKEND_UNAVAILABLE',
+        `gemma-native has no binary for ${process.platform}-${process.arch} in ${root} that loads here. In a clone of the ` +
+          'repository, `npm run build:native` builds one (needs CMake 3.21 and a C++20 compiler). ' +
+          `Reason: ${error instanceof Error ? error.message : String(error)}`,
+        'NO_BINARY',
+      );
+    }
+    loaded.init(GemmaError);
+  }
+  return loaded;
+}

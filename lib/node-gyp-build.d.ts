@@ -1,0 +1,5 @@
+declare module 'node-gyp-build' {
+  /** Loads the addon of the package in a folder: build/Release, else the prebuild that fits. */
+  function load(root: string): unknown;
+  export = load;
+}

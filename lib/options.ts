@@ -1,0 +1,379 @@
+// Checks what callers pass and fills in defaults, so that native code sees only sound values. Wrong types are TypeError, values
+// out of range RangeError; the message begins with the option's name.
+import { randomInt } from 'node:crypto';
+import { GemmaError } from './errors.js';
+import type { NativeGenerateParams, NativeLoadOptions } from './native.js';
+
+export type KvCacheType = 'f32' | 'f16' | 'q8_0';
+
+export interface LoadOptions {
+  /** `'auto'` (default, or the environment variable GEMMA_DEVICE) or `'cpu'`. */
+  device?: string;
+  /**
+   * Forces an instruction set: `'avx512_vnni'`, `'avx2'`, `'ref'`. Default: the environment variable GEMMA_ISA, else the best one
+   * here. One that is unknown or not usable here is `ERR_BACKEND_UNAVAILABLE`.
+   */
+  isa?: string;
+  /** Threads that compute. Default: the environment variable GEMMA_THREADS, else the physical cores this process may use. */
+  threads?: number;
+  /** Positions per conversation, prompt and answer together. Default: the model's, at most 32768. */
+  contextSize?: number;
+  /** Rows of a batch, 1 or more. Default: 512. */
+  batchSize?: number;
+  /** How keys and values are stored: `'f16'` (default), `'q8_0'` (half the memory) or `'f32'`. */
+  kvCache?: KvCacheType;
+  /** Default true: the weights are the file's own pages. False reads the file into memory, for files that may change. */
+  mmap?: boolean;
+  /** Vision comes in a later version; anything but `false` is `ERR_UNSUPPORTED_INPUT`. */
+  mmproj?: string | URL | false;
+  /** Called with the fraction that is loaded, 0 to 1. */
+  onProgress?: (fraction: number) => void;
+  /** Aborting rejects `load` with the signal's reason. */
+  signal?: AbortSignal;
+}
+
+export interface EstimateOptions {
+  contextSize?: number;
+  batchSize?: number;
+  kvCache?: KvCacheType;
+}
+
+export interface InspectOptions {
+  /** Context sizes to plan memory for. Default: a ladder up to the model's own. */
+  contexts?: readonly number[];
+  kvCache?: KvCacheType;
+}
+
+export interface PromptOptions {
+  /** Take a string as text to continue, also with an instruction-tuned model. Default false. */
+  raw?: boolean;
+  /** Begin raw text with `<bos>`. Default true. */
+  bos?: boolean;
+}
+
+export interface GenerateOptions extends PromptOptions {
+  /** Tokens at most, 1 or more. Default: until the model ends its answer or the context is full. */
+  maxOutputTokens?: number;
+  /** 0 always takes the likeliest token. Default 1. */
+  temperature?: number;
+  /** Only the k likeliest tokens are candidates; 0: all. Default 64. */
+  topK?: number;
+  /** Only the likeliest tokens that together have this probability, in (0, 1]; 1: all. Default 0.95. */
+  topP?: number;
+  /** Only tokens at least this fraction as likely as the likeliest, 0 to 1. Default 0 (off). */
+  minP?: number;
+  /** Divides the scores of tokens seen lately; above 0. Default 1 (off). */
+  repetitionPenalty?: number;
+  /** Subtracted from a token's score for each time it was seen lately. Default 0. */
+  frequencyPenalty?: number;
+  /** Subtracted from a token's score if it was seen lately. Default 0. */
+  presencePenalty?: number;
+  /** How many tokens back the penalties look; -1: all. Default 64. */
+  penaltyWindow?: number;
+  /** Same seed, same text (on the same build and instruction set). An integer from 0 to 2^53 - 1. Default: random. */
+  seed?: number;
+  /** Added to the scores of tokens, by id; -Infinity bans one. */
+  logitBias?: Readonly<Record<number, number>>;
+  /** Generation ends before the first of these that would appear in the text. */
+  stopSequences?: readonly string[];
+  /** Report the log-probability of each token and of the n likeliest ones (true: 1; at most 100). */
+  logprobs?: boolean | number;
+  /**
+   * When prompt and `maxOutputTokens` do not fit into the context: `'error'` (default) is `ERR_CONTEXT_FULL` before any work,
+   * `'truncate'` ends the output where the context ends.
+   */
+  onOverflow?: 'error' | 'truncate';
+  /** Aborting rejects with the signal's reason at once and stops the work. */
+  signal?: AbortSignal;
+}
+
+export interface LogitsOptions extends PromptOptions {
+  /** Every position, not only the last. Default false. */
+  all?: boolean;
+  /** Also report so many best tokens per position, 0 to 1000. Default 0. */
+  top?: number;
+  /** False leaves `data` empty (for `top` alone). Default true. */
+  data?: boolean;
+  /** Receives each position's logits instead of their being collected in `data`. */
+  onRow?: (logits: Float32Array, position: number) => void;
+  signal?: AbortSignal;
+}
+
+export interface PerplexityOptions {
+  /** Tokens of one chunk, `<bos>` included, 2 or more. Default 512, at most the model's context. */
+  contextSize?: number;
+  /** Called with the fraction that is done, 0 to 1. */
+  onProgress?: (fraction: number) => void;
+  signal?: AbortSignal;
+}
+
+const MAX_INT32 = 2 ** 31 - 1;
+
+function show(value: unknown): string {
+  if (typeof value === 'string') return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}...` : value);
+  if (typeof value === 'number' || typeof value === 'bigint' || typeof value === 'boolean') return String(value);
+  return value === null ? 'null' : Array.isArray(value) ? 'an array' : typeof value;
+}
+
+function number(name: string, value: unknown, accepts: (value: number) => boolean, expected: string): number {
+  if (typeof value !== 'number') throw new TypeError(`${name}: expected ${expected}, found ${show(value)}`);
+  if (!accepts(value)) throw new RangeError(`${name}: expected ${expected}, found ${value}`);
+  return value;
+}
+
+export function integer(name: string, value: unknown, min: number, max = MAX_INT32): number {
+  const expected = max === MAX_INT32 ? `an integer of at least ${min}` : `an integer from ${min} to ${max}`;
+  return number(name, value, (n) => Number.isInteger(n) && n >= min && n <= max, expected);
+}
+
+function boolean(name: string, value: unknown): boolean {
+  if (typeof value !== 'boolean') throw new TypeError(`${name}: expected true or false, found ${show(value)}`);
+  return value;
+}
+
+function string(name: string, value: unknown): string {
+  if (typeof value !== 'string') throw new TypeError(`${name}: expected a string, found ${show(value)}`);
+  return value;
+}
+
+function oneOf<T extends string>(name: string, value: unknown, values: readonly T[]): T {
+  const text = string(name, value);
+  if (!(values as readonly string[]).includes(text)) {
+    throw new RangeError(`${name}: expected one of ${values.join(', ')}, found ${show(value)}`);
+  }
+  return text as T;
+}
+
+function callback(name: string, value: unknown): void {
+  if (value !== undefined && typeof value !== 'function') {
+    throw new TypeError(`${name}: expected a function, found ${show(value)}`);
+  }
+}
+
+function signal(value: unknown): void {
+  if (value !== undefined && !(typeof value === 'object' && value !== null && 'aborted' in value)) {
+    throw new TypeError(`signal: expected an AbortSignal, found ${show(value)}`);
+  }
+}
+
+// Misspelt options would otherwise be ignored without a word.
+function known(options: unknown, names: readonly string[]): void {
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
+    throw new TypeError(`options: expected an object, found ${show(options)}`);
+  }
+  for (const name of Object.keys(options)) {
+    if (!names.includes(name)) throw new TypeError(`${name}: no such option; there are ${names.join(', ')}`);
+  }
+}
+
+function unsupported(name: string, value: unknown, what: string): void {
+  if (value === undefined || value === false) return;
+  throw new GemmaError('ERR_UNSUPPORTED_INPUT', `${name}: this version of gemma-native has no ${what}`);
+}
+
+// A setting from the environment counts where the option is not given.
+function environmentThreads(): number | undefined {
+  const text = process.env.GEMMA_THREADS;
+  if (!text) return undefined;
+  const threads = Number(text);
+  if (!Number.isInteger(threads) || threads < 1) {
+    throw new RangeError(`GEMMA_THREADS: expected an integer of at least 1, found ${show(text)}`);
+  }
+  return threads;
+}
+
+const KV_CACHE_TYPES = ['f32', 'f16', 'q8_0'] as const;
+
+/** Everything but the path. */
+export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path'> {
+  known(options, [
+    'device',
+    'isa',
+    'threads',
+    'contextSize',
+    'batchSize',
+    'kvCache',
+    'mmap',
+    'mmproj',
+    'onProgress',
+    'signal',
+  ]);
+  unsupported('mmproj', options.mmproj, 'vision');
+  callback('onProgress', options.onProgress);
+  signal(options.signal);
+  const device = options.device ?? (process.env.GEMMA_DEVICE || 'auto');
+  const isa = options.isa ?? process.env.GEMMA_ISA ?? '';
+  const threads = options.threads ?? environmentThreads();
+  return {
+    device: string('device', device),
+    isa: string('isa', isa),
+    ...(threads !== undefined && { threads: integer('threads', threads, 1, 1024) }),
+    ...memoryOptions(options),
+    ...(options.mmap !== undefined && { mmap: boolean('mmap', options.mmap) }),
+  };
+}
+
+function memoryOptions(options: EstimateOptions): { contextSize?: number; batchSize?: number; kvCache?: KvCacheType } {
+  return {
+    ...(options.contextSize !== undefined && { contextSize: integer('contextSize', options.contextSize, 1) }),
+    ...(options.batchSize !== undefined && { batchSize: integer('batchSize', options.batchSize, 1, 65536) }),
+    ...(options.kvCache !== undefined && { kvCache: oneOf('kvCache', options.kvCache, KV_CACHE_TYPES) }),
+  };
+}
+
+export function estimateOptions(options: EstimateOptions): ReturnType<typeof memoryOptions> {
+  known(options, ['contextSize', 'batchSize', 'kvCache']);
+  return memoryOptions(options);
+}
+
+export function inspectOptions(options: InspectOptions): { contexts?: number[]; kvCache?: KvCacheType } {
+  known(options, ['contexts', 'kvCache']);
+  if (options.contexts !== undefined && !Array.isArray(options.contexts)) {
+    throw new TypeError(`contexts: expected an array of integers, found ${show(options.contexts)}`);
+  }
+  return {
+    ...(options.contexts && { contexts: options.contexts.map((n, i) => integer(`contexts[${i}]`, n, 1)) }),
+    ...(options.kvCache !== undefined && { kvCache: oneOf('kvCache', options.kvCache, KV_CACHE_TYPES) }),
+  };
+}
+
+const PROMPT_OPTIONS = ['raw', 'bos'];
+
+function promptOptions(options: PromptOptions): void {
+  if (options.raw !== undefined) boolean('raw', options.raw);
+  if (options.bos !== undefined) boolean('bos', options.bos);
+}
+
+export function checkPromptOptions(options: PromptOptions): void {
+  known(options, PROMPT_OPTIONS);
+  promptOptions(options);
+}
+
+/** Everything but the tokens. */
+export function generateOptions(options: GenerateOptions): Omit<NativeGenerateParams, 'tokens' | 'maxUnread'> {
+  known(options, [
+    ...PROMPT_OPTIONS,
+    'maxOutputTokens',
+    'temperature',
+    'topK',
+    'topP',
+    'minP',
+    'repetitionPenalty',
+    'frequencyPenalty',
+    'presencePenalty',
+    'penaltyWindow',
+    'seed',
+    'logitBias',
+    'stopSequences',
+    'logprobs',
+    'onOverflow',
+    'signal',
+    'schema',
+    'tools',
+    'panAndScan',
+  ]);
+  const later = options as { schema?: unknown; tools?: unknown; panAndScan?: unknown };
+  unsupported('schema', later.schema, 'structured output');
+  unsupported('tools', later.tools, 'tools');
+  unsupported('panAndScan', later.panAndScan, 'vision');
+  promptOptions(options);
+  signal(options.signal);
+  const {
+    temperature = 1,
+    topK = 64,
+    topP = 0.95,
+    minP = 0,
+    repetitionPenalty = 1,
+    frequencyPenalty = 0,
+    presencePenalty = 0,
+    penaltyWindow = 64,
+    seed = randomInt(2 ** 48 - 1),
+    maxOutputTokens,
+    stopSequences = [],
+    logprobs = 0,
+    onOverflow = 'error',
+  } = options;
+  if (!Array.isArray(stopSequences)) {
+    throw new TypeError(`stopSequences: expected an array of strings, found ${show(stopSequences)}`);
+  }
+  return {
+    maxOutputTokens: maxOutputTokens === undefined ? -1 : integer('maxOutputTokens', maxOutputTokens, 1),
+    overflowIsError: oneOf('onOverflow', onOverflow, ['error', 'truncate']) === 'error',
+    stopSequences: stopSequences.map((text: unknown, i) => {
+      if (string(`stopSequences[${i}]`, text) === '') throw new RangeError(`stopSequences[${i}]: expected some text`);
+      return text as string;
+    }),
+    temperature: number('temperature', temperature, (n) => n >= 0 && Number.isFinite(n), 'a number of at least 0'),
+    topK: integer('topK', topK, 0),
+    topP: number('topP', topP, (n) => n > 0 && n <= 1, 'a number above 0, at most 1'),
+    minP: number('minP', minP, (n) => n >= 0 && n <= 1, 'a number from 0 to 1'),
+    repetitionPenalty: number(
+      'repetitionPenalty',
+      repetitionPenalty,
+      (n) => n > 0 && Number.isFinite(n),
+      'a number above 0',
+    ),
+    frequencyPenalty: number('frequencyPenalty', frequencyPenalty, Number.isFinite, 'a finite number'),
+    presencePenalty: number('presencePenalty', presencePenalty, Number.isFinite, 'a finite number'),
+    penaltyWindow: integer('penaltyWindow', penaltyWindow, -1),
+    seed: integer('seed', seed, 0, Number.MAX_SAFE_INTEGER),
+    logitBias: logitBias(options.logitBias),
+    logprobs: typeof logprobs === 'boolean' ? Number(logprobs) : integer('logprobs', logprobs, 0, 100),
+  };
+}
+
+function logitBias(bias: unknown): Float64Array {
+  if (bias === undefined) return new Float64Array();
+  if (typeof bias !== 'object' || bias === null) {
+    throw new TypeError(`logitBias: expected an object of token ids and numbers, found ${show(bias)}`);
+  }
+  return Float64Array.from(
+    Object.entries(bias).flatMap(([id, value]) => [
+      integer('logitBias: token id', Number(id), 0),
+      number(`logitBias[${id}]`, value, (n) => n < Infinity, 'a number or -Infinity'),
+    ]),
+  );
+}
+
+export function logitsOptions(options: LogitsOptions): { all: boolean; rows: boolean; top: number } {
+  known(options, [...PROMPT_OPTIONS, 'all', 'top', 'data', 'onRow', 'signal']);
+  promptOptions(options);
+  callback('onRow', options.onRow);
+  signal(options.signal);
+  const { all = false, top = 0, data = true } = options;
+  return {
+    all: boolean('all', all),
+    top: integer('top', top, 0, 1000),
+    rows: boolean('data', data) || !!options.onRow,
+  };
+}
+
+export function perplexityOptions(options: PerplexityOptions, contextSize: number): { contextSize: number } {
+  known(options, ['contextSize', 'onProgress', 'signal']);
+  callback('onProgress', options.onProgress);
+  signal(options.signal);
+  return { contextSize: integer('contextSize', options.contextSize ?? Math.min(512, contextSize), 2, contextSize) };
+}
+
+export function tokenizeOptions(options: { special?: boolean; bos?: boolean }): { special: boolean; bos: boolean } {
+  known(options, ['special', 'bos']);
+  const { special = false, bos = false } = options;
+  return { special: boolean('special', special), bos: boolean('bos', bos) };
+}
+
+export function detokenizeOptions(options: { special?: boolean }): { special: boolean } {
+  known(options, ['special']);
+  return { special: boolean('special', options.special ?? true) };
+}
+
+/** Token ids as native code takes them. Whether they exist in the vocabulary is checked there. */
+export function tokenIds(name: string, ids: unknown): Int32Array {
+  if (!Array.isArray(ids)) {
+    throw new TypeError(`${name}: expected an array of token ids, found ${show(ids)}`);
+  }
+  return Int32Array.from(ids, (id, i) => integer(`${name}[${i}]`, id, 0));
+}
+
+export function text(name: string, value: unknown): string {
+  return string(name, value);
+}

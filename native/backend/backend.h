@@ -1,0 +1,128 @@
+// The operations of the forward pass, each over a whole ragged batch. model/ knows nothing of devices, a backend knows
+// nothing of models. Pointers named x, out, q, k, v point into buffers of this backend; on a GPU they are device pointers.
+// All matrices are row-major; n is the number of rows of the batch. Operations run in the order they are called.
+// Row i of every result depends on row i of the inputs (and the cache) alone, with one order of arithmetic for all batch
+// shapes and thread counts: a token's logits do not change with its company.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "quant/types.h"
+
+namespace gemma {
+
+// A matrix of the model, [n_out, n_in], in its stored blocks. data is memory of the backend (the CPU's is the mapped file).
+struct Weight {
+  TensorType type = TensorType::kF32;
+  int n_out = 0;
+  int n_in = 0;
+  const std::byte* data = nullptr;
+};
+
+class Buffer {
+ public:
+  virtual ~Buffer() = default;
+  std::byte* data() const { return data_; }
+  float* floats() const { return reinterpret_cast<float*>(data_); }
+  size_t bytes() const { return bytes_; }
+
+ protected:
+  std::byte* data_ = nullptr;  // aligned to 64 bytes
+  size_t bytes_ = 0;
+};
+
+enum class KvType { kF32, kF16, kQ8_0 };  // q8_0: blocks of 32 along head_dim, f16 scale and 32 int8 (34 bytes)
+
+// Keys and values live in pages of kPagePositions positions. A page of a layer: K [n_kv_heads][positions][head_dim], then V
+// likewise, each row of head_dim values in row_bytes bytes.
+inline constexpr int kPagePositions = 32;
+
+struct KvLayout {
+  KvType type = KvType::kF16;
+  int n_kv_heads = 0;
+  int head_dim = 0;
+  size_t row_bytes = 0;
+  size_t layer_offset = 0;  // of this layer's K within a page (a page serves all layers of its group)
+  size_t v_offset() const { return layer_offset + static_cast<size_t>(n_kv_heads) * kPagePositions * row_bytes; }
+};
+
+// The mask: row i sees positions begin..end-1 of its own sequence. Causal, local windows and image blocks (whose tokens
+// see each other both ways) are all of this form.
+struct RowSpan {
+  int begin = 0;
+  int end = 0;
+};
+
+// Consecutive rows of the batch that belong to one sequence.
+struct BatchSequence {
+  int first_row = 0;
+  int n_rows = 0;
+  const std::byte* const* pages = nullptr;  // pages[position / kPagePositions]; null where no span reaches
+};
+
+struct LinearJob {
+  const Weight* weight = nullptr;
+  float* out = nullptr;  // [n, weight->n_out]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual const char* device() const = 0;  // "cpu"
+  virtual const char* isa() const = 0;     // "avx512_vnni"
+  virtual int n_threads() const = 0;
+
+  // Uninitialised memory. Throws Error{kOutOfMemory}.
+  virtual std::unique_ptr<Buffer> allocate(size_t bytes) = 0;
+  virtual void upload(void* dst, const void* src, size_t bytes) = 0;
+  virtual void download(void* dst, const void* src, size_t bytes) = 0;
+  virtual void fill_zero(void* dst, size_t bytes) = 0;
+  // Bytes of a [n_out, n_in] matrix in the file's layout -> a weight; the CPU keeps the pointer, which must stay valid.
+  virtual Weight load_weight(TensorType type, int n_out, int n_in, const std::byte* data) = 0;
+
+  // out[n, table.n_in] = scale * row tokens[i] of table.
+  virtual void embed(float* out, const Weight& table, const int32_t* tokens, int n, float scale) = 0;
+
+  // out[n, dim] = x / sqrt(mean(x^2) + eps) * weight. out may be x.
+  virtual void rms_norm(float* out, const float* x, const float* weight, int n, int dim, float eps) = 0;
+
+  // x[n, dim] += rms_norm(branch) * weight.
+  virtual void add_rms_norm(float* x, const float* branch, const float* weight, int n, int dim, float eps) = 0;
+
+  // For each job: out[n, n_out] = x[n, n_in] * weight^T. All jobs share n_in (and so the quantised x).
+  virtual void linear(std::span<const LinearJob> jobs, const float* x, int n) = 0;
+
+  // table[n, head_dim]: cos then sin of positions[i] * inv_freq[j], j < head_dim / 2, in float32 as the reference does.
+  virtual void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) = 0;
+
+  // In place on x[n, n_heads, head_dim]: rms_norm over head_dim, rotation of pairs (j, j + head_dim / 2), times scale.
+  virtual void norm_rope(float* x, const float* weight, const float* table, int n, int n_heads, int head_dim, float eps,
+                         float scale) = 0;
+
+  // Writes k, v [n, n_kv_heads, head_dim] at positions[i] into the pages.
+  virtual void store_kv(const KvLayout& layout, std::span<const BatchSequence> sequences, const int32_t* positions, const float* k,
+                        const float* v) = 0;
+
+  // out[n, n_heads, head_dim] = softmax(q . k over the row's span) . v; query head h reads kv head h / (n_heads / n_kv_heads).
+  virtual void attention(float* out, const float* q, const KvLayout& layout, std::span<const BatchSequence> sequences,
+                         const RowSpan* spans, int n_heads) = 0;
+
+  // out[n, dim] = gelu_tanh(gate) * up. out may be gate.
+  virtual void geglu(float* out, const float* gate, const float* up, int n, int dim) = 0;
+
+  // out[n, dim] = rows[i] of x[., dim].
+  virtual void gather_rows(float* out, const float* x, const int32_t* rows, int n, int dim) = 0;
+
+  // x = cap * tanh(x / cap), n values.
+  virtual void softcap(float* x, size_t n, float cap) = 0;
+};
+
+// isa: "" for the best; throws Error{kBackendUnavailable} for an unknown or missing one. n_threads >= 1.
+std::unique_ptr<Backend> make_cpu_backend(const std::string& isa, int n_threads);
+
+}  // namespace gemma

@@ -1,0 +1,432 @@
+// The CPU backend: each operation cut into chunks for the thread pool, each chunk one call of a kernel. Weights stay where
+// the file is mapped; activations are quantised once per operation.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cpu/kernels.h"
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "quant/dequantize.h"
+
+namespace gemma {
+namespace {
+
+using cpu::AttentionTile;
+using cpu::kAttentionRows;
+using cpu::Kernels;
+using cpu::kSegment;
+using cpu::QuantizedRowOut;
+using cpu::QuantizedRows;
+using cpu::Scratch;
+
+constexpr std::align_val_t kAlignment{64};
+
+class CpuBuffer final : public Buffer {
+ public:
+  explicit CpuBuffer(size_t bytes) {
+    data_ = static_cast<std::byte*>(::operator new(std::max<size_t>(bytes, 1), kAlignment, std::nothrow));
+    if (data_ == nullptr) {
+      throw Error(ErrorCode::kOutOfMemory, "", "out of memory: " + std::to_string(bytes) + " bytes could not be allocated");
+    }
+    bytes_ = bytes;
+  }
+  ~CpuBuffer() override { ::operator delete(data_, kAlignment); }
+  CpuBuffer(const CpuBuffer&) = delete;
+  CpuBuffer& operator=(const CpuBuffer&) = delete;
+};
+
+// Grows, keeps its capacity, never shrinks.
+class Workspace {
+ public:
+  std::byte* reserve(size_t bytes) {
+    if (buffer_ == nullptr || buffer_->bytes() < bytes) {
+      buffer_.reset();
+      buffer_ = std::make_unique<CpuBuffer>(bytes + bytes / 4);
+    }
+    return buffer_->data();
+  }
+
+ private:
+  std::unique_ptr<CpuBuffer> buffer_;
+};
+
+size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const Kernels& kernels, int n_threads) : kernels_(kernels), pool_(n_threads) {
+    const size_t stride = cpu::kScratchBytes + 64;  // a cache line apart
+    std::byte* data = scratch_memory_.reserve(stride * static_cast<size_t>(n_threads));
+    for (int t = 0; t < n_threads; ++t) scratch_.push_back({data + stride * static_cast<size_t>(t), cpu::kScratchBytes});
+  }
+
+  const char* device() const override { return "cpu"; }
+  const char* isa() const override { return kernels_.isa; }
+  int n_threads() const override { return pool_.n_threads(); }
+
+  std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<CpuBuffer>(bytes); }
+  void upload(void* dst, const void* src, size_t bytes) override { std::memcpy(dst, src, bytes); }
+  void download(void* dst, const void* src, size_t bytes) override { std::memcpy(dst, src, bytes); }
+  void fill_zero(void* dst, size_t bytes) override { std::memset(dst, 0, bytes); }
+
+  Weight load_weight(TensorType type, int n_out, int n_in, const std::byte* data) override { return {type, n_out, n_in, data}; }
+
+  void embed(float* out, const Weight& table, const int32_t* tokens, int n, float scale) override {
+    const size_t bytes = row_bytes(table.type, table.n_in);
+    for_rows(n, 8, [&](int i) {
+      float* row = out + static_cast<size_t>(i) * static_cast<size_t>(table.n_in);
+      dequantize_row(table.type, table.data + static_cast<size_t>(tokens[i]) * bytes, row, table.n_in);
+      for (int j = 0; j < table.n_in; ++j) row[j] *= scale;
+    });
+  }
+
+  void rms_norm(float* out, const float* x, const float* weight, int n, int dim, float eps) override {
+    for_rows(n, 8, [&](int i) {
+      const size_t offset = static_cast<size_t>(i) * static_cast<size_t>(dim);
+      kernels_.rms_norm(out + offset, x + offset, weight, dim, eps);
+    });
+  }
+
+  void add_rms_norm(float* x, const float* branch, const float* weight, int n, int dim, float eps) override {
+    for_rows(n, 8, [&](int i) {
+      const size_t offset = static_cast<size_t>(i) * static_cast<size_t>(dim);
+      kernels_.add_rms_norm(x + offset, branch + offset, weight, dim, eps);
+    });
+  }
+
+  void linear(std::span<const LinearJob> jobs, const float* x, int n) override {
+    const int n_in = jobs.front().weight->n_in;
+    bool any_quantized = false;
+    for (const LinearJob& job : jobs) any_quantized = any_quantized || !is_float_type(job.weight->type);
+    const QuantizedRows quantized = any_quantized ? quantize(x, n, n_in) : QuantizedRows{};
+
+    // All jobs in one go: threads take chunks of weight rows until none is left.
+    int n_chunks = 0;
+    job_chunks_.clear();
+    for (const LinearJob& job : jobs) {
+      const int rows = chunk_rows(*job.weight, n);
+      job_chunks_.push_back({n_chunks, rows});
+      n_chunks += (job.weight->n_out + rows - 1) / rows;
+    }
+    pool_.parallel_for(n_chunks, [&](int chunk, int thread) {
+      size_t j = jobs.size() - 1;
+      while (job_chunks_[j].first_chunk > chunk) --j;
+      const Weight& weight = *jobs[j].weight;
+      cpu::WeightRows rows;
+      rows.type = weight.type;
+      rows.w = weight.data;
+      rows.w_row_bytes = row_bytes(weight.type, weight.n_in);
+      rows.row_begin = (chunk - job_chunks_[j].first_chunk) * job_chunks_[j].rows;
+      rows.row_end = std::min(weight.n_out, rows.row_begin + job_chunks_[j].rows);
+      const size_t stride = static_cast<size_t>(weight.n_out);
+      const Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+      if (is_float_type(weight.type)) {
+        kernels_.gemm_float(rows, x, n, n_in, jobs[j].out, stride, scratch);
+      } else {
+        kernels_.gemm_quantized(rows, quantized, jobs[j].out, stride, scratch);
+      }
+    });
+  }
+
+  void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) override {
+    const int half = head_dim / 2;
+    for_rows(n, 4, [&](int i) {
+      float* row = table + static_cast<size_t>(i) * static_cast<size_t>(head_dim);
+      for (int j = 0; j < half; ++j) {
+        const float angle = static_cast<float>(positions[i]) * inv_freq[j];
+        row[j] = std::cos(angle);
+        row[j + half] = std::sin(angle);
+      }
+    });
+  }
+
+  void norm_rope(float* x, const float* weight, const float* table, int n, int n_heads, int head_dim, float eps, float scale) override {
+    for_rows(n, 4, [&](int i) {
+      for (int h = 0; h < n_heads; ++h) {
+        const size_t row = static_cast<size_t>(i) * static_cast<size_t>(n_heads) + static_cast<size_t>(h);
+        kernels_.norm_rope(x + row * static_cast<size_t>(head_dim), weight,
+                           table + static_cast<size_t>(i) * static_cast<size_t>(head_dim), head_dim, eps, scale);
+      }
+    });
+  }
+
+  void store_kv(const KvLayout& layout, std::span<const BatchSequence> sequences, const int32_t* positions, const float* k,
+                const float* v) override {
+    const size_t head_dim = static_cast<size_t>(layout.head_dim);
+    for (const BatchSequence& sequence : sequences) {
+      for_rows(sequence.n_rows, 8, [&](int i) {
+        const size_t row = static_cast<size_t>(sequence.first_row + i);
+        const int position = positions[row];
+        // The pages are const for readers; this is the one writer.
+        std::byte* page = const_cast<std::byte*>(sequence.pages[position / kPagePositions]);
+        for (int h = 0; h < layout.n_kv_heads; ++h) {
+          const size_t source = (row * static_cast<size_t>(layout.n_kv_heads) + static_cast<size_t>(h)) * head_dim;
+          const size_t target =
+              (static_cast<size_t>(h) * kPagePositions + static_cast<size_t>(position % kPagePositions)) * layout.row_bytes;
+          kernels_.store_kv_row(layout.type, k + source, page + layout.layer_offset + target, layout.head_dim);
+          kernels_.store_kv_row(layout.type, v + source, page + layout.v_offset() + target, layout.head_dim);
+        }
+      });
+    }
+  }
+
+  void attention(float* out, const float* q, const KvLayout& layout, std::span<const BatchSequence> sequences,
+                 const RowSpan* spans, int n_heads) override {
+    const int group = n_heads / layout.n_kv_heads;
+    const int heads_per_tile = std::min(group, kAttentionRows);
+    const int tokens_per_tile = std::max(1, kAttentionRows / group);
+    items_.clear();
+    int n_tokens = 0;
+    for (const BatchSequence& sequence : sequences) {
+      n_tokens += sequence.n_rows;
+      for (int t = 0; t < sequence.n_rows; t += tokens_per_tile) {
+        AttentionItem item;
+        item.pages = sequence.pages;
+        item.first_row = sequence.first_row + t;
+        item.n_tokens = std::min(tokens_per_tile, sequence.n_rows - t);
+        int begin = std::numeric_limits<int>::max();
+        int end = 0;
+        for (int i = 0; i < item.n_tokens; ++i) {
+          begin = std::min(begin, spans[item.first_row + i].begin);
+          end = std::max(end, spans[item.first_row + i].end);
+        }
+        item.first_segment = begin / kSegment;
+        item.n_segments = (end - 1) / kSegment - item.first_segment + 1;
+        for (int h = 0; h < layout.n_kv_heads; ++h) {
+          item.kv_head = h;
+          for (int g = 0; g < group; g += heads_per_tile) {
+            item.first_head = h * group + g;
+            item.n_heads = std::min(heads_per_tile, group - g);
+            items_.push_back(item);
+          }
+        }
+      }
+    }
+    const Task task{out, q, &layout, spans, n_heads};
+    if (n_tokens > 8) {
+      pool_.parallel_for(static_cast<int>(items_.size()), [&](int chunk, int thread) {
+        attend_item(task, items_[static_cast<size_t>(chunk)], scratch_[static_cast<size_t>(thread)]);
+      });
+      return;
+    }
+    // Few rows: the segments of long spans go to different threads and are merged afterwards, in the same order.
+    int n_units = 0;
+    for (AttentionItem& item : items_) {
+      item.first_unit = n_units;
+      n_units += item.n_segments;
+    }
+    const size_t unit_floats = partial_floats(layout.head_dim);
+    float* partials = reinterpret_cast<float*>(partials_.reserve(static_cast<size_t>(n_units) * unit_floats * sizeof(float)));
+    pool_.parallel_for(n_units, [&](int unit, int thread) {
+      size_t i = items_.size() - 1;
+      while (items_[i].first_unit > unit) --i;
+      attend_segment(task, items_[i], items_[i].first_segment + unit - items_[i].first_unit,
+                     partials + static_cast<size_t>(unit) * unit_floats, scratch_[static_cast<size_t>(thread)]);
+    });
+    for (const AttentionItem& item : items_) {
+      float* total = partials + static_cast<size_t>(item.first_unit) * unit_floats;
+      for (int s = 1; s < item.n_segments; ++s) {
+        merge_partials(item, layout.head_dim, total, total + static_cast<size_t>(s) * unit_floats);
+      }
+      write_item(task, item, total);
+    }
+  }
+
+  void geglu(float* out, const float* gate, const float* up, int n, int dim) override {
+    if (n >= 4) {
+      for_rows(n, 4, [&](int i) {
+        const size_t offset = static_cast<size_t>(i) * static_cast<size_t>(dim);
+        kernels_.geglu(out + offset, gate + offset, up + offset, dim);
+      });
+      return;
+    }
+    constexpr int kPart = 2048;  // of the n rows taken as one long one: the operation knows no rows
+    const size_t total = static_cast<size_t>(n) * static_cast<size_t>(dim);
+    pool_.parallel_for(static_cast<int>((total + kPart - 1) / kPart), [&](int chunk, int /*thread*/) {
+      const size_t first = static_cast<size_t>(chunk) * kPart;
+      kernels_.geglu(out + first, gate + first, up + first, static_cast<int>(std::min<size_t>(kPart, total - first)));
+    });
+  }
+
+  void gather_rows(float* out, const float* x, const int32_t* rows, int n, int dim) override {
+    for (int i = 0; i < n; ++i) {
+      std::memcpy(out + static_cast<size_t>(i) * static_cast<size_t>(dim), x + static_cast<size_t>(rows[i]) * static_cast<size_t>(dim),
+                  static_cast<size_t>(dim) * sizeof(float));
+    }
+  }
+
+  void softcap(float* x, size_t n, float cap) override {
+    constexpr size_t kPart = 8192;
+    pool_.parallel_for(static_cast<int>((n + kPart - 1) / kPart), [&](int chunk, int /*thread*/) {
+      const size_t first = static_cast<size_t>(chunk) * kPart;
+      for (size_t i = first; i < std::min(n, first + kPart); ++i) x[i] = cap * std::tanh(x[i] / cap);
+    });
+  }
+
+ private:
+  struct JobChunks {
+    int first_chunk;
+    int rows;
+  };
+  struct AttentionItem {
+    const std::byte* const* pages = nullptr;
+    int first_row = 0;
+    int n_tokens = 0;
+    int kv_head = 0;
+    int first_head = 0;
+    int n_heads = 0;
+    int first_segment = 0;
+    int n_segments = 0;
+    int first_unit = 0;
+  };
+  struct Task {
+    float* out;
+    const float* q;
+    const KvLayout* layout;
+    const RowSpan* spans;
+    int n_heads;
+  };
+
+  // A few rows are not worth waking the pool for.
+  template <class F>
+  void for_rows(int n, int rows_per_chunk, const F& f) {
+    if (n <= rows_per_chunk) {
+      for (int i = 0; i < n; ++i) f(i);
+      return;
+    }
+    pool_.parallel_for((n + rows_per_chunk - 1) / rows_per_chunk, [&](int chunk, int /*thread*/) {
+      for (int i = chunk * rows_per_chunk; i < std::min(n, (chunk + 1) * rows_per_chunk); ++i) f(i);
+    });
+  }
+
+  // Weight rows per chunk: with few rows of x some 64 KiB of weights (microseconds of memory time), with many the two
+  // panels of 16 that the widest kernel works on.
+  static int chunk_rows(const Weight& weight, int n) {
+    if (n > 16) return 32;
+    const size_t bytes = std::max<size_t>(row_bytes(weight.type, weight.n_in), 1);
+    return static_cast<int>(std::clamp<size_t>(round_up(65536 / bytes, 32), 32, 1024));
+  }
+
+  QuantizedRows quantize(const float* x, int n, int n_in) {
+    const size_t rows = static_cast<size_t>(n);
+    const size_t cols = static_cast<size_t>(n_in);
+    const size_t blocks = rows * (cols / 32);
+    std::byte* memory = quantized_.reserve(rows * cols + blocks * (4 * 7) + 64 * 8);
+    const auto take = [&](size_t bytes) {
+      std::byte* p = memory;
+      memory += round_up(bytes, 64);
+      return p;
+    };
+    QuantizedRowOut out;
+    out.q = reinterpret_cast<int8_t*>(take(rows * cols));
+    out.d = reinterpret_cast<float*>(take(blocks * 4));
+    out.neg_sum = reinterpret_cast<int32_t*>(take(blocks * 4));
+    out.neg_sum16 = reinterpret_cast<int32_t*>(take(blocks * 8));
+    out.dsum = reinterpret_cast<float*>(take(blocks * 4));
+    out.dsum16 = reinterpret_cast<float*>(take(blocks * 8));
+    for_rows(n, 4, [&](int i) {
+      const size_t row = static_cast<size_t>(i);
+      const size_t b = row * (cols / 32);
+      kernels_.quantize_row(x + row * cols, n_in,
+                            {out.q + row * cols, out.d + b, out.neg_sum + b, out.neg_sum16 + 2 * b, out.dsum + b, out.dsum16 + 2 * b});
+    });
+    return {n, n_in, out.q, out.d, out.neg_sum, out.neg_sum16, out.dsum, out.dsum16};
+  }
+
+  // A partial result: kAttentionRows rows of head_dim, then their maxima, then their sums.
+  static size_t partial_floats(int head_dim) { return static_cast<size_t>(kAttentionRows) * (round_up(static_cast<size_t>(head_dim), 16) + 2); }
+  static float* partial_max(float* partial, int head_dim) { return partial + static_cast<size_t>(kAttentionRows) * round_up(static_cast<size_t>(head_dim), 16); }
+  static float* partial_sum(float* partial, int head_dim) { return partial_max(partial, head_dim) + kAttentionRows; }
+
+  void attend_segment(const Task& task, const AttentionItem& item, int segment, float* partial, const Scratch& scratch) const {
+    const int head_dim = task.layout->head_dim;
+    const size_t row_floats = round_up(static_cast<size_t>(head_dim), 16);
+    const float* q[kAttentionRows];
+    float* out[kAttentionRows];
+    RowSpan spans[kAttentionRows];
+    int n = 0;
+    for (int t = 0; t < item.n_tokens; ++t) {
+      RowSpan span = task.spans[item.first_row + t];
+      span.begin = std::max(span.begin, segment * kSegment);
+      span.end = std::max(span.begin, std::min(span.end, (segment + 1) * kSegment));
+      for (int h = 0; h < item.n_heads; ++h, ++n) {
+        const size_t row = static_cast<size_t>(item.first_row + t) * static_cast<size_t>(task.n_heads) + static_cast<size_t>(item.first_head + h);
+        q[n] = task.q + row * static_cast<size_t>(head_dim);
+        out[n] = partial + static_cast<size_t>(n) * row_floats;
+        spans[n] = span;
+      }
+    }
+    AttentionTile tile;
+    tile.layout = *task.layout;
+    tile.pages = item.pages;
+    tile.kv_head = item.kv_head;
+    tile.n_rows = n;
+    tile.q = q;
+    tile.out = out;
+    tile.spans = spans;
+    tile.max = partial_max(partial, head_dim);
+    tile.sum = partial_sum(partial, head_dim);
+    kernels_.attention(tile, scratch);
+  }
+
+  void merge_partials(const AttentionItem& item, int head_dim, float* total, float* partial) const {
+    const size_t row_floats = round_up(static_cast<size_t>(head_dim), 16);
+    for (int r = 0; r < item.n_tokens * item.n_heads; ++r) {
+      const float max2 = partial_max(partial, head_dim)[r];
+      if (max2 == -std::numeric_limits<float>::infinity()) continue;  // the row's span does not reach this segment
+      kernels_.merge_segments(total + static_cast<size_t>(r) * row_floats, partial_max(total, head_dim) + r, partial_sum(total, head_dim) + r,
+                              partial + static_cast<size_t>(r) * row_floats, max2, partial_sum(partial, head_dim)[r], head_dim);
+    }
+  }
+
+  void write_item(const Task& task, const AttentionItem& item, float* total) const {
+    const int head_dim = task.layout->head_dim;
+    const size_t row_floats = round_up(static_cast<size_t>(head_dim), 16);
+    int n = 0;
+    for (int t = 0; t < item.n_tokens; ++t) {
+      for (int h = 0; h < item.n_heads; ++h, ++n) {
+        const size_t row = static_cast<size_t>(item.first_row + t) * static_cast<size_t>(task.n_heads) + static_cast<size_t>(item.first_head + h);
+        float* out = task.out + row * static_cast<size_t>(head_dim);
+        const float* acc = total + static_cast<size_t>(n) * row_floats;
+        const float inverse = 1.0f / partial_sum(total, head_dim)[n];
+        for (int j = 0; j < head_dim; ++j) out[j] = acc[j] * inverse;
+      }
+    }
+  }
+
+  void attend_item(const Task& task, const AttentionItem& item, const Scratch& scratch) const {
+    const size_t floats = partial_floats(task.layout->head_dim);
+    float* total = reinterpret_cast<float*>(scratch.data);
+    float* partial = total + round_up(floats, 16);
+    const size_t used = 2 * round_up(floats, 16) * sizeof(float);
+    const Scratch rest{scratch.data + used, scratch.bytes - used};
+    attend_segment(task, item, item.first_segment, total, rest);
+    for (int s = 1; s < item.n_segments; ++s) {
+      attend_segment(task, item, item.first_segment + s, partial, rest);
+      merge_partials(item, task.layout->head_dim, total, partial);
+    }
+    write_item(task, item, total);
+  }
+
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  Workspace scratch_memory_;
+  std::vector<Scratch> scratch_;
+  Workspace quantized_;
+  Workspace partials_;
+  std::vector<JobChunks> job_chunks_;
+  std::vector<AttentionItem> items_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(const std::string& isa, int n_threads) {
+  return std::make_unique<CpuBackend>(cpu::select_kernels(isa), std::max(1, n_threads));
+}
+
+}  // namespace gemma

@@ -1,0 +1,196 @@
+#include "backend/cpu/cpu_features.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <set>
+#include <string>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(_M_X64)
+#include <intrin.h>
+#endif
+#if defined(_WIN32)
+#define NOMINMAX
+#include <windows.h>
+#else
+#include <unistd.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+namespace gemma::cpu {
+namespace {
+
+#if defined(__x86_64__) || defined(_M_X64)
+struct Cpuid {
+  uint32_t a = 0, b = 0, c = 0, d = 0;
+  Cpuid(uint32_t leaf, uint32_t sub) {
+#if defined(_M_X64) && !defined(__GNUC__)
+    int r[4];
+    __cpuidex(r, static_cast<int>(leaf), static_cast<int>(sub));
+    a = static_cast<uint32_t>(r[0]);
+    b = static_cast<uint32_t>(r[1]);
+    c = static_cast<uint32_t>(r[2]);
+    d = static_cast<uint32_t>(r[3]);
+#else
+    __cpuid_count(leaf, sub, a, b, c, d);
+#endif
+  }
+};
+
+uint64_t read_xcr0() {
+#if defined(_M_X64) && !defined(__GNUC__)
+  return _xgetbv(0);
+#else
+  uint32_t low = 0;
+  uint32_t high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+#endif
+}
+
+bool bit(uint32_t word, int n) { return ((word >> n) & 1u) != 0; }
+
+struct X86Features {
+  bool avx2 = false;
+  bool avx512_vnni = false;
+  X86Features() {
+    if (Cpuid(0, 0).a < 7) return;
+    const Cpuid one(1, 0);
+    const Cpuid seven(7, 0);
+    if (!bit(one.c, 27)) return;  // OSXSAVE
+    const uint64_t xcr0 = read_xcr0();
+    const bool ymm = (xcr0 & 0x6) == 0x6;
+    const bool zmm = (xcr0 & 0xe6) == 0xe6;
+    avx2 = ymm && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5);  // FMA, F16C, AVX2
+    avx512_vnni = avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
+  }
+};
+const X86Features& x86() {
+  static const X86Features features;
+  return features;
+}
+#endif
+
+}  // namespace
+
+bool always() { return true; }
+
+bool has_avx2() {
+#if defined(__x86_64__) || defined(_M_X64)
+  return x86().avx2;
+#else
+  return false;
+#endif
+}
+
+bool has_avx512_vnni() {
+#if defined(__x86_64__) || defined(_M_X64)
+  return x86().avx512_vnni;
+#else
+  return false;
+#endif
+}
+
+std::string cpu_name() {
+#if defined(__x86_64__) || defined(_M_X64)
+  if (Cpuid(0x80000000u, 0).a >= 0x80000004u) {
+    char name[49] = {};
+    for (uint32_t i = 0; i < 3; ++i) {
+      const Cpuid part(0x80000002u + i, 0);
+      std::memcpy(name + 16 * i, &part.a, 4);
+      std::memcpy(name + 16 * i + 4, &part.b, 4);
+      std::memcpy(name + 16 * i + 8, &part.c, 4);
+      std::memcpy(name + 16 * i + 12, &part.d, 4);
+    }
+    std::string s(name);
+    s.erase(0, s.find_first_not_of(' ') == std::string::npos ? s.size() : s.find_first_not_of(' '));
+    while (!s.empty() && s.back() == ' ') s.pop_back();
+    if (!s.empty()) return s;
+  }
+  return "x86-64";
+#elif defined(__APPLE__)
+  char name[128] = {};
+  size_t size = sizeof name - 1;
+  return sysctlbyname("machdep.cpu.brand_string", name, &size, nullptr, 0) == 0 ? name : "arm64";
+#elif defined(__aarch64__) || defined(_M_ARM64)
+  return "arm64";
+#else
+  return "unknown";
+#endif
+}
+
+int usable_cores() {
+  int n = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t mask;
+  if (sched_getaffinity(0, sizeof mask, &mask) == 0) {
+    n = CPU_COUNT(&mask);
+    // Two hardware threads of one core share its vector units: count each core once.
+    std::set<std::string> cores;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (!CPU_ISSET(cpu, &mask)) continue;
+      std::ifstream siblings("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+      std::string line;
+      if (!std::getline(siblings, line)) line = "cpu" + std::to_string(cpu);
+      cores.insert(line);
+    }
+    if (!cores.empty()) n = static_cast<int>(cores.size());
+  }
+  std::ifstream quota_file("/sys/fs/cgroup/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (quota_file >> quota >> period && quota != "max" && period > 0) {
+    const double cores = std::strtod(quota.c_str(), nullptr) / period;
+    if (cores > 0) n = std::min(n, std::max(1, static_cast<int>(std::ceil(cores))));
+  }
+#elif defined(__APPLE__)
+  int physical = 0;
+  size_t size = sizeof physical;
+  // Performance cores only where there are two kinds: dynamic chunks help, but efficiency cores cost energy for little.
+  if (sysctlbyname("hw.perflevel0.physicalcpu", &physical, &size, nullptr, 0) == 0 && physical > 0) {
+    n = physical;
+  } else if (sysctlbyname("hw.physicalcpu", &physical, &size, nullptr, 0) == 0 && physical > 0) {
+    n = physical;
+  }
+#elif defined(_WIN32)
+  DWORD_PTR process_mask = 0;
+  DWORD_PTR system_mask = 0;
+  if (GetProcessAffinityMask(GetCurrentProcess(), &process_mask, &system_mask) && process_mask != 0) {
+    DWORD bytes = 0;
+    GetLogicalProcessorInformation(nullptr, &bytes);
+    std::string storage(bytes, '\0');
+    auto* info = reinterpret_cast<SYSTEM_LOGICAL_PROCESSOR_INFORMATION*>(storage.data());
+    int cores = 0;
+    if (bytes != 0 && GetLogicalProcessorInformation(info, &bytes)) {
+      for (DWORD i = 0; i < bytes / sizeof *info; ++i) {
+        if (info[i].Relationship == RelationProcessorCore && (info[i].ProcessorMask & process_mask) != 0) ++cores;
+      }
+    }
+    if (cores > 0) n = cores;
+  }
+#endif
+  return std::max(1, n);
+}
+
+uint64_t memory_bytes() {
+#if defined(_WIN32)
+  MEMORYSTATUSEX status;
+  status.dwLength = sizeof status;
+  return GlobalMemoryStatusEx(&status) ? status.ullTotalPhys : 0;
+#else
+  const long pages = sysconf(_SC_PHYS_PAGES);
+  const long size = sysconf(_SC_PAGE_SIZE);
+  return pages > 0 && size > 0 ? static_cast<uint64_t>(pages) * static_cast<uint64_t>(size) : 0;
+#endif
+}
+
+}  // namespace gemma::cpu

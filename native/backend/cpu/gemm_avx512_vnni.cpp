@@ -1,0 +1,540 @@
+// Matrix products with AVX-512 VNNI. 16 weight rows ride in the 16 lanes of a register: a group of blocks of these rows is
+// unpacked once into a panel of unsigned bytes, four columns of a row beside each other, with float scales, and then used by
+// every row of x (vpdpbusd: unsigned weights times signed activations, whose four bytes are broadcast). Because a lane is a
+// weight row there is no horizontal sum, and the order of arithmetic of kernels.h holds for one row of x as for a thousand:
+// decode and prefill run the same code, the panel living in L1 in the first case and in L2 in the second.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend/cpu/kernels_avx512.h"
+
+namespace gemma::cpu {
+namespace {
+
+constexpr int kLanes = 16;
+
+// One block of 32 columns of 16 weight rows.
+struct alignas(64) PanelBlock {
+  uint8_t u[8][64];    // u[j][4 * lane + i]: column 4 * j + i
+  float d[2][kLanes];  // scale of each half (equal when the type has one per block)
+  float m[2][kLanes];  // minimum, for types that have one
+};
+
+// Columns that are unpacked at a time: a multiple of every type's block.
+constexpr int kFewColumns = 256;    // one panel of 10 KiB, stays in L1
+constexpr int kManyColumns = 1024;  // two panels of 24 KiB each
+constexpr int kBlocksMany = kManyColumns / 32;
+
+// 16 bytes at p + lane * stride of each row, transposed: out[j] holds dword j of all 16 rows, in the order of rows.
+inline void load_transposed(const uint8_t* p, size_t stride, __m512i out[4]) {
+  __m512i r[4];
+  for (int i = 0; i < 4; ++i) {
+    const uint8_t* row = p + static_cast<size_t>(i) * stride;
+    const auto load = [&](size_t lane) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 4 * lane * stride)); };
+    __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(load(0)), load(1), 1);
+    __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(load(2)), load(3), 1);
+    r[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+  }
+  const __m512i t0 = _mm512_unpacklo_epi32(r[0], r[1]);
+  const __m512i t1 = _mm512_unpackhi_epi32(r[0], r[1]);
+  const __m512i t2 = _mm512_unpacklo_epi32(r[2], r[3]);
+  const __m512i t3 = _mm512_unpackhi_epi32(r[2], r[3]);
+  out[0] = _mm512_unpacklo_epi64(t0, t2);
+  out[1] = _mm512_unpackhi_epi64(t0, t2);
+  out[2] = _mm512_unpacklo_epi64(t1, t3);
+  out[3] = _mm512_unpackhi_epi64(t1, t3);
+}
+
+inline void store(PanelBlock& block, int j, __m512i v) { _mm512_store_si512(block.u[j], v); }
+
+// The low 16 bits of each lane as half floats.
+inline __m512 halves_to_floats(__m512i v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
+
+inline __m512 load_scales(const uint8_t* p, size_t stride) {
+  const auto half = [&](size_t row) {
+    short bits = 0;
+    std::memcpy(&bits, p + row * stride, 2);
+    return bits;
+  };
+  const __m256i bits = _mm256_set_epi16(half(15), half(14), half(13), half(12), half(11), half(10), half(9), half(8), half(7), half(6),
+                                        half(5), half(4), half(3), half(2), half(1), half(0));
+  return _mm512_cvtph_ps(bits);
+}
+
+inline __m512i mask_bytes(char value) { return _mm512_set1_epi8(value); }
+
+// Each type: how 16 rows' group of blocks becomes panel blocks. kGroup: blocks of 32 a call unpacks.
+struct Q4_0 {
+  static constexpr int kGroup = 1;
+  static constexpr int kOffsetShift = 3;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = false;
+  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
+    const __m512i low = mask_bytes(0x0f);
+    __m512i q[4];
+    load_transposed(p + 2, stride, q);
+    for (int j = 0; j < 4; ++j) {
+      store(*out, j, _mm512_and_si512(q[j], low));
+      store(*out, j + 4, _mm512_and_si512(_mm512_srli_epi16(q[j], 4), low));
+    }
+    _mm512_store_ps(out->d[0], load_scales(p, stride));
+  }
+  static constexpr int kGroupBytes = 18;
+};
+
+struct Q5_0 {
+  static constexpr int kGroup = 1;
+  static constexpr int kGroupBytes = 22;
+  static constexpr int kOffsetShift = 4;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = false;
+  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
+    const __m512i low = mask_bytes(0x0f);
+    const __m512i bit4 = mask_bytes(0x10);
+    __m512i head[4];  // d, qh, first codes
+    __m512i q[4];
+    load_transposed(p, stride, head);
+    load_transposed(p + 6, stride, q);
+    const __m512i high = _mm512_or_si512(_mm512_srli_epi32(head[0], 16), _mm512_slli_epi32(head[1], 16));
+    // Byte i of lane dword j: bit 4 * j + i of qh. Bring the byte that holds it to all four places, then test one bit each.
+    const __m512i even = _mm512_set1_epi32(0x08040201);
+    const __m512i odd = _mm512_set1_epi32(static_cast<int>(0x80402010u));
+    for (int j = 0; j < 8; ++j) {
+      const int b = j / 2;
+      const __m512i pick = _mm512_broadcast_i32x4(_mm_set_epi8(
+          static_cast<char>(12 + b), static_cast<char>(12 + b), static_cast<char>(12 + b), static_cast<char>(12 + b),
+          static_cast<char>(8 + b), static_cast<char>(8 + b), static_cast<char>(8 + b), static_cast<char>(8 + b),
+          static_cast<char>(4 + b), static_cast<char>(4 + b), static_cast<char>(4 + b), static_cast<char>(4 + b),
+          static_cast<char>(b), static_cast<char>(b), static_cast<char>(b), static_cast<char>(b)));
+      const __m512i codes = j < 4 ? _mm512_and_si512(q[j], low) : _mm512_and_si512(_mm512_srli_epi16(q[j - 4], 4), low);
+      const __mmask64 set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(high, pick), j % 2 == 0 ? even : odd);
+      store(*out, j, _mm512_mask_add_epi8(codes, set, codes, bit4));
+    }
+    _mm512_store_ps(out->d[0], halves_to_floats(head[0]));
+  }
+};
+
+struct Q8_0 {
+  static constexpr int kGroup = 1;
+  static constexpr int kGroupBytes = 34;
+  static constexpr int kOffsetShift = 7;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = false;
+  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
+    const __m512i sign = mask_bytes(static_cast<char>(0x80));
+    for (int half = 0; half < 2; ++half) {
+      __m512i q[4];
+      load_transposed(p + 2 + 16 * half, stride, q);
+      for (int j = 0; j < 4; ++j) store(*out, 4 * half + j, _mm512_xor_si512(q[j], sign));
+    }
+    _mm512_store_ps(out->d[0], load_scales(p, stride));
+  }
+};
+
+struct Q4_K {
+  static constexpr int kGroup = 8;
+  static constexpr int kGroupBytes = 144;
+  static constexpr int kOffsetShift = -1;
+  static constexpr bool kMin = true;
+  static constexpr bool kHalves = false;
+  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
+    __m512i head[4];  // d | dmin, then the 12 bytes of 6-bit scales and minima
+    load_transposed(p, stride, head);
+    unpack_scales(head, out);
+    const __m512i low = mask_bytes(0x0f);
+    for (int chunk = 0; chunk < 4; ++chunk) {
+      for (int part = 0; part < 2; ++part) {
+        __m512i q[4];
+        load_transposed(p + 16 + 32 * chunk + 16 * part, stride, q);
+        for (int j = 0; j < 4; ++j) {
+          store(out[2 * chunk], 4 * part + j, _mm512_and_si512(q[j], low));
+          store(out[2 * chunk + 1], 4 * part + j, _mm512_and_si512(_mm512_srli_epi16(q[j], 4), low));
+        }
+      }
+    }
+  }
+  // Scales of the eight blocks, one byte each of two dwords per row; minima likewise.
+  static void unpack_scales(const __m512i head[4], PanelBlock* out) {
+    const __m512 d = halves_to_floats(head[0]);
+    const __m512 dmin = _mm512_sub_ps(_mm512_setzero_ps(), halves_to_floats(_mm512_srli_epi32(head[0], 16)));
+    const __m512i six = _mm512_set1_epi32(0x3f3f3f3f);
+    const __m512i four = _mm512_set1_epi32(0x0f0f0f0f);
+    const __m512i two = _mm512_set1_epi32(0x30303030);
+    const __m512i scales[2] = {
+        _mm512_and_si512(head[1], six),
+        _mm512_or_si512(_mm512_and_si512(head[3], four), _mm512_and_si512(_mm512_srli_epi32(head[1], 2), two))};
+    const __m512i minima[2] = {_mm512_and_si512(head[2], six),
+                               _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(head[3], 4), four),
+                                               _mm512_and_si512(_mm512_srli_epi32(head[2], 2), two))};
+    const __m512i byte = _mm512_set1_epi32(0xff);
+    for (int s = 0; s < 8; ++s) {
+      const unsigned shift = static_cast<unsigned>(s % 4) * 8;
+      const __m512i scale = _mm512_and_si512(_mm512_srli_epi32(scales[s / 4], shift), byte);
+      const __m512i minimum = _mm512_and_si512(_mm512_srli_epi32(minima[s / 4], shift), byte);
+      _mm512_store_ps(out[s].d[0], _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale)));
+      _mm512_store_ps(out[s].m[0], _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(minimum)));
+    }
+  }
+};
+
+struct Q5_K {
+  static constexpr int kGroup = 8;
+  static constexpr int kGroupBytes = 176;
+  static constexpr int kOffsetShift = -1;
+  static constexpr bool kMin = true;
+  static constexpr bool kHalves = false;
+  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
+    __m512i head[4];  // as in Q4_K
+    load_transposed(p, stride, head);
+    Q4_K::unpack_scales(head, out);
+    const __m512i low = mask_bytes(0x0f);
+    const __m512i bit4 = mask_bytes(0x10);
+    for (int part = 0; part < 2; ++part) {
+      __m512i high[4];  // bit s: of block s
+      load_transposed(p + 16 + 16 * part, stride, high);
+      for (unsigned chunk = 0; chunk < 4; ++chunk) {
+        __m512i q[4];
+        load_transposed(p + 48 + 32 * chunk + 16 * part, stride, q);
+        for (int j = 0; j < 4; ++j) {
+          const __m512i even = chunk < 2 ? _mm512_slli_epi16(high[j], 4 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 4);
+          const __m512i odd = chunk < 2 ? _mm512_slli_epi16(high[j], 3 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 3);
+          store(out[2 * chunk], 4 * part + j, _mm512_or_si512(_mm512_and_si512(q[j], low), _mm512_and_si512(even, bit4)));
+          store(out[2 * chunk + 1], 4 * part + j,
+                _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(q[j], 4), low), _mm512_and_si512(odd, bit4)));
+        }
+      }
+    }
+  }
+};
+
+struct Q6_K {
+  static constexpr int kGroup = 8;
+  static constexpr int kGroupBytes = 210;
+  static constexpr int kOffsetShift = 5;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = true;
+  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
+    const __m512i low = mask_bytes(0x0f);
+    const __m512i high = mask_bytes(0x30);
+    for (int n = 0; n < 2; ++n) {
+      for (int part = 0; part < 2; ++part) {  // 16 of the 32 columns of each of the four blocks
+        __m512i a[4];
+        __m512i b[4];
+        __m512i h[4];
+        load_transposed(p + 64 * n + 16 * part, stride, a);
+        load_transposed(p + 64 * n + 32 + 16 * part, stride, b);
+        load_transposed(p + 128 + 32 * n + 16 * part, stride, h);
+        for (int j = 0; j < 4; ++j) {
+          PanelBlock* block = out + 4 * n;
+          const int column = 4 * part + j;
+          const auto join = [&](__m512i codes, __m512i bits) {
+            return _mm512_or_si512(_mm512_and_si512(codes, low), _mm512_and_si512(bits, high));
+          };
+          store(block[0], column, join(a[j], _mm512_slli_epi16(h[j], 4)));
+          store(block[1], column, join(b[j], _mm512_slli_epi16(h[j], 2)));
+          store(block[2], column, join(_mm512_srli_epi16(a[j], 4), h[j]));
+          store(block[3], column, join(_mm512_srli_epi16(b[j], 4), _mm512_srli_epi16(h[j], 2)));
+        }
+      }
+    }
+    __m512i scales[4];
+    load_transposed(p + 192, stride, scales);
+    const __m512 d = load_scales(p + 208, stride);
+    for (int s = 0; s < 16; ++s) {  // a signed byte per half block
+      const __m512i scale = _mm512_srai_epi32(_mm512_slli_epi32(scales[s / 4], static_cast<unsigned>(24 - 8 * (s % 4))), 24);
+      _mm512_store_ps(out[s / 2].d[s % 2], _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale)));
+    }
+  }
+};
+
+// Integer offset times the sum of x, the start value of a dot product of unsigned codes.
+template <int kShift>
+inline __m512i start(int32_t neg_sum) {
+  if constexpr (kShift < 0) {
+    return _mm512_setzero_si512();
+  } else {
+    return _mm512_slli_epi32(_mm512_set1_epi32(neg_sum), kShift);
+  }
+}
+
+inline __m512i broadcast4(const int8_t* q) {
+  int32_t four = 0;
+  std::memcpy(&four, q, 4);
+  return _mm512_set1_epi32(four);
+}
+
+// kPanels panels of 16 weight rows times kRows rows of x over n_blocks blocks, added to out (or replacing it at the first
+// columns). out points at the first row of x and weight row 0 of the panels.
+template <int kShift, bool kMin, bool kHalves, int kPanels, int kRows>
+void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x, int first_row, int first_block, float* out,
+              size_t out_stride, bool first, const __mmask16* lanes) {
+  const size_t blocks_per_row = static_cast<size_t>(x.n_cols / 32);
+  size_t index[kRows];
+  __m512 acc[kPanels][kRows];
+  for (int r = 0; r < kRows; ++r) {
+    index[r] = static_cast<size_t>(first_row + r) * blocks_per_row + static_cast<size_t>(first_block);
+    for (int p = 0; p < kPanels; ++p) {
+      float* o = out + static_cast<size_t>(r) * out_stride + p * kLanes;
+      acc[p][r] = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes[p], o);
+    }
+  }
+  for (int b = 0; b < n_blocks; ++b) {
+    __m512i dot[kPanels][kRows];
+    const PanelBlock* block[kPanels];
+    for (int p = 0; p < kPanels; ++p) block[p] = panels + static_cast<size_t>(p) * panel_stride + b;
+    const int8_t* q[kRows];
+    for (int r = 0; r < kRows; ++r) q[r] = x.q + (index[r] + static_cast<size_t>(b)) * 32;
+    constexpr int kParts = kHalves ? 2 : 1;
+    for (int h = 0; h < kParts; ++h) {
+      for (int r = 0; r < kRows; ++r) {
+        const size_t i = index[r] + static_cast<size_t>(b);
+        const __m512i s = start<kShift>(kHalves ? x.neg_sum16[2 * i + static_cast<size_t>(h)] : x.neg_sum[i]);
+        for (int p = 0; p < kPanels; ++p) dot[p][r] = s;
+      }
+      for (int j = h * (8 / kParts); j < (h + 1) * (8 / kParts); ++j) {
+        __m512i w[kPanels];
+        for (int p = 0; p < kPanels; ++p) w[p] = _mm512_load_si512(block[p]->u[j]);
+        for (int r = 0; r < kRows; ++r) {
+          const __m512i four = broadcast4(q[r] + 4 * j);
+          for (int p = 0; p < kPanels; ++p) dot[p][r] = _mm512_dpbusd_epi32(dot[p][r], w[p], four);
+        }
+      }
+      for (int p = 0; p < kPanels; ++p) {
+        const __m512 d = _mm512_load_ps(block[p]->d[h]);
+        for (int r = 0; r < kRows; ++r) {
+          const size_t i = index[r] + static_cast<size_t>(b);
+          const __m512 scale = _mm512_mul_ps(d, _mm512_set1_ps(x.d[i]));
+          acc[p][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p][r]), scale, acc[p][r]);
+        }
+        if constexpr (kMin) {
+          const __m512 m = _mm512_load_ps(block[p]->m[h]);
+          for (int r = 0; r < kRows; ++r) {
+            const size_t i = index[r] + static_cast<size_t>(b);
+            const float sum = kHalves ? x.dsum16[2 * i + static_cast<size_t>(h)] : x.dsum[i];
+            acc[p][r] = _mm512_fmadd_ps(m, _mm512_set1_ps(sum), acc[p][r]);
+          }
+        }
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kPanels; ++p) {
+      _mm512_mask_storeu_ps(out + static_cast<size_t>(r) * out_stride + p * kLanes, lanes[p], acc[p][r]);
+    }
+  }
+}
+
+template <int kShift, bool kMin, bool kHalves, int kPanels, int kRows>
+void multiply_tail(int n_rows, const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x, int first_row, int first_block,
+                   float* out, size_t out_stride, bool first, const __mmask16* lanes) {
+  if constexpr (kRows > 0) {
+    if (n_rows == kRows) {
+      multiply<kShift, kMin, kHalves, kPanels, kRows>(panels, panel_stride, n_blocks, x, first_row, first_block, out, out_stride, first, lanes);
+    } else {
+      multiply_tail<kShift, kMin, kHalves, kPanels, kRows - 1>(n_rows, panels, panel_stride, n_blocks, x, first_row, first_block, out, out_stride,
+                                                               first, lanes);
+    }
+  }
+}
+
+template <int kShift, bool kMin, bool kHalves, int kPanels>
+void multiply_all(const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x, int first_block, float* out,
+                  size_t out_stride, bool first, const __mmask16* lanes) {
+  constexpr int kRows = kPanels == 1 ? 8 : 6;  // accumulators and dot products of a tile fit into 32 registers
+  int r = 0;
+  for (; r + kRows <= x.n_rows; r += kRows) {
+    multiply<kShift, kMin, kHalves, kPanels, kRows>(panels, panel_stride, n_blocks, x, r, first_block,
+                                                    out + static_cast<size_t>(r) * out_stride, out_stride, first, lanes);
+  }
+  multiply_tail<kShift, kMin, kHalves, kPanels, kRows - 1>(x.n_rows - r, panels, panel_stride, n_blocks, x, r, first_block,
+                                                           out + static_cast<size_t>(r) * out_stride, out_stride, first, lanes);
+}
+
+// Panels of 16 rows over the wanted range. unpack(rows, first_block, n_blocks, panel) fills a panel.
+template <int kShift, bool kMin, bool kHalves, class Unpack>
+void run_panels(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch, const Unpack& unpack) {
+  const int n_blocks = x.n_cols / 32;
+  PanelBlock* panels = reinterpret_cast<PanelBlock*>(scratch.data);
+  const bool many = x.n_rows > 8;
+  const int step = (many ? kManyColumns : kFewColumns) / 32;
+  const int rows_step = many ? 2 * kLanes : kLanes;
+  for (int row = w.row_begin; row < w.row_end; row += rows_step) {
+    const int n_panels = std::min(rows_step, w.row_end - row) > kLanes ? 2 : 1;
+    __mmask16 lanes[2] = {0, 0};
+    for (int p = 0; p < n_panels; ++p) {
+      const int left = std::min(kLanes, w.row_end - row - p * kLanes);
+      lanes[p] = static_cast<__mmask16>((1u << left) - 1u);
+    }
+    for (int b = 0; b < n_blocks; b += step) {
+      const int n = std::min(step, n_blocks - b);
+      for (int p = 0; p < n_panels; ++p) unpack(row + p * kLanes, b, n, panels + p * kBlocksMany);
+      float* o = out + row;
+      if (n_panels == 2) {
+        multiply_all<kShift, kMin, kHalves, 2>(panels, kBlocksMany, n, x, b, o, out_stride, b == 0, lanes);
+      } else {
+        multiply_all<kShift, kMin, kHalves, 1>(panels, kBlocksMany, n, x, b, o, out_stride, b == 0, lanes);
+      }
+    }
+  }
+}
+
+template <class Type>
+void gemm_type(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch) {
+  const uint8_t* base = reinterpret_cast<const uint8_t*>(w.w);
+  // A last panel with fewer than 16 rows is unpacked from a copy, so that no load leaves the matrix.
+  uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data) + 2 * kBlocksMany * sizeof(PanelBlock);
+  run_panels<Type::kOffsetShift, Type::kMin, Type::kHalves>(w, x, out, out_stride, scratch, [&](int row, int b, int n, PanelBlock* panel) {
+    const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
+    const uint8_t* p = base + static_cast<size_t>(row) * w.w_row_bytes + offset;
+    size_t stride = w.w_row_bytes;
+    const int rows = std::min(kLanes, w.row_end - row);
+    const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
+    if (rows < kLanes) {
+      stride = bytes;
+      for (int r = 0; r < kLanes; ++r) std::memcpy(tail + static_cast<size_t>(r) * stride, p + static_cast<size_t>(std::min(r, rows - 1)) * w.w_row_bytes, bytes);
+      p = tail;
+    } else {
+      // The next panel's bytes, a line ahead for each line used: 16 row streams are more than the hardware follows.
+      const uint8_t* next = base + static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes;
+      for (size_t line = 0; line < bytes * kLanes; line += 64) _mm_prefetch(reinterpret_cast<const char*>(next + line), _MM_HINT_T0);
+    }
+    for (int g = 0; g < n; g += Type::kGroup) {
+      Type::unpack(p + static_cast<size_t>(g / Type::kGroup) * Type::kGroupBytes, stride, panel + g);
+    }
+  });
+}
+
+// Types without an unpacker here: the scalar one fills the panels, the product is the same.
+template <int kShift, bool kMin, bool kHalves>
+void gemm_common(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch) {
+  run_panels<kShift, kMin, kHalves>(w, x, out, out_stride, scratch, [&](int row, int b, int n, PanelBlock* panel) {
+    const std::byte* rows[kLanes];
+    for (int r = 0; r < kLanes; ++r) rows[r] = w.w + static_cast<size_t>(std::min(row + r, w.row_end - 1)) * w.w_row_bytes;
+    for (int i = 0; i < n; ++i) unpack_panel_common(w.type, rows, kLanes, b + i, panel[i].u[0], panel[i].d[0], panel[i].m[0]);
+  });
+}
+
+// The sum of the 16 lanes as the tree of kernels.h.
+inline float tree_sum(__m512 v) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+struct F32 {
+  static constexpr size_t kBytes = 4;
+  static __m512 load(const std::byte* p) { return _mm512_loadu_ps(p); }
+  static __m512 load(const std::byte* p, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, p); }
+};
+struct F16 {
+  static constexpr size_t kBytes = 2;
+  static __m512 load(const std::byte* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static __m512 load(const std::byte* p, __mmask16 lanes) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p)); }
+};
+struct BF16 {
+  static constexpr size_t kBytes = 2;
+  static __m512 widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
+  static __m512 load(const std::byte* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static __m512 load(const std::byte* p, __mmask16 lanes) { return widen(_mm256_maskz_loadu_epi16(lanes, p)); }
+};
+
+// kW weight rows times kX rows of x.
+template <class Type, int kW, int kX>
+void multiply_float(const std::byte* w, size_t w_row_bytes, const float* x, int n_cols, float* out, size_t out_stride) {
+  __m512 acc[kW][kX];
+  for (int i = 0; i < kW; ++i) {
+    for (int r = 0; r < kX; ++r) acc[i][r] = _mm512_setzero_ps();
+  }
+  const size_t cols = static_cast<size_t>(n_cols);
+  size_t j = 0;
+  for (; j + 16 <= cols; j += 16) {
+    __m512 xv[kX];
+    for (int r = 0; r < kX; ++r) xv[r] = _mm512_loadu_ps(x + static_cast<size_t>(r) * cols + j);
+    for (int i = 0; i < kW; ++i) {
+      const std::byte* p = w + static_cast<size_t>(i) * w_row_bytes + j * Type::kBytes;
+      if constexpr (kX == 1) _mm_prefetch(reinterpret_cast<const char*>(p + kW * w_row_bytes), _MM_HINT_T0);
+      const __m512 wv = Type::load(p);
+      for (int r = 0; r < kX; ++r) acc[i][r] = _mm512_fmadd_ps(wv, xv[r], acc[i][r]);
+    }
+  }
+  if (j < cols) {
+    const __mmask16 lanes = static_cast<__mmask16>((1u << (cols - j)) - 1u);
+    for (int i = 0; i < kW; ++i) {
+      const __m512 wv = Type::load(w + static_cast<size_t>(i) * w_row_bytes + j * Type::kBytes, lanes);
+      for (int r = 0; r < kX; ++r) {
+        const __m512 xv = _mm512_maskz_loadu_ps(lanes, x + static_cast<size_t>(r) * cols + j);
+        acc[i][r] = _mm512_mask3_fmadd_ps(wv, xv, acc[i][r], lanes);
+      }
+    }
+  }
+  for (int i = 0; i < kW; ++i) {
+    for (int r = 0; r < kX; ++r) out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(i)] = tree_sum(acc[i][r]);
+  }
+}
+
+template <class Type, int kW, int kX>
+void multiply_float_rows(const std::byte* w, size_t w_row_bytes, const float* x, int n_x, int n_cols, float* out, size_t out_stride) {
+  int r = 0;
+  for (; r + kX <= n_x; r += kX) {
+    multiply_float<Type, kW, kX>(w, w_row_bytes, x + static_cast<size_t>(r) * static_cast<size_t>(n_cols), n_cols,
+                                 out + static_cast<size_t>(r) * out_stride, out_stride);
+  }
+  for (; r < n_x; ++r) {
+    multiply_float<Type, kW, 1>(w, w_row_bytes, x + static_cast<size_t>(r) * static_cast<size_t>(n_cols), n_cols,
+                                out + static_cast<size_t>(r) * out_stride, out_stride);
+  }
+}
+
+template <class Type>
+void gemm_float_type(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride) {
+  int n = w.row_begin;
+  if (n_x == 1) {
+    for (; n + 8 <= w.row_end; n += 8) {
+      multiply_float<Type, 8, 1>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_cols, out + n, out_stride);
+    }
+  } else {
+    for (; n + 4 <= w.row_end; n += 4) {
+      multiply_float_rows<Type, 4, 6>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_x, n_cols, out + n, out_stride);
+    }
+  }
+  for (; n < w.row_end; ++n) {
+    multiply_float_rows<Type, 1, 6>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_x, n_cols, out + n, out_stride);
+  }
+}
+
+}  // namespace
+
+void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch) {
+  switch (w.type) {
+    case TensorType::kQ4_0: return gemm_type<Q4_0>(w, x, out, out_stride, scratch);
+    case TensorType::kQ5_0: return gemm_type<Q5_0>(w, x, out, out_stride, scratch);
+    case TensorType::kQ8_0: return gemm_type<Q8_0>(w, x, out, out_stride, scratch);
+    case TensorType::kQ4_K: return gemm_type<Q4_K>(w, x, out, out_stride, scratch);
+    case TensorType::kQ5_K: return gemm_type<Q5_K>(w, x, out, out_stride, scratch);
+    case TensorType::kQ6_K: return gemm_type<Q6_K>(w, x, out, out_stride, scratch);
+    case TensorType::kQ4_1:
+    case TensorType::kQ5_1: return gemm_common<-1, true, false>(w, x, out, out_stride, scratch);
+    case TensorType::kQ2_K: return gemm_common<-1, true, true>(w, x, out, out_stride, scratch);
+    case TensorType::kQ3_K: return gemm_common<2, false, true>(w, x, out, out_stride, scratch);
+    case TensorType::kIQ4_NL:
+    case TensorType::kIQ4_XS: return gemm_common<7, false, false>(w, x, out, out_stride, scratch);
+    case TensorType::kMXFP4: return gemm_common<4, false, false>(w, x, out, out_stride, scratch);
+    case TensorType::kTQ2_0: return gemm_common<0, false, false>(w, x, out, out_stride, scratch);
+    case TensorType::kF32:
+    case TensorType::kF16:
+    case TensorType::kBF16: return;  // gemm_float's
+  }
+}
+
+void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride, const Scratch& /*scratch*/) {
+  switch (w.type) {
+    case TensorType::kF32: return gemm_float_type<F32>(w, x, n_x, n_cols, out, out_stride);
+    case TensorType::kF16: return gemm_float_type<F16>(w, x, n_x, n_cols, out, out_stride);
+    default: return gemm_float_type<BF16>(w, x, n_x, n_cols, out, out_stride);
+  }
+}
+
+}  // namespace gemma::cpu

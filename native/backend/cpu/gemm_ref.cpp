@@ -1,0 +1,67 @@
+// Matrix products in plain loops, the definition of what every other kernel computes (see kernels.h for the order of
+// arithmetic). Kept forever.
+#include <cmath>
+#include <cstring>
+
+#include "backend/cpu/kernels_ref.h"
+#include "base/half.h"
+#include "quant/dequantize.h"
+
+namespace gemma::cpu {
+
+void gemm_quantized_ref(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& /*scratch*/) {
+  const CanonicalTraits traits = canonical_traits(w.type);
+  const int n_blocks = x.n_cols / 32;
+  for (int n = w.row_begin; n < w.row_end; ++n) {
+    const std::byte* row = w.w + static_cast<size_t>(n) * w.w_row_bytes;
+    for (int r = 0; r < x.n_rows; ++r) out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(n)] = 0;
+    for (int b = 0; b < n_blocks; ++b) {
+      Block32 block;
+      unpack_block32(w.type, row, b, &block);
+      for (int r = 0; r < x.n_rows; ++r) {
+        const size_t i = static_cast<size_t>(r) * static_cast<size_t>(n_blocks) + static_cast<size_t>(b);
+        const int8_t* q = x.q + i * 32;
+        int32_t dot[2] = {0, 0};
+        for (int j = 0; j < 32; ++j) dot[j / 16] += (block.u[j] - traits.offset) * q[j];
+        float& acc = out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(n)];
+        if (traits.halves) {
+          for (int h = 0; h < 2; ++h) {
+            acc = std::fma(static_cast<float>(dot[h]), block.d[h] * x.d[i], acc);
+            if (traits.has_min) acc = std::fma(block.m[h], x.dsum16[2 * i + static_cast<size_t>(h)], acc);
+          }
+        } else {
+          acc = std::fma(static_cast<float>(dot[0] + dot[1]), block.d[0] * x.d[i], acc);
+          if (traits.has_min) acc = std::fma(block.m[0], x.dsum[i], acc);
+        }
+      }
+    }
+  }
+}
+
+void gemm_float_ref(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
+                    const Scratch& /*scratch*/) {
+  for (int n = w.row_begin; n < w.row_end; ++n) {
+    const std::byte* row = w.w + static_cast<size_t>(n) * w.w_row_bytes;
+    for (int r = 0; r < n_x; ++r) {
+      const float* xr = x + static_cast<size_t>(r) * static_cast<size_t>(n_cols);
+      float partial[16] = {};
+      for (int j = 0; j < n_cols; ++j) {
+        float value = 0;
+        if (w.type == TensorType::kF32) {
+          std::memcpy(&value, row + static_cast<size_t>(j) * 4, 4);
+        } else {
+          uint16_t half = 0;
+          std::memcpy(&half, row + static_cast<size_t>(j) * 2, 2);
+          value = w.type == TensorType::kF16 ? f16_to_f32(half) : bf16_to_f32(half);
+        }
+        partial[j % 16] = std::fma(value, xr[j], partial[j % 16]);
+      }
+      for (int half = 8; half > 0; half /= 2) {
+        for (int j = 0; j < half; ++j) partial[j] += partial[j + half];
+      }
+      out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(n)] = partial[0];
+    }
+  }
+}
+
+}  // namespace gemma::cpu

@@ -1,0 +1,19 @@
+// The scalar kernels by name, for kernels_ref() and for sets that have no faster form of one.
+#pragma once
+
+#include "backend/cpu/kernels.h"
+
+namespace gemma::cpu {
+
+void gemm_quantized_ref(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch);
+void gemm_float_ref(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride, const Scratch& scratch);
+void quantize_row_ref(const float* x, int n_cols, const QuantizedRowOut& out);
+void rms_norm_ref(float* out, const float* x, const float* weight, int dim, float eps);
+void add_rms_norm_ref(float* x, const float* branch, const float* weight, int dim, float eps);
+void norm_rope_ref(float* x, const float* weight, const float* table, int head_dim, float eps, float scale);
+void geglu_ref(float* out, const float* gate, const float* up, int dim);
+void store_kv_row_ref(KvType type, const float* x, std::byte* row, int head_dim);
+void attention_ref(const AttentionTile& tile, const Scratch& scratch);
+void merge_segments_ref(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, int head_dim);
+
+}  // namespace gemma::cpu

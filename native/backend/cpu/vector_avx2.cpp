@@ -1,0 +1,204 @@
+// Norms, rotation, GELU, quantisation of activations and cache rows with AVX2.
+#include <immintrin.h>
+
+#include <cstring>
+#include <limits>
+
+#include "backend/cpu/exp_avx2.h"
+#include "backend/cpu/kernels_avx2.h"
+
+namespace gemma::cpu {
+namespace {
+
+// All bits set in the first n lanes.
+inline __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// Eight values, or fewer at the end of a row. Masked stores are slow on some processors, so whole vectors avoid them.
+struct Whole {
+  static __m256 load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, __m256 v) { _mm256_storeu_ps(p, v); }
+};
+struct Part {
+  __m256i lanes;
+  __m256 load(const float* p) const { return _mm256_maskload_ps(p, lanes); }
+  void store(float* p, __m256 v) const { _mm256_maskstore_ps(p, lanes, v); }
+};
+
+template <class F>
+inline void for_vectors(int n, const F& f) {
+  int j = 0;
+  for (; j + 8 <= n; j += 8) f(j, Whole{});
+  if (j < n) f(j, Part{first_lanes(n - j)});
+}
+
+inline float sum_lanes(__m256 v) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+inline int32_t sum_lanes(__m256i v) {
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+}
+
+inline float max_lanes(__m256 v) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+inline float inverse_rms(const float* x, int dim, float eps) {
+  // Two chains of eight partial sums, then a tree: squares of large activations stay exact enough in float.
+  __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  for_vectors(dim, [&](int j, auto lanes) {
+    const __m256 v = lanes.load(x + j);
+    __m256& sum = sums[(j / 8) % 2];
+    sum = _mm256_fmadd_ps(v, v, sum);
+  });
+  const float mean = sum_lanes(_mm256_add_ps(sums[0], sums[1])) / static_cast<float>(dim);
+  return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean + eps)));
+}
+
+// The step of a block of 32 with the least squared error (kernels.h).
+inline int best_level(const __m256 v[4], float reciprocal) {
+  constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  __m128 four[kLevels];
+  for (int i = 0; i < kLevels; ++i) {
+    const __m256 inverse = _mm256_set1_ps(kLevel[i] * reciprocal);
+    __m256 e[4];
+    for (int j = 0; j < 4; ++j) {
+      const __m256 scaled = _mm256_mul_ps(v[j], inverse);
+      e[j] = _mm256_sub_ps(scaled, _mm256_round_ps(scaled, kRound));
+    }
+    const __m256 low = _mm256_fmadd_ps(e[2], e[2], _mm256_mul_ps(e[0], e[0]));
+    const __m256 high = _mm256_fmadd_ps(e[3], e[3], _mm256_mul_ps(e[1], e[1]));
+    const __m256 eight = _mm256_add_ps(low, high);
+    four[i] = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  }
+  _MM_TRANSPOSE4_PS(four[0], four[1], four[2], four[3]);
+  const __m128 sums = _mm_add_ps(_mm_add_ps(four[0], four[2]), _mm_add_ps(four[1], four[3]));
+  const __m128 errors = _mm_mul_ps(sums, _mm_loadu_ps(kLevelWeights));
+  __m128 least = _mm_min_ps(errors, _mm_movehl_ps(errors, errors));
+  least = _mm_min_ss(least, _mm_movehdup_ps(least));
+  const int equal = _mm_movemask_ps(_mm_cmpeq_ps(errors, _mm_broadcastss_ps(least)));
+  return __builtin_ctz(static_cast<unsigned>(equal | 8));
+}
+
+void quantize_row_avx2(const float* x, int n_cols, const QuantizedRowOut& out) {
+  const __m256 zero = _mm256_setzero_ps();
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int b = 0; b < n_cols / 32; ++b) {
+    __m256 v[4];
+    __m256 top = zero;
+    __m256 check = zero;  // x * 0 is NaN for NaN and infinity, which max hides
+    for (int i = 0; i < 4; ++i) {
+      v[i] = _mm256_loadu_ps(x + b * 32 + i * 8);
+      top = _mm256_max_ps(_mm256_and_ps(v[i], magnitude), top);
+      check = _mm256_fmadd_ps(v[i], zero, check);
+    }
+    const float largest = max_lanes(top);
+    const bool finite = _mm256_movemask_ps(_mm256_cmp_ps(check, check, _CMP_UNORD_Q)) == 0;
+    const bool usable = finite && largest > 1e-30f;
+    const float reciprocal = usable ? 1.0f / largest : 0.0f;
+    const int best = usable ? best_level(v, reciprocal) : 0;
+    const float d = finite ? (usable ? largest * kLevelSteps[best] : 0.0f) : std::numeric_limits<float>::quiet_NaN();
+    __m256i q[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+    if (usable) {
+      const __m256 inverse = _mm256_set1_ps(kLevel[best] * reciprocal);
+      for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+    }
+    // Packing works within 128-bit lanes; the permutation brings the dwords back into order.
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + b * 32), _mm256_permutevar8x32_epi32(bytes, in_order));
+    const int32_t s0 = sum_lanes(_mm256_add_epi32(q[0], q[1]));
+    const int32_t s1 = sum_lanes(_mm256_add_epi32(q[2], q[3]));
+    out.d[b] = d;
+    out.neg_sum[b] = -(s0 + s1);
+    out.dsum[b] = d * static_cast<float>(s0 + s1);
+    out.neg_sum16[2 * b] = -s0;
+    out.neg_sum16[2 * b + 1] = -s1;
+    out.dsum16[2 * b] = d * static_cast<float>(s0);
+    out.dsum16[2 * b + 1] = d * static_cast<float>(s1);
+  }
+}
+
+void rms_norm_avx2(float* out, const float* x, const float* weight, int dim, float eps) {
+  const __m256 scale = _mm256_set1_ps(inverse_rms(x, dim, eps));
+  for_vectors(dim, [&](int j, auto lanes) {
+    lanes.store(out + j, _mm256_mul_ps(_mm256_mul_ps(lanes.load(x + j), scale), lanes.load(weight + j)));
+  });
+}
+
+void add_rms_norm_avx2(float* x, const float* branch, const float* weight, int dim, float eps) {
+  const __m256 scale = _mm256_set1_ps(inverse_rms(branch, dim, eps));
+  for_vectors(dim, [&](int j, auto lanes) {
+    const __m256 v = _mm256_mul_ps(_mm256_mul_ps(lanes.load(branch + j), scale), lanes.load(weight + j));
+    lanes.store(x + j, _mm256_add_ps(lanes.load(x + j), v));
+  });
+}
+
+void norm_rope_avx2(float* x, const float* weight, const float* table, int head_dim, float eps, float scale) {
+  const __m256 norm = _mm256_set1_ps(inverse_rms(x, head_dim, eps));
+  const __m256 factor = _mm256_set1_ps(scale);
+  const int half = head_dim / 2;
+  for_vectors(half, [&](int j, auto lanes) {
+    const __m256 a = _mm256_mul_ps(_mm256_mul_ps(lanes.load(x + j), norm), lanes.load(weight + j));
+    const __m256 b = _mm256_mul_ps(_mm256_mul_ps(lanes.load(x + j + half), norm), lanes.load(weight + j + half));
+    const __m256 c = lanes.load(table + j);
+    const __m256 s = lanes.load(table + j + half);
+    lanes.store(x + j, _mm256_mul_ps(_mm256_sub_ps(_mm256_mul_ps(a, c), _mm256_mul_ps(b, s)), factor));
+    lanes.store(x + j + half, _mm256_mul_ps(_mm256_add_ps(_mm256_mul_ps(b, c), _mm256_mul_ps(a, s)), factor));
+  });
+}
+
+void geglu_avx2(float* out, const float* gate, const float* up, int dim) {
+  for_vectors(dim, [&](int j, auto lanes) {
+    // 0.5 v (1 + tanh(y)) = v / (1 + exp(-2 y))
+    const __m256 v = lanes.load(gate + j);
+    const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_mul_ps(v, v), v), _mm256_set1_ps(0.044715f), v);
+    const __m256 e = exp_ps(_mm256_mul_ps(cubic, _mm256_set1_ps(-2.0f * 0.7978845608028654f)));
+    const __m256 gelu = _mm256_div_ps(v, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+    lanes.store(out + j, _mm256_mul_ps(gelu, lanes.load(up + j)));
+  });
+}
+
+void store_kv_row_avx2(KvType type, const float* x, std::byte* row, int head_dim) {
+  if (type == KvType::kF32) {
+    std::memcpy(row, x, static_cast<size_t>(head_dim) * 4);
+  } else if (type == KvType::kF16) {
+    for_vectors(head_dim, [&](int j, auto lanes) {
+      const __m128i halves = _mm256_cvtps_ph(lanes.load(x + j), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const int n = head_dim - j < 8 ? head_dim - j : 8;
+      std::memcpy(row + static_cast<size_t>(j) * 2, &halves, static_cast<size_t>(n) * 2);
+    });
+  } else {
+    store_kv_row_ref(type, x, row, head_dim);
+  }
+}
+
+void merge_segments_avx2(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, int head_dim) {
+  const float new_max = *max > max2 || *max != *max ? *max : max2;
+  const __m256 a = exp_ps(_mm256_set1_ps(*max - new_max));
+  const __m256 b = exp_ps(_mm256_set1_ps(max2 - new_max));
+  for_vectors(head_dim, [&](int j, auto lanes) {
+    lanes.store(acc + j, _mm256_fmadd_ps(lanes.load(acc2 + j), b, _mm256_mul_ps(lanes.load(acc + j), a)));
+  });
+  *sum = sum2 * _mm256_cvtss_f32(b) + *sum * _mm256_cvtss_f32(a);
+  *max = new_max;
+}
+
+}  // namespace
+
+const Kernels& kernels_avx2() {
+  static const Kernels kernels = {
+      "avx2",         gemm_quantized_avx2, gemm_float_avx2,   quantize_row_avx2, rms_norm_avx2,      add_rms_norm_avx2,
+      norm_rope_avx2, geglu_avx2,          store_kv_row_avx2, attention_avx2,    merge_segments_avx2};
+  return kernels;
+}
+
+}  // namespace gemma::cpu

@@ -1,0 +1,90 @@
+#include "base/thread_pool.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace gemma {
+namespace {
+
+// About 20 to 50 microseconds: longer than the serial stretches between two operations of a layer, far shorter than a
+// scheduler's time slice.
+constexpr int kSpins = 1000;
+
+void relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int n_threads) {
+  workers_.reserve(static_cast<size_t>(n_threads > 1 ? n_threads - 1 : 0));
+  for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { worker_main(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_.store(true);
+  }
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::work(int thread) {
+  for (int chunk; (chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed)) < n_chunks_;) call_(context_, chunk, thread);
+}
+
+void ThreadPool::run(int n_chunks, Call call, const void* context) {
+  call_ = call;
+  context_ = context;
+  n_chunks_ = n_chunks;
+  next_chunk_.store(0, std::memory_order_relaxed);
+  state_.fetch_add(kJob | kOpen, std::memory_order_seq_cst);
+  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+    const std::lock_guard lock(mutex_);
+    wake_.notify_all();
+  }
+  work(0);
+  state_.fetch_sub(kOpen, std::memory_order_acq_rel);
+  for (int spins = 0; (state_.load(std::memory_order_acquire) & kWorkersMask) != 0; ++spins) {
+    if (spins < kSpins) {
+      relax();
+    } else {
+      std::this_thread::yield();  // a worker was descheduled inside its last chunk
+    }
+  }
+}
+
+void ThreadPool::worker_main(int thread) {
+  uint64_t seen = 0;  // number of the last job this worker looked at
+  for (;;) {
+    uint64_t state = state_.load(std::memory_order_acquire);
+    for (int spins = 0; state / kJob == seen && spins < kSpins && !stop_.load(std::memory_order_relaxed); ++spins) {
+      relax();
+      state = state_.load(std::memory_order_acquire);
+    }
+    if (state / kJob == seen) {
+      std::unique_lock lock(mutex_);
+      sleepers_.fetch_add(1, std::memory_order_seq_cst);
+      wake_.wait(lock, [&] { return stop_.load() || state_.load(std::memory_order_seq_cst) / kJob != seen; });
+      sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+      if (stop_.load()) return;
+      state = state_.load(std::memory_order_acquire);
+    }
+    seen = state / kJob;
+    while ((state & kOpen) != 0 && state / kJob == seen) {
+      if (state_.compare_exchange_weak(state, state + kWorker, std::memory_order_acq_rel)) {
+        work(thread);
+        state_.fetch_sub(kWorker, std::memory_order_acq_rel);
+        break;
+      }
+    }
+  }
+}
+
+}  // namespace gemma

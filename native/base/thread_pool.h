@@ -1,0 +1,63 @@
+// The one compute pool of a model. Work is cut into small chunks that threads take from a counter, so a thread that the
+// operating system holds up delays one chunk, not the step; waiting threads spin briefly, then sleep.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace gemma {
+
+class ThreadPool {
+ public:
+  // n_threads >= 1 counts the caller of parallel_for.
+  explicit ThreadPool(int n_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int n_threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls f(chunk, thread) once for each chunk in 0..n_chunks-1, thread in 0..n_threads-1, and returns when all are done.
+  // One caller at a time. f must not throw. No allocation.
+  template <class F>
+  void parallel_for(int n_chunks, const F& f) {
+    if (n_chunks <= 0) return;
+    if (n_chunks == 1 || workers_.empty()) {
+      for (int i = 0; i < n_chunks; ++i) f(i, 0);
+      return;
+    }
+    run(n_chunks, [](const void* context, int chunk, int thread) { (*static_cast<const F*>(context))(chunk, thread); }, &f);
+  }
+
+ private:
+  using Call = void (*)(const void* context, int chunk, int thread);
+  void run(int n_chunks, Call call, const void* context);
+  void work(int thread);
+  void worker_main(int thread);
+
+  // state_: bit 0 "open", bits 1..31 workers inside, bits 32.. the job's number. A worker enters only an open job and the
+  // caller leaves only a closed one without workers, so a late sleeper can never touch a job that has ended.
+  static constexpr uint64_t kOpen = 1;
+  static constexpr uint64_t kWorker = 2;
+  static constexpr uint64_t kWorkersMask = 0xfffffffeu;
+  static constexpr uint64_t kJob = uint64_t{1} << 32;
+
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<int> next_chunk_{0};
+  int n_chunks_ = 0;
+  Call call_ = nullptr;
+  const void* context_ = nullptr;
+
+  alignas(64) std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace gemma

@@ -1,0 +1,121 @@
+// What the addon keeps per JavaScript environment (main thread, each worker): nothing is global, so environments come
+// and go independently. When one ends, everything it started is cancelled and its threads are joined before Node
+// unloads the addon.
+#pragma once
+
+#include <napi.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "binding/convert.h"
+#include "binding/mailbox.h"
+#include "runtime/engine.h"
+
+namespace gemma::binding {
+
+// Something under way that reports to a JavaScript callback. JavaScript thread only.
+struct Operation {
+  Napi::FunctionReference on_event;
+  std::shared_ptr<Engine> engine;                // generate, evaluate: keeps a forgotten model alive until the end
+  std::shared_ptr<Request> request;              // generate, evaluate
+  std::shared_ptr<std::atomic<bool>> cancelled;  // load
+  std::thread thread;                            // load
+};
+
+class Environment : public Napi::Addon<Environment> {
+ public:
+  Environment(Napi::Env env, Napi::Object exports);
+  static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+
+  const std::shared_ptr<Mailbox>& mailbox() const { return mailbox_; }
+
+  uint64_t add_operation(Napi::Env env, Operation operation);
+  Operation* find_operation(uint64_t id);
+  void remove_operation(Napi::Env env, uint64_t id);
+  // Calls the operation's callback; nothing happens when it is gone.
+  void emit(Napi::Env env, uint64_t id, const Napi::Object& event);
+
+  Napi::Object make_model(std::shared_ptr<Engine> engine, bool instruction_tuned);
+  // An instance of GemmaError (an Error with the same fields before init()).
+  Napi::Value make_error(Napi::Env env, const ErrorInfo& info) const;
+
+  // Runs f on the JavaScript thread and turns what it throws into a GemmaError.
+  template <typename F>
+  auto guarded(Napi::Env env, F&& f) const {
+    ErrorInfo error;
+    try {
+      return f();
+    } catch (const Napi::Error&) {
+      throw;
+    } catch (...) {
+      error = describe(std::current_exception());
+    }
+    throw Napi::Error(env, make_error(env, error));
+  }
+
+ private:
+  Napi::Value init(const Napi::CallbackInfo& info);
+  Napi::Value devices(const Napi::CallbackInfo& info);
+  Napi::Value inspect(const Napi::CallbackInfo& info);
+  Napi::Value load(const Napi::CallbackInfo& info);
+  Napi::Value cancel(const Napi::CallbackInfo& info);
+  void shut_down();
+
+  std::shared_ptr<Mailbox> mailbox_;
+  Napi::FunctionReference error_class_;
+  Napi::FunctionReference model_class_;
+  std::unordered_map<uint64_t, Operation> operations_;
+  uint64_t next_operation_ = 1;
+  std::vector<std::weak_ptr<Engine>> engines_;
+};
+
+// Runs work on a pool thread of Node and settles a promise with convert(env, result).
+template <typename Result>
+class PoolTask : public Napi::AsyncWorker {
+ public:
+  using Work = std::function<Result()>;
+  using Convert = std::function<Napi::Value(Napi::Env, Result&&)>;
+
+  static Napi::Value run(Napi::Env env, Work work, Convert convert) {
+    auto* task = new PoolTask(env, std::move(work), std::move(convert));  // deletes itself when done
+    const Napi::Promise promise = task->deferred_.Promise();
+    task->Queue();
+    return promise;
+  }
+
+ protected:
+  void Execute() override {
+    try {
+      result_.emplace(work_());
+    } catch (...) {
+      error_ = describe(std::current_exception());
+    }
+  }
+  void OnOK() override {
+    if (error_) {
+      deferred_.Reject(Environment::of(Env()).make_error(Env(), *error_));
+    } else {
+      deferred_.Resolve(convert_(Env(), std::move(*result_)));
+    }
+  }
+
+ private:
+  PoolTask(Napi::Env env, Work work, Convert convert)
+      : Napi::AsyncWorker(env), deferred_(env), work_(std::move(work)), convert_(std::move(convert)) {}
+
+  Napi::Promise::Deferred deferred_;
+  Work work_;
+  Convert convert_;
+  std::optional<Result> result_;
+  std::optional<ErrorInfo> error_;
+};
+
+}  // namespace gemma::binding

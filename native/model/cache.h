@@ -1,0 +1,73 @@
+// The paged key/value cache. One pool serves all sequences of a model; positions come in pages of 32. Local layers and global
+// layers have pages of their own, because local pages are given back once the window has passed them and global ones stay.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/config.h"
+
+namespace gemma {
+
+enum class KvGroup { kLocal = 0, kGlobal = 1 };
+
+// Owns the memory of all pages. Used by the engine thread only; the counters may be read through KvPoolStats snapshots.
+class KvPool {
+ public:
+  // Throws Error{kInvalidArgument} when kv_type does not fit the model (q8_0 needs a head_dim divisible by 32).
+  KvPool(Backend& backend, const ModelConfig& config, KvType kv_type);
+
+  // Zeroed memory for kPagePositions positions of all layers of the group. Throws Error{kOutOfMemory}.
+  std::byte* take(KvGroup group);
+  void give_back(KvGroup group, std::byte* page);
+
+  // Where a layer's rows are within the pages of its group.
+  const KvLayout& layout(int layer) const { return layouts_[static_cast<size_t>(layer)]; }
+  KvGroup group(int layer) const { return is_local_[static_cast<size_t>(layer)] != 0 ? KvGroup::kLocal : KvGroup::kGlobal; }
+  size_t page_bytes(KvGroup group) const { return groups_[static_cast<size_t>(group)].page_bytes; }
+  size_t pages_in_use() const { return groups_[0].in_use + groups_[1].in_use; }
+  size_t bytes_resident() const;
+
+ private:
+  struct Group {
+    size_t page_bytes = 0;
+    size_t pages_per_slab = 1;
+    size_t in_use = 0;
+    std::vector<std::unique_ptr<Buffer>> slabs;
+    std::vector<std::byte*> free;
+  };
+  Backend& backend_;
+  std::vector<KvLayout> layouts_;
+  std::vector<uint8_t> is_local_;
+  Group groups_[2];
+};
+
+// The pages of one sequence.
+class KvSequence {
+ public:
+  KvSequence(KvPool& pool, int n_window) : pool_(pool), n_window_(n_window) {}
+  ~KvSequence();
+  KvSequence(const KvSequence&) = delete;
+  KvSequence& operator=(const KvSequence&) = delete;
+
+  // Takes the pages that positions begin..end-1 are written to and read from: all of the global group below end, and those of
+  // the local group from begin - window + 1 on. Pages that fail to come leave the sequence as it was, longer at most.
+  void reserve(int begin, int end);
+  // Gives back local pages that no position from next on can see.
+  void trim(int next);
+
+  const std::byte* const* pages(KvGroup group) const { return pages_[static_cast<size_t>(group)].data(); }
+  size_t n_pages(KvGroup group) const;
+
+ private:
+  KvPool& pool_;
+  int n_window_;
+  std::vector<std::byte*> pages_[2];  // by position / kPagePositions; null where given back
+  size_t first_local_ = 0;            // local pages below are given back
+};
+
+}  // namespace gemma

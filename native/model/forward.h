@@ -1,0 +1,78 @@
+// The forward pass of Gemma 3's decoder over a ragged batch: rows of any number of sequences go through the layers together.
+// Written once, over backend.h. Source: Gemma 3 report, section 2; Hugging Face modeling_gemma3.py.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/cache.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace gemma {
+
+// What one sequence adds to a step: n tokens at positions first_position, first_position + 1, ...
+struct SequenceInput {
+  KvSequence* kv = nullptr;
+  int first_position = 0;
+  std::span<const int32_t> tokens;
+  int n_logits = 0;  // logits are wanted for this many of the last tokens
+};
+
+class Model {
+ public:
+  // max_batch: rows of a step at most.
+  Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_type, int max_batch);
+
+  const ModelConfig& config() const { return config_; }
+  KvPool& kv_pool() { return kv_pool_; }
+  int max_batch() const { return max_batch_; }
+  // Bytes of activation buffers.
+  size_t scratch_bytes() const;
+
+  // Runs the tokens of all sequences through the layers and calls on_logits(sequence, index, logits[n_vocab]) for every wanted
+  // row, in order; logits may be changed in place and are valid during the call. should_stop is asked between layers; when it
+  // says true the step is given up and false returned: nothing is lost but the work, the step can be repeated.
+  // Throws Error{kOutOfMemory} when the cache cannot grow.
+  bool forward(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop,
+               const std::function<void(size_t sequence, int index, std::span<float> logits)>& on_logits);
+
+ private:
+  // One step's rows, as the backend wants them.
+  struct Batch {
+    int n = 0;
+    std::vector<int32_t> tokens;
+    std::vector<int32_t> positions;
+    std::vector<RowSpan> spans[2];            // by KvGroup
+    std::vector<BatchSequence> sequences[2];  // by KvGroup
+  };
+  void plan(std::span<const SequenceInput> inputs);
+  void attention_block(int layer);  // attention.cpp
+  void ffn_block(int layer);        // ffn.cpp
+
+  Backend& backend_;
+  ModelConfig config_;
+  Weights weights_;
+  KvPool kv_pool_;
+  int max_batch_;
+  Batch batch_;
+
+  // Activations, [max_batch, width]
+  std::unique_ptr<Buffer> x_;       // model_dim: the residual stream
+  std::unique_ptr<Buffer> h_;       // model_dim: normed input, branch output
+  std::unique_ptr<Buffer> q_;       // q_dim
+  std::unique_ptr<Buffer> k_;       // kv_dim
+  std::unique_ptr<Buffer> v_;       // kv_dim
+  std::unique_ptr<Buffer> attn_;    // q_dim
+  std::unique_ptr<Buffer> gate_;    // ffn_dim
+  std::unique_ptr<Buffer> up_;      // ffn_dim
+  std::unique_ptr<Buffer> rope_[2]; // head_dim, by KvGroup
+  std::unique_ptr<Buffer> head_x_;  // [kLogitRows, model_dim]
+  std::unique_ptr<Buffer> logits_;  // [kLogitRows, n_vocab]
+  std::vector<float> host_logits_;
+};
+
+}  // namespace gemma

@@ -1,0 +1,97 @@
+#include "model/weights.h"
+
+#include <cmath>
+#include <string>
+
+#include "base/error.h"
+#include "quant/dequantize.h"
+
+namespace gemma {
+namespace {
+
+const GgufTensor& require_tensor(const GgufFile& file, const std::string& name) {
+  const GgufTensor* tensor = file.find_tensor(name);
+  if (tensor == nullptr) throw Error(ErrorCode::kGgufInvalid, "BAD_TENSOR", "tensor " + name + ": missing");
+  return *tensor;
+}
+
+// Small vectors, gathered on the host and uploaded in one go.
+class SmallVectors {
+ public:
+  // The address is set by upload().
+  void add(const float** field, std::vector<float> values) {
+    while (host_.size() % 16 != 0) host_.push_back(0);
+    fields_.push_back({field, host_.size()});
+    host_.insert(host_.end(), values.begin(), values.end());
+  }
+  void add(const float** field, const GgufTensor& tensor) {
+    std::vector<float> values(static_cast<size_t>(tensor.shape.back()));
+    dequantize_row(tensor.type, tensor.data, values.data(), tensor.shape.back());
+    add(field, std::move(values));
+  }
+  std::unique_ptr<Buffer> upload(Backend& backend) const {
+    std::unique_ptr<Buffer> buffer = backend.allocate(host_.size() * sizeof(float));
+    backend.upload(buffer->data(), host_.data(), host_.size() * sizeof(float));
+    for (const Field& field : fields_) *field.address = buffer->floats() + field.offset;
+    return buffer;
+  }
+
+ private:
+  struct Field {
+    const float** address;
+    size_t offset;
+  };
+  std::vector<float> host_;
+  std::vector<Field> fields_;
+};
+
+// In float32, as Hugging Face computes them (Gemma3RotaryEmbedding): base^(-2j / head_dim), then divided by the factor.
+std::vector<float> inverse_frequencies(float base, float factor, int head_dim) {
+  std::vector<float> out;
+  for (int j = 0; j < head_dim; j += 2) {
+    out.push_back(1.0f / std::pow(base, static_cast<float>(j) / static_cast<float>(head_dim)) / factor);
+  }
+  return out;
+}
+
+}  // namespace
+
+Weights load_weights(Backend& backend, std::shared_ptr<const GgufFile> file, const ModelConfig& config) {
+  Weights w;
+  SmallVectors small;
+  const auto matrix = [&](const std::string& name) {
+    const GgufTensor& t = require_tensor(*file, name);
+    return backend.load_weight(t.type, static_cast<int>(t.shape[0]), static_cast<int>(t.shape[1]), t.data);
+  };
+  w.token_embd = matrix("token_embd.weight");
+  w.output = file->find_tensor("output.weight") != nullptr ? matrix("output.weight") : w.token_embd;
+  w.output.n_out = config.n_vocab;
+  small.add(&w.output_norm, require_tensor(*file, "output_norm.weight"));
+
+  w.layers.resize(static_cast<size_t>(config.n_layers));
+  for (int i = 0; i < config.n_layers; ++i) {
+    LayerWeights& layer = w.layers[static_cast<size_t>(i)];
+    const auto name = [&](const char* field) { return "blk." + std::to_string(i) + "." + field + ".weight"; };
+    const auto norm = [&](const float** address, const char* field) { small.add(address, require_tensor(*file, name(field))); };
+    norm(&layer.attn_norm, "attn_norm");
+    layer.attn_q = matrix(name("attn_q"));
+    layer.attn_k = matrix(name("attn_k"));
+    layer.attn_v = matrix(name("attn_v"));
+    norm(&layer.attn_q_norm, "attn_q_norm");
+    norm(&layer.attn_k_norm, "attn_k_norm");
+    layer.attn_output = matrix(name("attn_output"));
+    norm(&layer.post_attention_norm, "post_attention_norm");
+    norm(&layer.ffn_norm, "ffn_norm");
+    layer.ffn_gate = matrix(name("ffn_gate"));
+    layer.ffn_up = matrix(name("ffn_up"));
+    layer.ffn_down = matrix(name("ffn_down"));
+    norm(&layer.post_ffw_norm, "post_ffw_norm");
+  }
+  small.add(&w.inv_freq_local, inverse_frequencies(config.rope_base_local, 1.0f, config.head_dim));
+  small.add(&w.inv_freq_global, inverse_frequencies(config.rope_base_global, config.rope_factor_global, config.head_dim));
+  w.small = small.upload(backend);
+  w.file = std::move(file);
+  return w;
+}
+
+}  // namespace gemma

@@ -1,0 +1,44 @@
+// The tensors of a model as the backend holds them. Field names are the tensor names of GGUF.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "gguf/gguf.h"
+#include "model/config.h"
+
+namespace gemma {
+
+struct LayerWeights {
+  const float* attn_norm = nullptr;            // [model_dim], 1 + w as GGUF stores it
+  Weight attn_q;                               // [q_dim, model_dim]
+  Weight attn_k;                               // [kv_dim, model_dim]
+  Weight attn_v;                               // [kv_dim, model_dim]
+  const float* attn_q_norm = nullptr;          // [head_dim]
+  const float* attn_k_norm = nullptr;          // [head_dim]
+  Weight attn_output;                          // [model_dim, q_dim]
+  const float* post_attention_norm = nullptr;  // [model_dim]
+  const float* ffn_norm = nullptr;             // [model_dim]
+  Weight ffn_gate;                             // [ffn_dim, model_dim]
+  Weight ffn_up;                               // [ffn_dim, model_dim]
+  Weight ffn_down;                             // [model_dim, ffn_dim]
+  const float* post_ffw_norm = nullptr;        // [model_dim]
+};
+
+struct Weights {
+  Weight token_embd;                   // [rows, model_dim]
+  Weight output;                       // [n_vocab, model_dim]: output.weight, or the embedding again
+  const float* output_norm = nullptr;  // [model_dim]
+  std::vector<LayerWeights> layers;
+  const float* inv_freq_local = nullptr;   // [head_dim / 2]
+  const float* inv_freq_global = nullptr;  // [head_dim / 2], divided by the RoPE factor
+
+  std::unique_ptr<Buffer> small;           // norms and frequencies, copied to the backend
+  std::shared_ptr<const GgufFile> file;    // keeps the mapping
+};
+
+// Hands every tensor to the backend. config must come from read_model_config(file), which has checked them.
+Weights load_weights(Backend& backend, std::shared_ptr<const GgufFile> file, const ModelConfig& config);
+
+}  // namespace gemma

@@ -1,0 +1,279 @@
+// One step, in this order (each neutral value switches its step off):
+//   1. logits with NaN or +infinity are refused. Log-probabilities that are reported are of the logits as they are
+//   here.
+//   2. logit_bias is added; -infinity bans.
+//   3. Penalties, for every token of the window, c times in it. Repetition r: a positive logit is divided by r, a
+//   negative
+//      one multiplied (CTRL, Keskar et al. 2019; transformers RepetitionPenaltyLogitsProcessor). Then frequency f and
+//      presence p: logit - c * f - p (OpenAI).
+//   4. Banned ids get -infinity.
+//   5. temperature 0: the best logit, the lowest id of equals. Else:
+//   6. top-k: the k best, of equals the lower ids.
+//   7. softmax(logit / temperature) of what is left.
+//   8. top-p: the fewest best tokens whose probabilities sum to p or more, at least one.
+//   9. min-p: tokens with at least min_p times the probability of the best.
+//  10. A draw from the rest in proportion to probability: xoshiro256** seeded with splitmix64 (Blackman, Vigna 2018).
+// transformers applies temperature before top-k, which keeps the same tokens.
+#include "runtime/sampler.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <string>
+
+#include "base/error.h"
+
+namespace gemma {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kMaxFloat = std::numeric_limits<float>::max();
+
+bool has_nan_or_infinity(std::span<const float> logits) {
+  unsigned bad = 0;  // no early exit: the compiler vectorises this
+  for (const float x : logits) bad |= static_cast<unsigned>(!(x <= kMaxFloat));
+  return bad != 0;
+}
+
+float max_of_block(std::span<const float> block) {
+  constexpr size_t kLanes = 16;  // independent maxima: a single one would be a chain of dependent instructions
+  float lanes[kLanes];
+  std::fill(std::begin(lanes), std::end(lanes), -kInfinity);
+  size_t i = 0;
+  for (; i + kLanes <= block.size(); i += kLanes) {
+    for (size_t j = 0; j < kLanes; ++j) lanes[j] = block[i + j] > lanes[j] ? block[i + j] : lanes[j];
+  }
+  for (; i < block.size(); ++i) lanes[0] = std::max(lanes[0], block[i]);
+  return *std::max_element(std::begin(lanes), std::end(lanes));
+}
+
+// The k best logits above -infinity, best first, of equals the lower id. make(logit, token) is appended to out.
+// With n logits in blocks, the k-th best block maximum bounds the k-th best logit from below, so one vectorised pass
+// and a look into few blocks is all that most of the n logits cost.
+template <typename T, typename Make>
+void best_of(std::span<const float> logits, size_t k, std::vector<T>* out, Make make) {
+  constexpr size_t kBlock = 256;
+  const size_t n = logits.size();
+  const size_t n_blocks = (n + kBlock - 1) / kBlock;
+  std::vector<float> maxima(n_blocks);
+  for (size_t b = 0; b < n_blocks; ++b)
+    maxima[b] = max_of_block(logits.subspan(b * kBlock, std::min(kBlock, n - b * kBlock)));
+  float threshold = -kInfinity;
+  if (k > 0 && k <= n_blocks) {
+    std::vector<float> sorted = maxima;
+    std::nth_element(sorted.begin(), sorted.begin() + static_cast<ptrdiff_t>(k - 1), sorted.end(), std::greater<>());
+    threshold = sorted[k - 1];
+  }
+  for (size_t b = 0; b < n_blocks; ++b) {
+    if (maxima[b] < threshold || maxima[b] == -kInfinity) continue;
+    for (size_t i = b * kBlock; i < std::min(n, (b + 1) * kBlock); ++i) {
+      if (logits[i] >= threshold && logits[i] > -kInfinity) out->push_back(make(logits[i], static_cast<TokenId>(i)));
+    }
+  }
+  const auto is_better = [](const T& a, const T& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
+  };
+  if (out->size() > k) {
+    std::nth_element(out->begin(), out->begin() + static_cast<ptrdiff_t>(k), out->end(), is_better);
+    out->resize(k);
+  }
+  std::sort(out->begin(), out->end(), is_better);
+}
+
+std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, int n, double normaliser) {
+  std::vector<TokenLogprob> top;
+  best_of(logits, static_cast<size_t>(n), &top, [&](float logit, TokenId token) {
+    return TokenLogprob{token, logit, static_cast<float>(logit - normaliser)};
+  });
+  return top;
+}
+
+[[noreturn]] void bad_sampling(const char* name, const char* expected, double found) {
+  throw Error(ErrorCode::kInvalidArgument, "BAD_SAMPLING",
+              std::string(name) + ": expected " + expected + ", found " + std::to_string(found));
+}
+
+uint64_t splitmix64(uint64_t* state) {
+  uint64_t z = *state += 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
+
+Sampler::Sampler(const SamplingParams& params, std::span<const TokenId> banned)
+    : params_(params),
+      banned_(banned),
+      has_penalties_(
+          params.penalty_window != 0 &&
+          (params.repetition_penalty != 1.0f || params.frequency_penalty != 0.0f || params.presence_penalty != 0.0f)) {
+  const SamplingParams& p = params_;
+  if (!(p.temperature >= 0 && p.temperature <= kMaxFloat)) bad_sampling("temperature", "0 or more", p.temperature);
+  if (p.top_k < 0) bad_sampling("top_k", "0 (off) or more", p.top_k);
+  if (!(p.top_p >= 0 && p.top_p <= 1)) bad_sampling("top_p", "0 to 1", p.top_p);
+  if (!(p.min_p >= 0 && p.min_p <= 1)) bad_sampling("min_p", "0 to 1", p.min_p);
+  if (!(p.repetition_penalty > 0 && p.repetition_penalty <= kMaxFloat)) {
+    bad_sampling("repetition_penalty", "more than 0", p.repetition_penalty);
+  }
+  if (!(std::fabs(p.frequency_penalty) <= 1e6f)) bad_sampling("frequency_penalty", "-1e6 to 1e6", p.frequency_penalty);
+  if (!(std::fabs(p.presence_penalty) <= 1e6f)) bad_sampling("presence_penalty", "-1e6 to 1e6", p.presence_penalty);
+  if (p.penalty_window < -1) bad_sampling("penalty_window", "-1 (all), 0 (off) or more", p.penalty_window);
+  if (p.n_logprobs < 0) bad_sampling("n_logprobs", "0 or more", p.n_logprobs);
+  for (const auto& [token, bias] : p.logit_bias) {
+    if (!(bias <= kMaxFloat)) bad_sampling("logit_bias", "a number or -infinity", bias);
+  }
+  uint64_t state = p.seed;
+  for (uint64_t& word : rng_state_) word = splitmix64(&state);
+}
+
+double Sampler::next_uniform() {
+  uint64_t* s = rng_state_;
+  const uint64_t result = std::rotl(s[1] * 5, 7) * 9;
+  const uint64_t t = s[1] << 17;
+  s[2] ^= s[0];
+  s[3] ^= s[1];
+  s[1] ^= s[2];
+  s[0] ^= s[3];
+  s[2] ^= t;
+  s[3] = std::rotl(s[3], 45);
+  return static_cast<double>(result >> 11) * 0x1p-53;
+}
+
+void Sampler::accept(TokenId token) {
+  if (!has_penalties_) return;
+  ++window_counts_[token];
+  if (params_.penalty_window < 0) return;
+  if (window_.size() < static_cast<size_t>(params_.penalty_window)) {
+    window_.push_back(token);
+    return;
+  }
+  const auto oldest = window_counts_.find(window_[window_next_]);
+  if (--oldest->second == 0) window_counts_.erase(oldest);
+  window_[window_next_] = token;
+  window_next_ = (window_next_ + 1) % window_.size();
+}
+
+void Sampler::change(std::span<float> logits, TokenId token, float value) {
+  if (token < 0 || static_cast<size_t>(token) >= logits.size()) {
+    throw Error(ErrorCode::kInvalidArgument, "BAD_TOKEN",
+                "token id " + std::to_string(token) + " is outside of 0.." + std::to_string(logits.size() - 1));
+  }
+  float& logit = logits[static_cast<size_t>(token)];
+  changed_.emplace_back(token, logit);
+  logit = std::min(value, kMaxFloat);
+}
+
+SampledToken Sampler::sample(std::span<float> logits) {
+  if (has_nan_or_infinity(logits)) {
+    throw Error(ErrorCode::kNonFinite, "NONFINITE", "the model's logits hold NaN or infinity");
+  }
+  SampledToken sampled;
+  double normaliser = 0;
+  if (params_.n_logprobs > 0) {
+    normaliser = log_sum_exp(logits);
+    sampled.top = top_logprobs(logits, params_.n_logprobs, normaliser);
+  }
+
+  changed_.clear();
+  const auto at = [&](TokenId token) {
+    return token >= 0 && static_cast<size_t>(token) < logits.size() ? logits[static_cast<size_t>(token)] : 0.0f;
+  };
+  for (const auto& [token, bias] : params_.logit_bias) change(logits, token, at(token) + bias);
+  if (has_penalties_) {
+    for (const auto& [token, count] : window_counts_) {
+      float logit = at(token);
+      logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
+      logit -= static_cast<float>(count) * params_.frequency_penalty + params_.presence_penalty;
+      change(logits, token, logit);
+    }
+  }
+  for (const TokenId token : banned_) {
+    if (static_cast<size_t>(token) < logits.size()) change(logits, token, -kInfinity);
+  }
+
+  sampled.token = draw(logits);
+  if (params_.n_logprobs > 0) {
+    float logit = at(sampled.token);
+    const auto first =
+        std::find_if(changed_.begin(), changed_.end(), [&](const auto& c) { return c.first == sampled.token; });
+    if (first != changed_.end()) logit = first->second;
+    sampled.chosen = {sampled.token, logit, static_cast<float>(logit - normaliser)};
+  }
+  return sampled;
+}
+
+TokenId Sampler::draw(std::span<const float> logits) {
+  const auto make = [](float logit, TokenId token) { return Candidate{logit, token, 0}; };
+  const bool is_greedy = params_.temperature == 0.0f;
+  const auto take_best = [&](size_t k) {
+    candidates_.clear();
+    best_of(logits, k, &candidates_, make);
+  };
+  take_best(is_greedy || params_.top_k == 0 ? 1 : static_cast<size_t>(params_.top_k));
+  if (candidates_.empty()) {
+    throw Error(ErrorCode::kInvalidArgument, "ALL_BANNED",
+                "no token is left: every one is banned or has a logit of -infinity");
+  }
+  if (is_greedy) return candidates_[0].token;
+
+  const double best = candidates_[0].logit;
+  const double temperature = params_.temperature;
+  const auto weight = [&](float logit) { return std::exp((logit - best) / temperature); };
+  const auto weigh = [&] {
+    double sum = 0;
+    for (Candidate& c : candidates_) sum += c.weight = weight(c.logit);
+    return sum;
+  };
+  double total = 0;
+  if (params_.top_k > 0) {
+    total = weigh();
+  } else if (params_.top_p < 1.0f) {
+    // Top-p of the whole vocabulary needs the order of its best tokens only: sort more until they suffice.
+    for (const float logit : logits) total += weight(logit);
+    for (size_t k = 256;; k *= 16) {
+      take_best(k);
+      if (weigh() >= params_.top_p * total || k >= logits.size()) break;
+    }
+  } else {
+    candidates_.clear();
+    for (size_t i = 0; i < logits.size(); ++i) {
+      if (logits[i] > -kInfinity) candidates_.push_back(make(logits[i], static_cast<TokenId>(i)));
+    }
+    total = weigh();
+  }
+
+  if (params_.top_p < 1.0f) {
+    double sum = 0;
+    size_t n_kept = 0;
+    while (n_kept < candidates_.size() && (n_kept == 0 || sum < params_.top_p * total))
+      sum += candidates_[n_kept++].weight;
+    candidates_.resize(n_kept);
+  }
+  std::erase_if(candidates_, [&](const Candidate& c) { return c.weight < params_.min_p; });
+
+  double left = 0;
+  for (const Candidate& c : candidates_) left += c.weight;
+  left *= next_uniform();
+  for (const Candidate& c : candidates_) {
+    left -= c.weight;
+    if (left < 0) return c.token;
+  }
+  return candidates_.back().token;  // rounding
+}
+
+double log_sum_exp(std::span<const float> logits) {
+  const double best = max_of_block(logits);
+  if (best == -std::numeric_limits<double>::infinity()) return best;
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit - best);
+  return best + std::log(sum);
+}
+
+std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, int n) {
+  return n > 0 ? top_logprobs(logits, n, log_sum_exp(logits)) : std::vector<TokenLogprob>();
+}
+
+}  // namespace gemma

@@ -1,0 +1,79 @@
+// Checks that are no tests: style, types, the package. `npm test -- --checks` runs them after the tests.
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import { delimiter, join } from 'node:path';
+import { jobs, root, run } from './steps.mjs';
+
+const CLANG_FORMAT = '23.1.5';
+const CLANG_TIDY = '23.1.4';
+
+function node(...args) {
+  return run(process.execPath, args);
+}
+
+function package_(name) {
+  return join(root, 'node_modules', ...name.split('/'));
+}
+
+function nativeFiles(extensions, folders) {
+  const files = [];
+  const walk = (folder) => {
+    for (const name of readdirSync(folder)) {
+      const path = join(folder, name);
+      if (statSync(path).isDirectory()) walk(path);
+      else if (extensions.some((extension) => name.endsWith(extension))) files.push(path);
+    }
+  };
+  folders.forEach((folder) => walk(join(root, folder)));
+  return files;
+}
+
+// From the Python package index, each into a folder of its own: pinned, so that everyone formats alike.
+async function clangTool(name, version) {
+  const folder = join(root, '.cache', `${name}-${version}`);
+  if (!existsSync(join(folder, 'bin'))) {
+    const quiet = ['--quiet', '--disable-pip-version-check'];
+    await run('python3', ['-m', 'pip', 'install', ...quiet, '--target', folder, `${name}==${version}`]);
+  }
+  const env = { ...process.env, PYTHONPATH: [folder, process.env.PYTHONPATH].filter(Boolean).join(delimiter) };
+  return { bin: join(folder, 'bin'), env };
+}
+
+/** Runs clang-format over all C++ files. */
+export async function clangFormat(...flags) {
+  const { bin, env } = await clangTool('clang-format', CLANG_FORMAT);
+  await run(
+    join(bin, 'clang-format'),
+    [...flags, ...nativeFiles(['.h', '.cpp'], ['native', 'test/native', 'benchmarks'])],
+    { env },
+  );
+}
+
+export const checks = [
+  { name: 'Types', work: () => node(package_('typescript/bin/tsc'), '--noEmit') },
+  { name: 'ESLint', work: () => node(package_('eslint/bin/eslint.js'), '.') },
+  { name: 'Prettier', work: () => node(package_('prettier/bin/prettier.cjs'), '--check', '.') },
+  { name: 'clang-format', work: () => clangFormat('--dry-run', '--Werror') },
+  {
+    name: 'clang-tidy',
+    work: async () => {
+      const { bin, env } = await clangTool('clang-tidy', CLANG_TIDY);
+      const runner = join(bin, 'run-clang-tidy.py');
+      // The addon's build has the compile commands of everything that ships. It may have used another compiler's warnings.
+      const flags = [
+        '-clang-tidy-binary',
+        join(bin, 'clang-tidy'),
+        '-p',
+        join(root, 'build'),
+        '-extra-arg=-Wno-unknown-warning-option',
+      ];
+      await run('python3', [runner, ...flags, '-j', jobs, '-quiet', '/native/'], { env });
+    },
+  },
+  {
+    name: 'Package (publint, are the types wrong)',
+    work: async () => {
+      await node(package_('publint/src/cli.js'), '--strict');
+      await node(package_('@arethetypeswrong/cli/dist/index.js'), '--pack', '.');
+    },
+  },
+];

@@ -1,0 +1,160 @@
+// What `npm start` and `npm test` have in common: each brings the checkout into shape by itself, says what it does, and skips
+// what is done already. Node's own modules only: this runs before anything is installed.
+import { spawn, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+export const jobs = String(availableParallelism());
+
+/** Ends the script with a message instead of a stack. */
+export class SetupError extends Error {}
+
+export function say(text) {
+  process.stdout.write(`\n== ${text}\n`);
+}
+
+/** Runs a program with its output on the terminal; rejects when it fails. */
+export function run(command, args, options = {}) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { cwd: root, stdio: ['ignore', 'inherit', 'inherit'], ...options });
+    child.on('error', reject);
+    child.on('close', (code, signal) => {
+      if (code === 0) resolve();
+      else reject(new SetupError(`${[command, ...args].join(' ')} failed (${signal ?? `exit ${code}`})`));
+    });
+  });
+}
+
+/** Runs a program and returns everything it printed; it is printed here only when the program fails. */
+export function capture(command, args, options = {}) {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'], ...options });
+    let output = '';
+    child.stdout.on('data', (chunk) => (output += chunk));
+    child.stderr.on('data', (chunk) => (output += chunk));
+    child.on('error', reject);
+    child.on('close', (code, signal) => resolve({ ok: code === 0, status: signal ?? `exit ${code}`, output }));
+  });
+}
+
+async function quietly(command, args, options) {
+  const { ok, status, output } = await capture(command, args, options);
+  if (ok) return;
+  process.stdout.write(output);
+  throw new SetupError(`${[command, ...args].join(' ')} failed (${status})`);
+}
+
+function version(command) {
+  const { status, stdout } = spawnSync(command, ['--version'], { encoding: 'utf8' });
+  return status === 0 ? stdout : undefined;
+}
+
+function atLeast(text, wanted) {
+  const found = /(\d+)\.(\d+)/.exec(text)?.slice(1).map(Number) ?? [0, 0];
+  return found[0] > wanted[0] || (found[0] === wanted[0] && found[1] >= wanted[1]);
+}
+
+/** Throws with a list of what is missing and how to get it. */
+export function checkTools() {
+  const missing = [];
+  if (!atLeast(process.versions.node, [20, 12])) {
+    missing.push(
+      `Node.js 20.12 or newer; this is ${process.versions.node}. Get it from your package manager or nodejs.org`,
+    );
+  }
+  if (!atLeast(version('cmake') ?? '', [3, 21])) {
+    missing.push(
+      'CMake 3.21 or newer: apt-get install cmake, brew install cmake, winget install Kitware.CMake or pip install cmake',
+    );
+  }
+  const compilers = [process.env.CXX, 'c++', 'g++', 'clang++'].filter(Boolean);
+  if (process.platform !== 'win32' && !compilers.some(version)) {
+    missing.push('a C++20 compiler (GCC 11, Clang 14 or newer): apt-get install g++, or xcode-select --install');
+  }
+  if (process.platform !== 'win32' && !['ninja', 'make'].some(version)) {
+    missing.push('make or ninja: apt-get install make');
+  }
+  if (missing.length > 0)
+    throw new SetupError(`something is missing:\n${missing.map((line) => `  - ${line}`).join('\n')}`);
+}
+
+function npm(args) {
+  // Through the npm that started this script where there is one; on Windows npm is no program that can be spawned.
+  const { npm_execpath: path } = process.env;
+  return path ? run(process.execPath, [path, ...args]) : run('npm', args, { shell: process.platform === 'win32' });
+}
+
+export async function install() {
+  const lock = readFileSync(join(root, 'package-lock.json'));
+  const digest = createHash('sha256').update(lock).digest('hex');
+  const stamp = join(root, 'node_modules', '.gemma-installed');
+  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === digest) return;
+  say('Installing npm packages');
+  await npm(['ci', '--ignore-scripts', '--no-audit', '--no-fund']);
+  writeFileSync(stamp, digest);
+}
+
+export async function buildNative() {
+  say('Building the addon (the first time takes a minute or two)');
+  await quietly(process.execPath, [join(root, 'scripts', 'build-native.mjs')]);
+}
+
+function newest(path) {
+  if (!existsSync(path)) return 0;
+  const stats = statSync(path);
+  if (!stats.isDirectory()) return stats.mtimeMs;
+  return Math.max(0, ...readdirSync(path).map((name) => newest(join(path, name))));
+}
+
+export async function buildTypeScript() {
+  const sources = ['lib', 'package.json', 'tsconfig.json', 'tsconfig.build.json'].map((name) =>
+    newest(join(root, name)),
+  );
+  const built = join(root, 'dist', 'cli', 'main.js');
+  if (existsSync(built) && statSync(built).mtimeMs > Math.max(...sources)) return;
+  say('Compiling TypeScript');
+  await run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', 'tsconfig.build.json']);
+}
+
+export async function fetchModel() {
+  const { fetchTestModel } = await import('./fetch-test-model.mjs');
+  say('Looking for Gemma 3 270M (downloads 253 MB the first time)');
+  return fetchTestModel();
+}
+
+/** Configures and builds the native tests; flavour: '', 'address' or 'thread'. Returns the build folder. */
+export async function buildNativeTests(flavour) {
+  const folder = join(root, 'build', flavour ? `tests-${flavour}` : 'tests');
+  say(`Building the native tests${flavour ? ` for the ${flavour} sanitizer` : ''}`);
+  mkdirSync(folder, { recursive: true });
+  const generator = version('ninja') ? ['-G', 'Ninja'] : [];
+  // Sanitized builds keep the asserts and skip what only costs compile time.
+  const type = flavour ? ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1'] : ['-DCMAKE_BUILD_TYPE=Release'];
+  await quietly('cmake', [
+    '-S',
+    root,
+    '-B',
+    folder,
+    ...generator,
+    ...type,
+    '-DGEMMA_TESTS=ON',
+    '-DGEMMA_ADDON=OFF',
+    `-DGEMMA_SANITIZE=${flavour}`,
+  ]);
+  await quietly('cmake', ['--build', folder, '--parallel', jobs]);
+  return folder;
+}
+
+/** Runs a script's main function; a SetupError is told in one line. */
+export async function main(work) {
+  try {
+    await work();
+  } catch (error) {
+    process.stderr.write(`\n${error instanceof SetupError ? error.message : error.stack}\n`);
+    process.exitCode = 1;
+  }
+}

@@ -1,0 +1,112 @@
+// npm test: sets everything up and runs all tests.
+//
+//   npm test                   native tests, the same under sanitizers, TypeScript tests
+//   npm test -- --quick        without the sanitizers
+//   npm test -- --checks       also lint, format, types, package (what .ci/run does)
+//
+// Ends with one line, "N passed, N failed", over all of them.
+import { readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { checks } from './checks.mjs';
+import {
+  buildNative,
+  buildNativeTests,
+  buildTypeScript,
+  capture,
+  checkTools,
+  fetchModel,
+  install,
+  main,
+  root,
+  run,
+  say,
+} from './steps.mjs';
+
+const arguments_ = process.argv.slice(2);
+const total = { passed: 0, failed: 0 };
+
+function count(passed, failed) {
+  total.passed += passed;
+  total.failed += failed;
+}
+
+// Every program prints "N passed, N failed"; one that died before that counts as one failure.
+async function runNativeTests(folder, name, environment, only) {
+  say(`Running the native tests (${name})`);
+  const { ok, output } = await capture(
+    'ctest',
+    [
+      '--test-dir',
+      folder,
+      '--verbose',
+      '--timeout',
+      '900',
+      ...(only ? ['--tests-regex', `^(${only.join('|')})$`] : []),
+    ],
+    { env: { ...process.env, ...environment } },
+  );
+  let passed = 0;
+  let failed = 0;
+  for (const [, p, f] of output.matchAll(/^\d+: (\d+) passed, (\d+) failed$/gm)) {
+    passed += Number(p);
+    failed += Number(f);
+  }
+  if (!ok && failed === 0) failed = 1;
+  if (!ok) process.stdout.write(output);
+  process.stdout.write(`${passed} passed, ${failed} failed\n`);
+  count(passed, failed);
+}
+
+async function runJest() {
+  say('Running the TypeScript tests');
+  const report = join(root, 'build', 'jest.json');
+  rmSync(report, { force: true });
+  const jest = join(root, 'node_modules', 'jest', 'bin', 'jest.js');
+  const failure = await run(process.execPath, [jest, '--json', '--outputFile', report]).then(
+    () => undefined,
+    (error) => error,
+  );
+  try {
+    const { numPassedTests, numFailedTests, numRuntimeErrorTestSuites } = JSON.parse(readFileSync(report, 'utf8'));
+    count(numPassedTests, numFailedTests + numRuntimeErrorTestSuites);
+    if (failure && numFailedTests + numRuntimeErrorTestSuites === 0) count(0, 1);
+  } catch {
+    count(0, 1); // it died before it could write its report
+  }
+}
+
+await main(async () => {
+  checkTools();
+  await install();
+  await buildNative();
+  await buildTypeScript();
+  // The tests of both kinds find the model by this variable.
+  process.env.GEMMA_TEST_MODEL = await fetchModel();
+
+  await runNativeTests(await buildNativeTests(''), 'optimised', {});
+  if (!arguments_.includes('--quick') && process.platform === 'linux') {
+    await runNativeTests(await buildNativeTests('address'), 'AddressSanitizer, UndefinedBehaviorSanitizer', {
+      ASAN_OPTIONS: 'detect_leaks=1:strict_string_checks=1',
+      UBSAN_OPTIONS: 'print_stacktrace=1',
+    });
+    // Only what has threads.
+    await runNativeTests(await buildNativeTests('thread'), 'ThreadSanitizer', { TSAN_OPTIONS: 'halt_on_error=1' }, [
+      'base',
+      'engine',
+    ]);
+  }
+  await runJest();
+  if (arguments_.includes('--checks')) {
+    for (const { name, work } of checks) {
+      say(name);
+      const failure = await work().then(
+        () => undefined,
+        (error) => error,
+      );
+      process.stdout.write(failure ? `failed: ${failure.message}\n` : 'passed\n');
+      count(failure ? 0 : 1, failure ? 1 : 0);
+    }
+  }
+  process.stdout.write(`\n${total.passed} passed, ${total.failed} failed\n`);
+  if (total.failed > 0) process.exitCode = 1;
+});

@@ -1,0 +1,125 @@
+import { Gemma, type GenerateOptions, type LoadOptions } from '../../lib/index.js';
+import { estimateOptions, generateOptions, loadOptions, logitsOptions, tokenIds } from '../../lib/options.js';
+import { rejection, tiny } from './helpers.js';
+
+describe('generate options', () => {
+  test('defaults are those of Gemma', () => {
+    expect(generateOptions({})).toMatchObject({
+      temperature: 1,
+      topK: 64,
+      topP: 0.95,
+      minP: 0,
+      maxOutputTokens: -1,
+      logprobs: 0,
+    });
+  });
+
+  test('seeds differ unless given', () => {
+    expect(generateOptions({}).seed).not.toBe(generateOptions({}).seed);
+    expect(generateOptions({ seed: 7 }).seed).toBe(7);
+  });
+
+  const wrong: [GenerateOptions | Record<string, unknown>, typeof TypeError | typeof RangeError, string][] = [
+    [{ temperature: -0.1 }, RangeError, 'temperature'],
+    [{ temperature: NaN }, RangeError, 'temperature'],
+    [{ temperature: Infinity }, RangeError, 'temperature'],
+    [{ temperature: '1' }, TypeError, 'temperature'],
+    [{ temperature: null }, TypeError, 'temperature'],
+    [{ topK: 1.5 }, RangeError, 'topK'],
+    [{ topK: -1 }, RangeError, 'topK'],
+    [{ topK: 2 ** 31 }, RangeError, 'topK'],
+    [{ topP: 0 }, RangeError, 'topP'],
+    [{ topP: 1.01 }, RangeError, 'topP'],
+    [{ minP: -1 }, RangeError, 'minP'],
+    [{ maxOutputTokens: 0 }, RangeError, 'maxOutputTokens'],
+    [{ maxOutputTokens: 2 ** 40 }, RangeError, 'maxOutputTokens'],
+    [{ seed: -1 }, RangeError, 'seed'],
+    [{ seed: 2 ** 53 }, RangeError, 'seed'],
+    [{ seed: 3n }, TypeError, 'seed'],
+    [{ repetitionPenalty: 0 }, RangeError, 'repetitionPenalty'],
+    [{ frequencyPenalty: NaN }, RangeError, 'frequencyPenalty'],
+    [{ presencePenalty: '0' }, TypeError, 'presencePenalty'],
+    [{ penaltyWindow: -2 }, RangeError, 'penaltyWindow'],
+    [{ stopSequences: 'END' }, TypeError, 'stopSequences'],
+    [{ stopSequences: [''] }, RangeError, 'stopSequences[0]'],
+    [{ stopSequences: ['a', 1] }, TypeError, 'stopSequences[1]'],
+    [{ logitBias: 3 }, TypeError, 'logitBias'],
+    [{ logitBias: { a: 1 } }, RangeError, 'logitBias'],
+    [{ logitBias: { 5: 'x' } }, TypeError, 'logitBias[5]'],
+    [{ logitBias: { 5: Infinity } }, RangeError, 'logitBias[5]'],
+    [{ logprobs: 101 }, RangeError, 'logprobs'],
+    [{ onOverflow: 'shift' }, RangeError, 'onOverflow'],
+    [{ raw: 1 }, TypeError, 'raw'],
+    [{ signal: {} }, TypeError, 'signal'],
+    [{ maxTokens: 5 }, TypeError, 'maxTokens'],
+    [[] as unknown as Record<string, unknown>, TypeError, 'options'],
+  ];
+  test.each(wrong)('%p', (options, kind, name) => {
+    const call = () => generateOptions(options);
+    expect(call).toThrow(kind);
+    expect(call).toThrow(new RegExp(`^${name.replace(/[[\]]/g, '\\$&')}`));
+  });
+
+  test('what later versions bring', () => {
+    for (const option of ['schema', 'tools', 'panAndScan']) {
+      expect(() => generateOptions({ [option]: true })).toThrow(
+        expect.objectContaining({ code: 'ERR_UNSUPPORTED_INPUT' }),
+      );
+    }
+  });
+});
+
+describe('load options', () => {
+  const wrong: [LoadOptions | Record<string, unknown>, typeof TypeError | typeof RangeError, string][] = [
+    [{ threads: 0 }, RangeError, 'threads'],
+    [{ threads: 1e6 }, RangeError, 'threads'],
+    [{ contextSize: 0 }, RangeError, 'contextSize'],
+    [{ contextSize: '4096' }, TypeError, 'contextSize'],
+    [{ batchSize: 0 }, RangeError, 'batchSize'],
+    [{ kvCache: 'q4_0' }, RangeError, 'kvCache'],
+    [{ mmap: 'no' }, TypeError, 'mmap'],
+    [{ onProgress: 1 }, TypeError, 'onProgress'],
+    [{ device: 1 }, TypeError, 'device'],
+    [{ gpu: true }, TypeError, 'gpu'],
+  ];
+  test.each(wrong)('%p', (options, kind, name) => {
+    expect(() => loadOptions(options)).toThrow(kind);
+    expect(() => loadOptions(options)).toThrow(new RegExp(`^${name}`));
+  });
+
+  test('the environment counts where the option is not given', () => {
+    const before = { ...process.env };
+    try {
+      Object.assign(process.env, { GEMMA_ISA: 'ref', GEMMA_DEVICE: 'cpu', GEMMA_THREADS: '3' });
+      expect(loadOptions({})).toEqual({ isa: 'ref', device: 'cpu', threads: 3 });
+      expect(loadOptions({ isa: 'avx2', device: 'auto', threads: 1 })).toEqual({
+        isa: 'avx2',
+        device: 'auto',
+        threads: 1,
+      });
+      process.env.GEMMA_THREADS = 'many';
+      expect(() => loadOptions({})).toThrow(/^GEMMA_THREADS/);
+    } finally {
+      for (const name of ['GEMMA_ISA', 'GEMMA_DEVICE', 'GEMMA_THREADS']) {
+        if (before[name] === undefined) delete process.env[name];
+        else process.env[name] = before[name];
+      }
+    }
+  });
+
+  test('reach the caller as rejections', async () => {
+    expect(await rejection(Gemma.load(tiny, { threads: -1 }))).toBeInstanceOf(RangeError);
+    expect(await rejection(Gemma.load(''))).toBeInstanceOf(TypeError);
+    expect(await rejection(Gemma.load(5 as unknown as string))).toBeInstanceOf(TypeError);
+    expect(await rejection(Gemma.estimate(tiny, { contextSize: -1 }))).toBeInstanceOf(RangeError);
+  });
+});
+
+test('other options', () => {
+  expect(() => estimateOptions({ contextSize: 1.5 })).toThrow(RangeError);
+  expect(() => logitsOptions({ top: -1 })).toThrow(RangeError);
+  expect(() => logitsOptions({ onRow: true as never })).toThrow(TypeError);
+  expect(() => tokenIds('ids', [1, -1])).toThrow(/^ids\[1\]/);
+  expect(() => tokenIds('ids', ['1'])).toThrow(TypeError);
+  expect(() => tokenIds('ids', 'text')).toThrow(TypeError);
+});

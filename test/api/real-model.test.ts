@@ -1,0 +1,77 @@
+// The real Gemma 3 270M, pretrained.
+import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { Gemma } from '../../lib/index.js';
+import { cli, realModel, rejection, runNode, sleep } from './helpers.js';
+
+let gemma: Gemma;
+beforeAll(async () => (gemma = await Gemma.load(realModel(), { contextSize: 4096 })));
+afterAll(() => gemma.dispose());
+
+test('is what it says', () => {
+  expect(gemma.info).toMatchObject({
+    instructionTuned: false,
+    config: { size: '270M', layers: 18, modelDim: 640, vocabularySize: 262144, trainedContext: 32768 },
+  });
+});
+
+// Greedy texts of the same file by llama.cpp; compared as far as no step is too close to call for 8-bit activations.
+test.each([
+  ['The capital of France is', ' the capital of the country of France.'],
+  ['1, 2, 3, 4, 5,', ' 6, 7, 8, 9, 10, 11, 12,'],
+  ['def fibonacci(n):', '\n    if n == 0:\n        return 0\n    elif n == 1:\n        return'],
+])('continues %j', async (prompt, want) => {
+  const { text } = await gemma.generate(prompt, { temperature: 0, maxOutputTokens: 40 });
+  expect(text.startsWith(want)).toBe(true);
+});
+
+test('the event loop stays free while all cores compute', async () => {
+  const delay = monitorEventLoopDelay({ resolution: 1 });
+  delay.enable();
+  await Promise.all([1, 2, 3].map((seed) => gemma.generate('The weather today', { maxOutputTokens: 60, seed })));
+  delay.disable();
+  const p99 = delay.percentile(99) / 1e6;
+  process.stdout.write(
+    `event loop delay while generating: p99 ${p99.toFixed(1)} ms, most ${(delay.max / 1e6).toFixed(1)} ms\n`,
+  );
+  expect(p99).toBeLessThan(50); // 10 on a quiet machine
+});
+
+test('an abort is answered at once and stops the work soon', async () => {
+  const stops: number[] = [];
+  for (let i = 0; i < 10; ++i) {
+    const controller = new AbortController();
+    // Odd rounds are stopped in the middle of a long prompt.
+    const prompt = i % 2 ? 'one two three four '.repeat(300) : 'Hello';
+    const call = gemma.generate(prompt, { signal: controller.signal });
+    const failed = rejection(call);
+    await sleep(150);
+    const start = performance.now();
+    controller.abort();
+    expect(await failed).toMatchObject({ name: 'AbortError' });
+    expect(performance.now() - start).toBeLessThan(20);
+    while (gemma.stats().running > 0) await sleep(1);
+    stops.push(performance.now() - start);
+  }
+  stops.sort((a, b) => a - b);
+  process.stdout.write(`abort to stop: median ${stops[5]?.toFixed(1)} ms, most ${stops.at(-1)?.toFixed(1)} ms\n`);
+  expect(stops[5]).toBeLessThan(200); // 50 on a quiet machine
+});
+
+test('answers through the command line', async () => {
+  const args = [
+    'run',
+    '--model',
+    realModel(),
+    '--context',
+    '512',
+    '--temperature',
+    '0',
+    '--max-tokens',
+    '8',
+    '1, 2, 3, 4,',
+    '--json',
+  ];
+  const { stdout, code } = await runNode([cli, ...args]);
+  expect(code).toBe(0);
+  expect(JSON.parse(stdout)).toMatchObject({ text: expect.stringMatching(/^ 5, 6/), finishReason: 'length' });
+});

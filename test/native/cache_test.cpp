@@ -1,0 +1,299 @@
+// The paged cache: what is taken, given back, zeroed and kept while sequences grow past their window.
+#include "model/cache.h"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <set>
+
+#include "check.h"
+
+using namespace gemma;
+
+namespace {
+
+// Memory full of ones, counted, and refused after a number of allocations. The cache uses nothing else of a backend.
+class MemoryBackend final : public Backend {
+ public:
+  size_t n_live = 0;
+  int n_allowed = 1 << 20;
+
+  const char* device() const override { return "memory"; }
+  const char* isa() const override { return ""; }
+  int n_threads() const override { return 1; }
+  std::unique_ptr<Buffer> allocate(size_t bytes) override {
+    if (n_allowed-- <= 0) throw Error(ErrorCode::kOutOfMemory, "", "none left");
+    return std::make_unique<Memory>(*this, bytes);
+  }
+  void upload(void* dst, const void* src, size_t bytes) override { std::memcpy(dst, src, bytes); }
+  void download(void* dst, const void* src, size_t bytes) override { std::memcpy(dst, src, bytes); }
+  void fill_zero(void* dst, size_t bytes) override { std::memset(dst, 0, bytes); }
+  Weight load_weight(TensorType, int, int, const std::byte*) override { return {}; }
+  void embed(float*, const Weight&, const int32_t*, int, float) override {}
+  void rms_norm(float*, const float*, const float*, int, int, float) override {}
+  void add_rms_norm(float*, const float*, const float*, int, int, float) override {}
+  void linear(std::span<const LinearJob>, const float*, int) override {}
+  void rope_table(float*, const int32_t*, const float*, int, int) override {}
+  void norm_rope(float*, const float*, const float*, int, int, int, float, float) override {}
+  void store_kv(const KvLayout&, std::span<const BatchSequence>, const int32_t*, const float*, const float*) override {}
+  void attention(float*, const float*, const KvLayout&, std::span<const BatchSequence>, const RowSpan*, int) override {}
+  void geglu(float*, const float*, const float*, int, int) override {}
+  void gather_rows(float*, const float*, const int32_t*, int, int) override {}
+  void softcap(float*, size_t, float) override {}
+
+ private:
+  class Memory final : public Buffer {
+   public:
+    Memory(MemoryBackend& owner, size_t bytes) : owner_(owner), memory_(bytes, std::byte{0xff}) {
+      data_ = memory_.data();
+      bytes_ = bytes;
+      ++owner_.n_live;
+    }
+    ~Memory() override { --owner_.n_live; }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+
+   private:
+    MemoryBackend& owner_;
+    std::vector<std::byte> memory_;
+  };
+};
+
+ModelConfig make_config(std::vector<uint8_t> is_local, int head_dim = 32) {
+  ModelConfig config;
+  config.n_layers = static_cast<int>(is_local.size());
+  config.n_kv_heads = 2;
+  config.head_dim = head_dim;
+  config.is_local = std::move(is_local);
+  return config;
+}
+
+// Five local layers to one global, as in the models.
+ModelConfig usual_config() {
+  return make_config({1, 1, 1, 1, 1, 0, 1});
+}
+
+bool is_zero(const std::byte* page, size_t bytes) {
+  return std::all_of(page, page + bytes, [](std::byte b) { return b == std::byte{0}; });
+}
+
+const std::byte* page_of(const KvSequence& sequence, KvGroup group, int position) {
+  return sequence.pages(group)[position / kPagePositions];
+}
+
+}  // namespace
+
+TEST("pool: layers of a group lie one after the other in its pages") {
+  MemoryBackend backend;
+  const ModelConfig config = usual_config();
+  struct Case {
+    KvType type;
+    size_t row;
+  };
+  for (const Case c : {Case{KvType::kF32, 128}, Case{KvType::kF16, 64}, Case{KvType::kQ8_0, 34}}) {
+    const KvPool pool(backend, config, c.type);
+    const size_t layer_bytes = 2 * 2 * kPagePositions * c.row;
+    CHECK(pool.page_bytes(KvGroup::kLocal) == 6 * layer_bytes && pool.page_bytes(KvGroup::kGlobal) == layer_bytes);
+    size_t n_local = 0;
+    for (int layer = 0; layer < config.n_layers; ++layer) {
+      const KvLayout& layout = pool.layout(layer);
+      const bool local = config.is_local[static_cast<size_t>(layer)] != 0;
+      CHECK(pool.group(layer) == (local ? KvGroup::kLocal : KvGroup::kGlobal));
+      CHECK(layout.type == c.type && layout.n_kv_heads == 2 && layout.head_dim == 32 && layout.row_bytes == c.row);
+      CHECK(layout.layer_offset == (local ? n_local++ : 0) * layer_bytes && layout.layer_offset % 64 == 0);
+      CHECK(layout.v_offset() == layout.layer_offset + layer_bytes / 2);
+    }
+    CHECK(pool.bytes_resident() == 0 && pool.pages_in_use() == 0);
+  }
+}
+
+TEST("pool: q8_0 needs whole blocks") {
+  MemoryBackend backend;
+  CHECK_THROWS(kInvalidArgument, "KV_TYPE", KvPool(backend, make_config({0}, 80), KvType::kQ8_0));
+  KvPool(backend, make_config({0}, 80), KvType::kF16);
+}
+
+TEST("pool: pages are zero when taken, the first time and again; they do not overlap; an idle pool holds nothing") {
+  MemoryBackend backend;
+  KvPool pool(backend, usual_config(), KvType::kF16);
+  for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
+    const size_t bytes = pool.page_bytes(group);
+    std::vector<std::byte*> pages;
+    for (int i = 0; i < 1000; ++i) {
+      pages.push_back(pool.take(group));
+      CHECK(is_zero(pages.back(), bytes));
+      std::memset(pages.back(), 0xff, bytes);
+    }
+    CHECK(pool.pages_in_use() == 1000 && pool.bytes_resident() >= 1000 * bytes);
+    // Slabs of some megabytes at most are more than what is used.
+    CHECK(pool.bytes_resident() <= 1000 * bytes + (size_t{4} << 20));
+    std::vector<std::byte*> sorted = pages;
+    std::sort(sorted.begin(), sorted.end());
+    for (size_t i = 1; i < sorted.size(); ++i) CHECK(sorted[i - 1] + bytes <= sorted[i]);
+
+    const size_t resident = pool.bytes_resident();
+    for (int i = 0; i < 400; ++i) pool.give_back(group, pages[static_cast<size_t>(i)]);
+    CHECK(pool.pages_in_use() == 600);
+    for (size_t i = 0; i < 400; ++i) {
+      pages[i] = pool.take(group);
+      CHECK(is_zero(pages[i], bytes));
+    }
+    CHECK(pool.bytes_resident() == resident);  // used again
+    for (std::byte* page : pages) pool.give_back(group, page);
+    CHECK(pool.pages_in_use() == 0 && pool.bytes_resident() == 0 && backend.n_live == 0);
+  }
+}
+
+TEST("sequence: reserve takes whole pages, at borders none too many, and keeps what it has") {
+  MemoryBackend backend;
+  KvPool pool(backend, usual_config(), KvType::kF16);
+  KvSequence sequence(pool, 64);
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 0);
+  sequence.reserve(0, 1);
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 1 && sequence.n_pages(KvGroup::kGlobal) == 1);
+  const std::byte* first = page_of(sequence, KvGroup::kGlobal, 0);
+  sequence.reserve(1, 32);
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 1 && sequence.n_pages(KvGroup::kGlobal) == 1);
+  sequence.reserve(31, 33);
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 2 && sequence.n_pages(KvGroup::kGlobal) == 2);
+  sequence.reserve(33, 64);
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 2 && sequence.n_pages(KvGroup::kGlobal) == 2);
+  sequence.reserve(64, 129);
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 5 && sequence.n_pages(KvGroup::kGlobal) == 5);
+  CHECK(page_of(sequence, KvGroup::kGlobal, 31) == first);
+  std::set<const std::byte*> distinct;
+  for (int position = 0; position < 129; position += kPagePositions) {
+    distinct.insert(page_of(sequence, KvGroup::kLocal, position));
+    distinct.insert(page_of(sequence, KvGroup::kGlobal, position));
+  }
+  CHECK(distinct.size() == 10 && distinct.count(nullptr) == 0 && pool.pages_in_use() == 10);
+}
+
+TEST("sequence: local pages are given back once the window has passed them, not a position earlier") {
+  MemoryBackend backend;
+  KvPool pool(backend, usual_config(), KvType::kF16);
+  constexpr int kWindow = 40;
+  KvSequence sequence(pool, kWindow);
+  sequence.reserve(0, 200);
+  // Position next sees next - 39 .. next. The first that no longer sees position 31 is 71.
+  sequence.trim(0);
+  sequence.trim(70);
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 7 && page_of(sequence, KvGroup::kLocal, 31) != nullptr);
+  sequence.trim(71);
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 6 && page_of(sequence, KvGroup::kLocal, 31) == nullptr);
+  CHECK(page_of(sequence, KvGroup::kLocal, 32) != nullptr);
+  sequence.trim(71);
+  sequence.trim(50);  // nothing comes back, nothing goes
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 6);
+  sequence.trim(200);  // sees 161..
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 2 && page_of(sequence, KvGroup::kLocal, 160) != nullptr);
+  CHECK(sequence.n_pages(KvGroup::kGlobal) == 7 && pool.pages_in_use() == 9);
+  sequence.trim(100000);  // past what is there
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 0);
+  sequence.reserve(200, 201);  // the own page and those the window reaches
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 2 && sequence.n_pages(KvGroup::kGlobal) == 7);
+}
+
+TEST("sequence: chunks and single tokens far past the window: what is visible is there, memory is bounded") {
+  MemoryBackend backend;
+  KvPool pool(backend, usual_config(), KvType::kF16);
+  for (const int window : {1, 8, 32, 33, 100}) {
+    for (const int chunk : {1, 7, 32, 50}) {
+      KvSequence sequence(pool, window);
+      int position = 0;
+      while (position < 1000) {
+        const int n = position < 600 ? chunk : 1;
+        sequence.reserve(position, position + n);
+        // Every row of this chunk reaches window - 1 positions back from its own.
+        for (int p = std::max(0, position - window + 1); p < position + n; ++p)
+          CHECK(page_of(sequence, KvGroup::kLocal, p) != nullptr);
+        for (int p = 0; p < position + n; p += kPagePositions) CHECK(page_of(sequence, KvGroup::kGlobal, p) != nullptr);
+        position += n;
+        sequence.trim(position);
+        CHECK(sequence.n_pages(KvGroup::kLocal) <= static_cast<size_t>((window + kPagePositions) / kPagePositions + 1));
+        CHECK(sequence.n_pages(KvGroup::kGlobal) ==
+              static_cast<size_t>((position + kPagePositions - 1) / kPagePositions));
+      }
+    }
+    CHECK(pool.pages_in_use() == 0 && pool.bytes_resident() == 0);
+  }
+}
+
+TEST("sequence: what was written stays through growth and trimming, new pages are zero") {
+  MemoryBackend backend;
+  KvPool pool(backend, usual_config(), KvType::kF16);
+  KvSequence sequence(pool, 40);
+  for (int position = 0; position < 500; ++position) {
+    sequence.reserve(position, position + 1);
+    for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
+      // Pages are const for readers; the test writes as the backend does.
+      std::byte* page = const_cast<std::byte*>(page_of(sequence, group, position));
+      if (position % kPagePositions == 0) CHECK(is_zero(page, pool.page_bytes(group)));
+      page[position % kPagePositions] = static_cast<std::byte>(position % 251 + 1);
+    }
+    sequence.trim(position + 1);
+    for (int p = 0; p <= position; ++p) {
+      const std::byte want = static_cast<std::byte>(p % 251 + 1);
+      CHECK(page_of(sequence, KvGroup::kGlobal, p)[p % kPagePositions] == want);
+      if (p > position - 39) CHECK(page_of(sequence, KvGroup::kLocal, p)[p % kPagePositions] == want);
+    }
+  }
+}
+
+TEST("sequences share a pool; what one gives back the other uses; the last one leaves nothing") {
+  MemoryBackend backend;
+  KvPool pool(backend, usual_config(), KvType::kQ8_0);
+  std::optional<KvSequence> a(std::in_place, pool, 512);
+  std::optional<KvSequence> b(std::in_place, pool, 512);
+  a->reserve(0, 3000);
+  b->reserve(0, 100);
+  CHECK(page_of(*a, KvGroup::kGlobal, 0) != page_of(*b, KvGroup::kGlobal, 0));
+  CHECK(pool.pages_in_use() == a->n_pages(KvGroup::kLocal) + a->n_pages(KvGroup::kGlobal) + 8);
+  const size_t resident = pool.bytes_resident();
+  a.reset();
+  CHECK(pool.pages_in_use() == 8);
+  b->reserve(100, 2900);
+  CHECK(pool.bytes_resident() == resident);
+  b.reset();
+  CHECK(pool.pages_in_use() == 0 && pool.bytes_resident() == 0 && backend.n_live == 0);
+}
+
+TEST("a model of local or of global layers alone has no pages of the other kind") {
+  MemoryBackend backend;
+  for (const uint8_t local : {uint8_t{0}, uint8_t{1}}) {
+    KvPool pool(backend, make_config({local, local}), KvType::kF16);
+    const KvGroup used = local != 0 ? KvGroup::kLocal : KvGroup::kGlobal;
+    const KvGroup unused = local != 0 ? KvGroup::kGlobal : KvGroup::kLocal;
+    CHECK(pool.page_bytes(unused) == 0);
+    KvSequence sequence(pool, 64);
+    sequence.reserve(0, 500);
+    CHECK(sequence.n_pages(used) == 16 && sequence.n_pages(unused) == 0);
+    sequence.trim(500);
+    CHECK(sequence.n_pages(used) == (local != 0 ? 3u : 16u));
+  }
+}
+
+TEST("out of memory: what the sequence had stays usable and is given back") {
+  MemoryBackend backend;
+  // Pages of 2 MiB, two to a slab.
+  ModelConfig config = make_config({1, 0}, 8192);
+  for (int n_allowed = 0; n_allowed < 8; ++n_allowed) {
+    KvPool pool(backend, config, KvType::kF16);
+    {
+      KvSequence sequence(pool, 64);
+      backend.n_allowed = 2;  // a slab of each group
+      sequence.reserve(0, 1);
+      const std::byte* first = page_of(sequence, KvGroup::kGlobal, 0);
+      backend.n_allowed = n_allowed;
+      CHECK_THROWS(kOutOfMemory, "", sequence.reserve(1, 2000));
+      CHECK(page_of(sequence, KvGroup::kGlobal, 0) == first);
+      backend.n_allowed = 1 << 20;
+      sequence.reserve(1, 100);
+      for (int p = 0; p < 100; ++p)
+        CHECK(page_of(sequence, KvGroup::kLocal, p) != nullptr && page_of(sequence, KvGroup::kGlobal, p) != nullptr);
+    }
+    CHECK(pool.pages_in_use() == 0 && pool.bytes_resident() == 0 && backend.n_live == 0);
+  }
+}
+
+TEST_MAIN

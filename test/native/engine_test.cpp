@@ -1,0 +1,342 @@
+// The engine as a whole on the tiny models: results that do not depend on company, chunks or threads, and requests that end
+// in every way they can.
+#include "runtime/engine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <mutex>
+#include <thread>
+
+#include "backend/cpu/kernels.h"
+#include "check.h"
+
+namespace gemma {
+namespace {
+
+std::string data(const std::string& name) { return std::string(GEMMA_TEST_DATA) + "/" + name; }
+
+LoadOptions options(const std::string& file) {
+  LoadOptions o;
+  o.path = data(file);
+  o.n_threads = 2;
+  return o;
+}
+
+std::vector<TokenId> some_tokens(int n, int seed = 1) {
+  std::vector<TokenId> tokens = {2};
+  for (uint32_t x = static_cast<uint32_t>(seed) * 7919u; static_cast<int>(tokens.size()) < n;) {
+    x = x * 1664525u + 1013904223u;
+    tokens.push_back(static_cast<TokenId>(10 + (x >> 16) % 400));
+  }
+  return tokens;
+}
+
+// All rows (or the last one) of logits, one after the other.
+std::vector<float> logits_of(Engine& engine, const std::vector<TokenId>& tokens, bool all = true) {
+  std::vector<float> out;
+  std::promise<std::shared_ptr<const Error>> done;
+  const auto request = engine.logits({tokens, all}, [&](int, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); },
+                                     [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
+  if (const std::shared_ptr<const Error> error = done.get_future().get()) throw Error(*error);
+  return out;
+}
+
+struct Generation {
+  std::vector<TokenId> tokens;
+  std::string text;
+  std::atomic<int> n_events{0};
+  int n_finish = 0;
+  GenerateEvent finish;
+  std::shared_ptr<Request> request;
+  std::promise<void> done;
+  std::shared_future<void> ended = done.get_future().share();
+
+  std::function<void(GenerateEvent&&)> listener() {
+    return [this](GenerateEvent&& event) {
+      ++n_events;
+      text += event.text;
+      if (event.kind == GenerateEvent::kToken) tokens.push_back(event.token.token);
+      if (event.kind == GenerateEvent::kFinish) {
+        finish = std::move(event);
+        if (++n_finish == 1) done.set_value();
+      }
+    };
+  }
+};
+
+std::shared_ptr<Generation> start(Engine& engine, GenerateParams params) {
+  auto generation = std::make_shared<Generation>();
+  generation->request = engine.generate(std::move(params), generation->listener());
+  return generation;
+}
+
+GenerateParams greedy(std::vector<TokenId> tokens, int max_tokens) {
+  GenerateParams p;
+  p.tokens = std::move(tokens);
+  p.max_tokens = max_tokens;
+  p.sampling.temperature = 0;
+  p.stop_at_end_token = false;
+  p.max_unread = 0;
+  return p;
+}
+
+GenerateParams sampled(std::vector<TokenId> tokens, int max_tokens, uint64_t seed) {
+  GenerateParams p = greedy(std::move(tokens), max_tokens);
+  p.sampling.temperature = 1;
+  p.sampling.seed = seed;
+  return p;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && !a.empty() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// No rounding is allowed for: every operation computes a row in one order of arithmetic, whatever else is in the batch and
+// however many threads share the work (kernels.h), so results are equal to the bit.
+TEST("logits do not depend on threads, chunks or instruction set's batch shapes") {
+  for (const char* file : {"text-a-f16.gguf", "text-a-q4_0.gguf", "text-k-mix.gguf"}) {
+    for (const cpu::KernelRow& row : cpu::kernel_table()) {
+      if (!row.available()) continue;
+      for (const KvType kv : {KvType::kF32, KvType::kF16, KvType::kQ8_0}) {
+        LoadOptions o = options(file);
+        o.isa = row.isa;
+        o.kv_type = kv;
+        o.n_threads = 1;
+        const std::vector<TokenId> tokens = some_tokens(83);
+        const std::shared_ptr<Engine> one = Engine::load(o);
+        CHECK(one->info().isa == row.isa);
+        const std::vector<float> want = logits_of(*one, tokens);
+        for (const int n_batch : {1, 7, 64, 512}) {
+          o.n_batch = n_batch;
+          o.n_threads = n_batch == 7 ? 3 : 2;
+          CHECK(same_bits(logits_of(*Engine::load(o), tokens), want));
+        }
+      }
+    }
+  }
+}
+
+TEST("positions past two segments: prefill in chunks equals one by one") {
+  LoadOptions o = options("text-a-q4_0.gguf");
+  const std::vector<TokenId> tokens = some_tokens(2200);
+  const std::vector<float> want = logits_of(*Engine::load(o), tokens, false);
+  for (const int n_batch : {1, 100}) {
+    o.n_batch = n_batch;
+    CHECK(same_bits(logits_of(*Engine::load(o), tokens, false), want));
+  }
+}
+
+TEST("logits and sampled tokens do not depend on company") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-q4_0.gguf"));
+  const std::vector<TokenId> tokens = some_tokens(150);
+  const std::vector<float> alone = logits_of(*engine, tokens);
+  const auto lonely = start(*engine, sampled(some_tokens(40, 5), 60, 17));
+  lonely->ended.wait();
+
+  std::vector<std::shared_ptr<Generation>> company;
+  for (int i = 0; i < 5; ++i) company.push_back(start(*engine, sampled(some_tokens(30 + 17 * i, i + 2), 200, static_cast<uint64_t>(i))));
+  const auto again = start(*engine, sampled(some_tokens(40, 5), 60, 17));
+  CHECK(same_bits(logits_of(*engine, tokens), alone));
+  again->ended.wait();
+  CHECK(again->tokens == lonely->tokens && again->text == lonely->text && lonely->tokens.size() == 60);
+  for (const auto& g : company) {
+    g->ended.wait();
+    CHECK(g->finish.reason == FinishReason::kLength && g->tokens.size() == 200 && g->n_finish == 1);
+  }
+}
+
+TEST("greedy generation takes the best logit of each step") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  std::vector<TokenId> tokens = some_tokens(20);
+  const auto g = start(*engine, greedy(tokens, 12));
+  g->ended.wait();
+  CHECK(g->finish.reason == FinishReason::kLength && g->finish.n_input == 20 && g->finish.n_output == 12);
+  for (const TokenId token : g->tokens) {
+    const std::vector<float> row = logits_of(*engine, tokens, false);
+    std::vector<float> allowed = row;
+    const SpecialIds& special = engine->tokenizer().special();
+    for (const TokenId id : {special.start_of_image, special.end_of_image, special.image_soft}) {
+      if (id >= 0 && id < static_cast<TokenId>(allowed.size())) allowed[static_cast<size_t>(id)] = -1e30f;
+    }
+    CHECK(token == static_cast<TokenId>(std::max_element(allowed.begin(), allowed.end()) - allowed.begin()));
+    tokens.push_back(token);
+  }
+}
+
+TEST("the end token, a stop sequence and the limit end a generation") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  const auto free_run = start(*engine, greedy(some_tokens(9, 3), 30));
+  free_run->ended.wait();
+  CHECK(free_run->text.size() > 6);
+
+  GenerateParams p = greedy(some_tokens(9, 3), 30);
+  p.stop_sequences = {free_run->text.substr(3, 3)};
+  const auto stopped = start(*engine, std::move(p));
+  stopped->ended.wait();
+  CHECK(stopped->finish.reason == FinishReason::kStop && stopped->finish.matched_stop == free_run->text.substr(3, 3));
+  CHECK(stopped->text == free_run->text.substr(0, free_run->text.find(free_run->text.substr(3, 3))));
+
+  p = greedy(some_tokens(9, 3), 30);
+  p.stop_at_end_token = true;
+  p.sampling.logit_bias = {{engine->tokenizer().special().eos, 1000.0f}};
+  const auto ended = start(*engine, std::move(p));
+  ended->ended.wait();
+  CHECK(ended->finish.reason == FinishReason::kStop && ended->tokens.size() == 1 && ended->text.empty());
+
+  const auto none = start(*engine, greedy(some_tokens(9, 3), 0));
+  none->ended.wait();
+  CHECK(none->finish.reason == FinishReason::kLength && none->tokens.empty());
+}
+
+TEST("a prompt that does not fit is refused before any work") {
+  LoadOptions o = options("text-a-f16.gguf");
+  o.n_ctx = 64;
+  const std::shared_ptr<Engine> engine = Engine::load(o);
+  CHECK_THROWS(kContextFull, "CONTEXT_OVERFLOW", start(*engine, greedy(some_tokens(65), 1)));
+  CHECK_THROWS(kContextFull, "CONTEXT_OVERFLOW", start(*engine, greedy(some_tokens(64), -1)));
+  CHECK_THROWS(kContextFull, "CONTEXT_OVERFLOW", start(*engine, greedy(some_tokens(60), 5)));
+  CHECK_THROWS(kContextFull, "CONTEXT_OVERFLOW", logits_of(*engine, some_tokens(65)));
+  CHECK_THROWS(kInvalidArgument, "EMPTY", start(*engine, greedy({}, 5)));
+  CHECK_THROWS(kInvalidArgument, "BAD_TOKEN", start(*engine, greedy({2, 448}, 5)));
+  CHECK_THROWS(kInvalidArgument, "BAD_TOKEN", start(*engine, greedy({-1}, 5)));
+  const auto full = start(*engine, greedy(some_tokens(60), 4));
+  const auto rest = start(*engine, greedy(some_tokens(60), -1));
+  GenerateParams cut = greedy(some_tokens(60), 100);
+  cut.overflow_is_error = false;
+  const auto truncated = start(*engine, std::move(cut));
+  for (const auto& g : {full, rest, truncated}) {
+    g->ended.wait();
+    CHECK(g->finish.reason == FinishReason::kLength && g->tokens.size() == 4);
+  }
+  o.n_ctx = 5000;
+  CHECK_THROWS(kInvalidArgument, "CONTEXT_SIZE", Engine::load(o));
+}
+
+TEST("cancel at any moment: one finish event, pages go back, others go on") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  const auto survivor = start(*engine, greedy(some_tokens(500), 300));
+  for (int round = 0; round < 40; ++round) {
+    const auto g = start(*engine, greedy(some_tokens(3000, round), -1));
+    std::this_thread::sleep_for(std::chrono::microseconds(137 * round));
+    g->request->cancel();
+    g->request->cancel();
+    g->ended.wait();
+    CHECK(g->finish.reason == FinishReason::kCancelled);
+  }
+  survivor->ended.wait();
+  CHECK(survivor->finish.reason == FinishReason::kLength && survivor->tokens.size() == 300);
+  std::promise<std::shared_ptr<const Error>> done;
+  const auto request = engine->logits({some_tokens(4000), true}, [](int, std::span<const float>) {},
+                                      [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
+  request->cancel();
+  const std::shared_ptr<const Error> error = done.get_future().get();
+  CHECK(error != nullptr && error->detail() == "CANCELLED");
+  for (int i = 0; i < 100 && engine->stats().kv_pages_in_use != 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  CHECK(engine->stats().kv_pages_in_use == 0 && engine->stats().kv_bytes_resident == 0);
+}
+
+TEST("a reader who does not read pauses its generation only") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  GenerateParams p = greedy(some_tokens(10), 50);
+  p.max_unread = 4;
+  const auto slow = start(*engine, std::move(p));
+  const auto quick = start(*engine, greedy(some_tokens(10, 8), 80));
+  quick->ended.wait();
+  CHECK(quick->tokens.size() == 80);
+  CHECK(slow->ended.wait_for(std::chrono::milliseconds(50)) == std::future_status::timeout);
+  CHECK(slow->n_events.load() == 5);  // prefill progress and four tokens
+  while (slow->ended.wait_for(std::chrono::milliseconds(1)) == std::future_status::timeout) slow->request->acknowledge(1);
+  CHECK(slow->finish.reason == FinishReason::kLength && slow->tokens.size() == 50);
+}
+
+TEST("close while busy: every request ends, later ones are refused") {
+  for (int round = 0; round < 10; ++round) {
+    const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+    std::vector<std::shared_ptr<Generation>> all;
+    for (int i = 0; i < 80; ++i) all.push_back(start(*engine, greedy(some_tokens(100, i), -1)));
+    std::this_thread::sleep_for(std::chrono::milliseconds(round));
+    std::thread other([&] { engine->close(); });
+    engine->close();
+    other.join();
+    for (const auto& g : all) {
+      CHECK(g->ended.wait_for(std::chrono::seconds(0)) == std::future_status::ready);
+      CHECK(g->finish.reason == FinishReason::kCancelled && g->n_finish == 1);
+      g->request->cancel();
+      g->request->acknowledge(1);
+    }
+    CHECK_THROWS(kDisposed, "", start(*engine, greedy(some_tokens(3), 1)));
+  }
+}
+
+TEST("local pages go back while a sequence grows") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  std::atomic<uint64_t> most{0};
+  Generation g;
+  auto listener = g.listener();
+  const auto request = engine->generate(greedy(some_tokens(10), 1000), [&](GenerateEvent&& event) {
+    most = std::max<uint64_t>(most, engine->stats().kv_pages_in_use);
+    listener(std::move(event));
+  });
+  g.ended.wait();
+  // 1010 positions: 32 global pages; the window of 8 never needs more than two local ones.
+  CHECK(most <= 34 && most >= 32);
+}
+
+TEST("damaged weights are an error of the request, not a crash or nonsense") {
+  std::ifstream in(data("text-a-f16.gguf"), std::ios::binary);
+  std::vector<char> bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  const auto file = GgufFile::parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
+  for (const char* name : {"output_norm.weight", "blk.3.attn_norm.weight", "blk.2.ffn_down.weight", "blk.5.attn_k.weight"}) {
+    for (const bool nan : {true, false}) {
+      std::vector<char> damaged = bytes;
+      const GgufTensor* tensor = file->find_tensor(name);
+      const size_t offset = static_cast<size_t>(reinterpret_cast<const char*>(tensor->data) - bytes.data());
+      const uint32_t bits = nan ? 0x7fc00000u : 0x7f800000u;
+      const uint16_t half = nan ? 0x7e00 : 0x7c00;
+      if (tensor->type == TensorType::kF32) {
+        std::memcpy(damaged.data() + offset + 8, &bits, 4);
+      } else {
+        std::memcpy(damaged.data() + offset + 8, &half, 2);
+      }
+      const std::string path = (std::filesystem::temp_directory_path() / ("gemma-native-damaged-" + std::to_string(std::hash<std::thread::id>()(std::this_thread::get_id())) + ".gguf")).string();
+      std::ofstream(path, std::ios::binary).write(damaged.data(), static_cast<std::streamsize>(damaged.size()));
+      LoadOptions o;
+      o.path = path;
+      o.mmap = false;
+      o.n_threads = 1;
+      const std::shared_ptr<Engine> engine = Engine::load(o);
+      std::filesystem::remove(path);
+      const auto g = start(*engine, greedy(some_tokens(20), 5));
+      g->ended.wait();
+      CHECK(g->finish.reason == FinishReason::kError && g->finish.error != nullptr);
+      CHECK(g->finish.error->code() == ErrorCode::kNonFinite && g->finish.error->detail() == "NONFINITE");
+      CHECK_THROWS(kNonFinite, "NONFINITE", logits_of(*engine, some_tokens(20)));
+    }
+  }
+}
+
+TEST("what cannot be loaded is refused with a reason") {
+  LoadOptions o = options("text-a-f16.gguf");
+  o.isa = "sse9";
+  CHECK_THROWS(kBackendUnavailable, "ISA", Engine::load(o));
+  o = options("text-a-f16.gguf");
+  o.device = "cuda";
+  CHECK_THROWS(kBackendUnavailable, "DEVICE", Engine::load(o));
+  o = options("text-27b-f16.gguf");
+  o.kv_type = KvType::kQ8_0;  // head size 16
+  CHECK_THROWS(kInvalidArgument, "KV_TYPE", Engine::load(o));
+  o = options("no-such-file.gguf");
+  CHECK_THROWS(kFile, "", Engine::load(o));
+  const std::atomic<bool> cancel{true};
+  o = options("text-a-f16.gguf");
+  o.cancel = &cancel;
+  CHECK_THROWS(kDisposed, "CANCELLED", Engine::load(o));
+}
+
+}  // namespace
+}  // namespace gemma
+
+TEST_MAIN
