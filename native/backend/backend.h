@@ -1,8 +1,8 @@
 // The operations of the forward pass, each over a whole ragged batch. model/ knows nothing of devices, a backend knows
-// nothing of models. Pointers named x, out, q, k, v point into buffers of this backend; on a GPU they are device pointers.
-// All matrices are row-major; n is the number of rows of the batch. Operations run in the order they are called.
-// Row i of every result depends on row i of the inputs (and the cache) alone, with one order of arithmetic for all batch
-// shapes and thread counts: a token's logits do not change with its company.
+// nothing of models. Pointers named x, out, q, k, v point into buffers of this backend; on a GPU they are device
+// pointers. All matrices are row-major; n is the number of rows of the batch. Operations run in the order they are
+// called. Row i of every result depends on row i of the inputs (and the cache) alone, with one order of arithmetic for
+// all batch shapes and thread counts: a token's logits do not change with its company.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,8 @@
 
 namespace gemma {
 
-// A matrix of the model, [n_out, n_in], in its stored blocks. data is memory of the backend (the CPU's is the mapped file).
+// A matrix of the model, [n_out, n_in], in its stored blocks. data is memory of the backend (the CPU's is the mapped
+// file).
 struct Weight {
   TensorType type = TensorType::kF32;
   int n_out = 0;
@@ -37,8 +38,8 @@ class Buffer {
 
 enum class KvType { kF32, kF16, kQ8_0 };  // q8_0: blocks of 32 along head_dim, f16 scale and 32 int8 (34 bytes)
 
-// Keys and values live in pages of kPagePositions positions. A page of a layer: K [n_kv_heads][positions][head_dim], then V
-// likewise, each row of head_dim values in row_bytes bytes.
+// Keys and values live in pages of kPagePositions positions. A page of a layer: K [n_kv_heads][positions][head_dim],
+// then V likewise, each row of head_dim values in row_bytes bytes.
 inline constexpr int kPagePositions = 32;
 
 struct KvLayout {
@@ -105,10 +106,11 @@ class Backend {
                          float scale) = 0;
 
   // Writes k, v [n, n_kv_heads, head_dim] at positions[i] into the pages.
-  virtual void store_kv(const KvLayout& layout, std::span<const BatchSequence> sequences, const int32_t* positions, const float* k,
-                        const float* v) = 0;
+  virtual void store_kv(const KvLayout& layout, std::span<const BatchSequence> sequences, const int32_t* positions,
+                        const float* k, const float* v) = 0;
 
-  // out[n, n_heads, head_dim] = softmax(q . k over the row's span) . v; query head h reads kv head h / (n_heads / n_kv_heads).
+  // out[n, n_heads, head_dim] = softmax(q . k over the row's span) . v; query head h reads kv head h / (n_heads /
+  // n_kv_heads).
   virtual void attention(float* out, const float* q, const KvLayout& layout, std::span<const BatchSequence> sequences,
                          const RowSpan* spans, int n_heads) = 0;
 

@@ -149,7 +149,7 @@ void FileMap::prefetch() const {
 #else
 
 FileMap FileMap::open(const std::string& path, bool map) {
-  if (path.empty() || path.find('\0') != std::string::npos) fail(path.c_str(), "the path is empty or holds a NUL");
+  if (path.empty() || path.find('\0') != std::string::npos) fail(path, "the path is empty or holds a NUL");
   // O_NONBLOCK: opening a pipe that nobody writes would wait for ever; it changes nothing for a regular file.
   const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   if (file.fd < 0) fail_with_errno(path);

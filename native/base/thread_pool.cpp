@@ -36,7 +36,8 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::work(int thread) {
-  for (int chunk; (chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed)) < n_chunks_;) call_(context_, chunk, thread);
+  for (int chunk; (chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed)) < n_chunks_;)
+    call_(context_, chunk, thread);
 }
 
 void ThreadPool::run(int n_chunks, Call call, const void* context) {

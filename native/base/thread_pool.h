@@ -22,8 +22,8 @@ class ThreadPool {
 
   int n_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls f(chunk, thread) once for each chunk in 0..n_chunks-1, thread in 0..n_threads-1, and returns when all are done.
-  // One caller at a time. f must not throw. No allocation.
+  // Calls f(chunk, thread) once for each chunk in 0..n_chunks-1, thread in 0..n_threads-1, and returns when all are
+  // done. One caller at a time. f must not throw. No allocation.
   template <class F>
   void parallel_for(int n_chunks, const F& f) {
     if (n_chunks <= 0) return;
@@ -31,7 +31,9 @@ class ThreadPool {
       for (int i = 0; i < n_chunks; ++i) f(i, 0);
       return;
     }
-    run(n_chunks, [](const void* context, int chunk, int thread) { (*static_cast<const F*>(context))(chunk, thread); }, &f);
+    run(
+        n_chunks, [](const void* context, int chunk, int thread) { (*static_cast<const F*>(context))(chunk, thread); },
+        &f);
   }
 
  private:
@@ -40,8 +42,8 @@ class ThreadPool {
   void work(int thread);
   void worker_main(int thread);
 
-  // state_: bit 0 "open", bits 1..31 workers inside, bits 32.. the job's number. A worker enters only an open job and the
-  // caller leaves only a closed one without workers, so a late sleeper can never touch a job that has ended.
+  // state_: bit 0 "open", bits 1..31 workers inside, bits 32.. the job's number. A worker enters only an open job and
+  // the caller leaves only a closed one without workers, so a late sleeper can never touch a job that has ended.
   static constexpr uint64_t kOpen = 1;
   static constexpr uint64_t kWorker = 2;
   static constexpr uint64_t kWorkersMask = 0xfffffffeu;

@@ -1,6 +1,7 @@
 // GGUF files (v2 and v3, little endian, single or split): bytes -> checked metadata and tensor views.
-// Every count, length, offset and product is checked against the bytes that are there before it is used; what fails throws
-// Error{kGgufInvalid, detail}. Source: the GGUF specification; limits and details as in docs of error codes (README).
+// Every count, length, offset and product is checked against the bytes that are there before it is used; what fails
+// throws Error{kGgufInvalid, detail}. Source: the GGUF specification; limits and details as in docs of error codes
+// (README).
 #pragma once
 
 #include <cstddef>
@@ -18,12 +19,24 @@
 namespace gemma {
 
 enum class GgufType : uint32_t {
-  kU8 = 0, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64,
+  kU8 = 0,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kF32,
+  kBool,
+  kString,
+  kArray,
+  kU64,
+  kI64,
+  kF64,
 };
 
 // One metadata value. Scalars, or an array of scalars or strings; strings are views into the file.
 struct GgufValue {
-  GgufType type = GgufType::kU8;          // element type for an array
+  GgufType type = GgufType::kU8;  // element type for an array
   bool is_array = false;
   uint64_t count = 1;                     // items
   std::span<const std::byte> raw;         // scalar bytes of all items (not for strings); unaligned
@@ -40,8 +53,9 @@ struct GgufTensor {
 };
 
 struct GgufOpenOptions {
-  bool mmap = true;           // false: read into memory (for files that may change underneath)
-  bool headers_only = false;  // metadata and tensor infos; data pointers stay null (but sizes are checked against the file)
+  bool mmap = true;  // false: read into memory (for files that may change underneath)
+  bool headers_only =
+      false;  // metadata and tensor infos; data pointers stay null (but sizes are checked against the file)
 };
 
 class GgufFile {
@@ -60,7 +74,8 @@ class GgufFile {
   uint32_t version() const { return version_; }
   uint64_t file_bytes() const { return file_bytes_; }  // all parts
 
-  // Typed reads. Absent: nullopt. Present with another type (integers of any width convert when the value fits): BAD_TYPE.
+  // Typed reads. Absent: nullopt. Present with another type (integers of any width convert when the value fits):
+  // BAD_TYPE.
   std::optional<int64_t> find_int(std::string_view key) const;
   std::optional<double> find_float(std::string_view key) const;
   std::optional<bool> find_bool(std::string_view key) const;

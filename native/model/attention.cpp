@@ -18,7 +18,8 @@ void Model::attention_block(int layer) {
   backend_.norm_rope(q_->floats(), w.attn_q_norm, rope, n, c.n_heads, c.head_dim, c.rms_eps, c.query_scale);
   backend_.norm_rope(k_->floats(), w.attn_k_norm, rope, n, c.n_kv_heads, c.head_dim, c.rms_eps, 1.0f);
   backend_.store_kv(layout, batch_.sequences[group], batch_.positions.data(), k_->floats(), v_->floats());
-  backend_.attention(attn_->floats(), q_->floats(), layout, batch_.sequences[group], batch_.spans[group].data(), c.n_heads);
+  backend_.attention(attn_->floats(), q_->floats(), layout, batch_.sequences[group], batch_.spans[group].data(),
+                     c.n_heads);
   const LinearJob output[] = {{&w.attn_output, h_->floats()}};
   backend_.linear(output, attn_->floats(), n);
   backend_.add_rms_norm(x_->floats(), h_->floats(), w.post_attention_norm, n, c.model_dim, c.rms_eps);

@@ -21,7 +21,8 @@ size_t kv_row_bytes(KvType type, int head_dim) {
 
 }  // namespace
 
-KvPool::KvPool(Backend& backend, const ModelConfig& config, KvType kv_type) : backend_(backend), is_local_(config.is_local) {
+KvPool::KvPool(Backend& backend, const ModelConfig& config, KvType kv_type)
+    : backend_(backend), is_local_(config.is_local) {
   if (kv_type == KvType::kQ8_0 && config.head_dim % 32 != 0) {
     throw Error(ErrorCode::kInvalidArgument, "KV_TYPE",
                 "kvCache q8_0: expected a head size divisible by 32, the model has " + std::to_string(config.head_dim));
@@ -33,7 +34,8 @@ KvPool::KvPool(Backend& backend, const ModelConfig& config, KvType kv_type) : ba
     layouts_.push_back({kv_type, config.n_kv_heads, config.head_dim, row, group.page_bytes});
     group.page_bytes += layer_bytes;
   }
-  for (Group& group : groups_) group.pages_per_slab = std::max<size_t>(1, group.page_bytes == 0 ? 1 : kSlabBytes / group.page_bytes);
+  for (Group& group : groups_)
+    group.pages_per_slab = std::max<size_t>(1, group.page_bytes == 0 ? 1 : kSlabBytes / group.page_bytes);
 }
 
 std::byte* KvPool::take(KvGroup which) {
@@ -41,7 +43,8 @@ std::byte* KvPool::take(KvGroup which) {
   if (group.free.empty()) {
     group.slabs.push_back(backend_.allocate(group.page_bytes * group.pages_per_slab));
     group.free.reserve(group.slabs.size() * group.pages_per_slab);  // so that give_back never allocates
-    for (size_t i = group.pages_per_slab; i-- > 0;) group.free.push_back(group.slabs.back()->data() + i * group.page_bytes);
+    for (size_t i = group.pages_per_slab; i-- > 0;)
+      group.free.push_back(group.slabs.back()->data() + i * group.page_bytes);
   }
   std::byte* page = group.free.back();
   group.free.pop_back();
@@ -79,7 +82,8 @@ void KvSequence::reserve(int begin, int end) {
     std::vector<std::byte*>& pages = pages_[static_cast<size_t>(group)];
     if (pages.size() < n) pages.resize(n, nullptr);
     if (pool_.page_bytes(group) == 0) continue;
-    const size_t first = group == KvGroup::kGlobal ? 0 : static_cast<size_t>(std::max(0, begin - n_window_ + 1)) / kPagePositions;
+    const size_t first =
+        group == KvGroup::kGlobal ? 0 : static_cast<size_t>(std::max(0, begin - n_window_ + 1)) / kPagePositions;
     for (size_t i = first; i < n; ++i) {
       if (pages[i] == nullptr) pages[i] = pool_.take(group);
     }
@@ -98,7 +102,8 @@ void KvSequence::trim(int next) {
 
 size_t KvSequence::n_pages(KvGroup group) const {
   const std::vector<std::byte*>& pages = pages_[static_cast<size_t>(group)];
-  return static_cast<size_t>(std::count_if(pages.begin(), pages.end(), [](const std::byte* page) { return page != nullptr; }));
+  return static_cast<size_t>(
+      std::count_if(pages.begin(), pages.end(), [](const std::byte* page) { return page != nullptr; }));
 }
 
 }  // namespace gemma

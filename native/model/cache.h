@@ -1,5 +1,6 @@
-// The paged key/value cache. One pool serves all sequences of a model; positions come in pages of 32. Local layers and global
-// layers have pages of their own, because local pages are given back once the window has passed them and global ones stay.
+// The paged key/value cache. One pool serves all sequences of a model; positions come in pages of 32. Local layers and
+// global layers have pages of their own, because local pages are given back once the window has passed them and global
+// ones stay.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +28,9 @@ class KvPool {
 
   // Where a layer's rows are within the pages of its group.
   const KvLayout& layout(int layer) const { return layouts_[static_cast<size_t>(layer)]; }
-  KvGroup group(int layer) const { return is_local_[static_cast<size_t>(layer)] != 0 ? KvGroup::kLocal : KvGroup::kGlobal; }
+  KvGroup group(int layer) const {
+    return is_local_[static_cast<size_t>(layer)] != 0 ? KvGroup::kLocal : KvGroup::kGlobal;
+  }
   size_t page_bytes(KvGroup group) const { return groups_[static_cast<size_t>(group)].page_bytes; }
   size_t pages_in_use() const { return groups_[0].in_use + groups_[1].in_use; }
   size_t bytes_resident() const;
@@ -54,8 +57,9 @@ class KvSequence {
   KvSequence(const KvSequence&) = delete;
   KvSequence& operator=(const KvSequence&) = delete;
 
-  // Takes the pages that positions begin..end-1 are written to and read from: all of the global group below end, and those of
-  // the local group from begin - window + 1 on. Pages that fail to come leave the sequence as it was, longer at most.
+  // Takes the pages that positions begin..end-1 are written to and read from: all of the global group below end, and
+  // those of the local group from begin - window + 1 on. Pages that fail to come leave the sequence as it was, longer
+  // at most.
   void reserve(int begin, int end);
   // Gives back local pages that no position from next on can see.
   void trim(int next);

@@ -17,7 +17,9 @@ Model::Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_ty
       weights_(std::move(weights)),
       kv_pool_(backend, config_, kv_type),
       max_batch_(max_batch) {
-  const auto rows = [&](int n, int width) { return backend_.allocate(static_cast<size_t>(n) * static_cast<size_t>(width) * sizeof(float)); };
+  const auto rows = [&](int n, int width) {
+    return backend_.allocate(static_cast<size_t>(n) * static_cast<size_t>(width) * sizeof(float));
+  };
   x_ = rows(max_batch, config_.model_dim);
   h_ = rows(max_batch, config_.model_dim);
   q_ = rows(max_batch, config_.q_dim);
@@ -34,8 +36,8 @@ Model::Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_ty
 
 size_t Model::scratch_bytes() const {
   size_t bytes = host_logits_.size() * sizeof(float);
-  for (const Buffer* b : {x_.get(), h_.get(), q_.get(), k_.get(), v_.get(), attn_.get(), gate_.get(), up_.get(), rope_[0].get(),
-                          rope_[1].get(), head_x_.get(), logits_.get()}) {
+  for (const Buffer* b : {x_.get(), h_.get(), q_.get(), k_.get(), v_.get(), attn_.get(), gate_.get(), up_.get(),
+                          rope_[0].get(), rope_[1].get(), head_x_.get(), logits_.get()}) {
     bytes += b->bytes();
   }
   return bytes;
@@ -58,7 +60,8 @@ void Model::plan(std::span<const SequenceInput> inputs) {
       batch_.tokens.push_back(input.tokens[static_cast<size_t>(i)]);
       batch_.positions.push_back(position);
       // The window counts the token itself: position - n_window + 1 is the first that is seen.
-      batch_.spans[static_cast<size_t>(KvGroup::kLocal)].push_back({std::max(0, position - config_.n_window + 1), position + 1});
+      batch_.spans[static_cast<size_t>(KvGroup::kLocal)].push_back(
+          {std::max(0, position - config_.n_window + 1), position + 1});
       batch_.spans[static_cast<size_t>(KvGroup::kGlobal)].push_back({0, position + 1});
     }
     batch_.n += n;
@@ -70,9 +73,12 @@ bool Model::forward(std::span<const SequenceInput> inputs, const std::function<b
   plan(inputs);
   const ModelConfig& c = config_;
   // sqrt(model_dim) in float32; the reference in bfloat16 rounds it, which float32 weights do not ask for.
-  backend_.embed(x_->floats(), weights_.token_embd, batch_.tokens.data(), batch_.n, std::sqrt(static_cast<float>(c.model_dim)));
-  backend_.rope_table(rope_[static_cast<size_t>(KvGroup::kLocal)]->floats(), batch_.positions.data(), weights_.inv_freq_local, batch_.n, c.head_dim);
-  backend_.rope_table(rope_[static_cast<size_t>(KvGroup::kGlobal)]->floats(), batch_.positions.data(), weights_.inv_freq_global, batch_.n, c.head_dim);
+  backend_.embed(x_->floats(), weights_.token_embd, batch_.tokens.data(), batch_.n,
+                 std::sqrt(static_cast<float>(c.model_dim)));
+  backend_.rope_table(rope_[static_cast<size_t>(KvGroup::kLocal)]->floats(), batch_.positions.data(),
+                      weights_.inv_freq_local, batch_.n, c.head_dim);
+  backend_.rope_table(rope_[static_cast<size_t>(KvGroup::kGlobal)]->floats(), batch_.positions.data(),
+                      weights_.inv_freq_global, batch_.n, c.head_dim);
 
   for (int layer = 0; layer < c.n_layers; ++layer) {
     if (should_stop()) return false;
@@ -100,12 +106,14 @@ bool Model::forward(std::span<const SequenceInput> inputs, const std::function<b
     int32_t rows[kLogitRows];
     for (size_t i = 0; i < n; ++i) rows[i] = wanted[begin + i].row;
     backend_.gather_rows(head_x_->floats(), x_->floats(), rows, static_cast<int>(n), c.model_dim);
-    backend_.rms_norm(head_x_->floats(), head_x_->floats(), weights_.output_norm, static_cast<int>(n), c.model_dim, c.rms_eps);
+    backend_.rms_norm(head_x_->floats(), head_x_->floats(), weights_.output_norm, static_cast<int>(n), c.model_dim,
+                      c.rms_eps);
     const LinearJob head[] = {{&weights_.output, logits_->floats()}};
     backend_.linear(head, head_x_->floats(), static_cast<int>(n));
     if (c.final_softcap > 0) backend_.softcap(logits_->floats(), n * static_cast<size_t>(c.n_vocab), c.final_softcap);
     for (size_t i = 0; i < n; ++i) {
-      backend_.download(host_logits_.data(), logits_->floats() + i * static_cast<size_t>(c.n_vocab), host_logits_.size() * sizeof(float));
+      backend_.download(host_logits_.data(), logits_->floats() + i * static_cast<size_t>(c.n_vocab),
+                        host_logits_.size() * sizeof(float));
       on_logits(wanted[begin + i].sequence, wanted[begin + i].index, host_logits_);
     }
   }

@@ -1,5 +1,5 @@
-// The forward pass of Gemma 3's decoder over a ragged batch: rows of any number of sequences go through the layers together.
-// Written once, over backend.h. Source: Gemma 3 report, section 2; Hugging Face modeling_gemma3.py.
+// The forward pass of Gemma 3's decoder over a ragged batch: rows of any number of sequences go through the layers
+// together. Written once, over backend.h. Source: Gemma 3 report, section 2; Hugging Face modeling_gemma3.py.
 #pragma once
 
 #include <functional>
@@ -33,10 +33,10 @@ class Model {
   // Bytes of activation buffers.
   size_t scratch_bytes() const;
 
-  // Runs the tokens of all sequences through the layers and calls on_logits(sequence, index, logits[n_vocab]) for every wanted
-  // row, in order; logits may be changed in place and are valid during the call. should_stop is asked between layers; when it
-  // says true the step is given up and false returned: nothing is lost but the work, the step can be repeated.
-  // Throws Error{kOutOfMemory} when the cache cannot grow.
+  // Runs the tokens of all sequences through the layers and calls on_logits(sequence, index, logits[n_vocab]) for every
+  // wanted row, in order; logits may be changed in place and are valid during the call. should_stop is asked between
+  // layers; when it says true the step is given up and false returned: nothing is lost but the work, the step can be
+  // repeated. Throws Error{kOutOfMemory} when the cache cannot grow.
   bool forward(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop,
                const std::function<void(size_t sequence, int index, std::span<float> logits)>& on_logits);
 
@@ -61,17 +61,17 @@ class Model {
   Batch batch_;
 
   // Activations, [max_batch, width]
-  std::unique_ptr<Buffer> x_;       // model_dim: the residual stream
-  std::unique_ptr<Buffer> h_;       // model_dim: normed input, branch output
-  std::unique_ptr<Buffer> q_;       // q_dim
-  std::unique_ptr<Buffer> k_;       // kv_dim
-  std::unique_ptr<Buffer> v_;       // kv_dim
-  std::unique_ptr<Buffer> attn_;    // q_dim
-  std::unique_ptr<Buffer> gate_;    // ffn_dim
-  std::unique_ptr<Buffer> up_;      // ffn_dim
-  std::unique_ptr<Buffer> rope_[2]; // head_dim, by KvGroup
-  std::unique_ptr<Buffer> head_x_;  // [kLogitRows, model_dim]
-  std::unique_ptr<Buffer> logits_;  // [kLogitRows, n_vocab]
+  std::unique_ptr<Buffer> x_;        // model_dim: the residual stream
+  std::unique_ptr<Buffer> h_;        // model_dim: normed input, branch output
+  std::unique_ptr<Buffer> q_;        // q_dim
+  std::unique_ptr<Buffer> k_;        // kv_dim
+  std::unique_ptr<Buffer> v_;        // kv_dim
+  std::unique_ptr<Buffer> attn_;     // q_dim
+  std::unique_ptr<Buffer> gate_;     // ffn_dim
+  std::unique_ptr<Buffer> up_;       // ffn_dim
+  std::unique_ptr<Buffer> rope_[2];  // head_dim, by KvGroup
+  std::unique_ptr<Buffer> head_x_;   // [kLogitRows, model_dim]
+  std::unique_ptr<Buffer> logits_;   // [kLogitRows, n_vocab]
   std::vector<float> host_logits_;
 };
 

@@ -72,7 +72,9 @@ Weights load_weights(Backend& backend, std::shared_ptr<const GgufFile> file, con
   for (int i = 0; i < config.n_layers; ++i) {
     LayerWeights& layer = w.layers[static_cast<size_t>(i)];
     const auto name = [&](const char* field) { return "blk." + std::to_string(i) + "." + field + ".weight"; };
-    const auto norm = [&](const float** address, const char* field) { small.add(address, require_tensor(*file, name(field))); };
+    const auto norm = [&](const float** address, const char* field) {
+      small.add(address, require_tensor(*file, name(field)));
+    };
     norm(&layer.attn_norm, "attn_norm");
     layer.attn_q = matrix(name("attn_q"));
     layer.attn_k = matrix(name("attn_k"));
@@ -88,7 +90,8 @@ Weights load_weights(Backend& backend, std::shared_ptr<const GgufFile> file, con
     norm(&layer.post_ffw_norm, "post_ffw_norm");
   }
   small.add(&w.inv_freq_local, inverse_frequencies(config.rope_base_local, 1.0f, config.head_dim));
-  small.add(&w.inv_freq_global, inverse_frequencies(config.rope_base_global, config.rope_factor_global, config.head_dim));
+  small.add(&w.inv_freq_global,
+            inverse_frequencies(config.rope_base_global, config.rope_factor_global, config.head_dim));
   w.small = small.upload(backend);
   w.file = std::move(file);
   return w;

@@ -34,8 +34,8 @@ struct Weights {
   const float* inv_freq_local = nullptr;   // [head_dim / 2]
   const float* inv_freq_global = nullptr;  // [head_dim / 2], divided by the RoPE factor
 
-  std::unique_ptr<Buffer> small;           // norms and frequencies, copied to the backend
-  std::shared_ptr<const GgufFile> file;    // keeps the mapping
+  std::unique_ptr<Buffer> small;         // norms and frequencies, copied to the backend
+  std::shared_ptr<const GgufFile> file;  // keeps the mapping
 };
 
 // Hands every tensor to the backend. config must come from read_model_config(file), which has checked them.

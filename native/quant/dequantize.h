@@ -21,9 +21,9 @@ struct Block32 {
 };
 
 struct CanonicalTraits {
-  int offset;      // 0, or a power of two: Q3_K 4, Q4_0 8, Q5_0 16, Q6_K 32, Q8_0 and IQ4 128, MXFP4 16, TQ2_0 1
-  bool has_min;    // m is used (Q4_1 Q5_1 Q2_K Q4_K Q5_K)
-  bool halves;     // d (and m) differ between the two halves of 16 (Q2_K Q3_K Q6_K)
+  int offset;    // 0, or a power of two: Q3_K 4, Q4_0 8, Q5_0 16, Q6_K 32, Q8_0 and IQ4 128, MXFP4 16, TQ2_0 1
+  bool has_min;  // m is used (Q4_1 Q5_1 Q2_K Q4_K Q5_K)
+  bool halves;   // d (and m) differ between the two halves of 16 (Q2_K Q3_K Q6_K)
 };
 
 // Quantised types only (not F32, F16, BF16).

@@ -27,15 +27,16 @@ enum class TensorType : uint32_t {
 };
 
 inline constexpr TensorType kTensorTypes[] = {
-    TensorType::kF32,  TensorType::kF16,  TensorType::kQ4_0,   TensorType::kQ4_1,   TensorType::kQ5_0, TensorType::kQ5_1,
-    TensorType::kQ8_0, TensorType::kQ2_K, TensorType::kQ3_K,   TensorType::kQ4_K,   TensorType::kQ5_K, TensorType::kQ6_K,
-    TensorType::kIQ4_NL, TensorType::kIQ4_XS, TensorType::kBF16, TensorType::kTQ2_0, TensorType::kMXFP4};
+    TensorType::kF32,   TensorType::kF16,  TensorType::kQ4_0,   TensorType::kQ4_1,   TensorType::kQ5_0,
+    TensorType::kQ5_1,  TensorType::kQ8_0, TensorType::kQ2_K,   TensorType::kQ3_K,   TensorType::kQ4_K,
+    TensorType::kQ5_K,  TensorType::kQ6_K, TensorType::kIQ4_NL, TensorType::kIQ4_XS, TensorType::kBF16,
+    TensorType::kTQ2_0, TensorType::kMXFP4};
 
 struct TypeTraits {
   TensorType type;
-  const char* name;   // "Q4_0"
-  int block_elems;    // elements in a block
-  int block_bytes;    // bytes of a block
+  const char* name;  // "Q4_0"
+  int block_elems;   // elements in a block
+  int block_bytes;   // bytes of a block
 };
 
 // nullptr for a number that names no supported type.

@@ -1,5 +1,6 @@
-// The engine thread: admits requests, forms each step's ragged batch, runs it, samples, and reports. Requests are touched by
-// this thread alone, except for three atomics (cancelled, unread, finished) that handles of other threads use.
+// The engine thread: admits requests, forms each step's ragged batch, runs it, samples, and reports. Requests are
+// touched by this thread alone, except for three atomics (cancelled, unread, finished) that handles of other threads
+// use.
 #include "runtime/engine.h"
 
 #include <algorithm>
@@ -32,7 +33,9 @@ constexpr int kPrefillBesideDecode = 128;
 constexpr int kLogitsBatch = 64;
 constexpr size_t kMaxRunning = 64;
 
-double ms_between(Clock::time_point a, Clock::time_point b) { return std::chrono::duration<double, std::milli>(b - a).count(); }
+double ms_between(Clock::time_point a, Clock::time_point b) {
+  return std::chrono::duration<double, std::milli>(b - a).count();
+}
 
 // What handles and the engine thread share; outlives both.
 struct Signal {
@@ -66,7 +69,7 @@ struct Job final : Request {
 
   // The engine thread's own.
   std::vector<TokenId> prompt;
-  int n_done = 0;          // positions in the cache
+  int n_done = 0;  // positions in the cache
   std::unique_ptr<KvSequence> kv;
   std::optional<Error> failure;
   Clock::time_point queued = Clock::now();
@@ -103,7 +106,8 @@ class EngineImpl final : public Engine {
  public:
   explicit EngineImpl(const LoadOptions& options) : signal_(std::make_shared<Signal>()) {
     const auto progress = [&](double fraction) {
-      if (options.cancel != nullptr && options.cancel->load()) throw Error(ErrorCode::kDisposed, "CANCELLED", "loading was cancelled");
+      if (options.cancel != nullptr && options.cancel->load())
+        throw Error(ErrorCode::kDisposed, "CANCELLED", "loading was cancelled");
       if (options.on_progress) options.on_progress(fraction);
     };
     progress(0.0);
@@ -127,7 +131,8 @@ class EngineImpl final : public Engine {
 
     if (options.n_ctx > config_.n_ctx_train) {
       throw Error(ErrorCode::kInvalidArgument, "CONTEXT_SIZE",
-                  "contextSize " + std::to_string(options.n_ctx) + ": the model was trained for " + std::to_string(config_.n_ctx_train));
+                  "contextSize " + std::to_string(options.n_ctx) + ": the model was trained for " +
+                      std::to_string(config_.n_ctx_train));
     }
     info_.n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min(config_.n_ctx_train, kDefaultContext);
     info_.kv_type = options.kv_type;
@@ -154,10 +159,12 @@ class EngineImpl final : public Engine {
     check_tokens(params.tokens);
     const int room = info_.n_ctx - static_cast<int>(params.tokens.size());
     if (params.overflow_is_error && (room < 1 || params.max_tokens > room)) {
-      const std::string wanted = params.max_tokens >= 0 ? " and maxOutputTokens " + std::to_string(params.max_tokens) : "";
+      const std::string wanted =
+          params.max_tokens >= 0 ? " and maxOutputTokens " + std::to_string(params.max_tokens) : "";
       throw Error(ErrorCode::kContextFull, "CONTEXT_OVERFLOW",
-                  "the prompt of " + std::to_string(params.tokens.size()) + " tokens" + wanted + " does not fit into the context of " +
-                      std::to_string(info_.n_ctx) + " positions: shorten it, lower maxOutputTokens or load with a larger contextSize");
+                  "the prompt of " + std::to_string(params.tokens.size()) + " tokens" + wanted +
+                      " does not fit into the context of " + std::to_string(info_.n_ctx) +
+                      " positions: shorten it, lower maxOutputTokens or load with a larger contextSize");
     }
     auto job = std::make_shared<Job>(signal_);
     job->is_generate = true;
@@ -201,7 +208,8 @@ class EngineImpl final : public Engine {
   }
 
   void check_tokens(const std::vector<TokenId>& tokens) const {
-    if (tokens.empty()) throw Error(ErrorCode::kInvalidArgument, "EMPTY", "the prompt has no tokens: expected at least one");
+    if (tokens.empty())
+      throw Error(ErrorCode::kInvalidArgument, "EMPTY", "the prompt has no tokens: expected at least one");
     if (tokens.size() > static_cast<size_t>(info_.n_ctx)) {
       throw Error(ErrorCode::kContextFull, "CONTEXT_OVERFLOW",
                   "the prompt of " + std::to_string(tokens.size()) + " tokens does not fit into the context of " +
@@ -210,8 +218,8 @@ class EngineImpl final : public Engine {
     for (size_t i = 0; i < tokens.size(); ++i) {
       if (tokens[i] < 0 || tokens[i] >= config_.n_vocab) {
         throw Error(ErrorCode::kInvalidArgument, "BAD_TOKEN",
-                    "token " + std::to_string(i) + ": expected an id in 0.." + std::to_string(config_.n_vocab - 1) + ", found " +
-                        std::to_string(tokens[i]));
+                    "token " + std::to_string(i) + ": expected an id in 0.." + std::to_string(config_.n_vocab - 1) +
+                        ", found " + std::to_string(tokens[i]));
       }
     }
   }
@@ -250,7 +258,8 @@ class EngineImpl final : public Engine {
       stats_.kv_pages_in_use = model_->kv_pool().pages_in_use();
       stats_.kv_bytes_resident = model_->kv_pool().bytes_resident();
       if (closing_.load() || !waiting_.empty()) return;
-      const bool any = std::any_of(running_.begin(), running_.end(), [](const auto& job) { return job->cancelled.load() || !job->paused(); });
+      const bool any = std::any_of(running_.begin(), running_.end(),
+                                   [](const auto& job) { return job->cancelled.load() || !job->paused(); });
       if (any) return;
       const uint64_t seen = signal_->changes;
       signal_->wake.wait(lock, [&] { return signal_->changes != seen; });
@@ -287,7 +296,8 @@ class EngineImpl final : public Engine {
     }
   }
 
-  // Rows of the next step: one for each sequence that decodes, then prompts in the order they came, up to the batch size.
+  // Rows of the next step: one for each sequence that decodes, then prompts in the order they came, up to the batch
+  // size.
   bool plan_step() {
     step_jobs_.clear();
     step_inputs_.clear();
@@ -303,7 +313,8 @@ class EngineImpl final : public Engine {
       int n = std::min(budget, static_cast<int>(job->prompt.size()) - job->n_done);
       if (job->all_logits) n = std::min(n, kLogitsBatch);
       const bool last = job->n_done + n == static_cast<int>(job->prompt.size());
-      add_input(job, std::span(job->prompt).subspan(static_cast<size_t>(job->n_done), static_cast<size_t>(n)), job->all_logits ? n : (last ? 1 : 0));
+      add_input(job, std::span(job->prompt).subspan(static_cast<size_t>(job->n_done), static_cast<size_t>(n)),
+                job->all_logits ? n : (last ? 1 : 0));
       budget -= n;
     }
     return !step_jobs_.empty();
@@ -317,12 +328,14 @@ class EngineImpl final : public Engine {
   void run_step() {
     const auto should_stop = [&] {
       return closing_.load(std::memory_order_relaxed) ||
-             std::any_of(step_jobs_.begin(), step_jobs_.end(), [](const auto& job) { return job->cancelled.load(std::memory_order_relaxed); });
+             std::any_of(step_jobs_.begin(), step_jobs_.end(),
+                         [](const auto& job) { return job->cancelled.load(std::memory_order_relaxed); });
     };
     bool done = false;
     try {
-      done = model_->forward(step_inputs_, should_stop,
-                             [&](size_t i, int index, std::span<float> logits) { take_logits(*step_jobs_[i], index, logits); });
+      done = model_->forward(step_inputs_, should_stop, [&](size_t i, int index, std::span<float> logits) {
+        take_logits(*step_jobs_[i], index, logits);
+      });
     } catch (const Error& error) {
       step_jobs_.back()->failure = error;  // the newest: the others go on without it
     } catch (const std::bad_alloc&) {
@@ -352,7 +365,9 @@ class EngineImpl final : public Engine {
         return;
       }
       if (!is_finite_row(logits)) {
-        throw Error(ErrorCode::kNonFinite, "NONFINITE", "logits of position " + std::to_string(job.n_done + index) + " hold NaN or infinity: the weights are damaged");
+        throw Error(ErrorCode::kNonFinite, "NONFINITE",
+                    "logits of position " + std::to_string(job.n_done + index) +
+                        " hold NaN or infinity: the weights are damaged");
       }
       job.on_row(job.n_done + index, logits);
     } catch (const Error& error) {
@@ -428,7 +443,8 @@ class EngineImpl final : public Engine {
     std::shared_ptr<const Error> error;
     if (job.failure) error = std::make_shared<const Error>(*job.failure);
     if (!job.is_generate) {
-      if (reason == FinishReason::kCancelled) error = std::make_shared<const Error>(ErrorCode::kDisposed, "CANCELLED", "cancelled");
+      if (reason == FinishReason::kCancelled)
+        error = std::make_shared<const Error>(ErrorCode::kDisposed, "CANCELLED", "cancelled");
       job.on_done(error);
       return;
     }
@@ -436,14 +452,15 @@ class EngineImpl final : public Engine {
     GenerateEvent event;
     event.kind = GenerateEvent::kFinish;
     event.reason = reason;
-    event.error = error;
+    event.error = std::move(error);
     event.text = job.text->finish();
     event.matched_stop = job.text->matched();
     event.n_input = static_cast<int>(job.prompt.size());
     event.n_output = job.n_output;
     if (job.started == Clock::time_point()) job.started = now;
     if (job.prefilled == Clock::time_point()) job.prefilled = now;
-    event.timings = {ms_between(job.queued, job.started), ms_between(job.started, job.prefilled), ms_between(job.prefilled, now)};
+    event.timings = {ms_between(job.queued, job.started), ms_between(job.started, job.prefilled),
+                     ms_between(job.prefilled, now)};
     job.on_event(std::move(event));
   }
 
@@ -488,6 +505,8 @@ std::vector<DeviceInfo> list_devices() {
   return {cpu};
 }
 
-const char* compiled_backend() { return GEMMA_BACKEND_NAME; }
+const char* compiled_backend() {
+  return GEMMA_BACKEND_NAME;
+}
 
 }  // namespace gemma

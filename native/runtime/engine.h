@@ -1,5 +1,5 @@
-// One loaded model and the thread that runs it. All requests of a model go into one queue; each step of the engine thread
-// takes prefill chunks and decode tokens of every running request through the layers together (a ragged batch).
+// One loaded model and the thread that runs it. All requests of a model go into one queue; each step of the engine
+// thread takes prefill chunks and decode tokens of every running request through the layers together (a ragged batch).
 // Nothing here knows JavaScript; callbacks arrive on the engine thread and must not block or throw.
 #pragma once
 
@@ -24,7 +24,7 @@ struct LoadOptions {
   int n_threads = 0;            // 0: physical cores this process may use
   int n_ctx = 0;                // positions per sequence; 0: min(model's, 32768)
   KvType kv_type = KvType::kF16;
-  int n_batch = 0;              // rows per step; 0: default (512)
+  int n_batch = 0;  // rows per step; 0: default (512)
   bool mmap = true;
   // fraction in 0..1, called on the loading thread
   std::function<void(double)> on_progress;
@@ -33,20 +33,20 @@ struct LoadOptions {
 
 struct Timings {
   double queue_ms = 0;
-  double prefill_ms = 0;   // first prompt token in to first logits out
-  double decode_ms = 0;    // after the first token
+  double prefill_ms = 0;  // first prompt token in to first logits out
+  double decode_ms = 0;   // after the first token
 };
 
 enum class FinishReason { kStop, kLength, kCancelled, kError };
 
 struct GenerateParams {
-  std::vector<TokenId> tokens;  // the prompt, BOS included where wanted; at least one
-  int max_tokens = -1;          // -1: to the end of the context
+  std::vector<TokenId> tokens;    // the prompt, BOS included where wanted; at least one
+  int max_tokens = -1;            // -1: to the end of the context
   bool overflow_is_error = true;  // prompt + max_tokens > n_ctx: kContextFull before any work; false: cut the output
   bool stop_at_end_token = true;
   SamplingParams sampling;
   std::vector<std::string> stop_sequences;
-  int max_unread = 256;         // pause this request while so many events are not acknowledged; 0: never pause
+  int max_unread = 256;  // pause this request while so many events are not acknowledged; 0: never pause
 };
 
 // One event per generated token (text may be empty while characters are incomplete), then one finish event.
@@ -56,12 +56,12 @@ struct GenerateEvent {
   int n_prefilled = 0;
   // kToken
   SampledToken token;
-  bool in_text = true;          // false for the end token and tokens inside a stop sequence
+  bool in_text = true;  // false for the end token and tokens inside a stop sequence
   // kToken and kFinish: valid UTF-8 that is new
   std::string text;
   // kFinish
   FinishReason reason = FinishReason::kStop;
-  std::string matched_stop;     // the stop sequence, if one ended it
+  std::string matched_stop;  // the stop sequence, if one ended it
   int n_input = 0, n_output = 0;
   Timings timings;
   std::shared_ptr<const Error> error;  // for kError
@@ -83,8 +83,8 @@ class Request {
 };
 
 struct EngineInfo {
-  std::string device;   // "cpu"
-  std::string isa;      // "avx512_vnni"
+  std::string device;  // "cpu"
+  std::string isa;     // "avx512_vnni"
   int n_threads = 0;
   int n_ctx = 0;
   KvType kv_type = KvType::kF16;
@@ -112,26 +112,28 @@ class Engine {
   // Checks the parameters (throws Error{kInvalidArgument, kContextFull, kDisposed}), queues the request and returns.
   virtual std::shared_ptr<Request> generate(GenerateParams params, std::function<void(GenerateEvent&&)> on_event) = 0;
 
-  // on_row: one call per wanted position in order, logits[n_vocab] valid during the call; on_done: once, error null on success
-  // (kDisposed/CANCELLED after cancel()). Positions are computed in chunks, so a long text does not hold n x vocab floats.
-  virtual std::shared_ptr<Request> logits(LogitsParams params, std::function<void(int position, std::span<const float> logits)> on_row,
+  // on_row: one call per wanted position in order, logits[n_vocab] valid during the call; on_done: once, error null on
+  // success (kDisposed/CANCELLED after cancel()). Positions are computed in chunks, so a long text does not hold n x
+  // vocab floats.
+  virtual std::shared_ptr<Request> logits(LogitsParams params,
+                                          std::function<void(int position, std::span<const float> logits)> on_row,
                                           std::function<void(std::shared_ptr<const Error> error)> on_done) = 0;
 
-  // Cancels all requests (their finish events arrive), joins the threads, releases the weights. Any thread but the engine's
-  // own; idempotent. Later calls of generate/logits throw kDisposed.
+  // Cancels all requests (their finish events arrive), joins the threads, releases the weights. Any thread but the
+  // engine's own; idempotent. Later calls of generate/logits throw kDisposed.
   virtual void close() = 0;
 };
 
 // What this build and machine offer, for `gemma-native devices`.
 struct DeviceInfo {
-  std::string name;         // "cpu"
-  std::string description;  // CPU model
+  std::string name;               // "cpu"
+  std::string description;        // CPU model
   std::vector<std::string> isas;  // usable here, best first
   std::string isa_default;
-  int n_cores = 0;          // physical cores this process may use
+  int n_cores = 0;  // physical cores this process may use
   uint64_t memory_bytes = 0;
   bool available = true;
-  std::string reason;       // why not available
+  std::string reason;  // why not available
 };
 std::vector<DeviceInfo> list_devices();
 const char* compiled_backend();  // "cpu"

@@ -33,25 +33,28 @@ struct Register {
 
 // Largest |a - b| / (scale) must be <= tolerance; NaN anywhere fails. Returns an empty string, or what is wrong.
 inline std::string compare(std::span<const float> got, std::span<const float> want, double tolerance) {
-  if (got.size() != want.size()) return "sizes differ: " + std::to_string(got.size()) + " and " + std::to_string(want.size());
+  if (got.size() != want.size())
+    return "sizes differ: " + std::to_string(got.size()) + " and " + std::to_string(want.size());
   for (size_t i = 0; i < got.size(); ++i) {
     const double error = std::fabs(static_cast<double>(got[i]) - static_cast<double>(want[i]));
     if (!(error <= tolerance)) {
-      return "at " + std::to_string(i) + ": got " + std::to_string(got[i]) + ", want " + std::to_string(want[i]) + " +- " +
-             std::to_string(tolerance);
+      return "at " + std::to_string(i) + ": got " + std::to_string(got[i]) + ", want " + std::to_string(want[i]) +
+             " +- " + std::to_string(tolerance);
     }
   }
   return "";
 }
 
 // Runs f and requires an Error with this code (and detail, unless empty).
-inline void check_throws(const char* file, int line, ErrorCode code, const std::string& detail, const std::function<void()>& f) {
+inline void check_throws(const char* file, int line, ErrorCode code, const std::string& detail,
+                         const std::function<void()>& f) {
   try {
     f();
   } catch (const Error& e) {
     if (e.code() != code || (!detail.empty() && e.detail() != detail)) {
-      fail(file, line, std::string("expected ") + error_code_name(code) + "/" + detail + ", got " + error_code_name(e.code()) + "/" +
-                           e.detail() + ": " + e.what());
+      fail(file, line,
+           std::string("expected ") + error_code_name(code) + "/" + detail + ", got " + error_code_name(e.code()) +
+               "/" + e.detail() + ": " + e.what());
     }
     return;
   }
@@ -82,20 +85,22 @@ inline int run_all(int argc, char** argv) {
 
 #define GEMMA_CONCAT2(a, b) a##b
 #define GEMMA_CONCAT(a, b) GEMMA_CONCAT2(a, b)
-#define TEST(name)                                                                                                          \
-  static void GEMMA_CONCAT(test_, __LINE__)();                                                                              \
-  static const gemma::test::Register GEMMA_CONCAT(register_, __LINE__)(name, GEMMA_CONCAT(test_, __LINE__));                 \
+#define TEST(name)                                                                                           \
+  static void GEMMA_CONCAT(test_, __LINE__)();                                                               \
+  static const gemma::test::Register GEMMA_CONCAT(register_, __LINE__)(name, GEMMA_CONCAT(test_, __LINE__)); \
   static void GEMMA_CONCAT(test_, __LINE__)()
-#define CHECK(condition) \
-  do {                   \
+#define CHECK(condition)                                                 \
+  do {                                                                   \
     if (!(condition)) gemma::test::fail(__FILE__, __LINE__, #condition); \
   } while (false)
-#define CHECK_CLOSE(got, want, tolerance)                                                  \
-  do {                                                                                     \
-    const std::string message_ = gemma::test::compare((got), (want), (tolerance));         \
-    if (!message_.empty()) gemma::test::fail(__FILE__, __LINE__, message_);                \
+#define CHECK_CLOSE(got, want, tolerance)                                          \
+  do {                                                                             \
+    const std::string message_ = gemma::test::compare((got), (want), (tolerance)); \
+    if (!message_.empty()) gemma::test::fail(__FILE__, __LINE__, message_);        \
   } while (false)
 #define CHECK_THROWS(code, detail, ...) \
   gemma::test::check_throws(__FILE__, __LINE__, gemma::ErrorCode::code, detail, [&] { __VA_ARGS__; })
-#define TEST_MAIN \
-  int main(int argc, char** argv) { return gemma::test::run_all(argc, argv); }
+#define TEST_MAIN                            \
+  int main(int argc, char** argv) {          \
+    return gemma::test::run_all(argc, argv); \
+  }

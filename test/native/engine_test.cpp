@@ -1,5 +1,5 @@
-// The engine as a whole on the tiny models: results that do not depend on company, chunks or threads, and requests that end
-// in every way they can.
+// The engine as a whole on the tiny models: results that do not depend on company, chunks or threads, and requests that
+// end in every way they can.
 #include "runtime/engine.h"
 
 #include <algorithm>
@@ -16,7 +16,9 @@
 namespace gemma {
 namespace {
 
-std::string data(const std::string& name) { return std::string(GEMMA_TEST_DATA) + "/" + name; }
+std::string data(const std::string& name) {
+  return std::string(GEMMA_TEST_DATA) + "/" + name;
+}
 
 LoadOptions options(const std::string& file) {
   LoadOptions o;
@@ -38,8 +40,9 @@ std::vector<TokenId> some_tokens(int n, int seed = 1) {
 std::vector<float> logits_of(Engine& engine, const std::vector<TokenId>& tokens, bool all = true) {
   std::vector<float> out;
   std::promise<std::shared_ptr<const Error>> done;
-  const auto request = engine.logits({tokens, all}, [&](int, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); },
-                                     [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
+  const auto request = engine.logits(
+      {tokens, all}, [&](int, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); },
+      [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
   if (const std::shared_ptr<const Error> error = done.get_future().get()) throw Error(*error);
   return out;
 }
@@ -94,8 +97,8 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && !a.empty() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// No rounding is allowed for: every operation computes a row in one order of arithmetic, whatever else is in the batch and
-// however many threads share the work (kernels.h), so results are equal to the bit.
+// No rounding is allowed for: every operation computes a row in one order of arithmetic, whatever else is in the batch
+// and however many threads share the work (kernels.h), so results are equal to the bit.
 TEST("logits do not depend on threads, chunks or instruction set's batch shapes") {
   for (const char* file : {"text-a-f16.gguf", "text-a-q4_0.gguf", "text-k-mix.gguf"}) {
     for (const cpu::KernelRow& row : cpu::kernel_table()) {
@@ -137,7 +140,8 @@ TEST("logits and sampled tokens do not depend on company") {
   lonely->ended.wait();
 
   std::vector<std::shared_ptr<Generation>> company;
-  for (int i = 0; i < 5; ++i) company.push_back(start(*engine, sampled(some_tokens(30 + 17 * i, i + 2), 200, static_cast<uint64_t>(i))));
+  for (int i = 0; i < 5; ++i)
+    company.push_back(start(*engine, sampled(some_tokens(30 + 17 * i, i + 2), 200, static_cast<uint64_t>(i))));
   const auto again = start(*engine, sampled(some_tokens(40, 5), 60, 17));
   CHECK(same_bits(logits_of(*engine, tokens), alone));
   again->ended.wait();
@@ -229,12 +233,14 @@ TEST("cancel at any moment: one finish event, pages go back, others go on") {
   survivor->ended.wait();
   CHECK(survivor->finish.reason == FinishReason::kLength && survivor->tokens.size() == 300);
   std::promise<std::shared_ptr<const Error>> done;
-  const auto request = engine->logits({some_tokens(4000), true}, [](int, std::span<const float>) {},
-                                      [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
+  const auto request = engine->logits(
+      {some_tokens(4000), true}, [](int, std::span<const float>) {},
+      [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
   request->cancel();
   const std::shared_ptr<const Error> error = done.get_future().get();
   CHECK(error != nullptr && error->detail() == "CANCELLED");
-  for (int i = 0; i < 100 && engine->stats().kv_pages_in_use != 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  for (int i = 0; i < 100 && engine->stats().kv_pages_in_use != 0; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
   CHECK(engine->stats().kv_pages_in_use == 0 && engine->stats().kv_bytes_resident == 0);
 }
 
@@ -248,7 +254,8 @@ TEST("a reader who does not read pauses its generation only") {
   CHECK(quick->tokens.size() == 80);
   CHECK(slow->ended.wait_for(std::chrono::milliseconds(50)) == std::future_status::timeout);
   CHECK(slow->n_events.load() == 5);  // prefill progress and four tokens
-  while (slow->ended.wait_for(std::chrono::milliseconds(1)) == std::future_status::timeout) slow->request->acknowledge(1);
+  while (slow->ended.wait_for(std::chrono::milliseconds(1)) == std::future_status::timeout)
+    slow->request->acknowledge(1);
   CHECK(slow->finish.reason == FinishReason::kLength && slow->tokens.size() == 50);
 }
 
@@ -289,7 +296,8 @@ TEST("damaged weights are an error of the request, not a crash or nonsense") {
   std::ifstream in(data("text-a-f16.gguf"), std::ios::binary);
   std::vector<char> bytes((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
   const auto file = GgufFile::parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
-  for (const char* name : {"output_norm.weight", "blk.3.attn_norm.weight", "blk.2.ffn_down.weight", "blk.5.attn_k.weight"}) {
+  for (const char* name :
+       {"output_norm.weight", "blk.3.attn_norm.weight", "blk.2.ffn_down.weight", "blk.5.attn_k.weight"}) {
     for (const bool nan : {true, false}) {
       std::vector<char> damaged = bytes;
       const GgufTensor* tensor = file->find_tensor(name);
@@ -301,7 +309,10 @@ TEST("damaged weights are an error of the request, not a crash or nonsense") {
       } else {
         std::memcpy(damaged.data() + offset + 8, &half, 2);
       }
-      const std::string path = (std::filesystem::temp_directory_path() / ("gemma-native-damaged-" + std::to_string(std::hash<std::thread::id>()(std::this_thread::get_id())) + ".gguf")).string();
+      const std::string path = (std::filesystem::temp_directory_path() /
+                                ("gemma-native-damaged-" +
+                                 std::to_string(std::hash<std::thread::id>()(std::this_thread::get_id())) + ".gguf"))
+                                   .string();
       std::ofstream(path, std::ios::binary).write(damaged.data(), static_cast<std::streamsize>(damaged.size()));
       LoadOptions o;
       o.path = path;

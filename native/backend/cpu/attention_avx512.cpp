@@ -1,6 +1,6 @@
-// A tile of attention with AVX-512: a page of keys is widened to float once for all rows of the tile, scores are formed in
-// register tiles of 4 rows by 4 positions, the running softmax goes page by page, values likewise. What a row gets does not
-// depend on which rows share its tile.
+// A tile of attention with AVX-512: a page of keys is widened to float once for all rows of the tile, scores are formed
+// in register tiles of 4 rows by 4 positions, the running softmax goes page by page, values likewise. What a row gets
+// does not depend on which rows share its tile.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -16,7 +16,9 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+inline __mmask16 first_lanes(int n) {
+  return static_cast<__mmask16>((1u << n) - 1u);
+}
 
 // Rows of a page, positions first..last-1, to float [position][head_stride], padded with zeros.
 void widen(const KvLayout& layout, const std::byte* rows, int first, int last, float* out, size_t head_stride) {
@@ -38,8 +40,9 @@ void widen(const KvLayout& layout, const std::byte* rows, int first, int last, f
     }
     for (int j = 0; j < layout.head_dim; j += 16) {
       const __mmask16 m = first_lanes(std::min(16, layout.head_dim - j));
-      const __m512 v = layout.type == KvType::kF16 ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, row + static_cast<size_t>(j) * 2))
-                                                   : _mm512_maskz_loadu_ps(m, row + static_cast<size_t>(j) * 4);
+      const __m512 v = layout.type == KvType::kF16
+                           ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, row + static_cast<size_t>(j) * 2))
+                           : _mm512_maskz_loadu_ps(m, row + static_cast<size_t>(j) * 4);
       _mm512_storeu_ps(o + j, v);
     }
   }
@@ -71,11 +74,13 @@ void score_tile(const float* q, size_t stride, const float* k, float* scores) {
       for (size_t p = 0; p < 4; ++p) acc[r][p] = _mm512_fmadd_ps(qv, kv[p], acc[r][p]);
     }
   }
-  for (size_t r = 0; r < 4; ++r) _mm_storeu_ps(scores + r * kPagePositions, sum_lanes(acc[r][0], acc[r][1], acc[r][2], acc[r][3]));
+  for (size_t r = 0; r < 4; ++r)
+    _mm_storeu_ps(scores + r * kPagePositions, sum_lanes(acc[r][0], acc[r][1], acc[r][2], acc[r][3]));
 }
 
 // out[4 rows][stride] = out * rescale + weights[4][32] x v[first..last-1][stride].
-void accumulate(float* out, size_t stride, const float* weights, const float* rescale, const float* v, int first, int last) {
+void accumulate(float* out, size_t stride, const float* weights, const float* rescale, const float* v, int first,
+                int last) {
   for (size_t j = 0; j < stride; j += 32) {
     const bool wide = j + 16 < stride;
     __m512 acc[4][2];
@@ -142,8 +147,8 @@ void attention_avx512(const AttentionTile& tile, const Scratch& scratch) {
       last = std::max(last, to);
     }
     if (first >= last) continue;  // between the spans: there need not be a page
-    // Score tiles take four positions: widen whole groups of four. Positions outside the spans are of this page too, and
-    // pages are zeroed when they are handed out, so what is read there is finite; it is masked below.
+    // Score tiles take four positions: widen whole groups of four. Positions outside the spans are of this page too,
+    // and pages are zeroed when they are handed out, so what is read there is finite; it is masked below.
     const int first4 = first / 4 * 4;
     const int last4 = (last + 3) / 4 * 4;
     widen(layout, tile.pages[page] + layout.layer_offset + head_offset, first4, last4, k, stride);

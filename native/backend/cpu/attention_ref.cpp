@@ -1,5 +1,5 @@
-// One tile of attention over the paged cache, with the running softmax of Milakov and Gimelshein (arXiv 1805.02867), page by
-// page. Query rows come already scaled. Plain loops, kept as the oracle.
+// One tile of attention over the paged cache, with the running softmax of Milakov and Gimelshein (arXiv 1805.02867),
+// page by page. Query rows come already scaled. Plain loops, kept as the oracle.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -122,17 +122,9 @@ void merge_segments_ref(float* acc, float* max, float* sum, const float* acc2, f
 }
 
 const Kernels& kernels_ref() {
-  static const Kernels kernels = {"ref",
-                                  gemm_quantized_ref,
-                                  gemm_float_ref,
-                                  quantize_row_ref,
-                                  rms_norm_ref,
-                                  add_rms_norm_ref,
-                                  norm_rope_ref,
-                                  geglu_ref,
-                                  store_kv_row_ref,
-                                  attention_ref,
-                                  merge_segments_ref};
+  static const Kernels kernels = {
+      "ref",         gemm_quantized_ref, gemm_float_ref,   quantize_row_ref, rms_norm_ref,      add_rms_norm_ref,
+      norm_rope_ref, geglu_ref,          store_kv_row_ref, attention_ref,    merge_segments_ref};
   return kernels;
 }
 

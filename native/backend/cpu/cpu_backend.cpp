@@ -1,5 +1,5 @@
-// The CPU backend: each operation cut into chunks for the thread pool, each chunk one call of a kernel. Weights stay where
-// the file is mapped; activations are quantised once per operation.
+// The CPU backend: each operation cut into chunks for the thread pool, each chunk one call of a kernel. Weights stay
+// where the file is mapped; activations are quantised once per operation.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -31,7 +31,8 @@ class CpuBuffer final : public Buffer {
   explicit CpuBuffer(size_t bytes) {
     data_ = static_cast<std::byte*>(::operator new(std::max<size_t>(bytes, 1), kAlignment, std::nothrow));
     if (data_ == nullptr) {
-      throw Error(ErrorCode::kOutOfMemory, "", "out of memory: " + std::to_string(bytes) + " bytes could not be allocated");
+      throw Error(ErrorCode::kOutOfMemory, "",
+                  "out of memory: " + std::to_string(bytes) + " bytes could not be allocated");
     }
     bytes_ = bytes;
   }
@@ -55,14 +56,17 @@ class Workspace {
   std::unique_ptr<CpuBuffer> buffer_;
 };
 
-size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+size_t round_up(size_t n, size_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const Kernels& kernels, int n_threads) : kernels_(kernels), pool_(n_threads) {
     const size_t stride = cpu::kScratchBytes + 64;  // a cache line apart
     std::byte* data = scratch_memory_.reserve(stride * static_cast<size_t>(n_threads));
-    for (int t = 0; t < n_threads; ++t) scratch_.push_back({data + stride * static_cast<size_t>(t), cpu::kScratchBytes});
+    for (int t = 0; t < n_threads; ++t)
+      scratch_.push_back({data + stride * static_cast<size_t>(t), cpu::kScratchBytes});
   }
 
   const char* device() const override { return "cpu"; }
@@ -74,7 +78,9 @@ class CpuBackend final : public Backend {
   void download(void* dst, const void* src, size_t bytes) override { std::memcpy(dst, src, bytes); }
   void fill_zero(void* dst, size_t bytes) override { std::memset(dst, 0, bytes); }
 
-  Weight load_weight(TensorType type, int n_out, int n_in, const std::byte* data) override { return {type, n_out, n_in, data}; }
+  Weight load_weight(TensorType type, int n_out, int n_in, const std::byte* data) override {
+    return {type, n_out, n_in, data};
+  }
 
   void embed(float* out, const Weight& table, const int32_t* tokens, int n, float scale) override {
     const size_t bytes = row_bytes(table.type, table.n_in);
@@ -145,7 +151,8 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void norm_rope(float* x, const float* weight, const float* table, int n, int n_heads, int head_dim, float eps, float scale) override {
+  void norm_rope(float* x, const float* weight, const float* table, int n, int n_heads, int head_dim, float eps,
+                 float scale) override {
     for_rows(n, 4, [&](int i) {
       for (int h = 0; h < n_heads; ++h) {
         const size_t row = static_cast<size_t>(i) * static_cast<size_t>(n_heads) + static_cast<size_t>(h);
@@ -155,8 +162,8 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void store_kv(const KvLayout& layout, std::span<const BatchSequence> sequences, const int32_t* positions, const float* k,
-                const float* v) override {
+  void store_kv(const KvLayout& layout, std::span<const BatchSequence> sequences, const int32_t* positions,
+                const float* k, const float* v) override {
     const size_t head_dim = static_cast<size_t>(layout.head_dim);
     for (const BatchSequence& sequence : sequences) {
       for_rows(sequence.n_rows, 8, [&](int i) {
@@ -167,7 +174,8 @@ class CpuBackend final : public Backend {
         for (int h = 0; h < layout.n_kv_heads; ++h) {
           const size_t source = (row * static_cast<size_t>(layout.n_kv_heads) + static_cast<size_t>(h)) * head_dim;
           const size_t target =
-              (static_cast<size_t>(h) * kPagePositions + static_cast<size_t>(position % kPagePositions)) * layout.row_bytes;
+              (static_cast<size_t>(h) * kPagePositions + static_cast<size_t>(position % kPagePositions)) *
+              layout.row_bytes;
           kernels_.store_kv_row(layout.type, k + source, page + layout.layer_offset + target, layout.head_dim);
           kernels_.store_kv_row(layout.type, v + source, page + layout.v_offset() + target, layout.head_dim);
         }
@@ -221,7 +229,8 @@ class CpuBackend final : public Backend {
       n_units += item.n_segments;
     }
     const size_t unit_floats = partial_floats(layout.head_dim);
-    float* partials = reinterpret_cast<float*>(partials_.reserve(static_cast<size_t>(n_units) * unit_floats * sizeof(float)));
+    float* partials =
+        reinterpret_cast<float*>(partials_.reserve(static_cast<size_t>(n_units) * unit_floats * sizeof(float)));
     pool_.parallel_for(n_units, [&](int unit, int thread) {
       size_t i = items_.size() - 1;
       while (items_[i].first_unit > unit) --i;
@@ -255,7 +264,8 @@ class CpuBackend final : public Backend {
 
   void gather_rows(float* out, const float* x, const int32_t* rows, int n, int dim) override {
     for (int i = 0; i < n; ++i) {
-      std::memcpy(out + static_cast<size_t>(i) * static_cast<size_t>(dim), x + static_cast<size_t>(rows[i]) * static_cast<size_t>(dim),
+      std::memcpy(out + static_cast<size_t>(i) * static_cast<size_t>(dim),
+                  x + static_cast<size_t>(rows[i]) * static_cast<size_t>(dim),
                   static_cast<size_t>(dim) * sizeof(float));
     }
   }
@@ -332,18 +342,24 @@ class CpuBackend final : public Backend {
     for_rows(n, 4, [&](int i) {
       const size_t row = static_cast<size_t>(i);
       const size_t b = row * (cols / 32);
-      kernels_.quantize_row(x + row * cols, n_in,
-                            {out.q + row * cols, out.d + b, out.neg_sum + b, out.neg_sum16 + 2 * b, out.dsum + b, out.dsum16 + 2 * b});
+      kernels_.quantize_row(
+          x + row * cols, n_in,
+          {out.q + row * cols, out.d + b, out.neg_sum + b, out.neg_sum16 + 2 * b, out.dsum + b, out.dsum16 + 2 * b});
     });
     return {n, n_in, out.q, out.d, out.neg_sum, out.neg_sum16, out.dsum, out.dsum16};
   }
 
   // A partial result: kAttentionRows rows of head_dim, then their maxima, then their sums.
-  static size_t partial_floats(int head_dim) { return static_cast<size_t>(kAttentionRows) * (round_up(static_cast<size_t>(head_dim), 16) + 2); }
-  static float* partial_max(float* partial, int head_dim) { return partial + static_cast<size_t>(kAttentionRows) * round_up(static_cast<size_t>(head_dim), 16); }
+  static size_t partial_floats(int head_dim) {
+    return static_cast<size_t>(kAttentionRows) * (round_up(static_cast<size_t>(head_dim), 16) + 2);
+  }
+  static float* partial_max(float* partial, int head_dim) {
+    return partial + static_cast<size_t>(kAttentionRows) * round_up(static_cast<size_t>(head_dim), 16);
+  }
   static float* partial_sum(float* partial, int head_dim) { return partial_max(partial, head_dim) + kAttentionRows; }
 
-  void attend_segment(const Task& task, const AttentionItem& item, int segment, float* partial, const Scratch& scratch) const {
+  void attend_segment(const Task& task, const AttentionItem& item, int segment, float* partial,
+                      const Scratch& scratch) const {
     const int head_dim = task.layout->head_dim;
     const size_t row_floats = round_up(static_cast<size_t>(head_dim), 16);
     const float* q[kAttentionRows];
@@ -355,7 +371,8 @@ class CpuBackend final : public Backend {
       span.begin = std::max(span.begin, segment * kSegment);
       span.end = std::max(span.begin, std::min(span.end, (segment + 1) * kSegment));
       for (int h = 0; h < item.n_heads; ++h, ++n) {
-        const size_t row = static_cast<size_t>(item.first_row + t) * static_cast<size_t>(task.n_heads) + static_cast<size_t>(item.first_head + h);
+        const size_t row = static_cast<size_t>(item.first_row + t) * static_cast<size_t>(task.n_heads) +
+                           static_cast<size_t>(item.first_head + h);
         q[n] = task.q + row * static_cast<size_t>(head_dim);
         out[n] = partial + static_cast<size_t>(n) * row_floats;
         spans[n] = span;
@@ -379,8 +396,9 @@ class CpuBackend final : public Backend {
     for (int r = 0; r < item.n_tokens * item.n_heads; ++r) {
       const float max2 = partial_max(partial, head_dim)[r];
       if (max2 == -std::numeric_limits<float>::infinity()) continue;  // the row's span does not reach this segment
-      kernels_.merge_segments(total + static_cast<size_t>(r) * row_floats, partial_max(total, head_dim) + r, partial_sum(total, head_dim) + r,
-                              partial + static_cast<size_t>(r) * row_floats, max2, partial_sum(partial, head_dim)[r], head_dim);
+      kernels_.merge_segments(total + static_cast<size_t>(r) * row_floats, partial_max(total, head_dim) + r,
+                              partial_sum(total, head_dim) + r, partial + static_cast<size_t>(r) * row_floats, max2,
+                              partial_sum(partial, head_dim)[r], head_dim);
     }
   }
 
@@ -390,7 +408,8 @@ class CpuBackend final : public Backend {
     int n = 0;
     for (int t = 0; t < item.n_tokens; ++t) {
       for (int h = 0; h < item.n_heads; ++h, ++n) {
-        const size_t row = static_cast<size_t>(item.first_row + t) * static_cast<size_t>(task.n_heads) + static_cast<size_t>(item.first_head + h);
+        const size_t row = static_cast<size_t>(item.first_row + t) * static_cast<size_t>(task.n_heads) +
+                           static_cast<size_t>(item.first_head + h);
         float* out = task.out + row * static_cast<size_t>(head_dim);
         const float* acc = total + static_cast<size_t>(n) * row_floats;
         const float inverse = 1.0f / partial_sum(total, head_dim)[n];

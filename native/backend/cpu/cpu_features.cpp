@@ -57,7 +57,9 @@ uint64_t read_xcr0() {
 #endif
 }
 
-bool bit(uint32_t word, int n) { return ((word >> n) & 1u) != 0; }
+bool bit(uint32_t word, int n) {
+  return ((word >> n) & 1u) != 0;
+}
 
 struct X86Features {
   bool avx2 = false;
@@ -71,7 +73,8 @@ struct X86Features {
     const bool ymm = (xcr0 & 0x6) == 0x6;
     const bool zmm = (xcr0 & 0xe6) == 0xe6;
     avx2 = ymm && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5);  // FMA, F16C, AVX2
-    avx512_vnni = avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
+    avx512_vnni =
+        avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
   }
 };
 const X86Features& x86() {
@@ -82,7 +85,9 @@ const X86Features& x86() {
 
 }  // namespace
 
-bool always() { return true; }
+bool always() {
+  return true;
+}
 
 bool has_avx2() {
 #if defined(__x86_64__) || defined(_M_X64)

@@ -1,8 +1,9 @@
-// Matrix products with AVX-512 VNNI. 16 weight rows ride in the 16 lanes of a register: a group of blocks of these rows is
-// unpacked once into a panel of unsigned bytes, four columns of a row beside each other, with float scales, and then used by
-// every row of x (vpdpbusd: unsigned weights times signed activations, whose four bytes are broadcast). Because a lane is a
-// weight row there is no horizontal sum, and the order of arithmetic of kernels.h holds for one row of x as for a thousand:
-// decode and prefill run the same code, the panel living in L1 in the first case and in L2 in the second.
+// Matrix products with AVX-512 VNNI. 16 weight rows ride in the 16 lanes of a register: a group of blocks of these rows
+// is unpacked once into a panel of unsigned bytes, four columns of a row beside each other, with float scales, and then
+// used by every row of x (vpdpbusd: unsigned weights times signed activations, whose four bytes are broadcast). Because
+// a lane is a weight row there is no horizontal sum, and the order of arithmetic of kernels.h holds for one row of x as
+// for a thousand: decode and prefill run the same code, the panel living in L1 in the first case and in L2 in the
+// second.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -32,7 +33,9 @@ inline void load_transposed(const uint8_t* p, size_t stride, __m512i out[4]) {
   __m512i r[4];
   for (int i = 0; i < 4; ++i) {
     const uint8_t* row = p + static_cast<size_t>(i) * stride;
-    const auto load = [&](size_t lane) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 4 * lane * stride)); };
+    const auto load = [&](size_t lane) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 4 * lane * stride));
+    };
     __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(load(0)), load(1), 1);
     __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(load(2)), load(3), 1);
     r[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
@@ -47,10 +50,14 @@ inline void load_transposed(const uint8_t* p, size_t stride, __m512i out[4]) {
   out[3] = _mm512_unpackhi_epi64(t1, t3);
 }
 
-inline void store(PanelBlock& block, int j, __m512i v) { _mm512_store_si512(block.u[j], v); }
+inline void store(PanelBlock& block, int j, __m512i v) {
+  _mm512_store_si512(block.u[j], v);
+}
 
 // The low 16 bits of each lane as half floats.
-inline __m512 halves_to_floats(__m512i v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
+inline __m512 halves_to_floats(__m512i v) {
+  return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
+}
 
 inline __m512 load_scales(const uint8_t* p, size_t stride) {
   const auto half = [&](size_t row) {
@@ -58,12 +65,14 @@ inline __m512 load_scales(const uint8_t* p, size_t stride) {
     std::memcpy(&bits, p + row * stride, 2);
     return bits;
   };
-  const __m256i bits = _mm256_set_epi16(half(15), half(14), half(13), half(12), half(11), half(10), half(9), half(8), half(7), half(6),
-                                        half(5), half(4), half(3), half(2), half(1), half(0));
+  const __m256i bits = _mm256_set_epi16(half(15), half(14), half(13), half(12), half(11), half(10), half(9), half(8),
+                                        half(7), half(6), half(5), half(4), half(3), half(2), half(1), half(0));
   return _mm512_cvtph_ps(bits);
 }
 
-inline __m512i mask_bytes(char value) { return _mm512_set1_epi8(value); }
+inline __m512i mask_bytes(char value) {
+  return _mm512_set1_epi8(value);
+}
 
 // Each type: how 16 rows' group of blocks becomes panel blocks. kGroup: blocks of 32 a call unpacks.
 struct Q4_0 {
@@ -98,7 +107,8 @@ struct Q5_0 {
     load_transposed(p, stride, head);
     load_transposed(p + 6, stride, q);
     const __m512i high = _mm512_or_si512(_mm512_srli_epi32(head[0], 16), _mm512_slli_epi32(head[1], 16));
-    // Byte i of lane dword j: bit 4 * j + i of qh. Bring the byte that holds it to all four places, then test one bit each.
+    // Byte i of lane dword j: bit 4 * j + i of qh. Bring the byte that holds it to all four places, then test one bit
+    // each.
     const __m512i even = _mm512_set1_epi32(0x08040201);
     const __m512i odd = _mm512_set1_epi32(static_cast<int>(0x80402010u));
     for (int j = 0; j < 8; ++j) {
@@ -198,9 +208,12 @@ struct Q5_K {
         __m512i q[4];
         load_transposed(p + 48 + 32 * chunk + 16 * part, stride, q);
         for (int j = 0; j < 4; ++j) {
-          const __m512i even = chunk < 2 ? _mm512_slli_epi16(high[j], 4 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 4);
-          const __m512i odd = chunk < 2 ? _mm512_slli_epi16(high[j], 3 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 3);
-          store(out[2 * chunk], 4 * part + j, _mm512_or_si512(_mm512_and_si512(q[j], low), _mm512_and_si512(even, bit4)));
+          const __m512i even =
+              chunk < 2 ? _mm512_slli_epi16(high[j], 4 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 4);
+          const __m512i odd =
+              chunk < 2 ? _mm512_slli_epi16(high[j], 3 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 3);
+          store(out[2 * chunk], 4 * part + j,
+                _mm512_or_si512(_mm512_and_si512(q[j], low), _mm512_and_si512(even, bit4)));
           store(out[2 * chunk + 1], 4 * part + j,
                 _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(q[j], 4), low), _mm512_and_si512(odd, bit4)));
         }
@@ -243,7 +256,8 @@ struct Q6_K {
     load_transposed(p + 192, stride, scales);
     const __m512 d = load_scales(p + 208, stride);
     for (int s = 0; s < 16; ++s) {  // a signed byte per half block
-      const __m512i scale = _mm512_srai_epi32(_mm512_slli_epi32(scales[s / 4], static_cast<unsigned>(24 - 8 * (s % 4))), 24);
+      const __m512i scale =
+          _mm512_srai_epi32(_mm512_slli_epi32(scales[s / 4], static_cast<unsigned>(24 - 8 * (s % 4))), 24);
       _mm512_store_ps(out[s / 2].d[s % 2], _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale)));
     }
   }
@@ -265,11 +279,11 @@ inline __m512i broadcast4(const int8_t* q) {
   return _mm512_set1_epi32(four);
 }
 
-// kPanels panels of 16 weight rows times kRows rows of x over n_blocks blocks, added to out (or replacing it at the first
-// columns). out points at the first row of x and weight row 0 of the panels.
+// kPanels panels of 16 weight rows times kRows rows of x over n_blocks blocks, added to out (or replacing it at the
+// first columns). out points at the first row of x and weight row 0 of the panels.
 template <int kShift, bool kMin, bool kHalves, int kPanels, int kRows>
-void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x, int first_row, int first_block, float* out,
-              size_t out_stride, bool first, const __mmask16* lanes) {
+void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x, int first_row,
+              int first_block, float* out, size_t out_stride, bool first, const __mmask16* lanes) {
   const size_t blocks_per_row = static_cast<size_t>(x.n_cols / 32);
   size_t index[kRows];
   __m512 acc[kPanels][kRows];
@@ -327,34 +341,38 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
 }
 
 template <int kShift, bool kMin, bool kHalves, int kPanels, int kRows>
-void multiply_tail(int n_rows, const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x, int first_row, int first_block,
-                   float* out, size_t out_stride, bool first, const __mmask16* lanes) {
+void multiply_tail(int n_rows, const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x,
+                   int first_row, int first_block, float* out, size_t out_stride, bool first, const __mmask16* lanes) {
   if constexpr (kRows > 0) {
     if (n_rows == kRows) {
-      multiply<kShift, kMin, kHalves, kPanels, kRows>(panels, panel_stride, n_blocks, x, first_row, first_block, out, out_stride, first, lanes);
+      multiply<kShift, kMin, kHalves, kPanels, kRows>(panels, panel_stride, n_blocks, x, first_row, first_block, out,
+                                                      out_stride, first, lanes);
     } else {
-      multiply_tail<kShift, kMin, kHalves, kPanels, kRows - 1>(n_rows, panels, panel_stride, n_blocks, x, first_row, first_block, out, out_stride,
-                                                               first, lanes);
+      multiply_tail<kShift, kMin, kHalves, kPanels, kRows - 1>(n_rows, panels, panel_stride, n_blocks, x, first_row,
+                                                               first_block, out, out_stride, first, lanes);
     }
   }
 }
 
 template <int kShift, bool kMin, bool kHalves, int kPanels>
-void multiply_all(const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x, int first_block, float* out,
-                  size_t out_stride, bool first, const __mmask16* lanes) {
+void multiply_all(const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x, int first_block,
+                  float* out, size_t out_stride, bool first, const __mmask16* lanes) {
   constexpr int kRows = kPanels == 1 ? 8 : 6;  // accumulators and dot products of a tile fit into 32 registers
   int r = 0;
   for (; r + kRows <= x.n_rows; r += kRows) {
     multiply<kShift, kMin, kHalves, kPanels, kRows>(panels, panel_stride, n_blocks, x, r, first_block,
-                                                    out + static_cast<size_t>(r) * out_stride, out_stride, first, lanes);
+                                                    out + static_cast<size_t>(r) * out_stride, out_stride, first,
+                                                    lanes);
   }
-  multiply_tail<kShift, kMin, kHalves, kPanels, kRows - 1>(x.n_rows - r, panels, panel_stride, n_blocks, x, r, first_block,
-                                                           out + static_cast<size_t>(r) * out_stride, out_stride, first, lanes);
+  multiply_tail<kShift, kMin, kHalves, kPanels, kRows - 1>(x.n_rows - r, panels, panel_stride, n_blocks, x, r,
+                                                           first_block, out + static_cast<size_t>(r) * out_stride,
+                                                           out_stride, first, lanes);
 }
 
 // Panels of 16 rows over the wanted range. unpack(rows, first_block, n_blocks, panel) fills a panel.
 template <int kShift, bool kMin, bool kHalves, class Unpack>
-void run_panels(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch, const Unpack& unpack) {
+void run_panels(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch,
+                const Unpack& unpack) {
   const int n_blocks = x.n_cols / 32;
   PanelBlock* panels = reinterpret_cast<PanelBlock*>(scratch.data);
   const bool many = x.n_rows > 8;
@@ -385,25 +403,29 @@ void gemm_type(const WeightRows& w, const QuantizedRows& x, float* out, size_t o
   const uint8_t* base = reinterpret_cast<const uint8_t*>(w.w);
   // A last panel with fewer than 16 rows is unpacked from a copy, so that no load leaves the matrix.
   uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data) + 2 * kBlocksMany * sizeof(PanelBlock);
-  run_panels<Type::kOffsetShift, Type::kMin, Type::kHalves>(w, x, out, out_stride, scratch, [&](int row, int b, int n, PanelBlock* panel) {
-    const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
-    const uint8_t* p = base + static_cast<size_t>(row) * w.w_row_bytes + offset;
-    size_t stride = w.w_row_bytes;
-    const int rows = std::min(kLanes, w.row_end - row);
-    const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
-    if (rows < kLanes) {
-      stride = bytes;
-      for (int r = 0; r < kLanes; ++r) std::memcpy(tail + static_cast<size_t>(r) * stride, p + static_cast<size_t>(std::min(r, rows - 1)) * w.w_row_bytes, bytes);
-      p = tail;
-    } else {
-      // The next panel's bytes, a line ahead for each line used: 16 row streams are more than the hardware follows.
-      const uint8_t* next = base + static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes;
-      for (size_t line = 0; line < bytes * kLanes; line += 64) _mm_prefetch(reinterpret_cast<const char*>(next + line), _MM_HINT_T0);
-    }
-    for (int g = 0; g < n; g += Type::kGroup) {
-      Type::unpack(p + static_cast<size_t>(g / Type::kGroup) * Type::kGroupBytes, stride, panel + g);
-    }
-  });
+  run_panels<Type::kOffsetShift, Type::kMin, Type::kHalves>(
+      w, x, out, out_stride, scratch, [&](int row, int b, int n, PanelBlock* panel) {
+        const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
+        const uint8_t* p = base + static_cast<size_t>(row) * w.w_row_bytes + offset;
+        size_t stride = w.w_row_bytes;
+        const int rows = std::min(kLanes, w.row_end - row);
+        const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
+        if (rows < kLanes) {
+          stride = bytes;
+          for (int r = 0; r < kLanes; ++r)
+            std::memcpy(tail + static_cast<size_t>(r) * stride,
+                        p + static_cast<size_t>(std::min(r, rows - 1)) * w.w_row_bytes, bytes);
+          p = tail;
+        } else {
+          // The next panel's bytes, a line ahead for each line used: 16 row streams are more than the hardware follows.
+          const uint8_t* next = base + static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes;
+          for (size_t line = 0; line < bytes * kLanes; line += 64)
+            _mm_prefetch(reinterpret_cast<const char*>(next + line), _MM_HINT_T0);
+        }
+        for (int g = 0; g < n; g += Type::kGroup) {
+          Type::unpack(p + static_cast<size_t>(g / Type::kGroup) * Type::kGroupBytes, stride, panel + g);
+        }
+      });
 }
 
 // Types without an unpacker here: the scalar one fills the panels, the product is the same.
@@ -411,8 +433,10 @@ template <int kShift, bool kMin, bool kHalves>
 void gemm_common(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch) {
   run_panels<kShift, kMin, kHalves>(w, x, out, out_stride, scratch, [&](int row, int b, int n, PanelBlock* panel) {
     const std::byte* rows[kLanes];
-    for (int r = 0; r < kLanes; ++r) rows[r] = w.w + static_cast<size_t>(std::min(row + r, w.row_end - 1)) * w.w_row_bytes;
-    for (int i = 0; i < n; ++i) unpack_panel_common(w.type, rows, kLanes, b + i, panel[i].u[0], panel[i].d[0], panel[i].m[0]);
+    for (int r = 0; r < kLanes; ++r)
+      rows[r] = w.w + static_cast<size_t>(std::min(row + r, w.row_end - 1)) * w.w_row_bytes;
+    for (int i = 0; i < n; ++i)
+      unpack_panel_common(w.type, rows, kLanes, b + i, panel[i].u[0], panel[i].d[0], panel[i].m[0]);
   });
 }
 
@@ -431,8 +455,12 @@ struct F32 {
 };
 struct F16 {
   static constexpr size_t kBytes = 2;
-  static __m512 load(const std::byte* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-  static __m512 load(const std::byte* p, __mmask16 lanes) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p)); }
+  static __m512 load(const std::byte* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static __m512 load(const std::byte* p, __mmask16 lanes) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p));
+  }
 };
 struct BF16 {
   static constexpr size_t kBytes = 2;
@@ -471,12 +499,14 @@ void multiply_float(const std::byte* w, size_t w_row_bytes, const float* x, int 
     }
   }
   for (int i = 0; i < kW; ++i) {
-    for (int r = 0; r < kX; ++r) out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(i)] = tree_sum(acc[i][r]);
+    for (int r = 0; r < kX; ++r)
+      out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(i)] = tree_sum(acc[i][r]);
   }
 }
 
 template <class Type, int kW, int kX>
-void multiply_float_rows(const std::byte* w, size_t w_row_bytes, const float* x, int n_x, int n_cols, float* out, size_t out_stride) {
+void multiply_float_rows(const std::byte* w, size_t w_row_bytes, const float* x, int n_x, int n_cols, float* out,
+                         size_t out_stride) {
   int r = 0;
   for (; r + kX <= n_x; r += kX) {
     multiply_float<Type, kW, kX>(w, w_row_bytes, x + static_cast<size_t>(r) * static_cast<size_t>(n_cols), n_cols,
@@ -493,21 +523,25 @@ void gemm_float_type(const WeightRows& w, const float* x, int n_x, int n_cols, f
   int n = w.row_begin;
   if (n_x == 1) {
     for (; n + 8 <= w.row_end; n += 8) {
-      multiply_float<Type, 8, 1>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_cols, out + n, out_stride);
+      multiply_float<Type, 8, 1>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_cols, out + n,
+                                 out_stride);
     }
   } else {
     for (; n + 4 <= w.row_end; n += 4) {
-      multiply_float_rows<Type, 4, 6>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_x, n_cols, out + n, out_stride);
+      multiply_float_rows<Type, 4, 6>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_x, n_cols,
+                                      out + n, out_stride);
     }
   }
   for (; n < w.row_end; ++n) {
-    multiply_float_rows<Type, 1, 6>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_x, n_cols, out + n, out_stride);
+    multiply_float_rows<Type, 1, 6>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_x, n_cols,
+                                    out + n, out_stride);
   }
 }
 
 }  // namespace
 
-void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch) {
+void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride,
+                                const Scratch& scratch) {
   switch (w.type) {
     case TensorType::kQ4_0: return gemm_type<Q4_0>(w, x, out, out_stride, scratch);
     case TensorType::kQ5_0: return gemm_type<Q5_0>(w, x, out, out_stride, scratch);
@@ -529,7 +563,8 @@ void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, flo
   }
 }
 
-void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride, const Scratch& /*scratch*/) {
+void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
+                       const Scratch& /*scratch*/) {
   switch (w.type) {
     case TensorType::kF32: return gemm_float_type<F32>(w, x, n_x, n_cols, out, out_stride);
     case TensorType::kF16: return gemm_float_type<F16>(w, x, n_x, n_cols, out, out_stride);

@@ -5,7 +5,8 @@
 
 namespace gemma::cpu {
 
-void unpack_panel_common(TensorType type, const std::byte* const* rows, int n_lanes, int64_t b32, uint8_t* u, float* d, float* m) {
+void unpack_panel_common(TensorType type, const std::byte* const* rows, int n_lanes, int64_t b32, uint8_t* u, float* d,
+                         float* m) {
   const size_t lanes = static_cast<size_t>(n_lanes);
   for (size_t r = 0; r < lanes; ++r) {
     Block32 block;

@@ -9,7 +9,8 @@
 
 namespace gemma::cpu {
 
-void gemm_quantized_ref(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& /*scratch*/) {
+void gemm_quantized_ref(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride,
+                        const Scratch& /*scratch*/) {
   const CanonicalTraits traits = canonical_traits(w.type);
   const int n_blocks = x.n_cols / 32;
   for (int n = w.row_begin; n < w.row_end; ++n) {

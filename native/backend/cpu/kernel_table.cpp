@@ -9,23 +9,26 @@
 namespace gemma::cpu {
 namespace {
 
-const KernelRow kTable[] = {  // best first
+const KernelRow kTable[] = {// best first
 #if defined(__x86_64__) || defined(_M_X64)
-    {"avx512_vnni", has_avx512_vnni, kernels_avx512_vnni},
-    {"avx2", has_avx2, kernels_avx2},
+                            {"avx512_vnni", has_avx512_vnni, kernels_avx512_vnni},
+                            {"avx2", has_avx2, kernels_avx2},
 #endif
-    {"ref", always, kernels_ref}};
+                            {"ref", always, kernels_ref}};
 
 }  // namespace
 
-std::span<const KernelRow> kernel_table() { return kTable; }
+std::span<const KernelRow> kernel_table() {
+  return kTable;
+}
 
 const Kernels& select_kernels(const std::string& isa) {
   std::string known;
   for (const KernelRow& row : kTable) {
     if (isa.empty() ? row.available() : isa == row.isa) {
       if (row.available()) return row.kernels();
-      throw Error(ErrorCode::kBackendUnavailable, "ISA", "instruction set " + isa + ": this processor does not have it");
+      throw Error(ErrorCode::kBackendUnavailable, "ISA",
+                  "instruction set " + isa + ": this processor does not have it");
     }
     known += known.empty() ? row.isa : std::string(", ") + row.isa;
   }

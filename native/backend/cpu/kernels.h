@@ -1,13 +1,16 @@
-// The contract between the CPU backend and its instruction sets: a table of plain functions. Each set fills one table from
-// its own files (*_ref, *_avx2, *_avx512*); the scalar one is the oracle of the others.
+// The contract between the CPU backend and its instruction sets: a table of plain functions. Each set fills one table
+// from its own files (*_ref, *_avx2, *_avx512*); the scalar one is the oracle of the others.
 //
 // Arithmetic that all sets share bit for bit:
-//  - Quantised products: per block of 32 (or half block of 16) an exact integer dot product, then one fused multiply-add
+//  - Quantised products: per block of 32 (or half block of 16) an exact integer dot product, then one fused
+//  multiply-add
 //    into a float accumulator, blocks in order:  acc = fma(float(idot), d_w * d_x, acc), and with a minimum
 //    acc = fma(m_w, d_x * sum_x, acc).  So a row's result is the same in every batch, tile and instruction set.
-//  - Float products: 16 interleaved partial sums s[j % 16] = fma(w[j], x[j], s[j % 16]), added as a tree (j with j + 8, + 4,
+//  - Float products: 16 interleaved partial sums s[j % 16] = fma(w[j], x[j], s[j % 16]), added as a tree (j with j + 8,
+//  + 4,
 //    + 2, + 1).
-// Norms, softmax and GELU use each set's own exp and reduction order, equal to the scalar ones within the tests' bounds.
+// Norms, softmax and GELU use each set's own exp and reduction order, equal to the scalar ones within the tests'
+// bounds.
 #pragma once
 
 #include <cstddef>
@@ -23,24 +26,25 @@ namespace gemma::cpu {
 // broadcast single values. n_cols is a multiple of 32.
 //
 // The step d of a block is the one with the least squared error among largest / 127, / 126, / 125 and / 124: 14 % less
-// error on Gaussian blocks than always taking the first, for a few instructions per block. All sets choose alike: errors
-// e = x * (level * (1 / largest)) - q are squared and summed as the float products below, times kLevelWeights; the first of
-// equals wins; d = largest * kLevelSteps.
+// error on Gaussian blocks than always taking the first, for a few instructions per block. All sets choose alike:
+// errors e = x * (level * (1 / largest)) - q are squared and summed as the float products below, times kLevelWeights;
+// the first of equals wins; d = largest * kLevelSteps.
 struct QuantizedRows {
   int n_rows = 0;
   int n_cols = 0;
-  const int8_t* q = nullptr;         // [n_rows][n_cols]
-  const float* d = nullptr;          // [n_rows][n_cols / 32]
-  const int32_t* neg_sum = nullptr;  // [n_rows][n_cols / 32]  minus the sum of q of a block
+  const int8_t* q = nullptr;           // [n_rows][n_cols]
+  const float* d = nullptr;            // [n_rows][n_cols / 32]
+  const int32_t* neg_sum = nullptr;    // [n_rows][n_cols / 32]  minus the sum of q of a block
   const int32_t* neg_sum16 = nullptr;  // [n_rows][n_cols / 16]  of a half block
-  const float* dsum = nullptr;       // [n_rows][n_cols / 32]  d * sum of q
-  const float* dsum16 = nullptr;     // [n_rows][n_cols / 16]
+  const float* dsum = nullptr;         // [n_rows][n_cols / 32]  d * sum of q
+  const float* dsum16 = nullptr;       // [n_rows][n_cols / 16]
 };
 
 inline constexpr int kLevels = 4;
 inline constexpr float kLevel[kLevels] = {127, 126, 125, 124};
 inline constexpr float kLevelSteps[kLevels] = {1.0f / 127, 1.0f / 126, 1.0f / 125, 1.0f / 124};
-inline constexpr float kLevelWeights[kLevels] = {1.0f / (127 * 127), 1.0f / (126 * 126), 1.0f / (125 * 125), 1.0f / (124 * 124)};
+inline constexpr float kLevelWeights[kLevels] = {1.0f / (127 * 127), 1.0f / (126 * 126), 1.0f / (125 * 125),
+                                                 1.0f / (124 * 124)};
 
 // Writable side of one row of QuantizedRows.
 struct QuantizedRowOut {
@@ -72,7 +76,7 @@ struct AttentionTile {
   KvLayout layout;
   const std::byte* const* pages = nullptr;
   int kv_head = 0;
-  int n_rows = 0;              // query rows of this tile, at most kAttentionRows
+  int n_rows = 0;                   // query rows of this tile, at most kAttentionRows
   const float* const* q = nullptr;  // [n_rows] -> [head_dim]
   float* const* out = nullptr;      // [n_rows] -> [head_dim], unnormalised sum of p * v
   const RowSpan* spans = nullptr;   // [n_rows], already cut to the segment; empty spans give max -inf
@@ -81,15 +85,16 @@ struct AttentionTile {
 };
 inline constexpr int kAttentionRows = 16;
 
-// Long spans are cut at multiples of kSegment positions; partial results of segments are merged in order, always, so that
-// the result does not depend on how many threads worked on them.
+// Long spans are cut at multiples of kSegment positions; partial results of segments are merged in order, always, so
+// that the result does not depend on how many threads worked on them.
 inline constexpr int kSegment = 1024;
 
 struct Kernels {
   const char* isa;
 
   // out[r * out_stride + n] = x[r] . w[n] for n in row_begin..row_end-1 and all rows of x. Quantised types.
-  void (*gemm_quantized)(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch);
+  void (*gemm_quantized)(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride,
+                         const Scratch& scratch);
   // The same for F32, F16, BF16 with float x[n_x][n_cols]; x rows are n_cols apart.
   void (*gemm_float)(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                      const Scratch& scratch);
@@ -124,8 +129,9 @@ std::span<const KernelRow> kernel_table();
 const Kernels& select_kernels(const std::string& isa);
 
 // Panels for types without an unpacker of their own: block b32 of n_lanes rows, interleaved as the integer dot product
-// instructions want it: u[8][n_lanes][4] (four consecutive columns of a row beside each other), d[2][n_lanes], m[2][n_lanes]
-// (the two halves of 16 columns). Scalar, own file with baseline flags.
-void unpack_panel_common(TensorType type, const std::byte* const* rows, int n_lanes, int64_t b32, uint8_t* u, float* d, float* m);
+// instructions want it: u[8][n_lanes][4] (four consecutive columns of a row beside each other), d[2][n_lanes],
+// m[2][n_lanes] (the two halves of 16 columns). Scalar, own file with baseline flags.
+void unpack_panel_common(TensorType type, const std::byte* const* rows, int n_lanes, int64_t b32, uint8_t* u, float* d,
+                         float* m);
 
 }  // namespace gemma::cpu

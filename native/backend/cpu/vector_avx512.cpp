@@ -10,7 +10,9 @@
 namespace gemma::cpu {
 namespace {
 
-inline __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+inline __mmask16 first_lanes(int n) {
+  return static_cast<__mmask16>((1u << n) - 1u);
+}
 
 inline float inverse_rms(const float* x, int dim, float eps) {
   // Squares of large activations stay exact enough in float: sums of 16 lanes, then a tree.
@@ -107,7 +109,8 @@ void add_rms_norm_avx512(float* x, const float* branch, const float* weight, int
   const __m512 scale = _mm512_set1_ps(inverse_rms(branch, dim, eps));
   for_vectors(dim, [&](int j, __mmask16 m) {
     const __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, branch + j), scale);
-    const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(m, x + j), _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, weight + j)));
+    const __m512 sum =
+        _mm512_add_ps(_mm512_maskz_loadu_ps(m, x + j), _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, weight + j)));
     _mm512_mask_storeu_ps(x + j, m, sum);
   });
 }
@@ -117,12 +120,15 @@ void norm_rope_avx512(float* x, const float* weight, const float* table, int hea
   const __m512 factor = _mm512_set1_ps(scale);
   const int half = head_dim / 2;
   for_vectors(half, [&](int j, __mmask16 m) {
-    const __m512 a = _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(m, x + j), norm), _mm512_maskz_loadu_ps(m, weight + j));
-    const __m512 b = _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(m, x + j + half), norm), _mm512_maskz_loadu_ps(m, weight + j + half));
+    const __m512 a =
+        _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(m, x + j), norm), _mm512_maskz_loadu_ps(m, weight + j));
+    const __m512 b = _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(m, x + j + half), norm),
+                                   _mm512_maskz_loadu_ps(m, weight + j + half));
     const __m512 c = _mm512_maskz_loadu_ps(m, table + j);
     const __m512 s = _mm512_maskz_loadu_ps(m, table + j + half);
     _mm512_mask_storeu_ps(x + j, m, _mm512_mul_ps(_mm512_sub_ps(_mm512_mul_ps(a, c), _mm512_mul_ps(b, s)), factor));
-    _mm512_mask_storeu_ps(x + j + half, m, _mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(b, c), _mm512_mul_ps(a, s)), factor));
+    _mm512_mask_storeu_ps(x + j + half, m,
+                          _mm512_mul_ps(_mm512_add_ps(_mm512_mul_ps(b, c), _mm512_mul_ps(a, s)), factor));
   });
 }
 
@@ -142,7 +148,8 @@ void store_kv_row_avx512(KvType type, const float* x, std::byte* row, int head_d
     std::memcpy(row, x, static_cast<size_t>(head_dim) * 4);
   } else if (type == KvType::kF16) {
     for_vectors(head_dim, [&](int j, __mmask16 m) {
-      const __m256i half = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(m, x + j), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const __m256i half =
+          _mm512_cvtps_ph(_mm512_maskz_loadu_ps(m, x + j), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
       _mm256_mask_storeu_epi16(row + static_cast<size_t>(j) * 2, m, half);
     });
   } else {
@@ -150,7 +157,8 @@ void store_kv_row_avx512(KvType type, const float* x, std::byte* row, int head_d
   }
 }
 
-void merge_segments_avx512(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, int head_dim) {
+void merge_segments_avx512(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2,
+                           int head_dim) {
   const float new_max = *max > max2 || *max != *max ? *max : max2;
   const float a = _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(*max - new_max)));
   const float b = _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(max2 - new_max)));
@@ -163,17 +171,10 @@ void merge_segments_avx512(float* acc, float* max, float* sum, const float* acc2
 }
 
 const Kernels& kernels_avx512_vnni() {
-  static const Kernels kernels = {"avx512_vnni",
-                                  gemm_quantized_avx512_vnni,
-                                  gemm_float_avx512,
-                                  quantize_row_avx512,
-                                  rms_norm_avx512,
-                                  add_rms_norm_avx512,
-                                  norm_rope_avx512,
-                                  geglu_avx512,
-                                  store_kv_row_avx512,
-                                  attention_avx512,
-                                  merge_segments_avx512};
+  static const Kernels kernels = {
+      "avx512_vnni",       gemm_quantized_avx512_vnni, gemm_float_avx512,    quantize_row_avx512,
+      rms_norm_avx512,     add_rms_norm_avx512,        norm_rope_avx512,     geglu_avx512,
+      store_kv_row_avx512, attention_avx512,           merge_segments_avx512};
   return kernels;
 }
 
