@@ -31,14 +31,16 @@ constexpr int kBlocksMany = kManyColumns / 32;
 // 16 bytes at p + lane * stride of each row, transposed: out[j] holds dword j of all 16 rows, in the order of rows.
 inline void load_transposed(const uint8_t* p, size_t stride, __m512i out[4]) {
   __m512i r[4];
-  for (int i = 0; i < 4; ++i) {
-    const uint8_t* row = p + static_cast<size_t>(i) * stride;
+#pragma GCC unroll 4
+  for (size_t i = 0; i < 4; ++i) {
     const auto load = [&](size_t lane) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + 4 * lane * stride));
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + (i + 4 * lane) * stride));
     };
-    __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(load(0)), load(1), 1);
-    __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(load(2)), load(3), 1);
-    r[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    // Loads into a part of the register need no shuffle.
+    r[i] = _mm512_castsi128_si512(load(0));
+    r[i] = _mm512_mask_broadcast_i32x4(r[i], 0x00f0, load(1));
+    r[i] = _mm512_mask_broadcast_i32x4(r[i], 0x0f00, load(2));
+    r[i] = _mm512_mask_broadcast_i32x4(r[i], 0xf000, load(3));
   }
   const __m512i t0 = _mm512_unpacklo_epi32(r[0], r[1]);
   const __m512i t1 = _mm512_unpackhi_epi32(r[0], r[1]);
@@ -50,13 +52,12 @@ inline void load_transposed(const uint8_t* p, size_t stride, __m512i out[4]) {
   out[3] = _mm512_unpackhi_epi64(t1, t3);
 }
 
-inline void store(PanelBlock& block, int j, __m512i v) {
-  _mm512_store_si512(block.u[j], v);
-}
-
 // The low 16 bits of each lane as half floats.
 inline __m512 halves_to_floats(__m512i v) {
   return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
+}
+inline __m512 high_halves_to_floats(__m512i v) {
+  return halves_to_floats(_mm512_srli_epi32(v, 16));
 }
 
 inline __m512 load_scales(const uint8_t* p, size_t stride) {
@@ -74,196 +75,7 @@ inline __m512i mask_bytes(char value) {
   return _mm512_set1_epi8(value);
 }
 
-// Each type: how 16 rows' group of blocks becomes panel blocks. kGroup: blocks of 32 a call unpacks.
-struct Q4_0 {
-  static constexpr int kGroup = 1;
-  static constexpr int kOffsetShift = 3;
-  static constexpr bool kMin = false;
-  static constexpr bool kHalves = false;
-  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
-    const __m512i low = mask_bytes(0x0f);
-    __m512i q[4];
-    load_transposed(p + 2, stride, q);
-    for (int j = 0; j < 4; ++j) {
-      store(*out, j, _mm512_and_si512(q[j], low));
-      store(*out, j + 4, _mm512_and_si512(_mm512_srli_epi16(q[j], 4), low));
-    }
-    _mm512_store_ps(out->d[0], load_scales(p, stride));
-  }
-  static constexpr int kGroupBytes = 18;
-};
-
-struct Q5_0 {
-  static constexpr int kGroup = 1;
-  static constexpr int kGroupBytes = 22;
-  static constexpr int kOffsetShift = 4;
-  static constexpr bool kMin = false;
-  static constexpr bool kHalves = false;
-  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
-    const __m512i low = mask_bytes(0x0f);
-    const __m512i bit4 = mask_bytes(0x10);
-    __m512i head[4];  // d, qh, first codes
-    __m512i q[4];
-    load_transposed(p, stride, head);
-    load_transposed(p + 6, stride, q);
-    const __m512i high = _mm512_or_si512(_mm512_srli_epi32(head[0], 16), _mm512_slli_epi32(head[1], 16));
-    // Byte i of lane dword j: bit 4 * j + i of qh. Bring the byte that holds it to all four places, then test one bit
-    // each.
-    const __m512i even = _mm512_set1_epi32(0x08040201);
-    const __m512i odd = _mm512_set1_epi32(static_cast<int>(0x80402010u));
-    for (int j = 0; j < 8; ++j) {
-      const int b = j / 2;
-      const __m512i pick = _mm512_broadcast_i32x4(_mm_set_epi8(
-          static_cast<char>(12 + b), static_cast<char>(12 + b), static_cast<char>(12 + b), static_cast<char>(12 + b),
-          static_cast<char>(8 + b), static_cast<char>(8 + b), static_cast<char>(8 + b), static_cast<char>(8 + b),
-          static_cast<char>(4 + b), static_cast<char>(4 + b), static_cast<char>(4 + b), static_cast<char>(4 + b),
-          static_cast<char>(b), static_cast<char>(b), static_cast<char>(b), static_cast<char>(b)));
-      const __m512i codes = j < 4 ? _mm512_and_si512(q[j], low) : _mm512_and_si512(_mm512_srli_epi16(q[j - 4], 4), low);
-      const __mmask64 set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(high, pick), j % 2 == 0 ? even : odd);
-      store(*out, j, _mm512_mask_add_epi8(codes, set, codes, bit4));
-    }
-    _mm512_store_ps(out->d[0], halves_to_floats(head[0]));
-  }
-};
-
-struct Q8_0 {
-  static constexpr int kGroup = 1;
-  static constexpr int kGroupBytes = 34;
-  static constexpr int kOffsetShift = 7;
-  static constexpr bool kMin = false;
-  static constexpr bool kHalves = false;
-  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
-    const __m512i sign = mask_bytes(static_cast<char>(0x80));
-    for (int half = 0; half < 2; ++half) {
-      __m512i q[4];
-      load_transposed(p + 2 + 16 * half, stride, q);
-      for (int j = 0; j < 4; ++j) store(*out, 4 * half + j, _mm512_xor_si512(q[j], sign));
-    }
-    _mm512_store_ps(out->d[0], load_scales(p, stride));
-  }
-};
-
-struct Q4_K {
-  static constexpr int kGroup = 8;
-  static constexpr int kGroupBytes = 144;
-  static constexpr int kOffsetShift = -1;
-  static constexpr bool kMin = true;
-  static constexpr bool kHalves = false;
-  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
-    __m512i head[4];  // d | dmin, then the 12 bytes of 6-bit scales and minima
-    load_transposed(p, stride, head);
-    unpack_scales(head, out);
-    const __m512i low = mask_bytes(0x0f);
-    for (int chunk = 0; chunk < 4; ++chunk) {
-      for (int part = 0; part < 2; ++part) {
-        __m512i q[4];
-        load_transposed(p + 16 + 32 * chunk + 16 * part, stride, q);
-        for (int j = 0; j < 4; ++j) {
-          store(out[2 * chunk], 4 * part + j, _mm512_and_si512(q[j], low));
-          store(out[2 * chunk + 1], 4 * part + j, _mm512_and_si512(_mm512_srli_epi16(q[j], 4), low));
-        }
-      }
-    }
-  }
-  // Scales of the eight blocks, one byte each of two dwords per row; minima likewise.
-  static void unpack_scales(const __m512i head[4], PanelBlock* out) {
-    const __m512 d = halves_to_floats(head[0]);
-    const __m512 dmin = _mm512_sub_ps(_mm512_setzero_ps(), halves_to_floats(_mm512_srli_epi32(head[0], 16)));
-    const __m512i six = _mm512_set1_epi32(0x3f3f3f3f);
-    const __m512i four = _mm512_set1_epi32(0x0f0f0f0f);
-    const __m512i two = _mm512_set1_epi32(0x30303030);
-    const __m512i scales[2] = {
-        _mm512_and_si512(head[1], six),
-        _mm512_or_si512(_mm512_and_si512(head[3], four), _mm512_and_si512(_mm512_srli_epi32(head[1], 2), two))};
-    const __m512i minima[2] = {_mm512_and_si512(head[2], six),
-                               _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(head[3], 4), four),
-                                               _mm512_and_si512(_mm512_srli_epi32(head[2], 2), two))};
-    const __m512i byte = _mm512_set1_epi32(0xff);
-    for (int s = 0; s < 8; ++s) {
-      const unsigned shift = static_cast<unsigned>(s % 4) * 8;
-      const __m512i scale = _mm512_and_si512(_mm512_srli_epi32(scales[s / 4], shift), byte);
-      const __m512i minimum = _mm512_and_si512(_mm512_srli_epi32(minima[s / 4], shift), byte);
-      _mm512_store_ps(out[s].d[0], _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale)));
-      _mm512_store_ps(out[s].m[0], _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(minimum)));
-    }
-  }
-};
-
-struct Q5_K {
-  static constexpr int kGroup = 8;
-  static constexpr int kGroupBytes = 176;
-  static constexpr int kOffsetShift = -1;
-  static constexpr bool kMin = true;
-  static constexpr bool kHalves = false;
-  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
-    __m512i head[4];  // as in Q4_K
-    load_transposed(p, stride, head);
-    Q4_K::unpack_scales(head, out);
-    const __m512i low = mask_bytes(0x0f);
-    const __m512i bit4 = mask_bytes(0x10);
-    for (int part = 0; part < 2; ++part) {
-      __m512i high[4];  // bit s: of block s
-      load_transposed(p + 16 + 16 * part, stride, high);
-      for (unsigned chunk = 0; chunk < 4; ++chunk) {
-        __m512i q[4];
-        load_transposed(p + 48 + 32 * chunk + 16 * part, stride, q);
-        for (int j = 0; j < 4; ++j) {
-          const __m512i even =
-              chunk < 2 ? _mm512_slli_epi16(high[j], 4 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 4);
-          const __m512i odd =
-              chunk < 2 ? _mm512_slli_epi16(high[j], 3 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 3);
-          store(out[2 * chunk], 4 * part + j,
-                _mm512_or_si512(_mm512_and_si512(q[j], low), _mm512_and_si512(even, bit4)));
-          store(out[2 * chunk + 1], 4 * part + j,
-                _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(q[j], 4), low), _mm512_and_si512(odd, bit4)));
-        }
-      }
-    }
-  }
-};
-
-struct Q6_K {
-  static constexpr int kGroup = 8;
-  static constexpr int kGroupBytes = 210;
-  static constexpr int kOffsetShift = 5;
-  static constexpr bool kMin = false;
-  static constexpr bool kHalves = true;
-  static void unpack(const uint8_t* p, size_t stride, PanelBlock* out) {
-    const __m512i low = mask_bytes(0x0f);
-    const __m512i high = mask_bytes(0x30);
-    for (int n = 0; n < 2; ++n) {
-      for (int part = 0; part < 2; ++part) {  // 16 of the 32 columns of each of the four blocks
-        __m512i a[4];
-        __m512i b[4];
-        __m512i h[4];
-        load_transposed(p + 64 * n + 16 * part, stride, a);
-        load_transposed(p + 64 * n + 32 + 16 * part, stride, b);
-        load_transposed(p + 128 + 32 * n + 16 * part, stride, h);
-        for (int j = 0; j < 4; ++j) {
-          PanelBlock* block = out + 4 * n;
-          const int column = 4 * part + j;
-          const auto join = [&](__m512i codes, __m512i bits) {
-            return _mm512_or_si512(_mm512_and_si512(codes, low), _mm512_and_si512(bits, high));
-          };
-          store(block[0], column, join(a[j], _mm512_slli_epi16(h[j], 4)));
-          store(block[1], column, join(b[j], _mm512_slli_epi16(h[j], 2)));
-          store(block[2], column, join(_mm512_srli_epi16(a[j], 4), h[j]));
-          store(block[3], column, join(_mm512_srli_epi16(b[j], 4), _mm512_srli_epi16(h[j], 2)));
-        }
-      }
-    }
-    __m512i scales[4];
-    load_transposed(p + 192, stride, scales);
-    const __m512 d = load_scales(p + 208, stride);
-    for (int s = 0; s < 16; ++s) {  // a signed byte per half block
-      const __m512i scale =
-          _mm512_srai_epi32(_mm512_slli_epi32(scales[s / 4], static_cast<unsigned>(24 - 8 * (s % 4))), 24);
-      _mm512_store_ps(out[s / 2].d[s % 2], _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale)));
-    }
-  }
-};
-
-// Integer offset times the sum of x, the start value of a dot product of unsigned codes.
+// The product is started at offset * -sum(x): what unsigned codes add too much.
 template <int kShift>
 inline __m512i start(int32_t neg_sum) {
   if constexpr (kShift < 0) {
@@ -278,6 +90,312 @@ inline __m512i broadcast4(const int8_t* q) {
   std::memcpy(&four, q, 4);
   return _mm512_set1_epi32(four);
 }
+
+// Where unpacked blocks go. codes(b, j, v): columns 4 * j .. + 3 of block b of the group; scale and minimum: of a half
+// (0 stands for both where the type has one per block).
+
+// Into a panel, for several rows of x.
+struct ToPanel {
+  PanelBlock* out;
+  void codes(int b, int j, __m512i v) const { _mm512_store_si512(out[b].u[j], v); }
+  void scale(int b, int half, __m512 d) const { _mm512_store_ps(out[b].d[half], d); }
+  void minimum(int b, int half, __m512 m) const { _mm512_store_ps(out[b].m[half], m); }
+};
+
+// Straight into the product with a single row of x. Dot products stay in registers.
+template <class Type>
+struct ToProduct {
+  static constexpr int kParts = Type::kHalves ? 2 : 1;
+  const int8_t* q;
+  __m512i dot[Type::kGroup][kParts];
+  __m512 d[Type::kGroup][kParts];
+  __m512 m[Type::kMin ? Type::kGroup : 1][kParts];
+
+  // x from its block i on.
+  ToProduct(const QuantizedRows& x, size_t i) : q(x.q + i * 32) {
+#pragma GCC unroll 8
+    for (size_t b = 0; b < Type::kGroup; ++b) {
+#pragma GCC unroll 2
+      for (size_t h = 0; h < kParts; ++h)
+        dot[b][h] = start<Type::kOffsetShift>(kParts == 2 ? x.neg_sum16[2 * (i + b) + h] : x.neg_sum[i + b]);
+    }
+  }
+  void codes(int b, int j, __m512i v) {
+    __m512i& sum = dot[b][kParts == 2 ? j / 4 : 0];
+    sum = _mm512_dpbusd_epi32(sum, v, broadcast4(q + 32 * b + 4 * j));
+  }
+  void scale(int b, int half, __m512 v) { d[b][half] = v; }
+  void minimum(int b, int half, __m512 v) { m[b][half] = v; }
+
+  __m512 add_to(__m512 acc, const QuantizedRows& x, size_t i) const {
+#pragma GCC unroll 8
+    for (size_t b = 0; b < Type::kGroup; ++b) {
+      const __m512 step = _mm512_set1_ps(x.d[i + b]);
+#pragma GCC unroll 2
+      for (size_t h = 0; h < kParts; ++h) {
+        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[b][h]), _mm512_mul_ps(d[b][h], step), acc);
+        if constexpr (Type::kMin) {
+          const float sum = kParts == 2 ? x.dsum16[2 * (i + b) + h] : x.dsum[i + b];
+          acc = _mm512_fmadd_ps(m[b][h], _mm512_set1_ps(sum), acc);
+        }
+      }
+    }
+    return acc;
+  }
+};
+
+// Each type: how 16 rows' group of blocks is unpacked. kGroup: blocks of 32 a call unpacks, in kGroupBytes bytes.
+
+// Codes of 4 bits, low nibbles first.
+template <class Sink>
+inline void unpack_nibbles(Sink& sink, int b, const __m512i q[4]) {
+  const __m512i low = mask_bytes(0x0f);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    sink.codes(b, j, _mm512_and_si512(q[j], low));
+    sink.codes(b, j + 4, _mm512_and_si512(_mm512_srli_epi16(q[j], 4), low));
+  }
+}
+
+struct Q4_0 {
+  static constexpr int kGroup = 1;
+  static constexpr int kGroupBytes = 18;
+  static constexpr int kOffsetShift = 3;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = false;
+  template <class Sink>
+  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+    __m512i q[4];
+    load_transposed(p + 2, stride, q);
+    sink.scale(0, 0, load_scales(p, stride));
+    unpack_nibbles(sink, 0, q);
+  }
+};
+
+// Four blocks of Q4_0: 72 bytes of a row are 18 dwords, which saves the loads of single scales.
+struct Q4_0x4 : Q4_0 {
+  static constexpr int kGroup = 4;
+  static constexpr int kGroupBytes = 72;
+  template <class Sink>
+  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+    __m512i s[20];
+    load_transposed(p, stride, s);
+    load_transposed(p + 16, stride, s + 4);
+    unpack_even(sink, 0, s);
+    load_transposed(p + 32, stride, s + 8);
+    unpack_odd(sink, 1, s + 4);
+    load_transposed(p + 48, stride, s + 12);
+    unpack_even(sink, 2, s + 9);
+    load_transposed(p + 56, stride, s + 14);  // 14 and 15 once more
+    unpack_odd(sink, 3, s + 13);
+  }
+  // Scale in the low half of the first dword, then the codes.
+  template <class Sink>
+  static void unpack_even(Sink& sink, int b, const __m512i* s) {
+    __m512i q[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) q[j] = _mm512_or_si512(_mm512_srli_epi32(s[j], 16), _mm512_slli_epi32(s[j + 1], 16));
+    sink.scale(b, 0, halves_to_floats(s[0]));
+    unpack_nibbles(sink, b, q);
+  }
+  // In the high half.
+  template <class Sink>
+  static void unpack_odd(Sink& sink, int b, const __m512i* s) {
+    sink.scale(b, 0, high_halves_to_floats(s[0]));
+    unpack_nibbles(sink, b, s + 1);
+  }
+};
+
+struct Q5_0 {
+  static constexpr int kGroup = 1;
+  static constexpr int kGroupBytes = 22;
+  static constexpr int kOffsetShift = 4;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = false;
+  template <class Sink>
+  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+    __m512i head[4];  // d, qh, first codes
+    __m512i q[4];
+    load_transposed(p, stride, head);
+    load_transposed(p + 6, stride, q);
+    sink.scale(0, 0, halves_to_floats(head[0]));
+    unpack_fifth_bits(sink, 0, q,
+                      _mm512_or_si512(_mm512_srli_epi32(head[0], 16), _mm512_slli_epi32(head[1], 16)));
+  }
+  // Codes of 4 bits, low nibbles first; bit 4 of column c is bit c of high.
+  template <class Sink>
+  static void unpack_fifth_bits(Sink& sink, int b, const __m512i q[4], __m512i high) {
+    const __m512i low = mask_bytes(0x0f);
+    const __m512i bit4 = mask_bytes(0x10);
+    // Bring the byte that holds the bits of four columns to all four places, then test one bit each.
+    const __m512i even = _mm512_set1_epi32(0x08040201);
+    const __m512i odd = _mm512_set1_epi32(static_cast<int>(0x80402010u));
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const int byte = j / 2 * 0x01010101;
+      const __m512i pick = _mm512_broadcast_i32x4(
+          _mm_setr_epi32(byte, byte + 0x04040404, byte + 0x08080808, byte + 0x0c0c0c0c));
+      const __m512i codes = _mm512_and_si512(j < 4 ? q[j % 4] : _mm512_srli_epi16(q[j % 4], 4), low);
+      const __mmask64 set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(high, pick), j % 2 == 0 ? even : odd);
+      sink.codes(b, j, _mm512_mask_add_epi8(codes, set, codes, bit4));
+    }
+  }
+};
+
+struct Q8_0 {
+  static constexpr int kGroup = 1;
+  static constexpr int kGroupBytes = 34;
+  static constexpr int kOffsetShift = 7;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = false;
+  template <class Sink>
+  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+    const __m512i sign = mask_bytes(static_cast<char>(0x80));
+    sink.scale(0, 0, load_scales(p, stride));
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m512i q[4];
+      load_transposed(p + 2 + 16 * half, stride, q);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sink.codes(0, 4 * half + j, _mm512_xor_si512(q[j], sign));
+    }
+  }
+};
+
+struct Q4_K {
+  static constexpr int kGroup = 8;
+  static constexpr int kGroupBytes = 144;
+  static constexpr int kOffsetShift = -1;
+  static constexpr bool kMin = true;
+  static constexpr bool kHalves = false;
+  template <class Sink>
+  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+    __m512i head[4];  // d | dmin, then the 12 bytes of 6-bit scales and minima
+    load_transposed(p, stride, head);
+    unpack_scales(head, sink);
+    const __m512i low = mask_bytes(0x0f);
+#pragma GCC unroll 4
+    for (int chunk = 0; chunk < 4; ++chunk) {
+#pragma GCC unroll 2
+      for (int part = 0; part < 2; ++part) {
+        __m512i q[4];
+        load_transposed(p + 16 + 32 * chunk + 16 * part, stride, q);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          sink.codes(2 * chunk, 4 * part + j, _mm512_and_si512(q[j], low));
+          sink.codes(2 * chunk + 1, 4 * part + j, _mm512_and_si512(_mm512_srli_epi16(q[j], 4), low));
+        }
+      }
+    }
+  }
+  // Scales of the eight blocks, one byte each of two dwords per row; minima likewise.
+  template <class Sink>
+  static void unpack_scales(const __m512i head[4], Sink& sink) {
+    const __m512 d = halves_to_floats(head[0]);
+    const __m512 dmin = _mm512_sub_ps(_mm512_setzero_ps(), high_halves_to_floats(head[0]));
+    const __m512i six = _mm512_set1_epi32(0x3f3f3f3f);
+    const __m512i four = _mm512_set1_epi32(0x0f0f0f0f);
+    const __m512i two = _mm512_set1_epi32(0x30303030);
+    const __m512i scales[2] = {
+        _mm512_and_si512(head[1], six),
+        _mm512_or_si512(_mm512_and_si512(head[3], four), _mm512_and_si512(_mm512_srli_epi32(head[1], 2), two))};
+    const __m512i minima[2] = {_mm512_and_si512(head[2], six),
+                               _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(head[3], 4), four),
+                                               _mm512_and_si512(_mm512_srli_epi32(head[2], 2), two))};
+    const __m512i byte = _mm512_set1_epi32(0xff);
+#pragma GCC unroll 8
+    for (int s = 0; s < 8; ++s) {
+      const unsigned shift = static_cast<unsigned>(s % 4) * 8;
+      const __m512i scale = _mm512_and_si512(_mm512_srli_epi32(scales[s / 4], shift), byte);
+      const __m512i minimum = _mm512_and_si512(_mm512_srli_epi32(minima[s / 4], shift), byte);
+      sink.scale(s, 0, _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale)));
+      sink.minimum(s, 0, _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(minimum)));
+    }
+  }
+};
+
+struct Q5_K {
+  static constexpr int kGroup = 8;
+  static constexpr int kGroupBytes = 176;
+  static constexpr int kOffsetShift = -1;
+  static constexpr bool kMin = true;
+  static constexpr bool kHalves = false;
+  template <class Sink>
+  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+    __m512i head[4];  // as in Q4_K
+    load_transposed(p, stride, head);
+    Q4_K::unpack_scales(head, sink);
+    const __m512i low = mask_bytes(0x0f);
+    const __m512i bit4 = mask_bytes(0x10);
+#pragma GCC unroll 2
+    for (int part = 0; part < 2; ++part) {
+      __m512i high[4];  // bit s: of block s
+      load_transposed(p + 16 + 16 * part, stride, high);
+#pragma GCC unroll 4
+      for (unsigned chunk = 0; chunk < 4; ++chunk) {
+        const int b = 2 * static_cast<int>(chunk);
+        __m512i q[4];
+        load_transposed(p + 48 + 32 * chunk + 16 * part, stride, q);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          const __m512i even =
+              chunk < 2 ? _mm512_slli_epi16(high[j], 4 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 4);
+          const __m512i odd =
+              chunk < 2 ? _mm512_slli_epi16(high[j], 3 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 3);
+          sink.codes(b, 4 * part + j, _mm512_or_si512(_mm512_and_si512(q[j], low), _mm512_and_si512(even, bit4)));
+          sink.codes(
+              b + 1, 4 * part + j,
+              _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(q[j], 4), low), _mm512_and_si512(odd, bit4)));
+        }
+      }
+    }
+  }
+};
+
+struct Q6_K {
+  static constexpr int kGroup = 8;
+  static constexpr int kGroupBytes = 210;
+  static constexpr int kOffsetShift = 5;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = true;
+  template <class Sink>
+  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+    __m512i scales[4];
+    load_transposed(p + 192, stride, scales);
+    const __m512 d = load_scales(p + 208, stride);
+#pragma GCC unroll 16
+    for (int s = 0; s < 16; ++s) {  // a signed byte per half block
+      const __m512i scale =
+          _mm512_srai_epi32(_mm512_slli_epi32(scales[s / 4], static_cast<unsigned>(24 - 8 * (s % 4))), 24);
+      sink.scale(s / 2, s % 2, _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale)));
+    }
+    const __m512i low = mask_bytes(0x0f);
+    const __m512i high = mask_bytes(0x30);
+#pragma GCC unroll 2
+    for (int n = 0; n < 2; ++n) {
+#pragma GCC unroll 2
+      for (int part = 0; part < 2; ++part) {  // 16 of the 32 columns of each of the four blocks
+        __m512i a[4];
+        __m512i b[4];
+        __m512i h[4];
+        load_transposed(p + 64 * n + 16 * part, stride, a);
+        load_transposed(p + 64 * n + 32 + 16 * part, stride, b);
+        load_transposed(p + 128 + 32 * n + 16 * part, stride, h);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          const int column = 4 * part + j;
+          const auto join = [&](__m512i codes, __m512i bits) {
+            return _mm512_or_si512(_mm512_and_si512(codes, low), _mm512_and_si512(bits, high));
+          };
+          sink.codes(4 * n, column, join(a[j], _mm512_slli_epi16(h[j], 4)));
+          sink.codes(4 * n + 1, column, join(b[j], _mm512_slli_epi16(h[j], 2)));
+          sink.codes(4 * n + 2, column, join(_mm512_srli_epi16(a[j], 4), h[j]));
+          sink.codes(4 * n + 3, column, join(_mm512_srli_epi16(b[j], 4), _mm512_srli_epi16(h[j], 2)));
+        }
+      }
+    }
+  }
+};
 
 // kPanels panels of 16 weight rows times kRows rows of x over n_blocks blocks, added to out (or replacing it at the
 // first columns). out points at the first row of x and weight row 0 of the panels.
@@ -398,32 +516,84 @@ void run_panels(const WeightRows& w, const QuantizedRows& x, float* out, size_t 
   }
 }
 
+// The bytes of a panel of 16 rows from block b on. A last panel with fewer rows is copied, so that no load leaves the
+// matrix.
+struct PanelBytes {
+  const uint8_t* p;
+  size_t stride;
+};
+inline PanelBytes panel_bytes(const WeightRows& w, int row, size_t offset, size_t bytes, uint8_t* tail) {
+  const uint8_t* p = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes + offset;
+  const int rows = w.row_end - row;
+  if (rows >= kLanes) return {p, w.w_row_bytes};
+  for (int r = 0; r < kLanes; ++r)
+    std::memcpy(tail + static_cast<size_t>(r) * bytes, p + static_cast<size_t>(std::min(r, rows - 1)) * w.w_row_bytes,
+                bytes);
+  return {tail, bytes};
+}
+
+// Fetches the bytes that come after a panel's share, spread over the work on the panel: sixteen rows are more streams
+// than the hardware follows, and a burst of prefetches fills the queues that the panel's own loads need.
+class Prefetcher {
+ public:
+  explicit Prefetcher(const uint8_t* next) : next_(next) {}
+  void advance(size_t bytes) {
+    for (end_ += bytes; done_ < end_; done_ += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(next_ + done_), _MM_HINT_T0);
+  }
+
+ private:
+  const uint8_t* next_;
+  size_t done_ = 0;
+  size_t end_ = 0;
+};
+
+template <class Type, class Sink>
+inline void unpack_group(const PanelBytes& from, int group, Sink& sink) {
+  Type::unpack(from.p + static_cast<size_t>(group) * Type::kGroupBytes, from.stride, sink);
+}
+
+// One row of x: products straight from the unpacked registers.
+template <class Type>
+void gemv_type(const WeightRows& w, const QuantizedRows& x, float* out, const Scratch& scratch) {
+  const int n_groups = x.n_cols / 32 / Type::kGroup;
+  uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data);
+  const int groups_per_step = kManyColumns / 32 / Type::kGroup;  // what the copy of a last panel has room for
+  for (int row = w.row_begin; row < w.row_end; row += kLanes) {
+    Prefetcher prefetcher(reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row + kLanes) * w.w_row_bytes);
+    __m512 acc = _mm512_setzero_ps();
+    for (int first = 0; first < n_groups; first += groups_per_step) {
+      const int n = std::min(groups_per_step, n_groups - first);
+      const PanelBytes from = panel_bytes(w, row, static_cast<size_t>(first) * Type::kGroupBytes,
+                                          static_cast<size_t>(n) * Type::kGroupBytes, tail);
+      for (int g = 0; g < n; ++g) {
+        prefetcher.advance(Type::kGroupBytes * kLanes);
+        const size_t i = static_cast<size_t>((first + g) * Type::kGroup);
+        ToProduct<Type> product(x, i);
+        unpack_group<Type>(from, g, product);
+        acc = product.add_to(acc, x, i);
+      }
+    }
+    const int left = std::min(kLanes, w.row_end - row);
+    _mm512_mask_storeu_ps(out + row, static_cast<__mmask16>((1u << left) - 1u), acc);
+  }
+}
+
 template <class Type>
 void gemm_type(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch) {
-  const uint8_t* base = reinterpret_cast<const uint8_t*>(w.w);
-  // A last panel with fewer than 16 rows is unpacked from a copy, so that no load leaves the matrix.
+  if (x.n_rows == 1) return gemv_type<Type>(w, x, out, scratch);
   uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data) + 2 * kBlocksMany * sizeof(PanelBlock);
   run_panels<Type::kOffsetShift, Type::kMin, Type::kHalves>(
       w, x, out, out_stride, scratch, [&](int row, int b, int n, PanelBlock* panel) {
-        const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
-        const uint8_t* p = base + static_cast<size_t>(row) * w.w_row_bytes + offset;
-        size_t stride = w.w_row_bytes;
-        const int rows = std::min(kLanes, w.row_end - row);
         const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
-        if (rows < kLanes) {
-          stride = bytes;
-          for (int r = 0; r < kLanes; ++r)
-            std::memcpy(tail + static_cast<size_t>(r) * stride,
-                        p + static_cast<size_t>(std::min(r, rows - 1)) * w.w_row_bytes, bytes);
-          p = tail;
-        } else {
-          // The next panel's bytes, a line ahead for each line used: 16 row streams are more than the hardware follows.
-          const uint8_t* next = base + static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes;
-          for (size_t line = 0; line < bytes * kLanes; line += 64)
-            _mm_prefetch(reinterpret_cast<const char*>(next + line), _MM_HINT_T0);
-        }
-        for (int g = 0; g < n; g += Type::kGroup) {
-          Type::unpack(p + static_cast<size_t>(g / Type::kGroup) * Type::kGroupBytes, stride, panel + g);
+        const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
+        const PanelBytes from = panel_bytes(w, row, offset, bytes, tail);
+        Prefetcher prefetcher(reinterpret_cast<const uint8_t*>(w.w) +
+                              static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes);
+        for (int g = 0; g < n / Type::kGroup; ++g) {
+          prefetcher.advance(Type::kGroupBytes * kLanes);
+          ToPanel sink{panel + g * Type::kGroup};
+          unpack_group<Type>(from, g, sink);
         }
       });
 }
@@ -543,7 +713,9 @@ void gemm_float_type(const WeightRows& w, const float* x, int n_x, int n_cols, f
 void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride,
                                 const Scratch& scratch) {
   switch (w.type) {
-    case TensorType::kQ4_0: return gemm_type<Q4_0>(w, x, out, out_stride, scratch);
+    case TensorType::kQ4_0:
+      return x.n_cols % 128 == 0 ? gemm_type<Q4_0x4>(w, x, out, out_stride, scratch)
+                                 : gemm_type<Q4_0>(w, x, out, out_stride, scratch);
     case TensorType::kQ5_0: return gemm_type<Q5_0>(w, x, out, out_stride, scratch);
     case TensorType::kQ8_0: return gemm_type<Q8_0>(w, x, out, out_stride, scratch);
     case TensorType::kQ4_K: return gemm_type<Q4_K>(w, x, out, out_stride, scratch);
