@@ -28,13 +28,52 @@ constexpr int kFewColumns = 256;    // one panel of 10 KiB, stays in L1
 constexpr int kManyColumns = 1024;  // two panels of 24 KiB each
 constexpr int kBlocksMany = kManyColumns / 32;
 
-// 16 bytes at p + lane * stride of each row, transposed: out[j] holds dword j of all 16 rows, in the order of rows.
-inline void load_transposed(const uint8_t* p, size_t stride, __m512i out[4]) {
+// A value whose origin the compiler forgets, so that it keeps it in a register instead of deriving it again.
+inline size_t opaque(size_t value) {
+#if defined(__GNUC__)
+  asm("" : "+r"(value));
+#endif
+  return value;
+}
+
+// 16 rows at equal distances. Two bases and four multiples of the distance reach all of them with the processor's own
+// addressing (1, 2, 4 or 8 times an index), without an addition per row and without running out of registers.
+class PanelRows {
+ public:
+  PanelRows(const uint8_t* p, size_t stride)
+      : p_(p), p8_(p + 8 * stride), s1_(stride), s3_(opaque(3 * stride)), s5_(opaque(5 * stride)), s7_(opaque(7 * stride)) {}
+
+  PanelRows at(int offset) const {
+    PanelRows moved = *this;
+    moved.p_ += offset;
+    moved.p8_ += offset;
+    return moved;
+  }
+  const uint8_t* row(int lane) const {
+    const uint8_t* p = lane < 8 ? p_ : p8_;
+    switch (lane % 8) {
+      case 0: return p;
+      case 3: return p + s3_;
+      case 5: return p + s5_;
+      case 6: return p + 2 * s3_;
+      case 7: return p + s7_;
+      default: return p + static_cast<size_t>(lane % 8) * s1_;  // 1, 2, 4
+    }
+  }
+
+ private:
+  const uint8_t* p_;
+  const uint8_t* p8_;
+  size_t s1_, s3_, s5_, s7_;
+};
+
+// 16 bytes at offset of each row, transposed: out[j] holds dword j of all 16 rows, in the order of rows.
+inline void load_transposed(const PanelRows& rows, int offset, __m512i out[4]) {
   __m512i r[4];
 #pragma GCC unroll 4
-  for (size_t i = 0; i < 4; ++i) {
-    const auto load = [&](size_t lane) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + (i + 4 * lane) * stride));
+  for (int i = 0; i < 4; ++i) {
+    const auto load = [&](int lane) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows.row(i + 4 * lane) + offset));
     };
     // Loads into a part of the register need no shuffle.
     r[i] = _mm512_castsi128_si512(load(0));
@@ -60,10 +99,10 @@ inline __m512 high_halves_to_floats(__m512i v) {
   return halves_to_floats(_mm512_srli_epi32(v, 16));
 }
 
-inline __m512 load_scales(const uint8_t* p, size_t stride) {
-  const auto half = [&](size_t row) {
+inline __m512 load_scales(const PanelRows& rows, int offset) {
+  const auto half = [&](int lane) {
     short bits = 0;
-    std::memcpy(&bits, p + row * stride, 2);
+    std::memcpy(&bits, rows.row(lane) + offset, 2);
     return bits;
   };
   const __m256i bits = _mm256_set_epi16(half(15), half(14), half(13), half(12), half(11), half(10), half(9), half(8),
@@ -164,10 +203,10 @@ struct Q4_0 {
   static constexpr bool kMin = false;
   static constexpr bool kHalves = false;
   template <class Sink>
-  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+  static void unpack(const PanelRows& rows, Sink& sink) {
     __m512i q[4];
-    load_transposed(p + 2, stride, q);
-    sink.scale(0, 0, load_scales(p, stride));
+    load_transposed(rows, 2, q);
+    sink.scale(0, 0, load_scales(rows, 0));
     unpack_nibbles(sink, 0, q);
   }
 };
@@ -177,16 +216,16 @@ struct Q4_0x4 : Q4_0 {
   static constexpr int kGroup = 4;
   static constexpr int kGroupBytes = 72;
   template <class Sink>
-  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+  static void unpack(const PanelRows& rows, Sink& sink) {
     __m512i s[20];
-    load_transposed(p, stride, s);
-    load_transposed(p + 16, stride, s + 4);
+    load_transposed(rows, 0, s);
+    load_transposed(rows, 16, s + 4);
     unpack_even(sink, 0, s);
-    load_transposed(p + 32, stride, s + 8);
+    load_transposed(rows, 32, s + 8);
     unpack_odd(sink, 1, s + 4);
-    load_transposed(p + 48, stride, s + 12);
+    load_transposed(rows, 48, s + 12);
     unpack_even(sink, 2, s + 9);
-    load_transposed(p + 56, stride, s + 14);  // 14 and 15 once more
+    load_transposed(rows, 56, s + 14);  // 14 and 15 once more
     unpack_odd(sink, 3, s + 13);
   }
   // Scale in the low half of the first dword, then the codes.
@@ -213,11 +252,11 @@ struct Q5_0 {
   static constexpr bool kMin = false;
   static constexpr bool kHalves = false;
   template <class Sink>
-  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+  static void unpack(const PanelRows& rows, Sink& sink) {
     __m512i head[4];  // d, qh, first codes
     __m512i q[4];
-    load_transposed(p, stride, head);
-    load_transposed(p + 6, stride, q);
+    load_transposed(rows, 0, head);
+    load_transposed(rows, 6, q);
     sink.scale(0, 0, halves_to_floats(head[0]));
     unpack_fifth_bits(sink, 0, q,
                       _mm512_or_si512(_mm512_srli_epi32(head[0], 16), _mm512_slli_epi32(head[1], 16)));
@@ -249,13 +288,13 @@ struct Q8_0 {
   static constexpr bool kMin = false;
   static constexpr bool kHalves = false;
   template <class Sink>
-  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+  static void unpack(const PanelRows& rows, Sink& sink) {
     const __m512i sign = mask_bytes(static_cast<char>(0x80));
-    sink.scale(0, 0, load_scales(p, stride));
+    sink.scale(0, 0, load_scales(rows, 0));
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       __m512i q[4];
-      load_transposed(p + 2 + 16 * half, stride, q);
+      load_transposed(rows, 2 + 16 * half, q);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) sink.codes(0, 4 * half + j, _mm512_xor_si512(q[j], sign));
     }
@@ -269,9 +308,9 @@ struct Q4_K {
   static constexpr bool kMin = true;
   static constexpr bool kHalves = false;
   template <class Sink>
-  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+  static void unpack(const PanelRows& rows, Sink& sink) {
     __m512i head[4];  // d | dmin, then the 12 bytes of 6-bit scales and minima
-    load_transposed(p, stride, head);
+    load_transposed(rows, 0, head);
     unpack_scales(head, sink);
     const __m512i low = mask_bytes(0x0f);
 #pragma GCC unroll 4
@@ -279,7 +318,7 @@ struct Q4_K {
 #pragma GCC unroll 2
       for (int part = 0; part < 2; ++part) {
         __m512i q[4];
-        load_transposed(p + 16 + 32 * chunk + 16 * part, stride, q);
+        load_transposed(rows, 16 + 32 * chunk + 16 * part, q);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           sink.codes(2 * chunk, 4 * part + j, _mm512_and_si512(q[j], low));
@@ -321,21 +360,21 @@ struct Q5_K {
   static constexpr bool kMin = true;
   static constexpr bool kHalves = false;
   template <class Sink>
-  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+  static void unpack(const PanelRows& rows, Sink& sink) {
     __m512i head[4];  // as in Q4_K
-    load_transposed(p, stride, head);
+    load_transposed(rows, 0, head);
     Q4_K::unpack_scales(head, sink);
     const __m512i low = mask_bytes(0x0f);
     const __m512i bit4 = mask_bytes(0x10);
 #pragma GCC unroll 2
     for (int part = 0; part < 2; ++part) {
       __m512i high[4];  // bit s: of block s
-      load_transposed(p + 16 + 16 * part, stride, high);
+      load_transposed(rows, 16 + 16 * part, high);
 #pragma GCC unroll 4
       for (unsigned chunk = 0; chunk < 4; ++chunk) {
         const int b = 2 * static_cast<int>(chunk);
         __m512i q[4];
-        load_transposed(p + 48 + 32 * chunk + 16 * part, stride, q);
+        load_transposed(rows, 48 + 32 * chunk + 16 * part, q);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           const __m512i even =
@@ -359,10 +398,10 @@ struct Q6_K {
   static constexpr bool kMin = false;
   static constexpr bool kHalves = true;
   template <class Sink>
-  static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
+  static void unpack(const PanelRows& rows, Sink& sink) {
     __m512i scales[4];
-    load_transposed(p + 192, stride, scales);
-    const __m512 d = load_scales(p + 208, stride);
+    load_transposed(rows, 192, scales);
+    const __m512 d = load_scales(rows, 208);
 #pragma GCC unroll 16
     for (int s = 0; s < 16; ++s) {  // a signed byte per half block
       const __m512i scale =
@@ -378,9 +417,9 @@ struct Q6_K {
         __m512i a[4];
         __m512i b[4];
         __m512i h[4];
-        load_transposed(p + 64 * n + 16 * part, stride, a);
-        load_transposed(p + 64 * n + 32 + 16 * part, stride, b);
-        load_transposed(p + 128 + 32 * n + 16 * part, stride, h);
+        load_transposed(rows, 64 * n + 16 * part, a);
+        load_transposed(rows, 64 * n + 32 + 16 * part, b);
+        load_transposed(rows, 128 + 32 * n + 16 * part, h);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           const int column = 4 * part + j;
@@ -516,13 +555,8 @@ void run_panels(const WeightRows& w, const QuantizedRows& x, float* out, size_t 
   }
 }
 
-// The bytes of a panel of 16 rows from block b on. A last panel with fewer rows is copied, so that no load leaves the
-// matrix.
-struct PanelBytes {
-  const uint8_t* p;
-  size_t stride;
-};
-inline PanelBytes panel_bytes(const WeightRows& w, int row, size_t offset, size_t bytes, uint8_t* tail) {
+// The bytes of a panel of 16 rows. A last panel with fewer rows is copied, so that no load leaves the matrix.
+inline PanelRows panel_rows(const WeightRows& w, int row, size_t offset, size_t bytes, uint8_t* tail) {
   const uint8_t* p = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes + offset;
   const int rows = w.row_end - row;
   if (rows >= kLanes) return {p, w.w_row_bytes};
@@ -548,11 +582,6 @@ class Prefetcher {
   size_t end_ = 0;
 };
 
-template <class Type, class Sink>
-inline void unpack_group(const PanelBytes& from, int group, Sink& sink) {
-  Type::unpack(from.p + static_cast<size_t>(group) * Type::kGroupBytes, from.stride, sink);
-}
-
 // One row of x: products straight from the unpacked registers.
 template <class Type>
 void gemv_type(const WeightRows& w, const QuantizedRows& x, float* out, const Scratch& scratch) {
@@ -564,13 +593,14 @@ void gemv_type(const WeightRows& w, const QuantizedRows& x, float* out, const Sc
     __m512 acc = _mm512_setzero_ps();
     for (int first = 0; first < n_groups; first += groups_per_step) {
       const int n = std::min(groups_per_step, n_groups - first);
-      const PanelBytes from = panel_bytes(w, row, static_cast<size_t>(first) * Type::kGroupBytes,
+      PanelRows from = panel_rows(w, row, static_cast<size_t>(first) * Type::kGroupBytes,
                                           static_cast<size_t>(n) * Type::kGroupBytes, tail);
       for (int g = 0; g < n; ++g) {
         prefetcher.advance(Type::kGroupBytes * kLanes);
         const size_t i = static_cast<size_t>((first + g) * Type::kGroup);
         ToProduct<Type> product(x, i);
-        unpack_group<Type>(from, g, product);
+        Type::unpack(from, product);
+        from = from.at(Type::kGroupBytes);
         acc = product.add_to(acc, x, i);
       }
     }
@@ -587,13 +617,14 @@ void gemm_type(const WeightRows& w, const QuantizedRows& x, float* out, size_t o
       w, x, out, out_stride, scratch, [&](int row, int b, int n, PanelBlock* panel) {
         const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
         const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
-        const PanelBytes from = panel_bytes(w, row, offset, bytes, tail);
+        PanelRows from = panel_rows(w, row, offset, bytes, tail);
         Prefetcher prefetcher(reinterpret_cast<const uint8_t*>(w.w) +
                               static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes);
         for (int g = 0; g < n / Type::kGroup; ++g) {
           prefetcher.advance(Type::kGroupBytes * kLanes);
           ToPanel sink{panel + g * Type::kGroup};
-          unpack_group<Type>(from, g, sink);
+          Type::unpack(from, sink);
+          from = from.at(Type::kGroupBytes);
         }
       });
 }
