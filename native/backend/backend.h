@@ -70,6 +70,21 @@ struct LinearJob {
   float* out = nullptr;  // [n, weight->n_out]
 };
 
+// What is wanted of the products of one row of x with all rows of an output matrix.
+struct TopRows {
+  int n_best = 0;                   // the n largest; 0: all products
+  std::span<const int32_t> always;  // these besides, distinct, whatever their value; they do not count among the n
+  std::span<const int32_t> never;   // these not; they do not count either
+};
+
+// An output matrix with what the backend keeps to find the largest products sooner.
+class OutputMatrix {
+ public:
+  virtual ~OutputMatrix() = default;
+  virtual size_t bytes() const = 0;  // memory kept now, beside the weight
+  virtual bool ready() const = 0;    // whatever is kept is complete: rows of the weight are read one by one from now on
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -97,6 +112,13 @@ class Backend {
 
   // For each job: out[n, n_out] = x[n, n_in] * weight^T. All jobs share n_in (and so the quantised x).
   virtual void linear(std::span<const LinearJob> jobs, const float* x, int n) = 0;
+
+  // screened: keep what top_linear needs to be faster than linear; it is built during the first calls.
+  virtual std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened) = 0;
+
+  // out[n, n_out] = x[n, n_in] * weight^T like linear, to the same bits, for the products that wanted[i] asks of row i;
+  // the others may be -infinity instead. A best product is missed with a chance below 1e-9.
+  virtual void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> wanted) = 0;
 
   // table[n, head_dim]: cos then sin of positions[i] * inv_freq[j], j < head_dim / 2, in float32 as the reference does.
   virtual void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) = 0;

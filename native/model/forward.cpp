@@ -11,7 +11,7 @@ constexpr int kLogitRows = 32;
 
 }  // namespace
 
-Model::Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_type, int max_batch)
+Model::Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_type, int max_batch, bool screened)
     : backend_(backend),
       config_(std::move(config)),
       weights_(std::move(weights)),
@@ -32,6 +32,8 @@ Model::Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_ty
   head_x_ = rows(std::min(max_batch, kLogitRows), config_.model_dim);
   logits_ = rows(std::min(max_batch, kLogitRows), config_.n_vocab);
   host_logits_.resize(static_cast<size_t>(config_.n_vocab));
+  // A cap would make -infinity a number.
+  output_ = backend_.make_output(weights_.output, screened && config_.final_softcap == 0);
 }
 
 size_t Model::scratch_bytes() const {
@@ -108,8 +110,9 @@ bool Model::forward(std::span<const SequenceInput> inputs, const std::function<b
     backend_.gather_rows(head_x_->floats(), x_->floats(), rows, static_cast<int>(n), c.model_dim);
     backend_.rms_norm(head_x_->floats(), head_x_->floats(), weights_.output_norm, static_cast<int>(n), c.model_dim,
                       c.rms_eps);
-    const LinearJob head[] = {{&weights_.output, logits_->floats()}};
-    backend_.linear(head, head_x_->floats(), static_cast<int>(n));
+    TopRows tops[kLogitRows];
+    for (size_t i = 0; i < n; ++i) tops[i] = inputs[wanted[begin + i].sequence].top;
+    backend_.top_linear(*output_, logits_->floats(), head_x_->floats(), static_cast<int>(n), std::span(tops).first(n));
     if (c.final_softcap > 0) backend_.softcap(logits_->floats(), n * static_cast<size_t>(c.n_vocab), c.final_softcap);
     for (size_t i = 0; i < n; ++i) {
       backend_.download(host_logits_.data(), logits_->floats() + i * static_cast<size_t>(c.n_vocab),

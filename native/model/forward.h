@@ -20,12 +20,13 @@ struct SequenceInput {
   int first_position = 0;
   std::span<const int32_t> tokens;
   int n_logits = 0;  // logits are wanted for this many of the last tokens
+  TopRows top;       // which of a row's logits are needed; the others may be -infinity
 };
 
 class Model {
  public:
-  // max_batch: rows of a step at most.
-  Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_type, int max_batch);
+  // max_batch: rows of a step at most. screened: keep what makes the best few logits cheap (Backend::make_output).
+  Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_type, int max_batch, bool screened);
 
   const ModelConfig& config() const { return config_; }
   KvPool& kv_pool() { return kv_pool_; }
@@ -73,6 +74,7 @@ class Model {
   std::unique_ptr<Buffer> head_x_;   // [kLogitRows, model_dim]
   std::unique_ptr<Buffer> logits_;   // [kLogitRows, n_vocab]
   std::vector<float> host_logits_;
+  std::unique_ptr<OutputMatrix> output_;
 };
 
 }  // namespace gemma

@@ -81,6 +81,7 @@ struct Job final : Request {
   GenerateParams params;
   std::function<void(GenerateEvent&&)> on_event;
   std::optional<Sampler> sampler;
+  bool prompt_accepted = false;  // by the sampler
   std::optional<TextStream> text;
   int max_output = 0;
   int n_output = 0;
@@ -139,7 +140,8 @@ class EngineImpl final : public Engine {
     const int n_batch = options.n_batch > 0 ? options.n_batch : kDefaultBatch;
     info_.memory = plan_memory(*file, config_, info_.n_ctx, info_.kv_type, n_batch);
     Weights weights = load_weights(*backend_, file, config_);
-    model_ = std::make_unique<Model>(*backend_, config_, std::move(weights), info_.kv_type, n_batch);
+    model_ = std::make_unique<Model>(*backend_, config_, std::move(weights), info_.kv_type, n_batch,
+                                     options.screen_logits);
     find_banned();
     progress(1.0);
     thread_ = std::thread([this] { run(); });
@@ -165,6 +167,13 @@ class EngineImpl final : public Engine {
                   "the prompt of " + std::to_string(params.tokens.size()) + " tokens" + wanted +
                       " does not fit into the context of " + std::to_string(info_.n_ctx) +
                       " positions: shorten it, lower maxOutputTokens or load with a larger contextSize");
+    }
+    for (const auto& [token, bias] : params.sampling.logit_bias) {
+      if (token < 0 || token >= config_.n_vocab) {
+        throw Error(ErrorCode::kInvalidArgument, "BAD_TOKEN",
+                    "logit bias: expected an id in 0.." + std::to_string(config_.n_vocab - 1) + ", found " +
+                        std::to_string(token));
+      }
     }
     auto job = std::make_shared<Job>(signal_);
     job->is_generate = true;
@@ -322,7 +331,15 @@ class EngineImpl final : public Engine {
 
   void add_input(const std::shared_ptr<Job>& job, std::span<const TokenId> tokens, int n_logits) {
     step_jobs_.push_back(job);
-    step_inputs_.push_back({job->kv.get(), job->n_done, tokens, n_logits});
+    SequenceInput input{job->kv.get(), job->n_done, tokens, n_logits, {}};
+    if (job->is_generate && n_logits > 0) {
+      if (!job->prompt_accepted) {
+        for (const TokenId token : job->prompt) job->sampler->accept(token);
+        job->prompt_accepted = true;
+      }
+      input.top = job->sampler->wanted();
+    }
+    step_inputs_.push_back(input);
   }
 
   void run_step() {
@@ -358,9 +375,6 @@ class EngineImpl final : public Engine {
     if (job.failure) return;
     try {
       if (job.is_generate) {
-        if (job.n_output == 0 && !job.decoding()) {
-          for (const TokenId token : job.prompt) job.sampler->accept(token);
-        }
         job.sampled = job.sampler->sample(logits);
         return;
       }

@@ -26,6 +26,8 @@ struct LoadOptions {
   KvType kv_type = KvType::kF16;
   int n_batch = 0;  // rows per step; 0: default (512)
   bool mmap = true;
+  // Keep a screen of the output matrix, a quarter of its size at 16 bits: sampled logits then cost a fraction of all.
+  bool screen_logits = true;
   // fraction in 0..1, called on the loading thread
   std::function<void(double)> on_progress;
   const std::atomic<bool>* cancel = nullptr;  // looked at during load; throws Error{kDisposed, CANCELLED}

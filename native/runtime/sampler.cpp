@@ -156,6 +156,24 @@ void Sampler::accept(TokenId token) {
   window_next_ = (window_next_ + 1) % window_.size();
 }
 
+TopRows Sampler::wanted(std::span<const TokenId> next) {
+  TopRows top;
+  if (params_.n_logprobs > 0) return top;  // they need the sum over all
+  // The best after bias and penalties are among the tokens that these change and the best of the others.
+  always_.clear();
+  for (const auto& [token, bias] : params_.logit_bias) always_.push_back(token);
+  if (has_penalties_) {
+    for (const auto& [token, count] : window_counts_) always_.push_back(token);
+    always_.insert(always_.end(), next.begin(), next.end());
+  }
+  std::sort(always_.begin(), always_.end());
+  always_.erase(std::unique(always_.begin(), always_.end()), always_.end());
+  top.n_best = params_.temperature == 0.0f ? 1 : params_.top_k;
+  top.always = always_;
+  top.never = banned_;
+  return top;
+}
+
 void Sampler::change(std::span<float> logits, TokenId token, float value) {
   if (token < 0 || static_cast<size_t>(token) >= logits.size()) {
     throw Error(ErrorCode::kInvalidArgument, "BAD_TOKEN",

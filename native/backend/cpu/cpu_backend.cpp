@@ -9,6 +9,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/screen.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "quant/dequantize.h"
@@ -137,6 +138,56 @@ class CpuBackend final : public Backend {
         kernels_.gemm_quantized(rows, quantized, jobs[j].out, stride, scratch);
       }
     });
+  }
+
+  std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened) override {
+    return std::make_unique<cpu::Screen>(weight, screened);
+  }
+
+  void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> wanted) override {
+    cpu::Screen& screen = static_cast<cpu::Screen&>(matrix);
+    const Weight& weight = screen.weight();
+    const size_t n_in = static_cast<size_t>(weight.n_in);
+    const size_t n_out = static_cast<size_t>(weight.n_out);
+    const auto all_rows = [&] {
+      const LinearJob job{&weight, out};
+      linear({&job, 1}, x, n);
+    };
+    for (const TopRows& top : wanted) {
+      if (top.n_best == 0 || static_cast<size_t>(top.n_best) + top.always.size() > n_out / 32) return all_rows();
+    }
+    if (!screen.ready()) {
+      screen.build_slice(kernels_, pool_);
+      return all_rows();
+    }
+    // Exact products are of the rounded x, so the screen sees the same.
+    QuantizedRows quantized;
+    const float* screened_x = x;
+    if (!is_float_type(weight.type)) {
+      quantized = quantize(x, n, weight.n_in);
+      float* rounded = reinterpret_cast<float*>(rounded_.reserve(static_cast<size_t>(n) * n_in * sizeof(float)));
+      for (size_t i = 0; i < static_cast<size_t>(n) * n_in; ++i) rounded[i] = quantized.d[i / 32] * quantized.q[i];
+      screened_x = rounded;
+    }
+    if (!screen.bound(kernels_, pool_, screened_x, n)) return all_rows();
+    for (int i = 0; i < n; ++i) {
+      const TopRows& top = wanted[static_cast<size_t>(i)];
+      const size_t k = static_cast<size_t>(top.n_best);
+      float* row = out + static_cast<size_t>(i) * n_out;
+      std::fill(row, row + n_out, -std::numeric_limits<float>::infinity());
+      screen.exclude(i, top.never);
+      screen.exclude(i, top.always);
+      compute_rows(weight, x, quantized, i, top.always, row);
+      // The k with the largest bounds: the least of their products is at most the k-th largest of all.
+      screen.best(i, k, &chosen_);
+      compute_rows(weight, x, quantized, i, chosen_, row);
+      if (chosen_.size() < k) continue;
+      float least = std::numeric_limits<float>::infinity();
+      for (const int32_t r : chosen_) least = std::min(least, row[r]);
+      screen.exclude(i, chosen_);
+      screen.at_least(i, least, &chosen_);
+      compute_rows(weight, x, quantized, i, chosen_, row);
+    }
   }
 
   void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) override {
@@ -322,6 +373,36 @@ class CpuBackend final : public Backend {
     return static_cast<int>(std::clamp<size_t>(round_up(65536 / bytes, 32), 32, 1024));
   }
 
+  // out[r] = row i of x . row r of the weight, for the listed r. To the same bits as linear().
+  void compute_rows(const Weight& weight, const float* x, const QuantizedRows& quantized, int i,
+                    std::span<const int32_t> rows, float* out) {
+    const size_t stored = row_bytes(weight.type, weight.n_in);
+    const size_t index = static_cast<size_t>(i);
+    constexpr int kRows = 16;  // what the widest kernel takes at a time
+    const int n_rows = static_cast<int>(rows.size());
+    pool_.parallel_for((n_rows + kRows - 1) / kRows, [&](int chunk, int thread) {
+      const std::span<const int32_t> part =
+          rows.subspan(static_cast<size_t>(chunk) * kRows).first(static_cast<size_t>(std::min(kRows, n_rows - chunk * kRows)));
+      const Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+      if (is_float_type(weight.type)) {
+        const float* xi = x + index * static_cast<size_t>(weight.n_in);
+        for (const int32_t r : part) {
+          const cpu::WeightRows one{weight.type, weight.data, stored, r, r + 1};
+          kernels_.gemm_float(one, xi, 1, weight.n_in, out, static_cast<size_t>(weight.n_out), scratch);
+        }
+        return;
+      }
+      // Side by side in working memory, then one product.
+      for (size_t r = 0; r < part.size(); ++r)
+        std::memcpy(scratch.data + r * stored, weight.data + static_cast<size_t>(part[r]) * stored, stored);
+      const size_t used = round_up(kRows * stored, 64);
+      const cpu::WeightRows gathered{weight.type, scratch.data, stored, 0, static_cast<int>(part.size())};
+      float products[kRows];
+      kernels_.gemm_quantized(gathered, quantized.row(i), products, kRows, {scratch.data + used, scratch.bytes - used});
+      for (size_t r = 0; r < part.size(); ++r) out[part[r]] = products[r];
+    });
+  }
+
   QuantizedRows quantize(const float* x, int n, int n_in) {
     const size_t rows = static_cast<size_t>(n);
     const size_t cols = static_cast<size_t>(n_in);
@@ -438,6 +519,8 @@ class CpuBackend final : public Backend {
   std::vector<Scratch> scratch_;
   Workspace quantized_;
   Workspace partials_;
+  Workspace rounded_;
+  std::vector<int32_t> chosen_;
   std::vector<JobChunks> job_chunks_;
   std::vector<AttentionItem> items_;
 };

@@ -38,6 +38,13 @@ struct QuantizedRows {
   const int32_t* neg_sum16 = nullptr;  // [n_rows][n_cols / 16]  of a half block
   const float* dsum = nullptr;         // [n_rows][n_cols / 32]  d * sum of q
   const float* dsum16 = nullptr;       // [n_rows][n_cols / 16]
+
+  QuantizedRows row(int i) const {
+    const size_t r = static_cast<size_t>(i);
+    const size_t b = r * static_cast<size_t>(n_cols / 32);
+    return {1,           n_cols,    q + r * static_cast<size_t>(n_cols), d + b, neg_sum + b, neg_sum16 + 2 * b,
+            dsum + b, dsum16 + 2 * b};
+  }
 };
 
 inline constexpr int kLevels = 4;
@@ -89,6 +96,29 @@ inline constexpr int kAttentionRows = 16;
 // that the result does not depend on how many threads worked on them.
 inline constexpr int kSegment = 1024;
 
+// Screens of large output matrices (screen.h). 16 rows of the matrix are a panel, each a lane. Byte 4 * lane + i of the 64
+// bytes of group g of a panel holds the codes of columns 8 * g + i (low nibble) and 8 * g + 4 + i (high nibble).
+inline constexpr int kScreenLanes = 16;
+struct ScreenTable {
+  int n_cols = 0;                   // a multiple of 8
+  const uint8_t* codes = nullptr;   // [panels][n_cols / 8][64]
+  const float* step = nullptr;      // [panels][16]
+  const float* residual = nullptr;  // [panels][16] squared norm of what the codes leave out
+  const float* norm = nullptr;      // [panels][16] squared norm of the row
+};
+// A row of x, rotated and rounded: x ~ scale * q. The bound of a row of the matrix is
+//   step * scale * (<code, q> + offset) + sqrt(residual * residual_part + norm * norm_part).
+struct ScreenQuery {
+  const int8_t* q = nullptr;  // [n_cols]
+  float scale = 0;
+  float offset = 0;  // -7.5 * sum of q
+  float residual_part = 0;
+  float norm_part = 0;
+  float* bounds = nullptr;  // [panels][16], written
+  float* maxima = nullptr;  // [panels], written: the largest bound of each panel
+};
+inline constexpr int kScreenQueries = 4;
+
 struct Kernels {
   const char* isa;
 
@@ -112,6 +142,14 @@ struct Kernels {
   void (*attention)(const AttentionTile& tile, const Scratch& scratch);
   // acc = merge of (acc, max, sum) and (acc2, max2, sum2): both scaled to the larger max.
   void (*merge_segments)(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, int head_dim);
+
+  // 16 rows of n_cols values into a panel: rotated in blocks (a power of two that divides n_cols), coded. columns: working
+  // memory, as large as rows. False when a row holds NaN, infinity or values whose squares overflow.
+  bool (*screen_pack)(const float* rows, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm,
+                      float* columns);
+  // Bounds of panels panel_begin..panel_end-1 for up to kScreenQueries queries.
+  void (*screen_bound)(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
+                       int n_queries);
 };
 
 const Kernels& kernels_ref();

@@ -1,0 +1,207 @@
+#include "backend/cpu/screen.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <new>
+
+#include "quant/dequantize.h"
+
+namespace gemma::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Orthonormal, in place, on each block of x.
+void rotate(float* x, int n, int block) {
+  for (int h = 1; h < block; h *= 2) {
+    for (int i = 0; i < n; i += 2 * h) {
+      for (int j = i; j < i + h; ++j) {
+        const float a = x[j];
+        const float b = x[j + h];
+        x[j] = a + b;
+        x[j + h] = a - b;
+      }
+    }
+  }
+  const float scale = 1.0f / std::sqrt(static_cast<float>(block));
+  for (int i = 0; i < n; ++i) x[i] *= scale;
+}
+
+int largest_block(int n_cols) {
+  int block = 1;
+  while (block < 128 && n_cols % (2 * block) == 0) block *= 2;
+  return block;
+}
+
+}  // namespace
+
+Screen::Screen(const Weight& weight, bool enabled)
+    : weight_(weight),
+      // A few thousand rows are computed sooner than screened.
+      enabled_(enabled && weight.n_in % 8 == 0 && weight.n_out >= 4096),
+      n_panels_((weight.n_out + kScreenLanes - 1) / kScreenLanes),
+      block_(largest_block(weight.n_in)) {}
+
+size_t Screen::bytes() const {
+  const size_t floats = step_.size() + residual_.size() + norm_.size() + bounds_.size() + maxima_.size();
+  return (memory_ ? code_bytes() : 0) + floats * sizeof(float);
+}
+
+std::span<float> Screen::maxima(int query) {
+  const size_t stride = static_cast<size_t>(n_panels_);
+  return std::span(maxima_).subspan(static_cast<size_t>(query) * stride, stride);
+}
+
+void Screen::disable() {
+  enabled_ = false;
+  memory_.reset();
+  step_ = residual_ = norm_ = {};
+}
+
+void Screen::build_slice(const Kernels& kernels, ThreadPool& pool) {
+  if (!enabled_ || n_built_ == n_panels_) return;
+  const size_t n_cols = static_cast<size_t>(weight_.n_in);
+  const size_t panel_bytes = n_cols / 8 * 64;
+  std::vector<float> memory;
+  try {
+    memory.resize(static_cast<size_t>(pool.n_threads()) * 2 * n_cols * kScreenLanes);
+    if (!memory_) {
+      memory_ = std::make_unique_for_overwrite<uint8_t[]>(code_bytes());  // touched slice by slice
+      void* p = memory_.get();
+      size_t space = code_bytes();
+      codes_ = static_cast<uint8_t*>(std::align(64, code_bytes() - 63, p, space));
+      for (std::vector<float>* v : {&step_, &residual_, &norm_})
+        v->resize(static_cast<size_t>(n_panels_) * kScreenLanes);
+    }
+  } catch (const std::bad_alloc&) {
+    return disable();
+  }
+  std::atomic<bool> finite{true};
+  const int begin = n_built_;
+  const int end = std::min(n_panels_, begin + (n_panels_ + kSlices - 1) / kSlices);
+  pool.parallel_for(end - begin, [&](int chunk, int thread) {
+      const int panel = begin + chunk;
+      float* rows = memory.data() + static_cast<size_t>(thread) * 2 * n_cols * kScreenLanes;
+      const size_t stored = row_bytes(weight_.type, weight_.n_in);
+      for (int lane = 0; lane < kScreenLanes; ++lane) {
+        const int row = panel * kScreenLanes + lane;
+        float* to = rows + static_cast<size_t>(lane) * n_cols;
+        if (row < weight_.n_out) {
+          dequantize_row(weight_.type, weight_.data + static_cast<size_t>(row) * stored, to, weight_.n_in);
+        } else {
+          std::fill(to, to + n_cols, 0.0f);
+        }
+      }
+      const size_t p = static_cast<size_t>(panel);
+      if (!kernels.screen_pack(rows, weight_.n_in, block_, codes_ + p * panel_bytes, &step_[p * kScreenLanes],
+                               &residual_[p * kScreenLanes], &norm_[p * kScreenLanes], rows + n_cols * kScreenLanes)) {
+        finite.store(false, std::memory_order_relaxed);
+      }
+    });
+  n_built_ = end;
+  if (!finite.load()) disable();
+}
+
+bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int n) {
+  const size_t n_cols = static_cast<size_t>(weight_.n_in);
+  const size_t n_rows = static_cast<size_t>(n_panels_) * kScreenLanes;
+  rotated_.assign(x, x + static_cast<size_t>(n) * n_cols);
+  q_.resize(static_cast<size_t>(n) * n_cols);
+  bounds_.resize(static_cast<size_t>(n) * n_rows);
+  maxima_.resize(static_cast<size_t>(n) * static_cast<size_t>(n_panels_));
+  rotate(rotated_.data(), n * weight_.n_in, block_);
+
+  const ScreenTable table{weight_.n_in, codes_, step_.data(), residual_.data(), norm_.data()};
+  for (int first = 0; first < n; first += kScreenQueries) {
+    ScreenQuery queries[kScreenQueries];
+    const int n_queries = std::min(kScreenQueries, n - first);
+    for (int i = 0; i < n_queries; ++i) {
+      const size_t query = static_cast<size_t>(first + i);
+      const float* y = rotated_.data() + query * n_cols;
+      int8_t* q = q_.data() + query * n_cols;
+      float largest = 0;
+      double norm = 0;
+      for (size_t j = 0; j < n_cols; ++j) {
+        largest = std::max(largest, std::fabs(y[j]));
+        norm += static_cast<double>(y[j]) * y[j];
+      }
+      if (!(norm < 1e30)) return false;
+      const float scale = largest / 127;
+      const float inverse = largest > 1e-30f ? 127 / largest : 0.0f;
+      int32_t sum = 0;
+      for (size_t j = 0; j < n_cols; ++j) {
+        q[j] = static_cast<int8_t>(std::nearbyint(y[j] * inverse));
+        sum += q[j];
+      }
+      constexpr double kSigmas = kScreenSigmas;
+      queries[i] = {q,
+                    scale,
+                    -7.5f * static_cast<float>(sum),
+                    static_cast<float>(kSigmas * kSigmas * norm / static_cast<double>(n_cols)),
+                    static_cast<float>(kSigmas * kSigmas * static_cast<double>(scale) * scale / 12),
+                    bounds_.data() + query * n_rows,
+                    maxima_.data() + query * static_cast<size_t>(n_panels_)};
+    }
+    constexpr int kPanels = 64;  // of a chunk: 40 KB of codes in the 270M
+    pool.parallel_for((n_panels_ + kPanels - 1) / kPanels, [&](int chunk, int /*thread*/) {
+      kernels.screen_bound(table, chunk * kPanels, std::min(n_panels_, (chunk + 1) * kPanels), queries, n_queries);
+    });
+  }
+  for (int i = 0; i < n; ++i) {  // lanes past the last row
+    float* row = bounds_.data() + static_cast<size_t>(i) * n_rows;
+    std::fill(row + weight_.n_out, row + n_rows, -kInfinity);
+    const int32_t last = weight_.n_out - 1;
+    update_maximum(i, last / kScreenLanes);
+  }
+  return true;
+}
+
+void Screen::update_maximum(int query, int panel) {
+  const float* lanes = bounds_.data() + (static_cast<size_t>(query) * static_cast<size_t>(n_panels_) +
+                                         static_cast<size_t>(panel)) * kScreenLanes;
+  maxima(query)[static_cast<size_t>(panel)] = *std::max_element(lanes, lanes + kScreenLanes);
+}
+
+void Screen::exclude(int query, std::span<const int32_t> rows) {
+  float* values = bounds_.data() + static_cast<size_t>(query) * static_cast<size_t>(n_panels_) * kScreenLanes;
+  for (const int32_t row : rows) {
+    values[row] = -kInfinity;
+    update_maximum(query, row / kScreenLanes);
+  }
+}
+
+void Screen::best(int query, size_t k, std::vector<int32_t>* rows) {
+  // The k-th largest maximum of a panel is no larger than the k-th largest bound.
+  const std::span<const float> largest = maxima(query);
+  float least = -kInfinity;
+  if (k <= largest.size()) {
+    sorted_.assign(largest.begin(), largest.end());
+    std::nth_element(sorted_.begin(), sorted_.begin() + static_cast<ptrdiff_t>(k - 1), sorted_.end(), std::greater<>());
+    least = sorted_[k - 1];
+  }
+  at_least(query, least, rows);
+  if (rows->size() <= k) return;
+  const std::span<const float> values = bounds(query);
+  std::nth_element(rows->begin(), rows->begin() + static_cast<ptrdiff_t>(k), rows->end(), [&](int32_t a, int32_t b) {
+    return values[static_cast<size_t>(a)] > values[static_cast<size_t>(b)];
+  });
+  rows->resize(k);
+}
+
+void Screen::at_least(int query, float least, std::vector<int32_t>* rows) {
+  rows->clear();
+  const std::span<const float> values = bounds(query);
+  const std::span<const float> largest = maxima(query);
+  for (size_t panel = 0; panel < largest.size(); ++panel) {
+    if (largest[panel] < least) continue;
+    const size_t begin = panel * kScreenLanes;
+    for (size_t i = begin; i < std::min(begin + kScreenLanes, values.size()); ++i) {
+      if (values[i] >= least && values[i] > -kInfinity) rows->push_back(static_cast<int32_t>(i));
+    }
+  }
+}
+
+}  // namespace gemma::cpu

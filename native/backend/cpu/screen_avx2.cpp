@@ -1,0 +1,79 @@
+// The screen with AVX2: eight columns of eight rows in a register. Two codes times two bytes of x fit into 16 bits, and so
+// do the sums of eight such pairs (8 * 2 * 15 * 127 = 30,480).
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "backend/cpu/kernels_avx2.h"
+#include "backend/cpu/screen_loops.h"
+
+namespace gemma::cpu {
+namespace {
+
+template <int kQueries>
+void bound(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries) {
+  const size_t n_groups = static_cast<size_t>(table.n_cols / 8);
+  const __m256i low = _mm256_set1_epi8(0x0f);
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (size_t panel = static_cast<size_t>(panel_begin); panel < static_cast<size_t>(panel_end); ++panel) {
+    for (size_t half = 0; half < 2; ++half) {
+      const uint8_t* codes = table.codes + panel * n_groups * 64 + half * 32;
+      __m256i dot[kQueries];
+      for (__m256i& sum : dot) sum = _mm256_setzero_si256();
+      for (size_t g = 0; g < n_groups; g += 4) {
+        __m256i pairs[kQueries];
+        for (__m256i& sum : pairs) sum = _mm256_setzero_si256();
+        for (size_t k = g; k < std::min(g + 4, n_groups); ++k) {
+          const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + k * 64));
+          const __m256i first = _mm256_and_si256(both, low);
+          const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+          for (int i = 0; i < kQueries; ++i) {
+            int32_t q[2];
+            std::memcpy(q, queries[i].q + k * 8, 8);
+            pairs[i] = _mm256_add_epi16(pairs[i], _mm256_maddubs_epi16(first, _mm256_set1_epi32(q[0])));
+            pairs[i] = _mm256_add_epi16(pairs[i], _mm256_maddubs_epi16(second, _mm256_set1_epi32(q[1])));
+          }
+        }
+        for (int i = 0; i < kQueries; ++i) dot[i] = _mm256_add_epi32(dot[i], _mm256_madd_epi16(pairs[i], ones));
+      }
+      const size_t row = panel * kScreenLanes + half * 8;
+      const __m256 step = _mm256_loadu_ps(table.step + row);
+      const __m256 residual = _mm256_loadu_ps(table.residual + row);
+      const __m256 norm = _mm256_loadu_ps(table.norm + row);
+      for (int i = 0; i < kQueries; ++i) {
+        const ScreenQuery& query = queries[i];
+        const __m256 product =
+            _mm256_mul_ps(_mm256_add_ps(_mm256_cvtepi32_ps(dot[i]), _mm256_set1_ps(query.offset)),
+                          _mm256_mul_ps(step, _mm256_set1_ps(query.scale)));
+        const __m256 margin =
+            _mm256_sqrt_ps(_mm256_add_ps(_mm256_mul_ps(residual, _mm256_set1_ps(query.residual_part)),
+                                         _mm256_mul_ps(norm, _mm256_set1_ps(query.norm_part))));
+        const __m256 upper = _mm256_add_ps(product, margin);
+        _mm256_storeu_ps(query.bounds + row, upper);
+        __m128 largest = _mm_max_ps(_mm256_castps256_ps128(upper), _mm256_extractf128_ps(upper, 1));
+        largest = _mm_max_ps(largest, _mm_movehl_ps(largest, largest));
+        const float max = _mm_cvtss_f32(_mm_max_ss(largest, _mm_movehdup_ps(largest)));
+        query.maxima[panel] = half == 0 ? max : std::max(query.maxima[panel], max);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+bool screen_pack_avx2(const float* rows, int n_cols, int block, uint8_t* codes, float* step, float* residual,
+                      float* norm, float* columns) {
+  return screen_pack_loops(rows, n_cols, block, codes, step, residual, norm, columns);
+}
+
+void screen_bound_avx2(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
+                       int n_queries) {
+  switch (n_queries) {
+    case 1: return bound<1>(table, panel_begin, panel_end, queries);
+    case 2: return bound<2>(table, panel_begin, panel_end, queries);
+    case 3: return bound<3>(table, panel_begin, panel_end, queries);
+    default: return bound<4>(table, panel_begin, panel_end, queries);
+  }
+}
+
+}  // namespace gemma::cpu

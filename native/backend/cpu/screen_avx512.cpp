@@ -1,0 +1,68 @@
+// The screen with AVX-512 VNNI: a register of codes holds eight columns of 16 rows.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/screen_loops.h"
+
+namespace gemma::cpu {
+namespace {
+
+template <int kQueries>
+void bound(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries) {
+  const size_t n_groups = static_cast<size_t>(table.n_cols / 8);
+  const __m512i low = _mm512_set1_epi8(0x0f);
+  for (size_t panel = static_cast<size_t>(panel_begin); panel < static_cast<size_t>(panel_end); ++panel) {
+    const uint8_t* codes = table.codes + panel * n_groups * 64;
+    __m512i dot[kQueries][2];
+    for (auto& pair : dot) pair[0] = pair[1] = _mm512_setzero_si512();
+    for (size_t g = 0; g < n_groups; ++g) {
+      const __m512i both = _mm512_loadu_si512(codes + g * 64);
+      _mm_prefetch(reinterpret_cast<const char*>(codes + g * 64 + 4096), _MM_HINT_T0);
+      const __m512i first = _mm512_and_si512(both, low);
+      const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+      for (int i = 0; i < kQueries; ++i) {
+        int32_t q[2];
+        std::memcpy(q, queries[i].q + g * 8, 8);
+        dot[i][0] = _mm512_dpbusd_epi32(dot[i][0], first, _mm512_set1_epi32(q[0]));
+        dot[i][1] = _mm512_dpbusd_epi32(dot[i][1], second, _mm512_set1_epi32(q[1]));
+      }
+    }
+    const size_t row = panel * kScreenLanes;
+    const __m512 step = _mm512_loadu_ps(table.step + row);
+    const __m512 residual = _mm512_loadu_ps(table.residual + row);
+    const __m512 norm = _mm512_loadu_ps(table.norm + row);
+    for (int i = 0; i < kQueries; ++i) {
+      const ScreenQuery& query = queries[i];
+      const __m512 exact = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[i][0], dot[i][1]));
+      const __m512 product = _mm512_mul_ps(_mm512_add_ps(exact, _mm512_set1_ps(query.offset)),
+                                           _mm512_mul_ps(step, _mm512_set1_ps(query.scale)));
+      const __m512 margin =
+          _mm512_sqrt_ps(_mm512_add_ps(_mm512_mul_ps(residual, _mm512_set1_ps(query.residual_part)),
+                                       _mm512_mul_ps(norm, _mm512_set1_ps(query.norm_part))));
+      const __m512 upper = _mm512_add_ps(product, margin);
+      _mm512_storeu_ps(query.bounds + row, upper);
+      query.maxima[panel] = _mm512_reduce_max_ps(upper);
+    }
+  }
+}
+
+}  // namespace
+
+bool screen_pack_avx512(const float* rows, int n_cols, int block, uint8_t* codes, float* step, float* residual,
+                        float* norm, float* columns) {
+  return screen_pack_loops(rows, n_cols, block, codes, step, residual, norm, columns);
+}
+
+void screen_bound_avx512_vnni(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
+                              int n_queries) {
+  switch (n_queries) {
+    case 1: return bound<1>(table, panel_begin, panel_end, queries);
+    case 2: return bound<2>(table, panel_begin, panel_end, queries);
+    case 3: return bound<3>(table, panel_begin, panel_end, queries);
+    default: return bound<4>(table, panel_begin, panel_end, queries);
+  }
+}
+
+}  // namespace gemma::cpu
