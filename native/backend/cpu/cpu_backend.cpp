@@ -365,12 +365,13 @@ class CpuBackend final : public Backend {
     });
   }
 
-  // Weight rows per chunk: with few rows of x some 64 KiB of weights (microseconds of memory time), with many the two
-  // panels of 16 that the widest kernel works on.
-  static int chunk_rows(const Weight& weight, int n) {
+  // Weight rows per chunk: with few rows of x 64 to 256 KiB of weights, large enough that the start of a chunk, which
+  // nobody has fetched ahead, costs little; with many the two panels of 16 that the widest kernel works on.
+  int chunk_rows(const Weight& weight, int n) const {
     if (n > 16) return 32;
     const size_t bytes = std::max<size_t>(row_bytes(weight.type, weight.n_in), 1);
-    return static_cast<int>(std::clamp<size_t>(round_up(65536 / bytes, 32), 32, 1024));
+    const size_t share = bytes * static_cast<size_t>(weight.n_out) / (16 * static_cast<size_t>(n_threads()));
+    return static_cast<int>(round_up(std::max<size_t>(std::clamp<size_t>(share, 65536, 262144) / bytes, 1), 32));
   }
 
   // out[r] = row i of x . row r of the weight, for the listed r. To the same bits as linear().

@@ -572,11 +572,14 @@ class Prefetcher {
  public:
   explicit Prefetcher(const uint8_t* next) : next_(next) {}
   void advance(size_t bytes) {
-    for (end_ += bytes; done_ < end_; done_ += 64)
+    for (end_ += bytes; done_ < end_; done_ += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(next_ + done_ + kFar), _MM_HINT_T1);
       _mm_prefetch(reinterpret_cast<const char*>(next_ + done_), _MM_HINT_T0);
+    }
   }
 
  private:
+  static constexpr size_t kFar = 4096;  // first into L2, which has more requests under way than L1
   const uint8_t* next_;
   size_t done_ = 0;
   size_t end_ = 0;
