@@ -130,6 +130,25 @@ inline __m512i broadcast4(const int8_t* q) {
   return _mm512_set1_epi32(four);
 }
 
+// Fetches the bytes that come after a panel's share, spread over the work on the panel: sixteen rows are more streams
+// than the hardware follows, and a burst of prefetches fills the queues that the panel's own loads need.
+class Prefetcher {
+ public:
+  explicit Prefetcher(const uint8_t* next) : next_(next) {}
+  void advance(size_t bytes) {
+    for (end_ += bytes; done_ < end_; done_ += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(next_ + done_ + kFar), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(next_ + done_), _MM_HINT_T0);
+    }
+  }
+
+ private:
+  static constexpr size_t kFar = 4096;  // first into L2, which has more requests under way than L1
+  const uint8_t* next_;
+  size_t done_ = 0;
+  size_t end_ = 0;
+};
+
 // Where unpacked blocks go. codes(b, j, v): columns 4 * j .. + 3 of block b of the group; scale and minimum: of a half
 // (0 stands for both where the type has one per block).
 
@@ -150,8 +169,10 @@ struct ToProduct {
   __m512 d[Type::kGroup][kParts];
   __m512 m[Type::kMin ? Type::kGroup : 1][kParts];
 
+  Prefetcher& prefetcher;
+
   // x from its block i on.
-  ToProduct(const QuantizedRows& x, size_t i) : q(x.q + i * 32) {
+  ToProduct(const QuantizedRows& x, size_t i, Prefetcher& p) : q(x.q + i * 32), prefetcher(p) {
 #pragma GCC unroll 8
     for (size_t b = 0; b < Type::kGroup; ++b) {
 #pragma GCC unroll 2
@@ -162,6 +183,7 @@ struct ToProduct {
   void codes(int b, int j, __m512i v) {
     __m512i& sum = dot[b][kParts == 2 ? j / 4 : 0];
     sum = _mm512_dpbusd_epi32(sum, v, broadcast4(q + 32 * b + 4 * j));
+    if (j % 4 == 0) prefetcher.advance(Type::kGroupBytes * kLanes / (2 * Type::kGroup));
   }
   void scale(int b, int half, __m512 v) { d[b][half] = v; }
   void minimum(int b, int half, __m512 v) { m[b][half] = v; }
@@ -566,25 +588,6 @@ inline PanelRows panel_rows(const WeightRows& w, int row, size_t offset, size_t 
   return {tail, bytes};
 }
 
-// Fetches the bytes that come after a panel's share, spread over the work on the panel: sixteen rows are more streams
-// than the hardware follows, and a burst of prefetches fills the queues that the panel's own loads need.
-class Prefetcher {
- public:
-  explicit Prefetcher(const uint8_t* next) : next_(next) {}
-  void advance(size_t bytes) {
-    for (end_ += bytes; done_ < end_; done_ += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(next_ + done_ + kFar), _MM_HINT_T1);
-      _mm_prefetch(reinterpret_cast<const char*>(next_ + done_), _MM_HINT_T0);
-    }
-  }
-
- private:
-  static constexpr size_t kFar = 4096;  // first into L2, which has more requests under way than L1
-  const uint8_t* next_;
-  size_t done_ = 0;
-  size_t end_ = 0;
-};
-
 // One row of x: products straight from the unpacked registers.
 template <class Type>
 void gemv_type(const WeightRows& w, const QuantizedRows& x, float* out, const Scratch& scratch) {
@@ -599,9 +602,8 @@ void gemv_type(const WeightRows& w, const QuantizedRows& x, float* out, const Sc
       PanelRows from = panel_rows(w, row, static_cast<size_t>(first) * Type::kGroupBytes,
                                           static_cast<size_t>(n) * Type::kGroupBytes, tail);
       for (int g = 0; g < n; ++g) {
-        prefetcher.advance(Type::kGroupBytes * kLanes);
         const size_t i = static_cast<size_t>((first + g) * Type::kGroup);
-        ToProduct<Type> product(x, i);
+        ToProduct<Type> product(x, i, prefetcher);
         Type::unpack(from, product);
         from = from.at(Type::kGroupBytes);
         acc = product.add_to(acc, x, i);
