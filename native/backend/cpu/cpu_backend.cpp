@@ -157,7 +157,7 @@ class CpuBackend final : public Backend {
       if (top.n_best == 0 || static_cast<size_t>(top.n_best) + top.always.size() > n_out / 32) return all_rows();
     }
     if (!screen.ready()) {
-      screen.build_slice(kernels_, pool_);
+      screen.build_slice(kernels_, pool_, scratch_);
       return all_rows();
     }
     // Exact products are of the rounded x, so the screen sees the same.

@@ -646,6 +646,34 @@ void gemm_common(const WeightRows& w, const QuantizedRows& x, float* out, size_t
   });
 }
 
+// A panel's values as columns of floats, for each of the 16 rows a lane.
+template <class Type>
+void columns_of(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch) {
+  const int n_groups = n_cols / 32 / Type::kGroup;
+  const size_t bytes = static_cast<size_t>(Type::kGroupBytes);
+  const __m512i byte = _mm512_set1_epi32(0xff);
+  const __m512i offset = _mm512_set1_epi32(Type::kOffsetShift < 0 ? 0 : 1 << (Type::kOffsetShift & 31));
+  uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data);
+  alignas(64) PanelBlock blocks[Type::kGroup];
+  for (int g = 0; g < n_groups; ++g) {
+    ToPanel sink{blocks};
+    Type::unpack(panel_rows(w, w.row_begin, static_cast<size_t>(g) * bytes, bytes, tail), sink);
+    for (const PanelBlock& block : blocks) {
+      for (size_t j = 0; j < 8; ++j) {
+        const __m512i codes = _mm512_load_si512(block.u[j]);
+        const size_t half = Type::kHalves ? j / 4 : 0;
+        const __m512 d = _mm512_load_ps(block.d[half]);
+        for (unsigned i = 0; i < 4; ++i, columns += kLanes) {
+          const __m512i code = _mm512_and_si512(_mm512_srli_epi32(codes, 8 * i), byte);
+          __m512 value = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_sub_epi32(code, offset)));
+          if constexpr (Type::kMin) value = _mm512_add_ps(value, _mm512_load_ps(block.m[half]));
+          _mm512_storeu_ps(columns, value);
+        }
+      }
+    }
+  }
+}
+
 // The sum of the 16 lanes as the tree of kernels.h.
 inline float tree_sum(__m512 v) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -657,10 +685,14 @@ inline float tree_sum(__m512 v) {
 struct F32 {
   static constexpr size_t kBytes = 4;
   static __m512 load(const std::byte* p) { return _mm512_loadu_ps(p); }
+  static __m128 load4(const std::byte* p) { return _mm_loadu_ps(reinterpret_cast<const float*>(p)); }
   static __m512 load(const std::byte* p, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, p); }
 };
 struct F16 {
   static constexpr size_t kBytes = 2;
+  static __m128 load4(const std::byte* p) {
+    return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  }
   static __m512 load(const std::byte* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
@@ -670,10 +702,31 @@ struct F16 {
 };
 struct BF16 {
   static constexpr size_t kBytes = 2;
+  static __m128 load4(const std::byte* p) {
+    const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), v));
+  }
   static __m512 widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
   static __m512 load(const std::byte* p) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static __m512 load(const std::byte* p, __mmask16 lanes) { return widen(_mm256_maskz_loadu_epi16(lanes, p)); }
 };
+
+template <class Type>
+void columns_of_floats(const WeightRows& w, int n_cols, float* columns) {
+  const PanelRows rows(reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(w.row_begin) * w.w_row_bytes,
+                       w.w_row_bytes);
+  for (int c = 0; c < n_cols; c += 4) {  // four columns of 16 rows
+    alignas(64) float four[kLanes][4];
+#pragma GCC unroll 16
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const std::byte* p = reinterpret_cast<const std::byte*>(rows.row(lane)) + static_cast<size_t>(c) * Type::kBytes;
+      _mm_store_ps(four[lane], Type::load4(p));
+    }
+    __m512i transposed[4];
+    load_transposed(PanelRows(reinterpret_cast<const uint8_t*>(four), 16), 0, transposed);
+    for (int i = 0; i < 4; ++i, columns += kLanes) _mm512_storeu_ps(columns, _mm512_castsi512_ps(transposed[i]));
+  }
+}
 
 // kW weight rows times kX rows of x.
 template <class Type, int kW, int kX>
@@ -777,6 +830,22 @@ void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols,
     case TensorType::kF32: return gemm_float_type<F32>(w, x, n_x, n_cols, out, out_stride);
     case TensorType::kF16: return gemm_float_type<F16>(w, x, n_x, n_cols, out, out_stride);
     default: return gemm_float_type<BF16>(w, x, n_x, n_cols, out, out_stride);
+  }
+}
+
+void load_columns_avx512(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch) {
+  const bool full = w.row_end - w.row_begin >= kLanes;
+  switch (full ? w.type : TensorType::kMXFP4) {  // panels that are not full: rare, by the scalar one
+    case TensorType::kQ4_0: return columns_of<Q4_0>(w, n_cols, columns, scratch);
+    case TensorType::kQ5_0: return columns_of<Q5_0>(w, n_cols, columns, scratch);
+    case TensorType::kQ8_0: return columns_of<Q8_0>(w, n_cols, columns, scratch);
+    case TensorType::kQ4_K: return columns_of<Q4_K>(w, n_cols, columns, scratch);
+    case TensorType::kQ5_K: return columns_of<Q5_K>(w, n_cols, columns, scratch);
+    case TensorType::kQ6_K: return columns_of<Q6_K>(w, n_cols, columns, scratch);
+    case TensorType::kF32: return columns_of_floats<F32>(w, n_cols, columns);
+    case TensorType::kF16: return columns_of_floats<F16>(w, n_cols, columns);
+    case TensorType::kBF16: return columns_of_floats<BF16>(w, n_cols, columns);
+    default: return load_columns_ref(w, n_cols, columns, scratch);
   }
 }
 

@@ -143,10 +143,11 @@ struct Kernels {
   // acc = merge of (acc, max, sum) and (acc2, max2, sum2): both scaled to the larger max.
   void (*merge_segments)(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, int head_dim);
 
-  // 16 rows of n_cols values into a panel: rotated in blocks (a power of two that divides n_cols), coded. columns: working
-  // memory, as large as rows. False when a row holds NaN, infinity or values whose squares overflow.
-  bool (*screen_pack)(const float* rows, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm,
-                      float* columns);
+  // Values of up to 16 rows of a weight of any type, as columns[n_cols][16], a row in each lane; zero in lanes without one.
+  void (*load_columns)(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch);
+  // Columns of 16 rows into a panel: rotated in place, in blocks of a power of two that divides n_cols, and coded. False
+  // when a row holds NaN, infinity or values whose squares overflow.
+  bool (*screen_pack)(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm);
   // Bounds of panels panel_begin..panel_end-1 for up to kScreenQueries queries.
   void (*screen_bound)(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries);

@@ -10,8 +10,8 @@ void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, flo
 void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                        const Scratch& scratch);
 void attention_avx512(const AttentionTile& tile, const Scratch& scratch);
-bool screen_pack_avx512(const float* rows, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm,
-                     float* columns);
+void load_columns_avx512(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch);
+bool screen_pack_avx512(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm);
 void screen_bound_avx512_vnni(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                       int n_queries);
 

@@ -7,7 +7,7 @@
 #include <limits>
 #include <new>
 
-#include "quant/dequantize.h"
+#include "quant/types.h"
 
 namespace gemma::cpu {
 namespace {
@@ -61,13 +61,13 @@ void Screen::disable() {
   step_ = residual_ = norm_ = {};
 }
 
-void Screen::build_slice(const Kernels& kernels, ThreadPool& pool) {
+void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<const Scratch> scratch) {
   if (!enabled_ || n_built_ == n_panels_) return;
   const size_t n_cols = static_cast<size_t>(weight_.n_in);
   const size_t panel_bytes = n_cols / 8 * 64;
   std::vector<float> memory;
   try {
-    memory.resize(static_cast<size_t>(pool.n_threads()) * 2 * n_cols * kScreenLanes);
+    memory.resize(static_cast<size_t>(pool.n_threads()) * n_cols * kScreenLanes);
     if (!memory_) {
       memory_ = std::make_unique_for_overwrite<uint8_t[]>(code_bytes());  // touched slice by slice
       void* p = memory_.get();
@@ -84,23 +84,18 @@ void Screen::build_slice(const Kernels& kernels, ThreadPool& pool) {
   const int end = std::min(n_panels_, begin + (n_panels_ + kSlices - 1) / kSlices);
   pool.parallel_for(end - begin, [&](int chunk, int thread) {
       const int panel = begin + chunk;
-      float* rows = memory.data() + static_cast<size_t>(thread) * 2 * n_cols * kScreenLanes;
-      const size_t stored = row_bytes(weight_.type, weight_.n_in);
-      for (int lane = 0; lane < kScreenLanes; ++lane) {
-        const int row = panel * kScreenLanes + lane;
-        float* to = rows + static_cast<size_t>(lane) * n_cols;
-        if (row < weight_.n_out) {
-          dequantize_row(weight_.type, weight_.data + static_cast<size_t>(row) * stored, to, weight_.n_in);
-        } else {
-          std::fill(to, to + n_cols, 0.0f);
-        }
-      }
-      const size_t p = static_cast<size_t>(panel);
-      if (!kernels.screen_pack(rows, weight_.n_in, block_, codes_ + p * panel_bytes, &step_[p * kScreenLanes],
-                               &residual_[p * kScreenLanes], &norm_[p * kScreenLanes], rows + n_cols * kScreenLanes)) {
-        finite.store(false, std::memory_order_relaxed);
-      }
-    });
+    float* columns = memory.data() + static_cast<size_t>(thread) * n_cols * kScreenLanes;
+    const int row = panel * kScreenLanes;
+    kernels.load_columns({weight_.type, weight_.data, row_bytes(weight_.type, weight_.n_in), row,
+                          std::min(weight_.n_out, row + kScreenLanes)},
+                         weight_.n_in, columns, scratch[static_cast<size_t>(thread)]);
+    const size_t p = static_cast<size_t>(panel);
+    const size_t lanes = p * kScreenLanes;
+    if (!kernels.screen_pack(columns, weight_.n_in, block_, codes_ + p * panel_bytes, &step_[lanes], &residual_[lanes],
+                             &norm_[lanes])) {
+      finite.store(false, std::memory_order_relaxed);
+    }
+  });
   n_built_ = end;
   if (!finite.load()) disable();
 }

@@ -36,7 +36,7 @@ class Screen final : public OutputMatrix {
 
   // Builds the next part, one of kSlices, so that no token waits long. Does nothing when ready or when there is none: the
   // matrix holds NaN or infinity, or memory ran out.
-  void build_slice(const Kernels& kernels, ThreadPool& pool);
+  void build_slice(const Kernels& kernels, ThreadPool& pool, std::span<const Scratch> scratch);
   static constexpr int kSlices = 16;
 
   // Bounds of the products of x[n][n_in] with all rows, for the questions below. False when x holds NaN, infinity or values

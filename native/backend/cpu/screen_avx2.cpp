@@ -61,9 +61,38 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
 
 }  // namespace
 
-bool screen_pack_avx2(const float* rows, int n_cols, int block, uint8_t* codes, float* step, float* residual,
-                      float* norm, float* columns) {
-  return screen_pack_loops(rows, n_cols, block, codes, step, residual, norm, columns);
+bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm) {
+  float squares[kScreenLanes];
+  float inverse[kScreenLanes];
+  float product[kScreenLanes];
+  float length[kScreenLanes];
+  if (!rotate_columns(columns, n_cols, block, squares)) return false;
+  level_widths(squares, n_cols, inverse);
+  for (size_t half = 0; half < kScreenLanes; half += 8) {
+    const __m256 scale = _mm256_loadu_ps(inverse + half);
+    __m256 products = _mm256_setzero_ps();
+    __m256 lengths = _mm256_setzero_ps();
+    for (size_t c = 0; c < static_cast<size_t>(n_cols); c += 8) {
+      __m256i packed = _mm256_setzero_si256();
+      for (size_t i = 0; i < 8; ++i) {
+        const __m256 w = _mm256_loadu_ps(columns + (c + i) * kScreenLanes + half);
+        const __m256 level = _mm256_min_ps(
+            _mm256_max_ps(_mm256_add_ps(_mm256_mul_ps(w, scale), _mm256_set1_ps(8)), _mm256_setzero_ps()),
+            _mm256_set1_ps(15));
+        const __m256i code = _mm256_cvttps_epi32(level);
+        const __m256 value = _mm256_sub_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(7.5f));
+        products = _mm256_add_ps(products, _mm256_mul_ps(w, value));
+        lengths = _mm256_add_ps(lengths, _mm256_mul_ps(value, value));
+        const int shift = static_cast<int>(i % 4 * 8 + i / 4 * 4);
+        packed = _mm256_or_si256(packed, _mm256_sll_epi32(code, _mm_cvtsi32_si128(shift)));
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + c * 8 + half * 4), packed);
+    }
+    _mm256_storeu_ps(product + half, products);
+    _mm256_storeu_ps(length + half, lengths);
+  }
+  finish_panel(squares, inverse, product, length, step, residual, norm);
+  return true;
 }
 
 void screen_bound_avx2(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,

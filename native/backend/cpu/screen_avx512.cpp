@@ -50,9 +50,36 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
 
 }  // namespace
 
-bool screen_pack_avx512(const float* rows, int n_cols, int block, uint8_t* codes, float* step, float* residual,
-                        float* norm, float* columns) {
-  return screen_pack_loops(rows, n_cols, block, codes, step, residual, norm, columns);
+bool screen_pack_avx512(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual,
+                        float* norm) {
+  float squares[kScreenLanes];
+  float inverse[kScreenLanes];
+  float product[kScreenLanes];
+  float length[kScreenLanes];
+  if (!rotate_columns(columns, n_cols, block, squares)) return false;
+  level_widths(squares, n_cols, inverse);
+  const __m512 scale = _mm512_loadu_ps(inverse);
+  __m512 products = _mm512_setzero_ps();
+  __m512 lengths = _mm512_setzero_ps();
+  for (size_t c = 0; c < static_cast<size_t>(n_cols); c += 8) {
+    __m512i packed = _mm512_setzero_si512();
+    for (size_t i = 0; i < 8; ++i) {
+      const __m512 w = _mm512_loadu_ps(columns + (c + i) * kScreenLanes);
+      const __m512 level = _mm512_min_ps(
+          _mm512_max_ps(_mm512_add_ps(_mm512_mul_ps(w, scale), _mm512_set1_ps(8)), _mm512_setzero_ps()),
+          _mm512_set1_ps(15));
+      const __m512i code = _mm512_cvttps_epi32(level);
+      const __m512 value = _mm512_sub_ps(_mm512_cvtepi32_ps(code), _mm512_set1_ps(7.5f));
+      products = _mm512_add_ps(products, _mm512_mul_ps(w, value));
+      lengths = _mm512_add_ps(lengths, _mm512_mul_ps(value, value));
+      packed = _mm512_or_si512(packed, _mm512_slli_epi32(code, static_cast<unsigned>(i % 4 * 8 + i / 4 * 4)));
+    }
+    _mm512_storeu_si512(codes + c * 8, packed);
+  }
+  _mm512_storeu_ps(product, products);
+  _mm512_storeu_ps(length, lengths);
+  finish_panel(squares, inverse, product, length, step, residual, norm);
+  return true;
 }
 
 void screen_bound_avx512_vnni(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,

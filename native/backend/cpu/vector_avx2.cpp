@@ -197,7 +197,7 @@ void merge_segments_avx2(float* acc, float* max, float* sum, const float* acc2, 
 const Kernels& kernels_avx2() {
   static const Kernels kernels = {
       "avx2",         gemm_quantized_avx2, gemm_float_avx2,   quantize_row_avx2, rms_norm_avx2,      add_rms_norm_avx2,
-      norm_rope_avx2, geglu_avx2,          store_kv_row_avx2, attention_avx2,    merge_segments_avx2, screen_pack_avx2, screen_bound_avx2};
+      norm_rope_avx2, geglu_avx2,          store_kv_row_avx2, attention_avx2,    merge_segments_avx2, load_columns_ref, screen_pack_avx2, screen_bound_avx2};
   return kernels;
 }
 
