@@ -134,17 +134,20 @@ inline __m512i broadcast4(const int8_t* q) {
 // than the hardware follows, and a burst of prefetches fills the queues that the panel's own loads need.
 class Prefetcher {
  public:
-  explicit Prefetcher(const uint8_t* next) : next_(next) {}
+  // panel_bytes: of 16 whole rows, the time that passes before what is fetched is used.
+  Prefetcher(const uint8_t* next, size_t panel_bytes) : next_(next), near_(panel_bytes <= kNear) {}
   void advance(size_t bytes) {
     for (end_ += bytes; done_ < end_; done_ += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(next_ + done_ + kFar), _MM_HINT_T1);
-      _mm_prefetch(reinterpret_cast<const char*>(next_ + done_), _MM_HINT_T0);
+      if (near_) _mm_prefetch(reinterpret_cast<const char*>(next_ + done_), _MM_HINT_T0);
     }
   }
 
  private:
-  static constexpr size_t kFar = 4096;  // first into L2, which has more requests under way than L1
+  static constexpr size_t kFar = 4096;   // first into L2, which has more requests under way than L1
+  static constexpr size_t kNear = 24576;  // a larger panel would leave L1 again before its turn
   const uint8_t* next_;
+  bool near_;
   size_t done_ = 0;
   size_t end_ = 0;
 };
@@ -595,7 +598,8 @@ void gemv_type(const WeightRows& w, const QuantizedRows& x, float* out, const Sc
   uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data);
   const int groups_per_step = kManyColumns / 32 / Type::kGroup;  // what the copy of a last panel has room for
   for (int row = w.row_begin; row < w.row_end; row += kLanes) {
-    Prefetcher prefetcher(reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row + kLanes) * w.w_row_bytes);
+    Prefetcher prefetcher(reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row + kLanes) * w.w_row_bytes,
+                          kLanes * w.w_row_bytes);
     __m512 acc = _mm512_setzero_ps();
     for (int first = 0; first < n_groups; first += groups_per_step) {
       const int n = std::min(groups_per_step, n_groups - first);
@@ -624,7 +628,8 @@ void gemm_type(const WeightRows& w, const QuantizedRows& x, float* out, size_t o
         const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
         PanelRows from = panel_rows(w, row, offset, bytes, tail);
         Prefetcher prefetcher(reinterpret_cast<const uint8_t*>(w.w) +
-                              static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes);
+                              static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes,
+                              kLanes * w.w_row_bytes);
         for (int g = 0; g < n / Type::kGroup; ++g) {
           prefetcher.advance(Type::kGroupBytes * kLanes);
           ToPanel sink{panel + g * Type::kGroup};
