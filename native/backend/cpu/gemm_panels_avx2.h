@@ -17,13 +17,8 @@
 
 #include <cstring>
 
+#include "backend/cpu/inlining.h"
 #include "backend/cpu/kernels.h"
-
-#if defined(_MSC_VER) && !defined(__clang__)
-#define GEMMA_INLINE __forceinline
-#else
-#define GEMMA_INLINE inline __attribute__((always_inline))
-#endif
 
 namespace gemma::cpu {
 namespace {
@@ -31,8 +26,8 @@ namespace {
 constexpr int kLanes = 8;
 
 // Columns that are unpacked at a time: a multiple of every type's block.
-constexpr int kFewColumns = 256;   // one panel of 3 KiB
-constexpr int kManyColumns = 512;  // two panels of 6 KiB each, beside the x rows of a tile in L1
+constexpr int kFewColumns = 256;   // two panels of 3 KiB each
+constexpr int kManyColumns = 512;  // 6 KiB each, beside the x rows of a tile in L1
 constexpr int kBlocksMany = kManyColumns / 32;
 
 constexpr int least(int a, int b) {
@@ -552,6 +547,24 @@ GEMMA_INLINE __m256 accumulate(__m256 acc, __m256i dot, __m256 d, __m256 m, cons
   return acc;
 }
 
+// Fetches memory a panel ahead of its use, in step with it: 8 row streams of a few hundred bytes each are too short for
+// the hardware to follow. Past the end of the matrix this is harmless.
+class Prefetcher {
+ public:
+  explicit Prefetcher(const uint8_t* first) : next_(first) {}
+  GEMMA_INLINE void advance(int n_bytes) {
+    for (due_ += n_bytes; due_ > 0; due_ -= 64, next_ += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(next_ + kFar), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T0);
+    }
+  }
+
+ private:
+  static constexpr size_t kFar = 4096;  // first into L2, which has more requests under way than L1
+  const uint8_t* next_;
+  int due_ = 0;
+};
+
 // The sink of one row of x: codes are multiplied as they come.
 template <class Isa, class Type>
 struct RowProduct {
@@ -560,13 +573,14 @@ struct RowProduct {
   using Dot = typename Isa::template Dot<Kind>;
 
   const QuantizedRows& x;
+  Prefetcher& ahead;
   __m256 acc = _mm256_setzero_ps();
   size_t first_block = 0;
   Dot dot[Type::kGroup][Kind::kParts];
   __m256 d[Type::kGroup][Kind::kParts];
   __m256 m[Type::kGroup][Kind::kParts];
 
-  GEMMA_INLINE explicit RowProduct(const QuantizedRows& row) : x(row) {}
+  GEMMA_INLINE RowProduct(const QuantizedRows& row, Prefetcher& prefetcher) : x(row), ahead(prefetcher) {}
   GEMMA_INLINE size_t index(int block) const { return first_block + static_cast<size_t>(block); }
   GEMMA_INLINE void codes(int block, int j, __m256i v) {
     const int part = j / Kind::kPartDwords;
@@ -574,6 +588,7 @@ struct RowProduct {
     Dot& sum = dot[block][part];
     if (dword == 0) sum = Dot(start<Isa, Kind>(x, index(block), part));
     sum.add(dword, typename Isa::template Codes<Kind>(v), broadcast4(x.q + index(block) * 32 + 4 * j));
+    if (j % 4 == 0) ahead.advance(kLanes * Type::kGroupBytes / (2 * Type::kGroup));
   }
   GEMMA_INLINE void scale(int block, int part, __m256 v) { d[block][part] = v; }
   GEMMA_INLINE void minimum(int block, int part, __m256 v) { m[block][part] = v; }
@@ -685,7 +700,8 @@ void multiply_tail(int n_rows, const Panels& panels, const QuantizedRows& x, int
 
 template <class Isa, class Kind, int kPanels>
 void multiply_all(const Panels& panels, const QuantizedRows& x, float* out, size_t out_stride) {
-  constexpr int kRows = kPanels == 1 ? 4 : 3;  // accumulators and dot products of a tile fit into 16 registers
+  // The dot products of 2 panels and 4 rows stay in registers; their accumulators are touched once per block.
+  constexpr int kRows = 4;
   int r = 0;
   for (; r + kRows <= x.n_rows; r += kRows) {
     multiply<Isa, Kind, kPanels, kRows>(panels, x, r, out + static_cast<size_t>(r) * out_stride, out_stride);
@@ -694,32 +710,16 @@ void multiply_all(const Panels& panels, const QuantizedRows& x, float* out, size
                                                out_stride);
 }
 
-// Fetches memory a panel ahead of its use, in step with it: 8 row streams of a few hundred bytes each are too short for
-// the hardware to follow. Past the end of the matrix this is harmless.
-class Prefetcher {
- public:
-  explicit Prefetcher(const uint8_t* first) : next_(first) {}
-  GEMMA_INLINE void advance(size_t n_bytes) {
-    due_ += n_bytes;
-    for (; due_ >= 64; due_ -= 64, next_ += 64) _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T0);
-  }
-
- private:
-  const uint8_t* next_;
-  size_t due_ = 0;
-};
-
 // One row of x, all full panels; returns the first weight row that is left.
 template <class Isa, class Type>
-int multiply_row(const WeightRows& w, const QuantizedRows& x, float* out) {
+GEMMA_FLATTEN int multiply_row(const WeightRows& w, const QuantizedRows& x, float* out) {
   const size_t n_groups = static_cast<size_t>(x.n_cols / 32 / Type::kGroup);
   int row = w.row_begin;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes;
   Prefetcher ahead(p + kLanes * w.w_row_bytes);
   for (; row + kLanes <= w.row_end; row += kLanes, p += kLanes * w.w_row_bytes) {
-    RowProduct<Isa, Type> product(x);
+    RowProduct<Isa, Type> product(x, ahead);
     for (size_t g = 0; g < n_groups; ++g) {
-      ahead.advance(kLanes * Type::kGroupBytes);
       product.first_block = g * Type::kGroup;
       Type::unpack(p + g * Type::kGroupBytes, w.w_row_bytes, product);
     }
@@ -730,7 +730,7 @@ int multiply_row(const WeightRows& w, const QuantizedRows& x, float* out) {
 
 // n blocks of 8 rows (of which `rows` exist) into a panel.
 template <class Isa, class Type>
-void unpack_panel(const WeightRows& w, int row, int b, int n, PanelBlock* panel, uint8_t* tail) {
+GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, PanelBlock* panel, uint8_t* tail) {
   const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes + offset;
   size_t stride = w.w_row_bytes;
@@ -757,13 +757,12 @@ void gemm_type(const WeightRows& w, const QuantizedRows& x, float* out, size_t o
   PanelBlock* blocks = reinterpret_cast<PanelBlock*>(scratch.data);
   // A last panel with fewer than 8 rows is unpacked from a copy, so that no load leaves the matrix.
   uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data) + 2 * kBlocksMany * sizeof(PanelBlock);
-  const bool many = x.n_rows > 8;
-  const int step = (many ? kManyColumns : kFewColumns) / 32;
-  const int rows_step = many ? 2 * kLanes : kLanes;
-  for (int row = x.n_rows == 1 ? multiply_row<Isa, Type>(w, x, out) : w.row_begin; row < w.row_end; row += rows_step) {
+  const int step = (x.n_rows > 8 ? kManyColumns : kFewColumns) / 32;
+  // Two panels share the loads of x.
+  for (int row = x.n_rows == 1 ? multiply_row<Isa, Type>(w, x, out) : w.row_begin; row < w.row_end; row += 2 * kLanes) {
     Panels panels;
     panels.blocks = blocks;
-    const int rows = least(rows_step, w.row_end - row);
+    const int rows = least(2 * kLanes, w.row_end - row);
     panels.lanes[0] = least(kLanes, rows);
     panels.lanes[1] = rows - panels.lanes[0];
     for (int b = 0; b < n_blocks; b += step) {
