@@ -63,6 +63,7 @@ bool bit(uint32_t word, int n) {
 
 struct X86Features {
   bool avx2 = false;
+  bool avx_vnni = false;
   bool avx512_vnni = false;
   X86Features() {
     if (Cpuid(0, 0).a < 7) return;
@@ -73,6 +74,7 @@ struct X86Features {
     const bool ymm = (xcr0 & 0x6) == 0x6;
     const bool zmm = (xcr0 & 0xe6) == 0xe6;
     avx2 = ymm && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5);  // FMA, F16C, AVX2
+    avx_vnni = avx2 && seven.a >= 1 && bit(Cpuid(7, 1).a, 4);
     avx512_vnni =
         avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
   }
@@ -92,6 +94,14 @@ bool always() {
 bool has_avx2() {
 #if defined(__x86_64__) || defined(_M_X64)
   return x86().avx2;
+#else
+  return false;
+#endif
+}
+
+bool has_avx_vnni() {
+#if defined(__x86_64__) || defined(_M_X64)
+  return x86().avx_vnni;
 #else
   return false;
 #endif

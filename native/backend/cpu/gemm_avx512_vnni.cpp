@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cpu/inlining.h"
 #include "backend/cpu/kernels_avx512.h"
 
 namespace gemma::cpu {
@@ -99,15 +100,43 @@ inline __m512 high_halves_to_floats(__m512i v) {
   return halves_to_floats(_mm512_srli_epi32(v, 16));
 }
 
-inline __m512 load_scales(const PanelRows& rows, int offset) {
-  const auto half = [&](int lane) {
-    short bits = 0;
-    std::memcpy(&bits, rows.row(lane) + offset, 2);
-    return bits;
+// Two or four bytes at offset of each row. Row i of a group of 8 is loaded from so many bytes before them that they land
+// in place i: a blend with memory takes half the instructions of an insertion.
+inline __m128i load_8_words(const PanelRows& rows, int first, int offset) {
+  const auto load = [&](int i) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows.row(first + i) + offset - 2 * i));
   };
-  const __m256i bits = _mm256_set_epi16(half(15), half(14), half(13), half(12), half(11), half(10), half(9), half(8),
-                                        half(7), half(6), half(5), half(4), half(3), half(2), half(1), half(0));
-  return _mm512_cvtph_ps(bits);
+  __m128i v = load(0);
+  v = _mm_blend_epi16(v, load(1), 0x02);
+  v = _mm_blend_epi16(v, load(2), 0x04);
+  v = _mm_blend_epi16(v, load(3), 0x08);
+  v = _mm_blend_epi16(v, load(4), 0x10);
+  v = _mm_blend_epi16(v, load(5), 0x20);
+  v = _mm_blend_epi16(v, load(6), 0x40);
+  return _mm_blend_epi16(v, load(7), 0x80);
+}
+inline __m256i load_8_dwords(const PanelRows& rows, int first, int offset) {
+  const auto load = [&](int i) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows.row(first + i) + offset - 4 * i));
+  };
+  __m256i v = load(0);
+  v = _mm256_blend_epi32(v, load(1), 0x02);
+  v = _mm256_blend_epi32(v, load(2), 0x04);
+  v = _mm256_blend_epi32(v, load(3), 0x08);
+  v = _mm256_blend_epi32(v, load(4), 0x10);
+  v = _mm256_blend_epi32(v, load(5), 0x20);
+  v = _mm256_blend_epi32(v, load(6), 0x40);
+  return _mm256_blend_epi32(v, load(7), 0x80);
+}
+inline __m256i load_words(const PanelRows& rows, int offset) {
+  return _mm256_inserti128_si256(_mm256_castsi128_si256(load_8_words(rows, 0, offset)), load_8_words(rows, 8, offset),
+                                 1);
+}
+inline __m512i load_dwords(const PanelRows& rows, int offset) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(load_8_dwords(rows, 0, offset)), load_8_dwords(rows, 8, offset), 1);
+}
+inline __m512 load_scales(const PanelRows& rows, int offset) {
+  return _mm512_cvtph_ps(load_words(rows, offset));
 }
 
 inline __m512i mask_bytes(char value) {
@@ -221,6 +250,32 @@ inline void unpack_nibbles(Sink& sink, int b, const __m512i q[4]) {
   }
 }
 
+// Codes of 4 bits looked up in a table.
+template <class Sink>
+inline void unpack_table(Sink& sink, int b, const __m512i q[4], __m512i table) {
+  const __m512i low = mask_bytes(0x0f);
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    sink.codes(b, j, _mm512_shuffle_epi8(table, _mm512_and_si512(q[j], low)));
+    sink.codes(b, j + 4, _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(q[j], 4), low)));
+  }
+}
+
+// Half floats in the low and the high 16 bits of each lane: scale and minimum.
+template <class Sink>
+inline void unpack_scale_minimum(Sink& sink, int b, __m512i head) {
+  sink.scale(b, 0, halves_to_floats(head));
+  sink.minimum(b, 0, high_halves_to_floats(head));
+}
+
+// Byte i of each lane as a float, unsigned or signed.
+inline __m512 unsigned_byte(__m512i v, unsigned i) {
+  return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(v, 8 * i), _mm512_set1_epi32(0xff)));
+}
+inline __m512 signed_byte(__m512i v, unsigned i) {
+  return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(v, 24 - 8 * i), 24));
+}
+
 struct Q4_0 {
   static constexpr int kGroup = 1;
   static constexpr int kGroupBytes = 18;
@@ -270,6 +325,21 @@ struct Q4_0x4 : Q4_0 {
   }
 };
 
+struct Q4_1 {
+  static constexpr int kGroup = 1;
+  static constexpr int kGroupBytes = 20;
+  static constexpr int kOffsetShift = -1;
+  static constexpr bool kMin = true;
+  static constexpr bool kHalves = false;
+  template <class Sink>
+  static void unpack(const PanelRows& rows, Sink& sink) {
+    __m512i q[4];
+    load_transposed(rows, 4, q);
+    unpack_scale_minimum(sink, 0, load_dwords(rows, 0));
+    unpack_nibbles(sink, 0, q);
+  }
+};
+
 struct Q5_0 {
   static constexpr int kGroup = 1;
   static constexpr int kGroupBytes = 22;
@@ -303,6 +373,21 @@ struct Q5_0 {
       const __mmask64 set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(high, pick), j % 2 == 0 ? even : odd);
       sink.codes(b, j, _mm512_mask_add_epi8(codes, set, codes, bit4));
     }
+  }
+};
+
+struct Q5_1 {
+  static constexpr int kGroup = 1;
+  static constexpr int kGroupBytes = 24;
+  static constexpr int kOffsetShift = -1;
+  static constexpr bool kMin = true;
+  static constexpr bool kHalves = false;
+  template <class Sink>
+  static void unpack(const PanelRows& rows, Sink& sink) {
+    __m512i q[4];
+    load_transposed(rows, 8, q);
+    unpack_scale_minimum(sink, 0, load_dwords(rows, 0));
+    Q5_0::unpack_fifth_bits(sink, 0, q, load_dwords(rows, 4));
   }
 };
 
@@ -461,6 +546,178 @@ struct Q6_K {
   }
 };
 
+struct IQ4_NL {
+  static constexpr int kGroup = 1;
+  static constexpr int kGroupBytes = 18;
+  static constexpr int kOffsetShift = 7;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = false;
+  // The values plus 128.
+  static __m512i table() {
+    return _mm512_broadcast_i32x4(_mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, static_cast<char>(129),
+                                                static_cast<char>(141), static_cast<char>(153),
+                                                static_cast<char>(166), static_cast<char>(181),
+                                                static_cast<char>(197), static_cast<char>(217),
+                                                static_cast<char>(241)));
+  }
+  template <class Sink>
+  static void unpack(const PanelRows& rows, Sink& sink) {
+    __m512i q[4];
+    load_transposed(rows, 2, q);
+    sink.scale(0, 0, load_scales(rows, 0));
+    unpack_table(sink, 0, q, table());
+  }
+};
+
+struct IQ4_XS {
+  static constexpr int kGroup = 8;
+  static constexpr int kGroupBytes = 136;
+  static constexpr int kOffsetShift = 7;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = false;
+  template <class Sink>
+  static void unpack(const PanelRows& rows, Sink& sink) {
+    const __m512i head = load_dwords(rows, 0);  // d, then two high bits of each scale
+    const __m512i nibbles = load_dwords(rows, 4);
+    const __m512 d = halves_to_floats(head);
+    const __m512i high = _mm512_srli_epi32(head, 12);
+#pragma GCC unroll 8
+    for (unsigned b = 0; b < 8; ++b) {
+      const __m512i low4 = _mm512_and_si512(_mm512_srli_epi32(nibbles, 4 * b), _mm512_set1_epi32(0x0f));
+      const __m512i high2 = _mm512_and_si512(_mm512_srli_epi32(high, 2 * b), _mm512_set1_epi32(0x30));
+      const __m512i scale = _mm512_sub_epi32(_mm512_or_si512(low4, high2), _mm512_set1_epi32(32));
+      sink.scale(static_cast<int>(b), 0, _mm512_mul_ps(d, _mm512_cvtepi32_ps(scale)));
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < 8; ++b) {
+      __m512i q[4];
+      load_transposed(rows, 8 + 16 * b, q);
+      unpack_table(sink, b, q, IQ4_NL::table());
+    }
+  }
+};
+
+struct MXFP4 {
+  static constexpr int kGroup = 1;
+  static constexpr int kGroupBytes = 17;
+  static constexpr int kOffsetShift = 4;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = false;
+  template <class Sink>
+  static void unpack(const PanelRows& rows, Sink& sink) {
+    // Twice the values plus 16.
+    const __m512i table =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4));
+    __m512i q[4];
+    load_transposed(rows, 1, q);
+    // 2^(e - 128); exponents 0 and 1 give subnormal floats.
+    const __m512i e = _mm512_and_si512(_mm512_cvtepu16_epi32(load_words(rows, 0)), _mm512_set1_epi32(0xff));
+    const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+    const __mmask16 is_subnormal = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
+    sink.scale(0, 0, _mm512_castsi512_ps(_mm512_mask_sllv_epi32(normal, is_subnormal, _mm512_set1_epi32(1 << 21), e)));
+    unpack_table(sink, 0, q, table);
+  }
+};
+
+// 64 bytes of codes of 2 bits; map(b, j, codes) makes the codes of dword j of block b.
+template <class Sink, class Map>
+inline void unpack_two_bits(const PanelRows& rows, int offset, Sink& sink, const Map& map) {
+#pragma GCC unroll 2
+  for (int n = 0; n < 2; ++n) {
+#pragma GCC unroll 2
+    for (int part = 0; part < 2; ++part) {
+      __m512i q[4];
+      load_transposed(rows, offset + 32 * n + 16 * part, q);
+#pragma GCC unroll 4
+      for (unsigned s = 0; s < 4; ++s) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          const int b = 4 * n + static_cast<int>(s);
+          const __m512i codes = _mm512_and_si512(_mm512_srli_epi16(q[j], 2 * s), mask_bytes(3));
+          sink.codes(b, 4 * part + j, map(b, 4 * part + j, codes));
+        }
+      }
+    }
+  }
+}
+
+struct Q2_K {
+  static constexpr int kGroup = 8;
+  static constexpr int kGroupBytes = 84;
+  static constexpr int kOffsetShift = -1;
+  static constexpr bool kMin = true;
+  static constexpr bool kHalves = true;
+  template <class Sink>
+  static void unpack(const PanelRows& rows, Sink& sink) {
+    __m512i packed[4];  // a byte per half block: scale in the low nibble, minimum in the high one
+    load_transposed(rows, 0, packed);
+    const __m512i head = load_dwords(rows, 80);
+    const __m512 d = halves_to_floats(head);
+    const __m512 dmin = _mm512_sub_ps(_mm512_setzero_ps(), high_halves_to_floats(head));
+#pragma GCC unroll 16
+    for (int s = 0; s < 16; ++s) {
+      const unsigned byte = static_cast<unsigned>(s % 4);
+      const __m512i scales = _mm512_and_si512(packed[s / 4], mask_bytes(0x0f));
+      const __m512i minima = _mm512_and_si512(_mm512_srli_epi16(packed[s / 4], 4), mask_bytes(0x0f));
+      sink.scale(s / 2, s % 2, _mm512_mul_ps(d, unsigned_byte(scales, byte)));
+      sink.minimum(s / 2, s % 2, _mm512_mul_ps(dmin, unsigned_byte(minima, byte)));
+    }
+    unpack_two_bits(rows, 16, sink, [](int, int, __m512i codes) { return codes; });
+  }
+};
+
+struct Q3_K {
+  static constexpr int kGroup = 8;
+  static constexpr int kGroupBytes = 110;
+  static constexpr int kOffsetShift = 2;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = true;
+  template <class Sink>
+  static void unpack(const PanelRows& rows, Sink& sink) {
+    __m512i tail[4];  // two codes, 12 bytes of scales, d
+    load_transposed(rows, 94, tail);
+    const __m512 d = high_halves_to_floats(tail[3]);
+    __m512i packed[3];
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i)
+      packed[i] = _mm512_or_si512(_mm512_srli_epi32(tail[i], 16), _mm512_slli_epi32(tail[i + 1], 16));
+    // Bytes 0-7: the low nibbles of scales 0-7 and 8-15; bytes 8-11: two high bits each of scales i, i + 4, i + 8, i + 12.
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 4; ++i) {
+      const __m512i low4 = _mm512_and_si512(_mm512_srli_epi16(packed[i % 2], i / 2 * 4), mask_bytes(0x0f));
+      const __m512i shifted = i < 2 ? _mm512_slli_epi16(packed[2], 4 - 2 * i) : _mm512_srli_epi16(packed[2], 2 * i - 4);
+      const __m512i high2 = _mm512_and_si512(shifted, mask_bytes(0x30));
+      const __m512i scales = _mm512_sub_epi8(_mm512_or_si512(low4, high2), mask_bytes(32));
+#pragma GCC unroll 4
+      for (unsigned k = 0; k < 4; ++k)
+        sink.scale(static_cast<int>(2 * i + k / 2), static_cast<int>(k % 2), _mm512_mul_ps(d, signed_byte(scales, k)));
+    }
+    __m512i high[8];  // bit b: of block b
+    load_transposed(rows, 0, high);
+    load_transposed(rows, 16, high + 4);
+    unpack_two_bits(rows, 32, sink, [&](int b, int j, __m512i codes) {
+      const unsigned shift = static_cast<unsigned>(b < 2 ? 2 - b : b - 2);
+      const __m512i bit2 = b < 2 ? _mm512_slli_epi16(high[j], shift) : _mm512_srli_epi16(high[j], shift);
+      return _mm512_or_si512(codes, _mm512_and_si512(bit2, mask_bytes(4)));
+    });
+  }
+};
+
+struct TQ2_0 {
+  static constexpr int kGroup = 8;
+  static constexpr int kGroupBytes = 66;
+  static constexpr int kOffsetShift = 0;
+  static constexpr bool kMin = false;
+  static constexpr bool kHalves = false;
+  template <class Sink>
+  static void unpack(const PanelRows& rows, Sink& sink) {
+    const __m512 d = load_scales(rows, 64);
+#pragma GCC unroll 8
+    for (int b = 0; b < 8; ++b) sink.scale(b, 0, d);
+    unpack_two_bits(rows, 0, sink, [](int, int, __m512i codes) { return codes; });
+  }
+};
+
 // kPanels panels of 16 weight rows times kRows rows of x over n_blocks blocks, added to out (or replacing it at the
 // first columns). out points at the first row of x and weight row 0 of the panels.
 template <int kShift, bool kMin, bool kHalves, int kPanels, int kRows>
@@ -593,7 +850,7 @@ inline PanelRows panel_rows(const WeightRows& w, int row, size_t offset, size_t 
 
 // One row of x: products straight from the unpacked registers.
 template <class Type>
-void gemv_type(const WeightRows& w, const QuantizedRows& x, float* out, const Scratch& scratch) {
+GEMMA_FLATTEN void gemv_type(const WeightRows& w, const QuantizedRows& x, float* out, const Scratch& scratch) {
   const int n_groups = x.n_cols / 32 / Type::kGroup;
   uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data);
   const int groups_per_step = kManyColumns / 32 / Type::kGroup;  // what the copy of a last panel has room for
@@ -618,42 +875,35 @@ void gemv_type(const WeightRows& w, const QuantizedRows& x, float* out, const Sc
   }
 }
 
+// Blocks b .. b + n - 1 of 16 rows into a panel.
+template <class Type>
+GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, PanelBlock* panel, uint8_t* tail) {
+  const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
+  const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
+  PanelRows from = panel_rows(w, row, offset, bytes, tail);
+  Prefetcher prefetcher(reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row + kLanes) * w.w_row_bytes +
+                            offset * kLanes,
+                        kLanes * w.w_row_bytes);
+  for (int g = 0; g < n / Type::kGroup; ++g) {
+    prefetcher.advance(Type::kGroupBytes * kLanes);
+    ToPanel sink{panel + g * Type::kGroup};
+    Type::unpack(from, sink);
+    from = from.at(Type::kGroupBytes);
+  }
+}
+
 template <class Type>
 void gemm_type(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch) {
   if (x.n_rows == 1) return gemv_type<Type>(w, x, out, scratch);
   uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data) + 2 * kBlocksMany * sizeof(PanelBlock);
   run_panels<Type::kOffsetShift, Type::kMin, Type::kHalves>(
-      w, x, out, out_stride, scratch, [&](int row, int b, int n, PanelBlock* panel) {
-        const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
-        const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
-        PanelRows from = panel_rows(w, row, offset, bytes, tail);
-        Prefetcher prefetcher(reinterpret_cast<const uint8_t*>(w.w) +
-                              static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes,
-                              kLanes * w.w_row_bytes);
-        for (int g = 0; g < n / Type::kGroup; ++g) {
-          prefetcher.advance(Type::kGroupBytes * kLanes);
-          ToPanel sink{panel + g * Type::kGroup};
-          Type::unpack(from, sink);
-          from = from.at(Type::kGroupBytes);
-        }
-      });
-}
-
-// Types without an unpacker here: the scalar one fills the panels, the product is the same.
-template <int kShift, bool kMin, bool kHalves>
-void gemm_common(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch) {
-  run_panels<kShift, kMin, kHalves>(w, x, out, out_stride, scratch, [&](int row, int b, int n, PanelBlock* panel) {
-    const std::byte* rows[kLanes];
-    for (int r = 0; r < kLanes; ++r)
-      rows[r] = w.w + static_cast<size_t>(std::min(row + r, w.row_end - 1)) * w.w_row_bytes;
-    for (int i = 0; i < n; ++i)
-      unpack_panel_common(w.type, rows, kLanes, b + i, panel[i].u[0], panel[i].d[0], panel[i].m[0]);
-  });
+      w, x, out, out_stride, scratch,
+      [&](int row, int b, int n, PanelBlock* panel) { unpack_panel<Type>(w, row, b, n, panel, tail); });
 }
 
 // A panel's values as columns of floats, for each of the 16 rows a lane.
 template <class Type>
-void columns_of(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch) {
+GEMMA_FLATTEN void columns_of(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch) {
   const int n_groups = n_cols / 32 / Type::kGroup;
   const size_t bytes = static_cast<size_t>(Type::kGroupBytes);
   const __m512i byte = _mm512_set1_epi32(0xff);
@@ -717,7 +967,7 @@ struct BF16 {
 };
 
 template <class Type>
-void columns_of_floats(const WeightRows& w, int n_cols, float* columns) {
+GEMMA_FLATTEN void columns_of_floats(const WeightRows& w, int n_cols, float* columns) {
   const PanelRows rows(reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(w.row_begin) * w.w_row_bytes,
                        w.w_row_bytes);
   for (int c = 0; c < n_cols; c += 4) {  // four columns of 16 rows
@@ -815,14 +1065,14 @@ void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, flo
     case TensorType::kQ4_K: return gemm_type<Q4_K>(w, x, out, out_stride, scratch);
     case TensorType::kQ5_K: return gemm_type<Q5_K>(w, x, out, out_stride, scratch);
     case TensorType::kQ6_K: return gemm_type<Q6_K>(w, x, out, out_stride, scratch);
-    case TensorType::kQ4_1:
-    case TensorType::kQ5_1: return gemm_common<-1, true, false>(w, x, out, out_stride, scratch);
-    case TensorType::kQ2_K: return gemm_common<-1, true, true>(w, x, out, out_stride, scratch);
-    case TensorType::kQ3_K: return gemm_common<2, false, true>(w, x, out, out_stride, scratch);
-    case TensorType::kIQ4_NL:
-    case TensorType::kIQ4_XS: return gemm_common<7, false, false>(w, x, out, out_stride, scratch);
-    case TensorType::kMXFP4: return gemm_common<4, false, false>(w, x, out, out_stride, scratch);
-    case TensorType::kTQ2_0: return gemm_common<0, false, false>(w, x, out, out_stride, scratch);
+    case TensorType::kQ4_1: return gemm_type<Q4_1>(w, x, out, out_stride, scratch);
+    case TensorType::kQ5_1: return gemm_type<Q5_1>(w, x, out, out_stride, scratch);
+    case TensorType::kQ2_K: return gemm_type<Q2_K>(w, x, out, out_stride, scratch);
+    case TensorType::kQ3_K: return gemm_type<Q3_K>(w, x, out, out_stride, scratch);
+    case TensorType::kIQ4_NL: return gemm_type<IQ4_NL>(w, x, out, out_stride, scratch);
+    case TensorType::kIQ4_XS: return gemm_type<IQ4_XS>(w, x, out, out_stride, scratch);
+    case TensorType::kMXFP4: return gemm_type<MXFP4>(w, x, out, out_stride, scratch);
+    case TensorType::kTQ2_0: return gemm_type<TQ2_0>(w, x, out, out_stride, scratch);
     case TensorType::kF32:
     case TensorType::kF16:
     case TensorType::kBF16: return;  // gemm_float's
@@ -839,18 +1089,25 @@ void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols,
 }
 
 void load_columns_avx512(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch) {
-  const bool full = w.row_end - w.row_begin >= kLanes;
-  switch (full ? w.type : TensorType::kMXFP4) {  // panels that are not full: rare, by the scalar one
-    case TensorType::kQ4_0: return columns_of<Q4_0>(w, n_cols, columns, scratch);
-    case TensorType::kQ5_0: return columns_of<Q5_0>(w, n_cols, columns, scratch);
-    case TensorType::kQ8_0: return columns_of<Q8_0>(w, n_cols, columns, scratch);
-    case TensorType::kQ4_K: return columns_of<Q4_K>(w, n_cols, columns, scratch);
-    case TensorType::kQ5_K: return columns_of<Q5_K>(w, n_cols, columns, scratch);
-    case TensorType::kQ6_K: return columns_of<Q6_K>(w, n_cols, columns, scratch);
+  if (w.row_end - w.row_begin < kLanes) return load_columns_ref(w, n_cols, columns, scratch);  // the last rows
+  switch (w.type) {
     case TensorType::kF32: return columns_of_floats<F32>(w, n_cols, columns);
     case TensorType::kF16: return columns_of_floats<F16>(w, n_cols, columns);
     case TensorType::kBF16: return columns_of_floats<BF16>(w, n_cols, columns);
-    default: return load_columns_ref(w, n_cols, columns, scratch);
+    case TensorType::kQ4_0: return columns_of<Q4_0>(w, n_cols, columns, scratch);
+    case TensorType::kQ4_1: return columns_of<Q4_1>(w, n_cols, columns, scratch);
+    case TensorType::kQ5_0: return columns_of<Q5_0>(w, n_cols, columns, scratch);
+    case TensorType::kQ5_1: return columns_of<Q5_1>(w, n_cols, columns, scratch);
+    case TensorType::kQ8_0: return columns_of<Q8_0>(w, n_cols, columns, scratch);
+    case TensorType::kQ2_K: return columns_of<Q2_K>(w, n_cols, columns, scratch);
+    case TensorType::kQ3_K: return columns_of<Q3_K>(w, n_cols, columns, scratch);
+    case TensorType::kQ4_K: return columns_of<Q4_K>(w, n_cols, columns, scratch);
+    case TensorType::kQ5_K: return columns_of<Q5_K>(w, n_cols, columns, scratch);
+    case TensorType::kQ6_K: return columns_of<Q6_K>(w, n_cols, columns, scratch);
+    case TensorType::kIQ4_NL: return columns_of<IQ4_NL>(w, n_cols, columns, scratch);
+    case TensorType::kIQ4_XS: return columns_of<IQ4_XS>(w, n_cols, columns, scratch);
+    case TensorType::kMXFP4: return columns_of<MXFP4>(w, n_cols, columns, scratch);
+    case TensorType::kTQ2_0: return columns_of<TQ2_0>(w, n_cols, columns, scratch);
   }
 }
 

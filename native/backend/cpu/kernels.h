@@ -155,6 +155,7 @@ struct Kernels {
 
 const Kernels& kernels_ref();
 const Kernels& kernels_avx2();
+const Kernels& kernels_avx_vnni();
 const Kernels& kernels_avx512_vnni();
 
 // kernel_table.cpp: all sets this build has, best first, and whether this machine can run them.

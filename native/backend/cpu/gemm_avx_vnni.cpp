@@ -1,0 +1,50 @@
+// Quantised matrix products with AVX-VNNI (Alder Lake, Zen 5 and later): the panels of AVX2 (gemm_panels_avx2.h), bytes
+// multiplied and added up in 32 bits by one instruction, vpdpbusd. It takes unsigned codes times signed x, so codes of
+// all 8 bits are stored with an offset of 128. Everything but these products is AVX2's.
+#include <immintrin.h>
+
+#include "backend/cpu/gemm_panels_avx2.h"
+#include "backend/cpu/kernels.h"
+
+namespace gemma::cpu {
+namespace {
+
+struct Dpbusd {
+  static constexpr bool kSigned = false;
+
+  template <class Kind>
+  struct Codes {
+    __m256i w;
+    Codes() = default;
+    GEMMA_INLINE explicit Codes(__m256i v) : w(v) {}
+  };
+
+  template <class Kind>
+  struct Dot {
+    __m256i total;
+    Dot() = default;
+    GEMMA_INLINE explicit Dot(__m256i start) : total(start) {}
+    GEMMA_INLINE void add(int, const Codes<Kind>& codes, __m256i four) {
+      total = _mm256_dpbusd_avx_epi32(total, codes.w, four);
+    }
+  };
+};
+
+void gemm_quantized_avx_vnni(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride,
+                             const Scratch& scratch) {
+  gemm_quantized<Dpbusd>(w, x, out, out_stride, scratch);
+}
+
+}  // namespace
+
+const Kernels& kernels_avx_vnni() {
+  static const Kernels kernels = [] {
+    Kernels k = kernels_avx2();
+    k.isa = "avx_vnni";
+    k.gemm_quantized = gemm_quantized_avx_vnni;
+    return k;
+  }();
+  return kernels;
+}
+
+}  // namespace gemma::cpu

@@ -1,0 +1,11 @@
+// Unpackers and products meet in registers only where the compiler inlines them into each other; left to itself it stops
+// once a file has grown by some share (GCC), after which the same code ran five times slower.
+#pragma once
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define GEMMA_INLINE __forceinline
+#define GEMMA_FLATTEN
+#else
+#define GEMMA_INLINE inline __attribute__((always_inline))  // this function into its callers
+#define GEMMA_FLATTEN __attribute__((flatten))              // all it calls into this function
+#endif
