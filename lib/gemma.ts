@@ -76,16 +76,16 @@ const DEFAULT_CONTEXT_LADDER = [2048, 8192, 32768, 131072];
 // How far the engine may run ahead of a stream's reader, in events.
 const MAX_UNREAD = 256;
 
-async function findModelFile(model: string | URL): Promise<string> {
+async function findModelFile(model: string | URL, name = 'model'): Promise<string> {
   let path: string;
   if (model instanceof URL || (typeof model === 'string' && model.startsWith('file:'))) {
     const url = new URL(model);
-    if (url.protocol !== 'file:') throw new TypeError(`model: expected a path or a file: URL, found ${url.protocol}`);
+    if (url.protocol !== 'file:') throw new TypeError(`${name}: expected a path or a file: URL, found ${url.protocol}`);
     path = fileURLToPath(url);
   } else if (typeof model === 'string' && model !== '') {
     path = model;
   } else {
-    throw new TypeError('model: expected the path or file: URL of a GGUF file or of a folder that holds one');
+    throw new TypeError(`${name}: expected the path or file: URL of a GGUF file or of a folder that holds one`);
   }
   const found = await stat(path).catch((error: unknown) => {
     const reason = error instanceof Error ? error.message : String(error);
@@ -150,9 +150,10 @@ export class Gemma {
     const { onProgress } = options;
     return abortable(options.signal, async (cancellation) => {
       const path = await findModelFile(model);
+      const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
       const start = performance.now();
       const native = await new Promise<NativeModel>((resolve, reject) => {
-        const id = addon().load({ path, ...settings }, (event) => {
+        const id = addon().load({ path, ...settings, ...(draft !== undefined && { draft }) }, (event) => {
           if (event.kind === 'progress') {
             if (cancellation.cancelled) return;
             try {
@@ -178,7 +179,7 @@ export class Gemma {
   }
 
   /**
-   * How much memory a model takes, from its headers alone, and whether that fits this machine now. Bytes.
+   * How much memory a model takes (with `draft`: and its draft model), from its headers alone, and whether that fits this machine now. Bytes.
    *
    * @throws as `load`
    */
@@ -188,6 +189,13 @@ export class Gemma {
     const summary = await addon().inspect({ path, contexts: [contextSize], ...settings });
     const [plan] = summary.memory;
     if (!plan) throw new GemmaError('ERR_INTERNAL', 'no memory plan');
+    if (options.draft !== undefined) {
+      const draft = await findModelFile(options.draft, 'draft');
+      const beside = await addon().inspect({ path: draft, contexts: [plan.contextSize], ...settings });
+      for (const key of ['weightsBytes', 'kvBytes', 'scratchBytes', 'totalBytes'] as const) {
+        plan[key] += beside.memory[0]?.[key] ?? 0;
+      }
+    }
     const availableBytes = availableMemory();
     return { ...plan, availableBytes, fits: plan.totalBytes <= availableBytes };
   }

@@ -33,6 +33,9 @@ export interface Timings {
   decodeMs: number;
   prefillTokensPerSecond: number;
   decodeTokensPerSecond: number;
+  /** tokens guessed ahead (option `draft`), and how many of them were right: those came without a step of their own */
+  draftedTokens: number;
+  acceptedTokens: number;
 }
 
 /** A generated token with its log-probability and the likeliest alternatives, best first. */
@@ -135,6 +138,8 @@ export function runGeneration(
                 decodeMs: event.decodeMs,
                 prefillTokensPerSecond: rate(event.inputTokens, event.prefillMs),
                 decodeTokensPerSecond: rate(Math.max(0, event.outputTokens - 1), event.decodeMs),
+                draftedTokens: event.draftedTokens,
+                acceptedTokens: event.acceptedTokens,
               },
               tokens,
               seed: params.seed,

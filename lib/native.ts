@@ -6,6 +6,7 @@ import { GemmaError } from './errors.js';
 
 export interface NativeLoadOptions {
   path: string;
+  draft?: string;
   device?: string;
   isa?: string;
   threads?: number;
@@ -25,6 +26,7 @@ export interface NativeGenerateParams {
   overflowIsError: boolean;
   /** 0: never wait for acknowledge() */
   maxUnread: number;
+  draft: 'auto' | 'off' | 'prompt-lookup' | 'model';
   stopSequences: string[];
   temperature: number;
   topK: number;
@@ -57,6 +59,8 @@ export type NativeGenerateEvent =
       stopSequence?: string;
       inputTokens: number;
       outputTokens: number;
+      draftedTokens: number;
+      acceptedTokens: number;
       queueMs: number;
       prefillMs: number;
       decodeMs: number;
@@ -150,6 +154,8 @@ export interface NativeModelInfo {
   threads: number;
   contextSize: number;
   kvCache: string;
+  /** loaded with a model that drafts for it */
+  draftModel: boolean;
   memory: MemoryPlan;
   config: ModelConfig;
   instructionTuned: boolean;

@@ -24,6 +24,12 @@ export interface LoadOptions {
   kvCache?: KvCacheType;
   /** Default true: the weights are the file's own pages. False reads the file into memory, for files that may change. */
   mmap?: boolean;
+  /**
+   * A smaller model with the same vocabulary that guesses tokens ahead: path or `file:` URL, as for the model itself. The model
+   * checks several guesses in one step, so its output comes sooner and is token for token what it would be without. A draft model
+   * of another vocabulary is `ERR_UNSUPPORTED_MODEL` (`DRAFT_VOCABULARY`).
+   */
+  draft?: string | URL;
   /** Vision comes in a later version; anything but `false` is `ERR_UNSUPPORTED_INPUT`. */
   mmproj?: string | URL | false;
   /** Called with the fraction that is loaded, 0 to 1. */
@@ -36,6 +42,8 @@ export interface EstimateOptions {
   contextSize?: number;
   batchSize?: number;
   kvCache?: KvCacheType;
+  /** A draft model that is to be loaded beside. */
+  draft?: string | URL;
 }
 
 export interface InspectOptions {
@@ -76,6 +84,13 @@ export interface GenerateOptions extends PromptOptions {
   logitBias?: Readonly<Record<number, number>>;
   /** Generation ends before the first of these that would appear in the text. */
   stopSequences?: readonly string[];
+  /**
+   * How tokens are guessed ahead and checked several in one step: by the `'model'` that `Gemma.load` was given as `draft`, by
+   * `'prompt-lookup'` (what followed the last words where they stood before: pays when the answer repeats parts of the prompt or
+   * of itself), or not at all (`false`). Default: the draft model if there is one, else prompt lookup. How many are guessed is
+   * decided by what has paid so far. The output is the same token for token; `timings` tells how often the guesses were right.
+   */
+  draft?: 'prompt-lookup' | 'model' | false;
   /** Report the log-probability of each token and of the n likeliest ones (true: 1; at most 100). */
   logprobs?: boolean | number;
   /**
@@ -184,8 +199,8 @@ function environmentThreads(): number | undefined {
 
 const KV_CACHE_TYPES = ['f32', 'f16', 'q8_0'] as const;
 
-/** Everything but the path. */
-export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path'> {
+/** Everything but the paths. */
+export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path' | 'draft'> {
   known(options, [
     'device',
     'isa',
@@ -194,6 +209,7 @@ export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path
     'batchSize',
     'kvCache',
     'mmap',
+    'draft',
     'mmproj',
     'onProgress',
     'signal',
@@ -222,7 +238,7 @@ function memoryOptions(options: EstimateOptions): { contextSize?: number; batchS
 }
 
 export function estimateOptions(options: EstimateOptions): ReturnType<typeof memoryOptions> {
-  known(options, ['contextSize', 'batchSize', 'kvCache']);
+  known(options, ['contextSize', 'batchSize', 'kvCache', 'draft']);
   return memoryOptions(options);
 }
 
@@ -265,6 +281,7 @@ export function generateOptions(options: GenerateOptions): Omit<NativeGeneratePa
     'seed',
     'logitBias',
     'stopSequences',
+    'draft',
     'logprobs',
     'onOverflow',
     'signal',
@@ -292,6 +309,7 @@ export function generateOptions(options: GenerateOptions): Omit<NativeGeneratePa
     stopSequences = [],
     logprobs = 0,
     onOverflow = 'error',
+    draft,
   } = options;
   if (!Array.isArray(stopSequences)) {
     throw new TypeError(`stopSequences: expected an array of strings, found ${show(stopSequences)}`);
@@ -303,6 +321,7 @@ export function generateOptions(options: GenerateOptions): Omit<NativeGeneratePa
       if (string(`stopSequences[${i}]`, text) === '') throw new RangeError(`stopSequences[${i}]: expected some text`);
       return text as string;
     }),
+    draft: draft === undefined ? 'auto' : draft === false ? 'off' : oneOf('draft', draft, ['prompt-lookup', 'model']),
     temperature: number('temperature', temperature, (n) => n >= 0 && Number.isFinite(n), 'a number of at least 0'),
     topK: integer('topK', topK, 0),
     topP: number('topP', topP, (n) => n > 0 && n <= 1, 'a number above 0, at most 1'),

@@ -24,6 +24,7 @@ interface ModelFlags {
   context?: number;
   kv?: 'f32' | 'f16' | 'q8_0';
   mmap?: boolean;
+  draft?: string | false;
 }
 
 function number(text: string): number {
@@ -60,6 +61,7 @@ async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (gemma: Ge
     ...(flags.context !== undefined && { contextSize: flags.context }),
     ...(flags.kv !== undefined && { kvCache: flags.kv }),
     ...(flags.mmap === false && { mmap: false }),
+    ...(flags.draft && { draft: flags.draft }),
     signal,
   };
   const gemma = await withProgress('Loading', !!flags.json, (onProgress) =>
@@ -100,6 +102,7 @@ interface RunFlags extends ModelFlags {
   minP?: number;
   seed?: number;
   stop?: string[];
+  promptLookup?: boolean;
 }
 
 async function run(argument: string | undefined, flags: RunFlags, signal: AbortSignal): Promise<void> {
@@ -130,6 +133,8 @@ async function run(argument: string | undefined, flags: RunFlags, signal: AbortS
       ...(flags.minP !== undefined && { minP: flags.minP }),
       ...(flags.seed !== undefined && { seed: flags.seed }),
       ...(flags.stop && { stopSequences: flags.stop }),
+      ...(flags.draft === false && { draft: false }),
+      ...(flags.promptLookup && { draft: 'prompt-lookup' }),
     });
     if (!flags.json) {
       for await (const part of stream) process.stdout.write(part.text);
@@ -338,6 +343,9 @@ function build(signal: AbortSignal): Command {
     .option('--min-p <p>', 'candidates at least this likely, relative to the likeliest', number)
     .option('--seed <s>', 'same seed, same text', number)
     .option('--stop <text...>', 'end before this text')
+    .option('--draft <file>', 'smaller model of the same vocabulary that guesses tokens ahead')
+    .addOption(new Option('--prompt-lookup', 'guess ahead from the text so far').conflicts('draft'))
+    .option('--no-draft', 'guess nothing ahead')
     .addOption(new Option('--mmproj <file>').hideHelp())
     .addOption(new Option('--image <file...>').hideHelp())
     .addOption(new Option('--video <file...>').hideHelp())

@@ -134,6 +134,7 @@ LoadOptions to_load_options(const Napi::Object& options) {
   LoadOptions result;
   std::string kv_cache = kv_type_name(result.kv_type);
   read(options, "path", &result.path);
+  read(options, "draft", &result.draft_path);
   read(options, "device", &result.device);
   read(options, "isa", &result.isa);
   read(options, "threads", &result.n_threads);
@@ -145,6 +146,14 @@ LoadOptions to_load_options(const Napi::Object& options) {
   return result;
 }
 
+DraftMode to_draft_mode(const std::string& name) {
+  if (name == "auto") return DraftMode::kAuto;
+  if (name == "off") return DraftMode::kOff;
+  if (name == "prompt-lookup") return DraftMode::kPromptLookup;
+  if (name == "model") return DraftMode::kModel;
+  throw Error(ErrorCode::kInvalidArgument, "", "draft: expected auto, off, prompt-lookup or model, found " + name);
+}
+
 GenerateParams to_generate_params(const Napi::Object& params) {
   GenerateParams result;
   result.tokens = to_tokens(params.Get("tokens"));
@@ -152,6 +161,9 @@ GenerateParams to_generate_params(const Napi::Object& params) {
   read(params, "overflowIsError", &result.overflow_is_error);
   read(params, "stopAtEndToken", &result.stop_at_end_token);
   read(params, "maxUnread", &result.max_unread);
+  std::string draft = "auto";
+  read(params, "draft", &draft);
+  result.draft = to_draft_mode(draft);
   read(params, "stopSequences", [&](const Napi::Value& value) {
     const auto list = value.As<Napi::Array>();
     for (uint32_t i = 0; i < list.Length(); ++i)
@@ -257,6 +269,7 @@ Napi::Value to_js(Napi::Env env, const EngineInfo& info) {
   object["threads"] = info.n_threads;
   object["contextSize"] = info.n_ctx;
   object["kvCache"] = kv_type_name(info.kv_type);
+  object["draftModel"] = info.has_draft_model;
   object["memory"] = to_js(env, info.memory);
   return object;
 }
@@ -329,6 +342,8 @@ Napi::Object to_js(Napi::Env env, const GenerateEvent& event) {
       if (!event.matched_stop.empty()) object["stopSequence"] = event.matched_stop;
       object["inputTokens"] = event.n_input;
       object["outputTokens"] = event.n_output;
+      object["draftedTokens"] = event.n_drafted;
+      object["acceptedTokens"] = event.n_accepted;
       object["queueMs"] = event.timings.queue_ms;
       object["prefillMs"] = event.timings.prefill_ms;
       object["decodeMs"] = event.timings.decode_ms;

@@ -49,6 +49,7 @@ FileSummary summarize_file(const std::string& path, const std::vector<int>& cont
 LoadOptions to_load_options(const Napi::Object& options);
 GenerateParams to_generate_params(const Napi::Object& params);
 KvType to_kv_type(const std::string& name);                // throws Error{kInvalidArgument}
+DraftMode to_draft_mode(const std::string& name);          // throws Error{kInvalidArgument}
 std::vector<TokenId> to_tokens(const Napi::Value& value);  // Int32Array
 
 // C++ to JavaScript.

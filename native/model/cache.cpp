@@ -100,6 +100,17 @@ void KvSequence::trim(int next) {
   }
 }
 
+void KvSequence::rollback(int end) {
+  const size_t n = static_cast<size_t>((end + kPagePositions - 1) / kPagePositions);
+  for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
+    std::vector<std::byte*>& pages = pages_[static_cast<size_t>(group)];
+    for (; pages.size() > n; pages.pop_back()) {
+      if (pages.back() != nullptr) pool_.give_back(group, pages.back());
+    }
+  }
+  first_local_ = std::min(first_local_, n);
+}
+
 size_t KvSequence::n_pages(KvGroup group) const {
   const std::vector<std::byte*>& pages = pages_[static_cast<size_t>(group)];
   return static_cast<size_t>(

@@ -61,8 +61,10 @@ class KvSequence {
   // those of the local group from begin - window + 1 on. Pages that fail to come leave the sequence as it was, longer
   // at most.
   void reserve(int begin, int end);
-  // Gives back local pages that no position from next on can see.
+  // Gives back local pages that no position from next on can see. After it positions below next cannot be rolled back.
   void trim(int next);
+  // Forgets the positions from end on, and gives back the pages that hold no other. reserve(end, ...) is to follow.
+  void rollback(int end);
 
   const std::byte* const* pages(KvGroup group) const { return pages_[static_cast<size_t>(group)].data(); }
   size_t n_pages(KvGroup group) const;

@@ -373,4 +373,12 @@ MemoryPlan plan_memory(const GgufFile& file, const ModelConfig& config, int n_ct
   return plan;
 }
 
+MemoryPlan& MemoryPlan::operator+=(const MemoryPlan& other) {
+  weights_bytes += other.weights_bytes;
+  kv_bytes += other.kv_bytes;
+  scratch_bytes += other.scratch_bytes;
+  total_bytes += other.total_bytes;
+  return *this;
+}
+
 }  // namespace gemma

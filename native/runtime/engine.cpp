@@ -18,6 +18,7 @@
 #include "model/forward.h"
 #include "model/vocabulary.h"
 #include "model/weights.h"
+#include "runtime/draft.h"
 #include "tokenizer/text_stream.h"
 
 namespace gemma {
@@ -68,8 +69,10 @@ struct Job final : Request {
   std::atomic<int> unread{0};
 
   // The engine thread's own.
-  std::vector<TokenId> prompt;
-  int n_done = 0;  // positions in the cache
+  std::vector<TokenId> tokens;  // prompt and output
+  int n_prompt = 0;
+  int n_done = 0;   // positions in the cache
+  int n_taken = 0;  // rows of logits that the running step has delivered and that count
   std::unique_ptr<KvSequence> kv;
   std::optional<Error> failure;
   Clock::time_point queued = Clock::now();
@@ -85,15 +88,18 @@ struct Job final : Request {
   std::optional<TextStream> text;
   int max_output = 0;
   int n_output = 0;
-  std::optional<SampledToken> sampled;  // of the step that is running
-  TokenId last_token = -1;
+  int n_drafted = 0, n_accepted = 0;
+  std::unique_ptr<DraftState> draft;
+  std::vector<TokenId> step_tokens;   // decoding: the last token, and what is guessed to follow
+  std::vector<SampledToken> sampled;  // of the step that is running, n_taken
+  bool diverged = false;              // the rows after these were computed for other tokens
 
   // logits
   bool all_logits = false;
   std::function<void(int, std::span<const float>)> on_row;
   std::function<void(std::shared_ptr<const Error>)> on_done;
 
-  bool decoding() const { return n_done >= static_cast<int>(prompt.size()); }
+  bool decoding() const { return n_done >= n_prompt; }
   bool paused() const { return is_generate && params.max_unread > 0 && unread.load() >= params.max_unread; }
 };
 
@@ -126,7 +132,8 @@ class EngineImpl final : public Engine {
     std::shared_ptr<const GgufFile> file = GgufFile::open(options.path, open_options);
     progress(0.2);
     config_ = read_model_config(*file);
-    tokenizer_ = std::make_unique<Tokenizer>(read_vocabulary(*file, config_.n_vocab));
+    const Vocabulary vocabulary = read_vocabulary(*file, config_.n_vocab);
+    tokenizer_ = std::make_unique<Tokenizer>(vocabulary);
     progress(0.7);
     file->prefetch();
 
@@ -143,6 +150,13 @@ class EngineImpl final : public Engine {
     model_ = std::make_unique<Model>(*backend_, config_, std::move(weights), info_.kv_type, n_batch,
                                      options.screen_logits);
     find_banned();
+    drafter_ = std::make_unique<Drafter>(*tokenizer_, config_.n_vocab, banned_, info_.memory.weights_bytes);
+    if (!options.draft_path.empty()) {
+      progress(0.8);
+      info_.memory += drafter_->load_model(*backend_, options.draft_path, options.mmap, vocabulary, info_.n_ctx,
+                                           info_.kv_type, n_batch, options.screen_logits);
+      info_.has_draft_model = true;
+    }
     progress(1.0);
     thread_ = std::thread([this] { run(); });
   }
@@ -175,9 +189,14 @@ class EngineImpl final : public Engine {
                         std::to_string(token));
       }
     }
+    if (params.draft == DraftMode::kModel && !info_.has_draft_model) {
+      throw Error(ErrorCode::kInvalidArgument, "NO_DRAFT",
+                  "draft 'model': the model was loaded without one; name it when loading (option draft)");
+    }
     auto job = std::make_shared<Job>(signal_);
     job->is_generate = true;
-    job->prompt = std::move(params.tokens);
+    job->tokens = std::move(params.tokens);
+    job->n_prompt = static_cast<int>(job->tokens.size());
     job->max_output = params.max_tokens < 0 ? std::max(0, room) : std::min(params.max_tokens, std::max(0, room));
     job->sampler.emplace(params.sampling, banned_);
     job->text.emplace(params.stop_sequences);
@@ -190,7 +209,8 @@ class EngineImpl final : public Engine {
                                   std::function<void(std::shared_ptr<const Error>)> on_done) override {
     check_tokens(params.tokens);
     auto job = std::make_shared<Job>(signal_);
-    job->prompt = std::move(params.tokens);
+    job->tokens = std::move(params.tokens);
+    job->n_prompt = static_cast<int>(job->tokens.size());
     job->all_logits = params.all;
     job->on_row = std::move(on_row);
     job->on_done = std::move(on_done);
@@ -203,6 +223,7 @@ class EngineImpl final : public Engine {
     signal_->notify();
     if (thread_.joinable()) thread_.join();
     model_.reset();  // weights, cache
+    drafter_->close();
   }
 
  private:
@@ -264,8 +285,8 @@ class EngineImpl final : public Engine {
     for (;;) {
       stats_.running = static_cast<int>(running_.size());
       stats_.waiting = static_cast<int>(waiting_.size());
-      stats_.kv_pages_in_use = model_->kv_pool().pages_in_use();
-      stats_.kv_bytes_resident = model_->kv_pool().bytes_resident();
+      stats_.kv_pages_in_use = model_->kv_pool().pages_in_use() + drafter_->pages_in_use();
+      stats_.kv_bytes_resident = model_->kv_pool().bytes_resident() + drafter_->bytes_resident();
       if (closing_.load() || !waiting_.empty()) return;
       const bool any = std::any_of(running_.begin(), running_.end(),
                                    [](const auto& job) { return job->cancelled.load() || !job->paused(); });
@@ -300,29 +321,45 @@ class EngineImpl final : public Engine {
     while (!waiting_.empty() && running_.size() < kMaxRunning) {
       running_.push_back(std::move(waiting_.front()));
       waiting_.pop_front();
-      running_.back()->started = Clock::now();
-      running_.back()->kv = std::make_unique<KvSequence>(model_->kv_pool(), config_.n_window);
+      Job& job = *running_.back();
+      job.started = Clock::now();
+      job.kv = std::make_unique<KvSequence>(model_->kv_pool(), config_.n_window);
+      if (!job.is_generate || job.max_output < 2 || job.params.draft == DraftMode::kOff) continue;
+      const bool by_model = drafter_->has_model() && job.params.draft != DraftMode::kPromptLookup;
+      job.draft = drafter_->begin(by_model ? DraftKind::kModel : DraftKind::kPromptLookup);
     }
   }
 
-  // Rows of the next step: one for each sequence that decodes, then prompts in the order they came, up to the batch
-  // size.
+  // Rows of the next step: one for each sequence that decodes and those of its guesses, then prompts in the order they
+  // came, up to the batch size.
   bool plan_step() {
     step_jobs_.clear();
     step_inputs_.clear();
     int budget = model_->max_batch();
     for (const std::shared_ptr<Job>& job : running_) {
       if (!job->is_generate || !job->decoding() || job->paused() || budget == 0) continue;
-      add_input(job, {&job->last_token, 1}, 1);
+      step_jobs_.push_back(job);
       --budget;
     }
+    guess_ahead(budget / 2);
+    for (const std::shared_ptr<Job>& job : step_jobs_) {
+      job->step_tokens.assign(1, job->tokens.back());
+      if (job->draft) {
+        const std::vector<TokenId>& guesses = job->draft->guesses();
+        job->step_tokens.insert(job->step_tokens.end(), guesses.begin(), guesses.end());
+        budget -= static_cast<int>(guesses.size());
+      }
+      add_input(job, job->step_tokens, static_cast<int>(job->step_tokens.size()));
+    }
+    n_decoding_ = step_jobs_.size();
     if (!step_jobs_.empty()) budget = std::min(budget, kPrefillBesideDecode);
     for (const std::shared_ptr<Job>& job : running_) {
       if (job->decoding() || job->paused() || budget == 0) continue;
-      int n = std::min(budget, static_cast<int>(job->prompt.size()) - job->n_done);
+      int n = std::min(budget, job->n_prompt - job->n_done);
       if (job->all_logits) n = std::min(n, kLogitsBatch);
-      const bool last = job->n_done + n == static_cast<int>(job->prompt.size());
-      add_input(job, std::span(job->prompt).subspan(static_cast<size_t>(job->n_done), static_cast<size_t>(n)),
+      const bool last = job->n_done + n == job->n_prompt;
+      step_jobs_.push_back(job);
+      add_input(job, std::span(job->tokens).subspan(static_cast<size_t>(job->n_done), static_cast<size_t>(n)),
                 job->all_logits ? n : (last ? 1 : 0));
       budget -= n;
     }
@@ -330,29 +367,58 @@ class EngineImpl final : public Engine {
   }
 
   void add_input(const std::shared_ptr<Job>& job, std::span<const TokenId> tokens, int n_logits) {
-    step_jobs_.push_back(job);
     SequenceInput input{job->kv.get(), job->n_done, tokens, n_logits, {}};
     if (job->is_generate && n_logits > 0) {
       if (!job->prompt_accepted) {
-        for (const TokenId token : job->prompt) job->sampler->accept(token);
+        for (const TokenId token : job->tokens) job->sampler->accept(token);
         job->prompt_accepted = true;
       }
-      input.top = job->sampler->wanted();
+      // The first token of several is in the window already.
+      input.top = job->sampler->wanted(job->decoding() ? tokens.subspan(1) : std::span<const TokenId>());
     }
     step_inputs_.push_back(input);
   }
 
+  // Guesses for the jobs that decode in the coming step, at most n_max_rows of them. Beside, the draft model reads the
+  // prompts as far as they are in the cache.
+  void guess_ahead(int n_max_rows) {
+    draft_requests_.clear();
+    for (const std::shared_ptr<Job>& job : step_jobs_) {
+      if (!job->draft) continue;
+      int n_max = job->max_output - job->n_output - 1;
+      if (job->params.max_unread > 0) n_max = std::min(n_max, job->params.max_unread - job->unread.load() - 1);
+      draft_requests_.push_back({job->draft.get(), job->tokens, &*job->sampler, std::max(0, n_max), job->params.n_draft,
+                                 job->params.stop_at_end_token});
+    }
+    if (drafter_->has_model()) {
+      for (const std::shared_ptr<Job>& job : running_) {
+        if (!job->draft || job->decoding() || job->paused()) continue;
+        draft_requests_.push_back({job->draft.get(), std::span(job->tokens).first(static_cast<size_t>(job->n_done))});
+      }
+    }
+    if (!draft_requests_.empty())
+      drafter_->draft(draft_requests_, n_max_rows, [this] { return should_stop(running_); });
+  }
+
+  // Whether a step of these jobs is to be given up.
+  bool should_stop(const auto& jobs) const {
+    return closing_.load(std::memory_order_relaxed) || std::any_of(jobs.begin(), jobs.end(), [](const auto& job) {
+             return job->cancelled.load(std::memory_order_relaxed);
+           });
+  }
+
   void run_step() {
-    const auto should_stop = [&] {
-      return closing_.load(std::memory_order_relaxed) ||
-             std::any_of(step_jobs_.begin(), step_jobs_.end(),
-                         [](const auto& job) { return job->cancelled.load(std::memory_order_relaxed); });
-    };
+    for (const std::shared_ptr<Job>& job : step_jobs_) {
+      job->n_taken = 0;
+      job->sampled.clear();
+      job->diverged = false;
+    }
+    const Clock::time_point start = Clock::now();
     bool done = false;
     try {
-      done = model_->forward(step_inputs_, should_stop, [&](size_t i, int index, std::span<float> logits) {
-        take_logits(*step_jobs_[i], index, logits);
-      });
+      done = model_->forward(
+          step_inputs_, [this] { return should_stop(step_jobs_); },
+          [&](size_t i, int index, std::span<float> logits) { take_logits(*step_jobs_[i], index, logits); });
     } catch (const Error& error) {
       step_jobs_.back()->failure = error;  // the newest: the others go on without it
     } catch (const std::bad_alloc&) {
@@ -362,20 +428,32 @@ class EngineImpl final : public Engine {
       const std::lock_guard lock(signal_->mutex);
       ++stats_.steps;
     }
+    if (done && n_decoding_ == step_jobs_.size()) {
+      int n_rows = 0;
+      for (const SequenceInput& input : step_inputs_) n_rows += input.n_logits;
+      drafter_->add_step(n_rows, ms_between(start, Clock::now()));
+    }
     for (size_t i = 0; i < step_jobs_.size(); ++i) {
-      Job& job = *step_jobs_[i];
-      if (done && !job.failure) commit(job, static_cast<int>(step_inputs_[i].tokens.size()));
-      if (job.failure) retire(step_jobs_[i], FinishReason::kError);
+      const std::shared_ptr<Job>& job = step_jobs_[i];
+      // Rows that were delivered count, also of a step that was given up or failed afterwards: random numbers were
+      // drawn for them, and their positions are in the cache.
+      if (job->n_taken > 0 || (done && !job->failure))
+        commit(job, static_cast<int>(step_inputs_[i].tokens.size()) - step_inputs_[i].n_logits + job->n_taken);
+      if (job->failure && job->kv != nullptr) retire(job, FinishReason::kError);
     }
     step_jobs_.clear();  // an idle engine holds no callbacks
   }
 
   // Called within the step, once per wanted row.
   void take_logits(Job& job, int index, std::span<float> logits) {
-    if (job.failure) return;
+    if (job.failure || job.diverged) return;
     try {
       if (job.is_generate) {
-        job.sampled = job.sampler->sample(logits);
+        const TokenId token = job.sampled.emplace_back(job.sampler->sample(logits)).token;
+        job.sampler->accept(token);
+        ++job.n_taken;
+        const auto next = static_cast<size_t>(index) + 1;  // the row of the guess that token is to be
+        job.diverged = !job.decoding() || next >= job.step_tokens.size() || job.step_tokens[next] != token;
         return;
       }
       if (!is_finite_row(logits)) {
@@ -384,6 +462,7 @@ class EngineImpl final : public Engine {
                         " hold NaN or infinity: the weights are damaged");
       }
       job.on_row(job.n_done + index, logits);
+      ++job.n_taken;
     } catch (const Error& error) {
       job.failure = error;
     } catch (const std::bad_alloc&) {
@@ -391,14 +470,15 @@ class EngineImpl final : public Engine {
     }
   }
 
-  // The step counts: its positions are in the cache.
-  void commit(Job& job, int n) {
+  // The first n positions of the step count: they are in the cache. What was guessed wrong is taken back.
+  void commit(const std::shared_ptr<Job>& shared, int n) {
+    Job& job = *shared;
     const bool was_prefill = !job.decoding();
     job.n_done += n;
+    job.kv->rollback(job.n_done);
     job.kv->trim(job.n_done);
-    const std::shared_ptr<Job> keep = find_running(job);
     if (!job.is_generate) {
-      if (job.decoding()) retire(keep, FinishReason::kStop);
+      if (job.decoding()) retire(shared, FinishReason::kStop);
       return;
     }
     if (was_prefill) {
@@ -408,17 +488,22 @@ class EngineImpl final : public Engine {
       job.on_event(std::move(event));
       if (job.decoding()) job.prefilled = Clock::now();
     }
-    if (!job.sampled) return;
-    SampledToken sampled = std::move(*job.sampled);
-    job.sampled.reset();
-    emit_token(keep, std::move(sampled));
+    const int n_accepted = static_cast<int>(job.sampled.size()) - 1;
+    if (job.draft && !was_prefill) {
+      drafter_->judge(*job.draft, n_accepted);
+      job.n_drafted += static_cast<int>(job.draft->guesses().size());
+      job.n_accepted += n_accepted;
+    }
+    for (SampledToken& sampled : job.sampled) {
+      emit_token(shared, std::move(sampled));
+      if (job.kv == nullptr) return;  // that was the last one
+    }
   }
 
   void emit_token(const std::shared_ptr<Job>& job, SampledToken sampled) {
     if (job->max_output == 0) return retire(job, FinishReason::kLength);
     const TokenId token = sampled.token;
-    job->sampler->accept(token);
-    job->last_token = token;
+    job->tokens.push_back(token);
     ++job->n_output;
     const bool is_end = job->params.stop_at_end_token && tokenizer_->is_end(token);
 
@@ -436,13 +521,6 @@ class EngineImpl final : public Engine {
     }
   }
 
-  std::shared_ptr<Job> find_running(const Job& job) const {
-    for (const std::shared_ptr<Job>& candidate : running_) {
-      if (candidate.get() == &job) return candidate;
-    }
-    return nullptr;
-  }
-
   void retire(const std::shared_ptr<Job>& job, FinishReason reason) {
     {
       const std::lock_guard lock(signal_->mutex);
@@ -454,8 +532,9 @@ class EngineImpl final : public Engine {
   // The last word to the caller. Pages go back first, so that a caller who asks sees them gone.
   void finish(Job& job, FinishReason reason) {
     job.kv.reset();
+    job.draft.reset();
     std::shared_ptr<const Error> error;
-    if (job.failure) error = std::make_shared<const Error>(*job.failure);
+    if (reason == FinishReason::kError) error = std::make_shared<const Error>(*job.failure);
     if (!job.is_generate) {
       if (reason == FinishReason::kCancelled)
         error = std::make_shared<const Error>(ErrorCode::kDisposed, "CANCELLED", "cancelled");
@@ -469,8 +548,10 @@ class EngineImpl final : public Engine {
     event.error = std::move(error);
     event.text = job.text->finish();
     event.matched_stop = job.text->matched();
-    event.n_input = static_cast<int>(job.prompt.size());
+    event.n_input = job.n_prompt;
     event.n_output = job.n_output;
+    event.n_drafted = job.n_drafted;
+    event.n_accepted = job.n_accepted;
     if (job.started == Clock::time_point()) job.started = now;
     if (job.prefilled == Clock::time_point()) job.prefilled = now;
     event.timings = {ms_between(job.queued, job.started), ms_between(job.started, job.prefilled),
@@ -483,6 +564,7 @@ class EngineImpl final : public Engine {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Model> model_;  // after backend_: destroyed before it
+  std::unique_ptr<Drafter> drafter_;
   std::vector<TokenId> banned_;
 
   std::shared_ptr<Signal> signal_;
@@ -492,6 +574,8 @@ class EngineImpl final : public Engine {
   EngineStats stats_;                         // guarded by signal_->mutex
   std::vector<std::shared_ptr<Job>> step_jobs_;
   std::vector<SequenceInput> step_inputs_;
+  size_t n_decoding_ = 0;  // of step_jobs_, the first
+  std::vector<DraftRequest> draft_requests_;
   std::mutex close_mutex_;
   std::thread thread_;
 };

@@ -24,7 +24,8 @@ struct LoadOptions {
   int n_threads = 0;            // 0: physical cores this process may use
   int n_ctx = 0;                // positions per sequence; 0: min(model's, 32768)
   KvType kv_type = KvType::kF16;
-  int n_batch = 0;  // rows per step; 0: default (512)
+  int n_batch = 0;         // rows per step; 0: default (512)
+  std::string draft_path;  // a smaller model of the same vocabulary that guesses tokens ahead; "": none
   bool mmap = true;
   // Keep a screen of the output matrix, a quarter of its size at 16 bits: sampled logits then cost a fraction of all.
   bool screen_logits = true;
@@ -41,6 +42,14 @@ struct Timings {
 
 enum class FinishReason { kStop, kLength, kCancelled, kError };
 
+// How tokens are guessed ahead (draft.h). The tokens that come out are the same.
+enum class DraftMode {
+  kAuto,  // by the draft model if there is one, else by prompt lookup
+  kOff,
+  kPromptLookup,
+  kModel,  // Error{kInvalidArgument, NO_DRAFT} when the engine was loaded without a draft model
+};
+
 struct GenerateParams {
   std::vector<TokenId> tokens;    // the prompt, BOS included where wanted; at least one
   int max_tokens = -1;            // -1: to the end of the context
@@ -49,6 +58,8 @@ struct GenerateParams {
   SamplingParams sampling;
   std::vector<std::string> stop_sequences;
   int max_unread = 256;  // pause this request while so many events are not acknowledged; 0: never pause
+  DraftMode draft = DraftMode::kAuto;
+  int n_draft = -1;  // guesses a step; -1: as many as pay, by their chances and by what steps cost
 };
 
 // One event per generated token (text may be empty while characters are incomplete), then one finish event.
@@ -65,6 +76,7 @@ struct GenerateEvent {
   FinishReason reason = FinishReason::kStop;
   std::string matched_stop;  // the stop sequence, if one ended it
   int n_input = 0, n_output = 0;
+  int n_drafted = 0, n_accepted = 0;  // tokens guessed ahead, and those of them that were right
   Timings timings;
   std::shared_ptr<const Error> error;  // for kError
 };
@@ -90,7 +102,8 @@ struct EngineInfo {
   int n_threads = 0;
   int n_ctx = 0;
   KvType kv_type = KvType::kF16;
-  MemoryPlan memory;
+  MemoryPlan memory;  // the draft model included
+  bool has_draft_model = false;
 };
 
 struct EngineStats {  // a snapshot, any thread

@@ -39,6 +39,7 @@ struct SampledToken {
   std::vector<TokenLogprob> top;  // n_logprobs entries, best first
 };
 
+// A copy goes on as the original would: the same window, the same random numbers.
 class Sampler {
  public:
   // banned: ids that are never sampled (image markers, ids without text). Must outlive the sampler.

@@ -1,7 +1,7 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { cli, runNode, tiny, withModel, type Exit } from './helpers.js';
+import { cli, data, runNode, tiny, withModel, type Exit } from './helpers.js';
 
 let folder: string;
 beforeAll(() => (folder = mkdtempSync(join(tmpdir(), 'gemma-cli-'))));
@@ -84,6 +84,19 @@ describe('--json', () => {
     expect((system.usage as { inputTokens: number }).inputTokens).toBeGreaterThan(
       (given.usage as { inputTokens: number }).inputTokens,
     );
+  });
+
+  test('run with drafts', async () => {
+    const args = ['run', '--model', tiny, '--raw', '--max-tokens', '40', '--seed', '2', '--temperature', '0.3'];
+    const prompt = 'again and again and again and';
+    const plain = await succeed([...args, '--no-draft', prompt]);
+    expect(plain.timings).toMatchObject({ draftedTokens: 0, acceptedTokens: 0 });
+    for (const flags of [['--prompt-lookup'], ['--draft', join(data, 'text-a-q4_0.gguf')], []]) {
+      const { tokens, timings } = await succeed([...args, ...flags, prompt]);
+      expect(tokens).toEqual(plain.tokens);
+      expect(timings).toMatchObject({ draftedTokens: expect.any(Number), acceptedTokens: expect.any(Number) });
+    }
+    expect((await run([...args, '--json', '--prompt-lookup', '--draft', tiny, prompt])).code).toBe(2);
   });
 
   test('tokenize and detokenize', async () => {

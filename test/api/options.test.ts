@@ -14,6 +14,12 @@ describe('generate options', () => {
     });
   });
 
+  test('drafting', () => {
+    expect(generateOptions({}).draft).toBe('auto');
+    expect(generateOptions({ draft: false }).draft).toBe('off');
+    expect(generateOptions({ draft: 'model' }).draft).toBe('model');
+  });
+
   test('seeds differ unless given', () => {
     expect(generateOptions({}).seed).not.toBe(generateOptions({}).seed);
     expect(generateOptions({ seed: 7 }).seed).toBe(7);
@@ -49,6 +55,8 @@ describe('generate options', () => {
     [{ logitBias: { 5: Infinity } }, RangeError, 'logitBias[5]'],
     [{ logprobs: 101 }, RangeError, 'logprobs'],
     [{ onOverflow: 'shift' }, RangeError, 'onOverflow'],
+    [{ draft: true }, TypeError, 'draft'],
+    [{ draft: 'lookup' }, RangeError, 'draft'],
     [{ raw: 1 }, TypeError, 'raw'],
     [{ signal: {} }, TypeError, 'signal'],
     [{ maxTokens: 5 }, TypeError, 'maxTokens'],

@@ -33,6 +33,8 @@ class MemoryBackend final : public Backend {
   void rms_norm(float*, const float*, const float*, int, int, float) override {}
   void add_rms_norm(float*, const float*, const float*, int, int, float) override {}
   void linear(std::span<const LinearJob>, const float*, int) override {}
+  std::unique_ptr<OutputMatrix> make_output(const Weight&, bool) override { return nullptr; }
+  void top_linear(OutputMatrix&, float*, const float*, int, std::span<const TopRows>) override {}
   void rope_table(float*, const int32_t*, const float*, int, int) override {}
   void norm_rope(float*, const float*, const float*, int, int, int, float, float) override {}
   void store_kv(const KvLayout&, std::span<const BatchSequence>, const int32_t*, const float*, const float*) override {}
@@ -271,6 +273,43 @@ TEST("a model of local or of global layers alone has no pages of the other kind"
     sequence.trim(500);
     CHECK(sequence.n_pages(used) == (local != 0 ? 3u : 16u));
   }
+}
+
+TEST("rollback: pages that hold nothing else go back, what is left of the window stays") {
+  MemoryBackend backend;
+  KvPool pool(backend, usual_config(), KvType::kF16);
+  KvSequence sequence(pool, 40);
+  int n = 0;
+  // Steps of 1 to 16 positions of which some are taken back, over many pages and windows.
+  for (int step = 0; step < 500; ++step) {
+    const int rows = 1 + step % 16;
+    const int kept = 1 + (step * 7) % rows;
+    sequence.reserve(n, n + rows);
+    // A mark in every position that counts, at a byte of its own.
+    for (int p = n; p < n + kept; ++p) {
+      for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
+        auto* page = const_cast<std::byte*>(page_of(sequence, group, p));
+        CHECK(page != nullptr);
+        page[p % kPagePositions] = static_cast<std::byte>(p % 251 + 1);
+      }
+    }
+    for (int p = n; p < n + rows; ++p) CHECK(page_of(sequence, KvGroup::kLocal, p) != nullptr);
+    n += kept;
+    sequence.rollback(n);
+    sequence.trim(n);
+    const size_t n_global = static_cast<size_t>((n + kPagePositions - 1) / kPagePositions);
+    CHECK(sequence.n_pages(KvGroup::kGlobal) == n_global && sequence.n_pages(KvGroup::kLocal) <= 3);
+    CHECK(pool.pages_in_use() == sequence.n_pages(KvGroup::kLocal) + n_global);
+    for (int p = 0; p < n; ++p) {
+      CHECK(page_of(sequence, KvGroup::kGlobal, p)[p % kPagePositions] == static_cast<std::byte>(p % 251 + 1));
+      if (p > n - 40)
+        CHECK(page_of(sequence, KvGroup::kLocal, p)[p % kPagePositions] == static_cast<std::byte>(p % 251 + 1));
+    }
+  }
+  sequence.rollback(0);
+  CHECK(pool.pages_in_use() == 0 && backend.n_live == 0);
+  sequence.reserve(0, 70);
+  CHECK(sequence.n_pages(KvGroup::kLocal) == 3 && sequence.n_pages(KvGroup::kGlobal) == 3);
 }
 
 TEST("out of memory: what the sequence had stays usable and is given back") {
