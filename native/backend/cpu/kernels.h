@@ -83,11 +83,11 @@ struct AttentionTile {
   float* max = nullptr;             // [n_rows] largest score
   float* sum = nullptr;             // [n_rows] sum of exp(score - max)
 };
-inline constexpr int kAttentionRows = 16;
+inline constexpr int kAttentionRows = 32;
 
 // Long spans are cut at multiples of kSegment positions; partial results of segments are merged in order, always, so
 // that the result does not depend on how many threads worked on them.
-inline constexpr int kSegment = 1024;
+inline constexpr int kSegment = 256;
 
 struct Kernels {
   const char* isa;
