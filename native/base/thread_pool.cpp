@@ -11,6 +11,10 @@ namespace {
 // scheduler's time slice.
 constexpr int kSpins = 1000;
 
+// No chunk of a decode step takes this long, and a wait that is also longer than the work itself was no fair share.
+constexpr std::chrono::microseconds kLongWait{200};
+constexpr int kAloneFactor = 4;
+
 void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
   _mm_pause();
@@ -41,6 +45,11 @@ void ThreadPool::work(int thread) {
 }
 
 void ThreadPool::run(int n_chunks, Call call, const void* context) {
+  const Clock::time_point start = Clock::now();
+  if (start < alone_until_) {
+    for (int i = 0; i < n_chunks; ++i) call(context, i, 0);
+    return;
+  }
   call_ = call;
   context_ = context;
   n_chunks_ = n_chunks;
@@ -52,13 +61,25 @@ void ThreadPool::run(int n_chunks, Call call, const void* context) {
   }
   work(0);
   state_.fetch_sub(kOpen, std::memory_order_acq_rel);
-  for (int spins = 0; (state_.load(std::memory_order_acquire) & kWorkersMask) != 0; ++spins) {
-    if (spins < kSpins) {
-      relax();
-    } else {
-      std::this_thread::yield();  // a worker was descheduled inside its last chunk
-    }
+  wait_for_workers(start);
+}
+
+void ThreadPool::wait_for_workers(Clock::time_point start) {
+  for (int spins = 0; spins < kSpins; ++spins) {
+    if ((state_.load(std::memory_order_acquire) & kWorkersMask) == 0) return;
+    relax();
   }
+  // A worker was put aside inside its last chunk. Asleep, because an idle core is where the system may continue it.
+  const Clock::time_point idle = Clock::now();
+  {
+    std::unique_lock lock(mutex_);
+    caller_sleeps_.store(true, std::memory_order_seq_cst);
+    done_.wait(lock, [&] { return (state_.load(std::memory_order_seq_cst) & kWorkersMask) == 0; });
+    caller_sleeps_.store(false, std::memory_order_relaxed);
+  }
+  const Clock::time_point end = Clock::now();
+  const Clock::duration waited = end - idle;
+  if (waited > kLongWait && waited > idle - start) alone_until_ = end + kAloneFactor * waited;
 }
 
 void ThreadPool::worker_main(int thread) {
@@ -81,7 +102,11 @@ void ThreadPool::worker_main(int thread) {
     while ((state & kOpen) != 0 && state / kJob == seen) {
       if (state_.compare_exchange_weak(state, state + kWorker, std::memory_order_acq_rel)) {
         work(thread);
-        state_.fetch_sub(kWorker, std::memory_order_acq_rel);
+        state_.fetch_sub(kWorker, std::memory_order_seq_cst);
+        if (caller_sleeps_.load(std::memory_order_seq_cst)) {
+          const std::lock_guard lock(mutex_);
+          done_.notify_one();
+        }
         break;
       }
     }

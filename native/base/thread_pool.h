@@ -1,8 +1,13 @@
 // The one compute pool of a model. Work is cut into small chunks that threads take from a counter, so a thread that the
 // operating system holds up delays one chunk, not the step; waiting threads spin briefly, then sleep.
+//
+// When another process takes one of our cores, a worker may be put aside inside a chunk for a whole time slice, which is
+// fifty times as long as the operation. The caller notices by how long it waits, and then works alone for some time:
+// one undisturbed core is worth more than two that wait for each other.
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -38,8 +43,10 @@ class ThreadPool {
 
  private:
   using Call = void (*)(const void* context, int chunk, int thread);
+  using Clock = std::chrono::steady_clock;
   void run(int n_chunks, Call call, const void* context);
   void work(int thread);
+  void wait_for_workers(Clock::time_point start);
   void worker_main(int thread);
 
   // state_: bit 0 "open", bits 1..31 workers inside, bits 32.. the job's number. A worker enters only an open job and
@@ -56,9 +63,12 @@ class ThreadPool {
   const void* context_ = nullptr;
 
   alignas(64) std::atomic<int> sleepers_{0};
+  std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_;  // workers: a new job
+  std::condition_variable done_;  // the caller: no worker inside
+  Clock::time_point alone_until_{};
   std::vector<std::thread> workers_;
 };
 

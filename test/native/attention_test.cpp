@@ -217,7 +217,7 @@ struct CacheCase {
 std::vector<CacheCase> cache_cases() {
   std::vector<CacheCase> all;
   for (const KvType type : {KvType::kF32, KvType::kF16, KvType::kQ8_0}) {
-    for (const int head_dim : {16, 20, 32, 80, 128, 256}) {
+    for (const int head_dim : {16, 20, 24, 32, 80, 128, 256}) {
       if (type != KvType::kQ8_0 || head_dim % 32 == 0) all.push_back({type, head_dim});
     }
   }
@@ -427,7 +427,8 @@ TEST(
     "bits") {
   constexpr int kPositions[2] = {2500, 1100};
   for (const Batch& batch : {Batch{6, 2, 32, KvType::kF16, 0}, Batch{6, 2, 32, KvType::kF16, 1500},
-                             Batch{20, 1, 16, KvType::kF32, 0}, Batch{4, 4, 64, KvType::kQ8_0, 0}}) {
+                             Batch{20, 1, 16, KvType::kF32, 0}, Batch{4, 4, 64, KvType::kQ8_0, 0},
+                             Batch{8, 4, 64, KvType::kF16, 600}}) {
     std::mt19937 rng(36);
     std::vector<Cache> caches;
     std::vector<std::vector<float>> q;  // [sequence][position from the end backwards]

@@ -1,12 +1,15 @@
-// Thread pool, half floats, error names, and the comparator that the other tests rely on.
+// Thread pool, limits of cgroups, half floats, error names, and the comparator that the other tests rely on.
 #include <atomic>
 #include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <set>
 #include <thread>
 
+#include "backend/cpu/cpu_features.h"
 #include "base/half.h"
 #include "base/thread_pool.h"
 #include "check.h"
@@ -106,6 +109,73 @@ TEST("thread pool: comes and goes, idle, asleep or just used; several side by si
   for (std::thread& owner : owners) owner.join();
   CHECK(total.load() == 3L * 500 * 36);
 }
+
+TEST("thread pool: a worker held up in its chunk; the caller sleeps, works alone for a while, then together again") {
+  ThreadPool pool(3);
+  for (int round = 0; round < 3; ++round) {
+    std::atomic<bool> worker_in{false};
+    std::vector<std::atomic<int>> done(64);
+    pool.parallel_for(64, [&](int chunk, int thread) {
+      if (thread != 0 && !worker_in.exchange(true)) std::this_thread::sleep_for(std::chrono::milliseconds(3));
+      // The caller leaves work to the others until one of them has come.
+      for (int i = 0; chunk == 0 && thread == 0 && i < 1000 && !worker_in.load(); ++i)
+        std::this_thread::sleep_for(std::chrono::microseconds(10));
+      ++done[static_cast<size_t>(chunk)];
+    });
+    for (const std::atomic<int>& n : done) CHECK(n.load() == 1);
+    for (int i = 0; i < 200; ++i) check_run(pool, 17);
+  }
+}
+
+#if defined(__linux__)
+TEST("cgroup_cores: version 1 and 2, the group's own limit and those above, inside a container, none") {
+  namespace fs = std::filesystem;
+  const fs::path base = fs::temp_directory_path() / ("gemma-cgroup-" + std::to_string(std::random_device{}()));
+  const auto write = [&](const std::string& file, const std::string& text) {
+    fs::create_directories((base / file).parent_path());
+    std::ofstream(base / file) << text;
+  };
+  const std::string b = base.string();
+  write("none/cgroup", "0::/\n");
+  write("none/mountinfo", "31 23 0:28 / /sys rw - sysfs sysfs rw\n");
+  CHECK(cpu::cgroup_cores(b + "/none") == 0);
+  CHECK(cpu::cgroup_cores(b + "/absent") == 0);
+
+  write("v2/cgroup", "0::/user/app\n");
+  write("v2/mountinfo", "41 31 0:38 / " + b + "/unified rw,relatime shared:4 - cgroup2 cgroup2 rw\n");
+  write("unified/user/app/cpu.max", "max 100000\n");
+  CHECK(cpu::cgroup_cores(b + "/v2") == 0);
+  write("unified/user/cpu.max", "250000 100000\n");
+  CHECK(cpu::cgroup_cores(b + "/v2") == 2.5);
+  write("unified/user/app/cpu.max", "50000 100000\n");
+  CHECK(cpu::cgroup_cores(b + "/v2") == 0.5);
+
+  write("v1/cgroup", "3:cpuset:/x\n2:cpu,cpuacct:/pod/one\n0::/\n");
+  write("v1/mountinfo", "32 31 0:29 / " + b + "/cpu rw - cgroup cgroup rw,cpu,cpuacct\n33 31 0:30 / " + b +
+                            "/cpuset rw - cgroup cgroup rw,cpuset\n");
+  write("cpu/pod/one/cpu.cfs_quota_us", "-1\n");
+  write("cpu/pod/one/cpu.cfs_period_us", "100000\n");
+  CHECK(cpu::cgroup_cores(b + "/v1") == 0);
+  write("cpu/pod/cpu.cfs_quota_us", "150000\n");
+  write("cpu/pod/cpu.cfs_period_us", "50000\n");
+  CHECK(cpu::cgroup_cores(b + "/v1") == 3);
+
+  // The mount shows the container's own group as its root.
+  write("container/cgroup", "2:cpu:/docker/abc/inner\n");
+  write("container/mountinfo", "32 31 0:29 /docker/abc " + b + "/inside rw - cgroup cgroup rw,cpu\n");
+  write("inside/inner/cpu.cfs_quota_us", "400000\n");
+  write("inside/inner/cpu.cfs_period_us", "100000\n");
+  CHECK(cpu::cgroup_cores(b + "/container") == 4);
+  write("inside/cpu.cfs_quota_us", "100000\n");
+  write("inside/cpu.cfs_period_us", "100000\n");
+  CHECK(cpu::cgroup_cores(b + "/container") == 1);
+  write("container/cgroup", "2:cpu:/elsewhere\n");
+  CHECK(cpu::cgroup_cores(b + "/container") == 1);
+  write("container/cgroup", "2:cpu:/../elsewhere\n");
+  CHECK(cpu::cgroup_cores(b + "/container") == 1);
+  fs::remove_all(base);
+}
+#endif
 
 TEST("half floats: all 65,536 survive the way to float and back") {
   for (uint32_t h = 0; h < 65536; ++h) {

@@ -240,15 +240,28 @@ TEST("geglu: every set within rounding of double, far arguments included, out ma
 
 TEST("quantize_row: every set equals ref bit for bit") {
   std::mt19937 rng(24);
-  const std::vector<float> x = awkward_blocks(rng);
-  const Quantized want(kernels_ref(), x);
-  test::for_each_set([&](const Kernels& kernels) {
-    const Quantized got(kernels, x);
-    CHECK(got.q == want.q && got.neg_sum == want.neg_sum && got.neg_sum16 == want.neg_sum16);
-    test::check_same_bits(got.d, want.d, std::string(kernels.isa) + " d");
-    test::check_same_bits(got.dsum, want.dsum, std::string(kernels.isa) + " dsum");
-    test::check_same_bits(got.dsum16, want.dsum16, std::string(kernels.isa) + " dsum16");
-  });
+  const auto check = [](const std::vector<float>& x) {
+    const Quantized want(kernels_ref(), x);
+    test::for_each_set([&](const Kernels& kernels) {
+      const Quantized got(kernels, x);
+      CHECK(got.q == want.q && got.neg_sum == want.neg_sum && got.neg_sum16 == want.neg_sum16);
+      test::check_same_bits(got.d, want.d, std::string(kernels.isa) + " d");
+      test::check_same_bits(got.dsum, want.dsum, std::string(kernels.isa) + " dsum");
+      test::check_same_bits(got.dsum16, want.dsum16, std::string(kernels.isa) + " dsum16");
+    });
+  };
+  const std::vector<float> awkward = awkward_blocks(rng);
+  check(awkward);
+  // Kernels take several blocks at a time: each awkward one at every place among plain ones, and rows that end anywhere.
+  for (size_t block = 0; block < awkward.size(); block += 32) {
+    for (size_t place = 0; place < 4; ++place) {
+      std::vector<float> x = test::random_floats(rng, 128);
+      std::copy_n(awkward.begin() + static_cast<std::ptrdiff_t>(block), 32,
+                  x.begin() + static_cast<std::ptrdiff_t>(32 * place));
+      check(x);
+    }
+  }
+  for (size_t n = 32; n <= 32 * 13; n += 32) check(test::random_floats(rng, n));
 }
 
 TEST("quantize_row ref: half a step at most, sums right, a block that is not finite has no scale") {

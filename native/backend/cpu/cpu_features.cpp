@@ -6,6 +6,7 @@
 #include <cstring>
 #include <fstream>
 #include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 
@@ -143,6 +144,72 @@ std::string cpu_name() {
 #endif
 }
 
+#if defined(__linux__)
+namespace {
+
+// Cores that one cgroup grants; 0 without a limit.
+double quota_of(const std::string& folder, bool version2) {
+  std::string quota;
+  double period = 0;
+  if (version2) {
+    std::ifstream(folder + "/cpu.max") >> quota >> period;
+  } else {
+    std::ifstream(folder + "/cpu.cfs_quota_us") >> quota;
+    std::ifstream(folder + "/cpu.cfs_period_us") >> period;
+  }
+  const double microseconds = std::strtod(quota.c_str(), nullptr);  // "max" is 0, -1 is none too
+  return microseconds > 0 && period > 0 ? microseconds / period : 0;
+}
+
+// Is name one of the words of "a,b,c"?
+bool has_word(const std::string& list, const std::string& name) {
+  return ("," + list + ",").find("," + name + ",") != std::string::npos;
+}
+
+}  // namespace
+
+double cgroup_cores(const std::string& proc_self) {
+  // Lines "hierarchy:controllers:path"; no controllers: version 2.
+  std::string path[2];  // by version - 1
+  std::ifstream cgroups(proc_self + "/cgroup");
+  for (std::string line; std::getline(cgroups, line);) {
+    const size_t first = line.find(':');
+    const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    if (controllers.empty()) path[1] = line.substr(second + 1);
+    if (has_word(controllers, "cpu")) path[0] = line.substr(second + 1);
+  }
+  // Lines "id parent device root mount-point options ... - type source super-options".
+  double least = 0;
+  std::ifstream mounts(proc_self + "/mountinfo");
+  for (std::string line; std::getline(mounts, line);) {
+    const size_t dash = line.find(" - ");
+    if (dash == std::string::npos) continue;
+    std::istringstream left(line.substr(0, dash));
+    std::istringstream right(line.substr(dash + 3));
+    std::string skipped, root, mount_point, type, options;
+    left >> skipped >> skipped >> skipped >> root >> mount_point;
+    right >> type >> skipped >> options;
+    const bool version2 = type == "cgroup2";
+    if (!version2 && !(type == "cgroup" && has_word(options, "cpu"))) continue;
+    // Inside a container the mount shows a part of the tree only: the path is relative to it, where it lies within.
+    std::string rest = path[version2 ? 1 : 0];
+    if (root != "/") rest = rest.compare(0, root.size(), root) == 0 ? rest.substr(root.size()) : "";
+    if (rest.find("..") != std::string::npos) rest.clear();
+    // A limit of any group above is a limit.
+    for (;;) {
+      while (!rest.empty() && rest.back() == '/') rest.pop_back();
+      const double quota = quota_of(mount_point + rest, version2);
+      if (quota > 0 && (least == 0 || quota < least)) least = quota;
+      if (rest.empty()) break;
+      rest.erase(std::min(rest.size() - 1, rest.rfind('/')));
+    }
+  }
+  return least;
+}
+#endif
+
 int usable_cores() {
   int n = static_cast<int>(std::thread::hardware_concurrency());
 #if defined(__linux__)
@@ -160,13 +227,8 @@ int usable_cores() {
     }
     if (!cores.empty()) n = static_cast<int>(cores.size());
   }
-  std::ifstream quota_file("/sys/fs/cgroup/cpu.max");
-  std::string quota;
-  double period = 0;
-  if (quota_file >> quota >> period && quota != "max" && period > 0) {
-    const double cores = std::strtod(quota.c_str(), nullptr) / period;
-    if (cores > 0) n = std::min(n, std::max(1, static_cast<int>(std::ceil(cores))));
-  }
+  const double quota = cgroup_cores("/proc/self");
+  if (quota > 0) n = std::min(n, std::max(1, static_cast<int>(std::ceil(quota))));
 #elif defined(__APPLE__)
   int physical = 0;
   size_t size = sizeof physical;

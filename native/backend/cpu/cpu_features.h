@@ -13,6 +13,11 @@ bool has_avx512_vnni();  // AVX-512 F BW DQ VL VNNI
 std::string cpu_name();
 // Physical cores this process may use: affinity mask and cgroup quota considered. At least 1.
 int usable_cores();
+#if defined(__linux__)
+// Cores that the cgroups of a process (version 1 or 2, its own and all above it) grant together; 0 without a limit.
+// proc_self is "/proc/self", or what a test puts in its place.
+double cgroup_cores(const std::string& proc_self);
+#endif
 uint64_t memory_bytes();
 
 }  // namespace gemma::cpu

@@ -90,11 +90,11 @@ struct AttentionTile {
   float* max = nullptr;             // [n_rows] largest score
   float* sum = nullptr;             // [n_rows] sum of exp(score - max)
 };
-inline constexpr int kAttentionRows = 16;
+inline constexpr int kAttentionRows = 32;
 
 // Long spans are cut at multiples of kSegment positions; partial results of segments are merged in order, always, so
 // that the result does not depend on how many threads worked on them.
-inline constexpr int kSegment = 1024;
+inline constexpr int kSegment = 256;
 
 // Screens of large output matrices (screen.h). 16 rows of the matrix are a panel, each a lane. Byte 4 * lane + i of the 64
 // bytes of group g of a panel holds the codes of columns 8 * g + i (low nibble) and 8 * g + 4 + i (high nibble).

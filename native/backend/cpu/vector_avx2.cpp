@@ -63,6 +63,12 @@ inline float inverse_rms(const float* x, int dim, float eps) {
   return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean + eps)));
 }
 
+// 32 codes as bytes. Packing works within 128-bit lanes; the permutation brings the dwords back into order.
+inline __m256i pack_codes(const __m256i q[4]) {
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+  return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+
 // The step of a block of 32 with the least squared error (kernels.h).
 inline int best_level(const __m256 v[4], float reciprocal) {
   constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
@@ -91,7 +97,6 @@ inline int best_level(const __m256 v[4], float reciprocal) {
 void quantize_row_avx2(const float* x, int n_cols, const QuantizedRowOut& out) {
   const __m256 zero = _mm256_setzero_ps();
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-  const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   for (int b = 0; b < n_cols / 32; ++b) {
     __m256 v[4];
     __m256 top = zero;
@@ -112,9 +117,7 @@ void quantize_row_avx2(const float* x, int n_cols, const QuantizedRowOut& out) {
       const __m256 inverse = _mm256_set1_ps(kLevel[best] * reciprocal);
       for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
     }
-    // Packing works within 128-bit lanes; the permutation brings the dwords back into order.
-    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + b * 32), _mm256_permutevar8x32_epi32(bytes, in_order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.q + b * 32), pack_codes(q));
     const int32_t s0 = sum_lanes(_mm256_add_epi32(q[0], q[1]));
     const int32_t s1 = sum_lanes(_mm256_add_epi32(q[2], q[3]));
     out.d[b] = d;
@@ -177,7 +180,33 @@ void store_kv_row_avx2(KvType type, const float* x, std::byte* row, int head_dim
       std::memcpy(row + static_cast<size_t>(j) * 2, &halves, static_cast<size_t>(n) * 2);
     });
   } else {
-    store_kv_row_ref(type, x, row, head_dim);
+    for (int b = 0; b < head_dim / 32; ++b, x += 32, row += 34) {
+      __m256 v[4];
+      __m256i top = _mm256_setzero_si256();  // magnitudes as integers: NaN and infinity are larger than all numbers
+      for (int i = 0; i < 4; ++i) {
+        v[i] = _mm256_loadu_ps(x + 8 * i);
+        top = _mm256_max_epi32(top, _mm256_and_si256(_mm256_castps_si256(v[i]), _mm256_set1_epi32(0x7fffffff)));
+      }
+      __m128i most = _mm_max_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+      most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+      most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
+      if (_mm_cvtsi128_si32(most) >= 0x7f800000) {
+        store_kv_row_ref(type, x, row, 32);
+        continue;
+      }
+      const __m128i half = _mm_cvtps_ph(_mm_div_ss(_mm_castsi128_ps(most), _mm_set_ss(127.0f)),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const float d = _mm_cvtss_f32(_mm_cvtph_ps(half));
+      const __m256 inverse = _mm256_set1_ps(d > 0 ? 1.0f / d : 0.0f);
+      __m256i q[4];
+      for (int i = 0; i < 4; ++i) {
+        q[i] = _mm256_cvtps_epi32(
+            _mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(v[i], inverse), _mm256_set1_ps(-127.0f)), _mm256_set1_ps(127.0f)));
+      }
+      const uint16_t scale = static_cast<uint16_t>(_mm_cvtsi128_si32(half));
+      std::memcpy(row, &scale, 2);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + 2), pack_codes(q));
+    }
   }
 }
 

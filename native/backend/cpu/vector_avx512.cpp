@@ -2,7 +2,6 @@
 #include <immintrin.h>
 
 #include <cstring>
-#include <limits>
 
 #include "backend/cpu/exp_avx512.h"
 #include "backend/cpu/kernels_avx512.h"
@@ -36,64 +35,133 @@ inline void for_vectors(int n, const F& f) {
   if (j < n) f(j, first_lanes(n - j));
 }
 
-// The step of a block of 32 with the least squared error (kernels.h).
-inline int best_level(__m512 v0, __m512 v1, float reciprocal) {
-  constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  __m128 four[kLevels];
-  for (int i = 0; i < kLevels; ++i) {
-    const __m512 inverse = _mm512_set1_ps(kLevel[i] * reciprocal);
-    const __m512 s0 = _mm512_mul_ps(v0, inverse);
-    const __m512 s1 = _mm512_mul_ps(v1, inverse);
-    const __m512 e0 = _mm512_sub_ps(s0, _mm512_roundscale_ps(s0, kRound));
-    const __m512 e1 = _mm512_sub_ps(s1, _mm512_roundscale_ps(s1, kRound));
-    const __m512 sum = _mm512_fmadd_ps(e1, e1, _mm512_mul_ps(e0, e0));
-    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
-    four[i] = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+// The lanes of each of 16 vectors added up, as the float products of kernels.h: j and j + 8, + 4, + 2, + 1. The sum of
+// vector 4 i + l in lane 4 l + i.
+inline __m512 sum_lanes(const __m512* v) {
+  __m512 halves[8];
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = v[2 * i];
+    const __m512 b = v[2 * i + 1];
+    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
   }
-  _MM_TRANSPOSE4_PS(four[0], four[1], four[2], four[3]);
-  const __m128 sums = _mm_add_ps(_mm_add_ps(four[0], four[2]), _mm_add_ps(four[1], four[3]));
-  const __m128 errors = _mm_mul_ps(sums, _mm_loadu_ps(kLevelWeights));
-  __m128 least = _mm_min_ps(errors, _mm_movehl_ps(errors, errors));
-  least = _mm_min_ss(least, _mm_movehdup_ps(least));
-  const int equal = _mm_movemask_ps(_mm_cmpeq_ps(errors, _mm_broadcastss_ps(least)));
-  return __builtin_ctz(static_cast<unsigned>(equal | 8));
+  __m512 quarters[4];
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = halves[2 * i];
+    const __m512 b = halves[2 * i + 1];
+    quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  const auto pairs = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  };
+  const __m512 a = pairs(quarters[0], quarters[1]);
+  const __m512 b = pairs(quarters[2], quarters[3]);
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+
+// Largest magnitude of each of four blocks of 32, block b in all lanes of the b-th 128 bits; as integers, so that NaN and
+// infinity are larger than all numbers.
+inline __m512i largest_magnitudes(const __m512* v) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i m[4];
+  for (int b = 0; b < 4; ++b) {
+    m[b] = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(v[2 * b]), magnitude),
+                            _mm512_and_si512(_mm512_castps_si512(v[2 * b + 1]), magnitude));
+  }
+  __m512i halves[2];
+  for (int i = 0; i < 2; ++i) {
+    halves[i] = _mm512_max_epi32(_mm512_shuffle_i32x4(m[2 * i], m[2 * i + 1], 0x44),
+                                 _mm512_shuffle_i32x4(m[2 * i], m[2 * i + 1], 0xee));
+  }
+  __m512i all = _mm512_max_epi32(_mm512_shuffle_i32x4(halves[0], halves[1], 0x88),
+                                 _mm512_shuffle_i32x4(halves[0], halves[1], 0xdd));
+  all = _mm512_max_epi32(all, _mm512_shuffle_epi32(all, _MM_PERM_BADC));
+  return _mm512_max_epi32(all, _mm512_shuffle_epi32(all, _MM_PERM_CDAB));
+}
+
+// Four blocks of 32 at once; says false, and writes nothing, when one of them has no usable step (kernels.h): 0, too
+// small, NaN or infinity.
+inline bool quantize_four_blocks(const float* x, const QuantizedRowOut& out) {
+  constexpr int kRound = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  __m512 v[8];
+  for (int i = 0; i < 8; ++i) v[i] = _mm512_loadu_ps(x + 16 * i);
+  const __m512i bits = largest_magnitudes(v);
+  const __m512 largest = _mm512_castsi512_ps(bits);
+  if (_mm512_cmp_ps_mask(largest, _mm512_set1_ps(1e-30f), _CMP_GT_OQ) != 0xffff ||
+      _mm512_cmplt_epi32_mask(bits, _mm512_set1_epi32(0x7f800000)) != 0xffff) {
+    return false;
+  }
+  // Lane 4 b + i: block b with level i.
+  const __m512 reciprocal = _mm512_div_ps(_mm512_set1_ps(1.0f), largest);
+  const __m512 inverses = _mm512_mul_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(kLevel)), reciprocal);
+  alignas(64) float inverse[16];
+  _mm512_store_ps(inverse, inverses);
+  __m512 errors[16];
+  for (int b = 0; b < 4; ++b) {
+    for (int i = 0; i < kLevels; ++i) {
+      const __m512 scale = _mm512_set1_ps(inverse[4 * b + i]);
+      const __m512 s0 = _mm512_mul_ps(v[2 * b], scale);
+      const __m512 s1 = _mm512_mul_ps(v[2 * b + 1], scale);
+      const __m512 e0 = _mm512_sub_ps(s0, _mm512_roundscale_ps(s0, kRound));
+      const __m512 e1 = _mm512_sub_ps(s1, _mm512_roundscale_ps(s1, kRound));
+      errors[4 * i + b] = _mm512_fmadd_ps(e1, e1, _mm512_mul_ps(e0, e0));
+    }
+  }
+  const __m512 error = _mm512_mul_ps(sum_lanes(errors), _mm512_broadcast_f32x4(_mm_loadu_ps(kLevelWeights)));
+  __m512 least = _mm512_min_ps(error, _mm512_permute_ps(error, 0x4e));
+  least = _mm512_min_ps(least, _mm512_permute_ps(least, 0xb1));
+  uint32_t best = _mm512_cmp_ps_mask(error, least, _CMP_EQ_OQ);
+  best &= ~((best << 1 & 0xeeeeu) | (best << 2 & 0xccccu) | (best << 3 & 0x8888u));  // the first of equals
+  const __mmask16 first = static_cast<__mmask16>(best);
+  const __m512 steps = _mm512_mul_ps(largest, _mm512_broadcast_f32x4(_mm_loadu_ps(kLevelSteps)));
+  const __m128 d = _mm512_castps512_ps128(_mm512_maskz_compress_ps(first, steps));
+  const __m512 chosen = _mm512_maskz_compress_ps(first, inverses);
+
+  __m512i q[8];
+  for (int b = 0; b < 4; ++b) {
+    const __m512 scale = _mm512_permutexvar_ps(_mm512_set1_epi32(b), chosen);
+    q[2 * b] = _mm512_cvtps_epi32(_mm512_mul_ps(v[2 * b], scale));
+    q[2 * b + 1] = _mm512_cvtps_epi32(_mm512_mul_ps(v[2 * b + 1], scale));
+  }
+  // Packing works within 128-bit lanes; the permutation brings the dwords back into order.
+  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  __m512i sums[2];  // of four codes; four sums a half block
+  for (int i = 0; i < 2; ++i) {
+    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(q[4 * i], q[4 * i + 1]),
+                                              _mm512_packs_epi32(q[4 * i + 2], q[4 * i + 3]));
+    const __m512i codes = _mm512_permutexvar_epi32(in_order, packed);
+    _mm512_storeu_si512(out.q + 64 * i, codes);
+    sums[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), codes);
+  }
+  __m512i halves = _mm512_add_epi32(_mm512_unpacklo_epi32(sums[0], sums[1]), _mm512_unpackhi_epi32(sums[0], sums[1]));
+  halves = _mm512_add_epi32(halves, _mm512_shuffle_epi32(halves, _MM_PERM_BADC));
+  // Half block h of the first 64 codes is in lane 4 h, of the others in lane 4 h + 1.
+  const __m512i s16 = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 8, 1, 9, 4, 12, 5, 13), halves);
+  const __m256i half_sums = _mm512_castsi512_si256(s16);
+  const __m256i split = _mm512_extracti32x8_epi32(s16, 1);  // first halves, second halves
+  const __m128i block_sums = _mm_add_epi32(_mm256_castsi256_si128(split), _mm256_extracti128_si256(split, 1));
+  const __m256 d_twice = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(d), _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+  _mm_storeu_ps(out.d, d);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out.neg_sum), _mm_sub_epi32(_mm_setzero_si128(), block_sums));
+  _mm_storeu_ps(out.dsum, _mm_mul_ps(d, _mm_cvtepi32_ps(block_sums)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out.neg_sum16), _mm256_sub_epi32(_mm256_setzero_si256(), half_sums));
+  _mm256_storeu_ps(out.dsum16, _mm256_mul_ps(d_twice, _mm256_cvtepi32_ps(half_sums)));
+  return true;
 }
 
 }  // namespace
 
 void quantize_row_avx512(const float* x, int n_cols, const QuantizedRowOut& out) {
-  const __m512 zero = _mm512_setzero_ps();
-  for (int b = 0; b < n_cols / 32; ++b) {
-    const __m512 v0 = _mm512_loadu_ps(x + b * 32);
-    const __m512 v1 = _mm512_loadu_ps(x + b * 32 + 16);
-    const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(v0), _mm512_abs_ps(v1)));
-    // x * 0 is NaN for NaN and infinity, which max hides.
-    const __m512 check = _mm512_fmadd_ps(v0, zero, _mm512_mul_ps(v1, zero));
-    const bool finite = _mm512_cmp_ps_mask(check, check, _CMP_UNORD_Q) == 0;
-    const bool usable = finite && largest > 1e-30f;
-    const float reciprocal = usable ? 1.0f / largest : 0.0f;
-    const int best = usable ? best_level(v0, v1, reciprocal) : 0;
-    const float d = finite ? (usable ? largest * kLevelSteps[best] : 0.0f) : std::numeric_limits<float>::quiet_NaN();
-    // Not usable: the reciprocal is 0, but 0 * infinity is not; mask by zeroing lanes.
-    const __mmask16 lanes = usable ? 0xffff : 0;
-    const __m512 inverse = _mm512_set1_ps(kLevel[best] * reciprocal);
-    const __m128i q0 = _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(lanes, _mm512_mul_ps(v0, inverse)));
-    const __m128i q1 = _mm512_cvtepi32_epi8(_mm512_maskz_cvtps_epi32(lanes, _mm512_mul_ps(v1, inverse)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out.q + b * 32), q0);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out.q + b * 32 + 16), q1);
-    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(q0), q1, 1);
-    __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), both);  // four of each half
-    sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
-    sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0xb1));
-    const int s0 = _mm256_extract_epi32(sums, 0);
-    const int s1 = _mm256_extract_epi32(sums, 4);
-    out.d[b] = d;
-    out.neg_sum[b] = -(s0 + s1);
-    out.dsum[b] = d * static_cast<float>(s0 + s1);
-    out.neg_sum16[2 * b] = -s0;
-    out.neg_sum16[2 * b + 1] = -s1;
-    out.dsum16[2 * b] = d * static_cast<float>(s0);
-    out.dsum16[2 * b + 1] = d * static_cast<float>(s1);
+  QuantizedRowOut o = out;
+  int j = 0;
+  for (; j < n_cols; j += 128) {
+    const int n = n_cols - j < 128 ? n_cols - j : 128;
+    if (n < 128 || !quantize_four_blocks(x + j, o)) quantize_row_ref(x + j, n, o);
+    o.q += n;
+    o.d += n / 32;
+    o.neg_sum += n / 32;
+    o.neg_sum16 += n / 16;
+    o.dsum += n / 32;
+    o.dsum16 += n / 16;
   }
 }
 
@@ -153,7 +221,32 @@ void store_kv_row_avx512(KvType type, const float* x, std::byte* row, int head_d
       _mm256_mask_storeu_epi16(row + static_cast<size_t>(j) * 2, m, half);
     });
   } else {
-    store_kv_row_ref(type, x, row, head_dim);
+    for (int b = 0; b < head_dim / 32; ++b, x += 32, row += 34) {
+      const __m512 v0 = _mm512_loadu_ps(x);
+      const __m512 v1 = _mm512_loadu_ps(x + 16);
+      const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+      // As integers NaN and infinity are larger than all numbers.
+      const int bits = _mm512_reduce_max_epi32(
+          _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(v0), magnitude),
+                           _mm512_and_si512(_mm512_castps_si512(v1), magnitude)));
+      if (bits >= 0x7f800000) {
+        store_kv_row_ref(type, x, row, 32);
+        continue;
+      }
+      const __m128i half = _mm_cvtps_ph(_mm_div_ss(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)), _mm_set_ss(127.0f)),
+                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const float d = _mm_cvtss_f32(_mm_cvtph_ps(half));
+      const __m512 inverse = _mm512_set1_ps(d > 0 ? 1.0f / d : 0.0f);
+      const auto codes = [&](__m512 v) {
+        const __m512 scaled = _mm512_mul_ps(v, inverse);
+        return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(
+            _mm512_min_ps(_mm512_max_ps(scaled, _mm512_set1_ps(-127.0f)), _mm512_set1_ps(127.0f))));
+      };
+      const uint16_t scale = static_cast<uint16_t>(_mm_cvtsi128_si32(half));
+      std::memcpy(row, &scale, 2);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(row + 2), codes(v0));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(row + 18), codes(v1));
+    }
   }
 }
 
