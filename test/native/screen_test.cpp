@@ -282,7 +282,7 @@ TEST("bounds: the margin is kScreenSigmas true standard deviations, also along r
   const Weight weight =
       backend->load_weight(TensorType::kF32, kOut, kIn, reinterpret_cast<const std::byte*>(values.data()));
   std::vector<float> x = activations(rng, kRows, kIn);
-  Screen screen(weight, true);
+  Screen screen(*backend, weight, true);
   ThreadPool pool(2);
   const Kernels& kernels = select_kernels("");
   test::ScratchMemory memory[2];

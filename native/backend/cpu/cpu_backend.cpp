@@ -159,7 +159,7 @@ class CpuBackend final : public Backend {
   }
 
   std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened) override {
-    return std::make_unique<cpu::Screen>(weight, screened);
+    return std::make_unique<cpu::Screen>(*this, weight, screened);
   }
 
   void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> wanted) override {

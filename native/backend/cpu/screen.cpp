@@ -7,6 +7,7 @@
 #include <limits>
 #include <new>
 
+#include "base/error.h"
 #include "quant/types.h"
 
 namespace gemma::cpu {
@@ -38,8 +39,9 @@ int largest_block(int n_cols) {
 
 }  // namespace
 
-Screen::Screen(const Weight& weight, bool enabled)
-    : weight_(weight),
+Screen::Screen(Backend& backend, const Weight& weight, bool enabled)
+    : backend_(backend),
+      weight_(weight),
       // A few thousand rows are computed sooner than screened.
       enabled_(enabled && weight.n_in % 8 == 0 && weight.n_out >= 4096),
       n_panels_((weight.n_out + kScreenLanes - 1) / kScreenLanes),
@@ -47,7 +49,7 @@ Screen::Screen(const Weight& weight, bool enabled)
 
 size_t Screen::bytes() const {
   const size_t floats = step_.size() + residual_.size() + norm_.size() + bounds_.size() + maxima_.size();
-  return (memory_ ? code_bytes() : 0) + floats * sizeof(float);
+  return (codes_ ? codes_->bytes() : 0) + floats * sizeof(float);
 }
 
 std::span<float> Screen::maxima(int query) {
@@ -57,7 +59,7 @@ std::span<float> Screen::maxima(int query) {
 
 void Screen::disable() {
   enabled_ = false;
-  memory_.reset();
+  codes_.reset();
   step_ = residual_ = norm_ = {};
 }
 
@@ -68,17 +70,17 @@ void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<con
   std::vector<float> memory;
   try {
     memory.resize(static_cast<size_t>(pool.n_threads()) * n_cols * kScreenLanes);
-    if (!memory_) {
-      memory_ = std::make_unique_for_overwrite<uint8_t[]>(code_bytes());  // touched slice by slice
-      void* p = memory_.get();
-      size_t space = code_bytes();
-      codes_ = static_cast<uint8_t*>(std::align(64, code_bytes() - 63, p, space));
+    if (!codes_) {
+      codes_ = backend_.allocate(static_cast<size_t>(n_panels_) * panel_bytes);
       for (std::vector<float>* v : {&step_, &residual_, &norm_})
         v->resize(static_cast<size_t>(n_panels_) * kScreenLanes);
     }
   } catch (const std::bad_alloc&) {
     return disable();
+  } catch (const Error&) {
+    return disable();
   }
+  uint8_t* codes = reinterpret_cast<uint8_t*>(codes_->data());
   std::atomic<bool> finite{true};
   const int begin = n_built_;
   const int end = std::min(n_panels_, begin + (n_panels_ + kSlices - 1) / kSlices);
@@ -91,7 +93,7 @@ void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<con
                          weight_.n_in, columns, scratch[static_cast<size_t>(thread)]);
     const size_t p = static_cast<size_t>(panel);
     const size_t lanes = p * kScreenLanes;
-    if (!kernels.screen_pack(columns, weight_.n_in, block_, codes_ + p * panel_bytes, &step_[lanes], &residual_[lanes],
+    if (!kernels.screen_pack(columns, weight_.n_in, block_, codes + p * panel_bytes, &step_[lanes], &residual_[lanes],
                              &norm_[lanes])) {
       finite.store(false, std::memory_order_relaxed);
     }
@@ -109,42 +111,38 @@ bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int
   maxima_.resize(static_cast<size_t>(n) * static_cast<size_t>(n_panels_));
   rotate(rotated_.data(), n * weight_.n_in, block_);
 
-  const ScreenTable table{weight_.n_in, codes_, step_.data(), residual_.data(), norm_.data()};
-  for (int first = 0; first < n; first += kScreenQueries) {
-    ScreenQuery queries[kScreenQueries];
-    const int n_queries = std::min(kScreenQueries, n - first);
-    for (int i = 0; i < n_queries; ++i) {
-      const size_t query = static_cast<size_t>(first + i);
-      const float* y = rotated_.data() + query * n_cols;
-      int8_t* q = q_.data() + query * n_cols;
-      float largest = 0;
-      double norm = 0;
-      for (size_t j = 0; j < n_cols; ++j) {
-        largest = std::max(largest, std::fabs(y[j]));
-        norm += static_cast<double>(y[j]) * y[j];
-      }
-      if (!(norm < 1e30)) return false;
-      const float scale = largest / 127;
-      const float inverse = largest > 1e-30f ? 127 / largest : 0.0f;
-      int32_t sum = 0;
-      for (size_t j = 0; j < n_cols; ++j) {
-        q[j] = static_cast<int8_t>(std::nearbyint(y[j] * inverse));
-        sum += q[j];
-      }
-      constexpr double kSigmas = kScreenSigmas;
-      queries[i] = {q,
-                    scale,
-                    -7.5f * static_cast<float>(sum),
-                    static_cast<float>(kSigmas * kSigmas * norm / static_cast<double>(n_cols)),
-                    static_cast<float>(kSigmas * kSigmas * static_cast<double>(scale) * scale / 12),
-                    bounds_.data() + query * n_rows,
-                    maxima_.data() + query * static_cast<size_t>(n_panels_)};
+  const ScreenTable table{weight_.n_in, reinterpret_cast<const uint8_t*>(codes_->data()), step_.data(), residual_.data(), norm_.data()};
+  queries_.clear();
+  for (size_t query = 0; query < static_cast<size_t>(n); ++query) {
+    const float* y = rotated_.data() + query * n_cols;
+    int8_t* q = q_.data() + query * n_cols;
+    float largest = 0;
+    double norm = 0;
+    for (size_t j = 0; j < n_cols; ++j) {
+      largest = std::max(largest, std::fabs(y[j]));
+      norm += static_cast<double>(y[j]) * y[j];
     }
-    constexpr int kPanels = 64;  // of a chunk: 40 KB of codes in the 270M
-    pool.parallel_for((n_panels_ + kPanels - 1) / kPanels, [&](int chunk, int /*thread*/) {
-      kernels.screen_bound(table, chunk * kPanels, std::min(n_panels_, (chunk + 1) * kPanels), queries, n_queries);
-    });
+    if (!(norm < 1e30)) return false;
+    const float scale = largest / 127;
+    const float inverse = largest > 1e-30f ? 127 / largest : 0.0f;
+    int32_t sum = 0;
+    for (size_t j = 0; j < n_cols; ++j) {
+      q[j] = static_cast<int8_t>(std::nearbyint(y[j] * inverse));
+      sum += q[j];
+    }
+    constexpr double kVariances = static_cast<double>(kScreenSigmas) * kScreenSigmas;
+    queries_.push_back({q, scale, -7.5f * static_cast<float>(sum),
+                        static_cast<float>(kVariances * norm / static_cast<double>(n_cols)),
+                        static_cast<float>(kVariances * static_cast<double>(scale) * scale / 12),
+                        bounds_.data() + query * n_rows, maxima_.data() + query * static_cast<size_t>(n_panels_)});
   }
+  constexpr int kPanels = 64;  // of a chunk: its codes stay in cache for all queries
+  pool.parallel_for((n_panels_ + kPanels - 1) / kPanels, [&](int chunk, int /*thread*/) {
+    for (int first = 0; first < n; first += kScreenQueries) {
+      kernels.screen_bound(table, chunk * kPanels, std::min(n_panels_, (chunk + 1) * kPanels), &queries_[static_cast<size_t>(first)],
+                           std::min(kScreenQueries, n - first));
+    }
+  });
   for (int i = 0; i < n; ++i) {  // lanes past the last row
     float* row = bounds_.data() + static_cast<size_t>(i) * n_rows;
     std::fill(row + weight_.n_out, row + n_rows, -kInfinity);

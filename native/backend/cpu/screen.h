@@ -27,8 +27,8 @@ inline constexpr float kScreenSigmas = 6.7f;
 
 class Screen final : public OutputMatrix {
  public:
-  // enabled: false keeps it empty for ever, and every product is computed.
-  Screen(const Weight& weight, bool enabled);
+  // enabled: false keeps it empty for ever, and every product is computed. backend gives the memory, with the first slice.
+  Screen(Backend& backend, const Weight& weight, bool enabled);
 
   const Weight& weight() const { return weight_; }
   size_t bytes() const override;
@@ -57,21 +57,19 @@ class Screen final : public OutputMatrix {
   std::span<float> maxima(int query);
   void update_maximum(int query, int panel);
   void disable();
-  size_t code_bytes() const {
-    return static_cast<size_t>(n_panels_) * static_cast<size_t>(weight_.n_in) * (kScreenLanes / 2) + 63;
-  }
 
+  Backend& backend_;
   Weight weight_;
   bool enabled_;
   int n_panels_;
   int block_;
   int n_built_ = 0;
-  std::unique_ptr<uint8_t[]> memory_;
-  uint8_t* codes_ = nullptr;  // in memory_, aligned to 64
+  std::unique_ptr<Buffer> codes_;
   std::vector<float> step_, residual_, norm_;
   // of a step
   std::vector<float> rotated_;
   std::vector<int8_t> q_;
+  std::vector<ScreenQuery> queries_;
   std::vector<float> bounds_;
   std::vector<float> maxima_;  // of each panel
   std::vector<float> sorted_;
