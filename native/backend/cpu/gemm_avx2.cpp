@@ -14,6 +14,15 @@
 namespace gemma::cpu {
 namespace {
 
+// A sum that is complete before the next product is added. Free to reorder, GCC computes all products of a tile first
+// and sends them through memory: 4-bit types with 128 rows of x ran at 171 instead of 205 billion operations a second.
+GEMMA_INLINE __m256i in_order(__m256i v) {
+#if defined(__GNUC__)
+  asm("" : "+x"(v));
+#endif
+  return v;
+}
+
 struct Maddubs {
   static constexpr bool kSigned = true;
 
@@ -35,10 +44,11 @@ struct Maddubs {
     __m256i pairs;  // 16 bits
     Dot() = default;
     GEMMA_INLINE explicit Dot(__m256i start) : total(start) {}
-    GEMMA_INLINE void add(int j, const Codes<Kind>& codes, __m256i four) {
+    GEMMA_INLINE void add(int j, const Codes<Kind>& codes, __m256i four, bool in_tile) {
       const __m256i signed_four = Kind::kAllBits ? _mm256_sign_epi8(four, codes.w) : four;
       const __m256i products = _mm256_maddubs_epi16(codes.magnitude, signed_four);
       pairs = j % kSums == 0 ? products : _mm256_add_epi16(pairs, products);
+      if (in_tile && kSums == 8) pairs = in_order(pairs);  // no gain for the others, a loss for one row of x
       if (j % kSums == kSums - 1) total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
   };

@@ -681,7 +681,8 @@ struct Q3_K {
 #pragma GCC unroll 3
     for (int i = 0; i < 3; ++i)
       packed[i] = _mm512_or_si512(_mm512_srli_epi32(tail[i], 16), _mm512_slli_epi32(tail[i + 1], 16));
-    // Bytes 0-7: the low nibbles of scales 0-7 and 8-15; bytes 8-11: two high bits each of scales i, i + 4, i + 8, i + 12.
+    // Bytes 0-7: the low nibbles of scales 0-7 and 8-15. Byte 8 + k: two high bits each of scales k, 4 + k, 8 + k and
+    // 12 + k.
 #pragma GCC unroll 4
     for (unsigned i = 0; i < 4; ++i) {
       const __m512i low4 = _mm512_and_si512(_mm512_srli_epi16(packed[i % 2], i / 2 * 4), mask_bytes(0x0f));

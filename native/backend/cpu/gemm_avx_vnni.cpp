@@ -24,7 +24,7 @@ struct Dpbusd {
     __m256i total;
     Dot() = default;
     GEMMA_INLINE explicit Dot(__m256i start) : total(start) {}
-    GEMMA_INLINE void add(int, const Codes<Kind>& codes, __m256i four) {
+    GEMMA_INLINE void add(int, const Codes<Kind>& codes, __m256i four, bool /*in_tile*/) {
       total = _mm256_dpbusd_avx_epi32(total, codes.w, four);
     }
   };

@@ -10,7 +10,8 @@
 // An Isa supplies
 //   kSigned           whether codes of all 8 bits (Q8_0, IQ4) are multiplied as signed bytes
 //   Codes<Form>       codes ready to be multiplied, made from a register of bytes
-//   Dot<Form>         a dot product over one part of a block: Dot(start), add(j, codes, four bytes of x), total
+//   Dot<Form>         a dot product over one part of a block: Dot(start); for each dword j of the part
+//                     add(j, codes, four bytes of x, whether in a tile of several rows); total
 #pragma once
 
 #include <immintrin.h>
@@ -147,7 +148,9 @@ GEMMA_INLINE __m256 negative(__m256 v) {
 // Bits shifted within 16; callers mask what crosses bytes. Negative: to the right.
 template <int kLeft>
 GEMMA_INLINE __m256i shift_bits(__m256i v) {
-  return kLeft == 0 ? v : kLeft > 0 ? _mm256_slli_epi16(v, kLeft > 0 ? kLeft : 0) : _mm256_srli_epi16(v, kLeft < 0 ? -kLeft : 0);
+  return kLeft == 0  ? v
+         : kLeft > 0 ? _mm256_slli_epi16(v, kLeft > 0 ? kLeft : 0)
+                     : _mm256_srli_epi16(v, kLeft < 0 ? -kLeft : 0);
 }
 // Byte i of each lane as a float, unsigned or signed.
 template <int kI>
@@ -160,8 +163,8 @@ GEMMA_INLINE __m256 signed_byte(__m256i v) {
   return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(v, 24 - 8 * kI), 24));
 }
 GEMMA_INLINE __m256i table16(const int8_t (&values)[16], int flip) {
-  const __m128i v = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)),
-                                  _mm_set1_epi8(static_cast<char>(flip)));
+  const __m128i v =
+      _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)), _mm_set1_epi8(static_cast<char>(flip)));
   return _mm256_broadcastsi128_si256(v);
 }
 
@@ -253,7 +256,8 @@ struct Q8_0 : Form<255, 7, false, false> {
     unroll<2>([&](auto half) {
       __m256i q[4];
       load_transposed(p + 2 + 16 * half, stride, q);
-      unroll<4>([&](auto j) { sink.codes(0, 4 * half + j, Sink::kSigned ? q[j] : _mm256_xor_si256(q[j], bytes(0x80))); });
+      unroll<4>(
+          [&](auto j) { sink.codes(0, 4 * half + j, Sink::kSigned ? q[j] : _mm256_xor_si256(q[j], bytes(0x80))); });
     });
     sink.end(0);
   }
@@ -334,14 +338,13 @@ struct Q3_K : Form<7, 2, false, true> {
     unroll<3>([&](auto i) {
       packed[i] = _mm256_or_si256(_mm256_srli_epi32(tail[i], 16), _mm256_slli_epi32(tail[i + 1], 16));
     });
-    // Bytes 0-7: the low nibbles of scales 0-7 and 8-15. Bytes 8-11: two high bits each of scales i, i + 4, i + 8, i + 12.
+    // Bytes 0-7: the low nibbles of scales 0-7 and 8-15. Byte 8 + k: two high bits each of scales k, 4 + k, 8 + k and
+    // 12 + k.
     unroll<4>([&](auto i) {
-      const __m256i low = _mm256_and_si256(shift_bits<i < 2 ? 0 : -4>(packed[i % 2]), bytes(0x0f));
+      const __m256i low = _mm256_and_si256(shift_bits<(i < 2 ? 0 : -4)>(packed[i % 2]), bytes(0x0f));
       const __m256i high = _mm256_and_si256(shift_bits<4 - 2 * i>(packed[2]), bytes(0x30));
       const __m256i scales = _mm256_sub_epi8(_mm256_or_si256(low, high), bytes(32));
-      unroll<4>([&](auto k) {
-        sink.scale(2 * i + k / 2, k % 2, _mm256_mul_ps(last.high, signed_byte<k>(scales)));
-      });
+      unroll<4>([&](auto k) { sink.scale(2 * i + k / 2, k % 2, _mm256_mul_ps(last.high, signed_byte<k>(scales))); });
     });
     unroll<2>([&](auto n) {
       unroll<2>([&](auto part) {
@@ -443,9 +446,7 @@ struct Q6_K : Form<63, 5, false, true> {
     __m256i scales[4];  // a signed byte per half block
     load_transposed(p + 192, stride, scales);
     const __m256 d = load_halves(p + 208, stride);
-    unroll<16>([&](auto k) {
-      sink.scale(k / 2, k % 2, _mm256_mul_ps(d, signed_byte<k % 4>(scales[k / 4])));
-    });
+    unroll<16>([&](auto k) { sink.scale(k / 2, k % 2, _mm256_mul_ps(d, signed_byte<k % 4>(scales[k / 4]))); });
     const auto join = [](__m256i codes, __m256i bits) {
       return _mm256_or_si256(_mm256_and_si256(codes, bytes(0x0f)), _mm256_and_si256(bits, bytes(0x30)));
     };
@@ -538,7 +539,8 @@ GEMMA_INLINE __m256i start(const QuantizedRows& x, size_t i, int part) {
 
 // acc plus one part's contribution.
 template <class Kind>
-GEMMA_INLINE __m256 accumulate(__m256 acc, __m256i dot, __m256 d, __m256 m, const QuantizedRows& x, size_t i, int part) {
+GEMMA_INLINE __m256 accumulate(__m256 acc, __m256i dot, __m256 d, __m256 m, const QuantizedRows& x, size_t i,
+                               int part) {
   acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(d, _mm256_set1_ps(x.d[i])), acc);
   if constexpr (Kind::kMin) {
     const float sum = Kind::kHalves ? x.dsum16[2 * i + static_cast<size_t>(part)] : x.dsum[i];
@@ -551,17 +553,20 @@ GEMMA_INLINE __m256 accumulate(__m256 acc, __m256i dot, __m256 d, __m256 m, cons
 // the hardware to follow. Past the end of the matrix this is harmless.
 class Prefetcher {
  public:
-  explicit Prefetcher(const uint8_t* first) : next_(first) {}
+  // panel_bytes: of 8 whole rows, the time that passes before what is fetched is used.
+  Prefetcher(const uint8_t* first, size_t panel_bytes) : next_(first), near_(panel_bytes <= kNear) {}
   GEMMA_INLINE void advance(int n_bytes) {
     for (due_ += n_bytes; due_ > 0; due_ -= 64, next_ += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(next_ + kFar), _MM_HINT_T1);
-      _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T0);
+      if (near_) _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T0);
     }
   }
 
  private:
-  static constexpr size_t kFar = 4096;  // first into L2, which has more requests under way than L1
+  static constexpr size_t kFar = 4096;    // first into L2, which has more requests under way than L1
+  static constexpr size_t kNear = 24576;  // a larger panel would leave L1 again before its turn
   const uint8_t* next_;
+  bool near_;
   int due_ = 0;
 };
 
@@ -587,7 +592,7 @@ struct RowProduct {
     const int dword = j % Kind::kPartDwords;
     Dot& sum = dot[block][part];
     if (dword == 0) sum = Dot(start<Isa, Kind>(x, index(block), part));
-    sum.add(dword, typename Isa::template Codes<Kind>(v), broadcast4(x.q + index(block) * 32 + 4 * j));
+    sum.add(dword, typename Isa::template Codes<Kind>(v), broadcast4(x.q + index(block) * 32 + 4 * j), false);
     if (j % 4 == 0) ahead.advance(kLanes * Type::kGroupBytes / (2 * Type::kGroup));
   }
   GEMMA_INLINE void scale(int block, int part, __m256 v) { d[block][part] = v; }
@@ -667,7 +672,7 @@ void multiply(const Panels& panels, const QuantizedRows& x, int first_row, float
             [&](auto p) { w[p] = Codes(_mm256_load_si256(reinterpret_cast<const __m256i*>(block[p]->u[j]))); });
         unroll<kRows>([&](auto r) {
           const __m256i four = broadcast4(x.q + (index[r] + static_cast<size_t>(b)) * 32 + 4 * j);
-          unroll<kPanels>([&](auto p) { dot[p][r].add(i, w[p], four); });
+          unroll<kPanels>([&](auto p) { dot[p][r].add(i, w[p], four, true); });
         });
       });
       unroll<kRows>([&](auto r) {
@@ -716,7 +721,7 @@ GEMMA_FLATTEN int multiply_row(const WeightRows& w, const QuantizedRows& x, floa
   const size_t n_groups = static_cast<size_t>(x.n_cols / 32 / Type::kGroup);
   int row = w.row_begin;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes;
-  Prefetcher ahead(p + kLanes * w.w_row_bytes);
+  Prefetcher ahead(p + kLanes * w.w_row_bytes, kLanes * w.w_row_bytes);
   for (; row + kLanes <= w.row_end; row += kLanes, p += kLanes * w.w_row_bytes) {
     RowProduct<Isa, Type> product(x, ahead);
     for (size_t g = 0; g < n_groups; ++g) {
@@ -735,7 +740,7 @@ GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, Pane
   const uint8_t* p = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes + offset;
   size_t stride = w.w_row_bytes;
   const int rows = least(kLanes, w.row_end - row);
-  Prefetcher ahead(p - offset + kLanes * (w.w_row_bytes + offset));
+  Prefetcher ahead(p - offset + kLanes * (w.w_row_bytes + offset), kLanes * w.w_row_bytes);
   if (rows < kLanes) {
     stride = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
     for (int r = 0; r < kLanes; ++r) {

@@ -168,10 +168,4 @@ std::span<const KernelRow> kernel_table();
 // "" picks the best available. Throws Error{kBackendUnavailable}.
 const Kernels& select_kernels(const std::string& isa);
 
-// Panels for types without an unpacker of their own: block b32 of n_lanes rows, interleaved as the integer dot product
-// instructions want it: u[8][n_lanes][4] (four consecutive columns of a row beside each other), d[2][n_lanes],
-// m[2][n_lanes] (the two halves of 16 columns). Scalar, own file with baseline flags.
-void unpack_panel_common(TensorType type, const std::byte* const* rows, int n_lanes, int64_t b32, uint8_t* u, float* d,
-                         float* m);
-
 }  // namespace gemma::cpu
