@@ -1,8 +1,8 @@
 // The one compute pool of a model. Work is cut into small chunks that threads take from a counter, so a thread that the
 // operating system holds up delays one chunk, not the step; waiting threads spin briefly, then sleep.
 //
-// When another process takes one of our cores, a worker may be put aside inside a chunk for a whole time slice, which is
-// fifty times as long as the operation. The caller notices by how long it waits, and then works alone for some time:
+// When another process takes one of our cores, a worker may be put aside inside a chunk for a whole time slice, which
+// is fifty times as long as the operation. The caller notices by how long it waits, and then works alone for some time:
 // one undisturbed core is worth more than two that wait for each other.
 #pragma once
 

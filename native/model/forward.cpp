@@ -90,12 +90,8 @@ bool Model::forward(std::span<const SequenceInput> inputs, const std::function<b
   if (should_stop()) return false;
 
   // Logits of the wanted rows, a few at a time.
-  struct Wanted {
-    size_t sequence;
-    int index;
-    int32_t row;
-  };
-  std::vector<Wanted> wanted;
+  std::vector<Batch::Wanted>& wanted = batch_.wanted;
+  wanted.clear();
   int32_t first_row = 0;
   for (size_t s = 0; s < inputs.size(); ++s) {
     const int n = static_cast<int>(inputs[s].tokens.size());

@@ -42,13 +42,19 @@ class Model {
                const std::function<void(size_t sequence, int index, std::span<float> logits)>& on_logits);
 
  private:
-  // One step's rows, as the backend wants them.
+  // One step's rows, as the backend wants them. Kept, so that a step allocates nothing.
   struct Batch {
     int n = 0;
     std::vector<int32_t> tokens;
     std::vector<int32_t> positions;
     std::vector<RowSpan> spans[2];            // by KvGroup
     std::vector<BatchSequence> sequences[2];  // by KvGroup
+    struct Wanted {
+      size_t sequence;
+      int index;
+      int32_t row;
+    };
+    std::vector<Wanted> wanted;  // rows whose logits are computed
   };
   void plan(std::span<const SequenceInput> inputs);
   void attention_block(int layer);  // attention.cpp

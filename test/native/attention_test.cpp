@@ -426,9 +426,9 @@ TEST(
     "backend attention: long contexts; alone, in a prefill, beside another sequence, any number of threads: the same "
     "bits") {
   constexpr int kPositions[2] = {2500, 1100};
-  for (const Batch& batch : {Batch{6, 2, 32, KvType::kF16, 0}, Batch{6, 2, 32, KvType::kF16, 1500},
-                             Batch{20, 1, 16, KvType::kF32, 0}, Batch{4, 4, 64, KvType::kQ8_0, 0},
-                             Batch{8, 4, 64, KvType::kF16, 600}}) {
+  for (const Batch& batch :
+       {Batch{6, 2, 32, KvType::kF16, 0}, Batch{6, 2, 32, KvType::kF16, 1500}, Batch{20, 1, 16, KvType::kF32, 0},
+        Batch{4, 4, 64, KvType::kQ8_0, 0}, Batch{8, 4, 64, KvType::kF16, 600}}) {
     std::mt19937 rng(36);
     std::vector<Cache> caches;
     std::vector<std::vector<float>> q;  // [sequence][position from the end backwards]

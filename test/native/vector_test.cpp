@@ -252,7 +252,8 @@ TEST("quantize_row: every set equals ref bit for bit") {
   };
   const std::vector<float> awkward = awkward_blocks(rng);
   check(awkward);
-  // Kernels take several blocks at a time: each awkward one at every place among plain ones, and rows that end anywhere.
+  // Kernels take several blocks at a time: each awkward one at every place among plain ones, and rows that end
+  // anywhere.
   for (size_t block = 0; block < awkward.size(); block += 32) {
     for (size_t place = 0; place < 4; ++place) {
       std::vector<float> x = test::random_floats(rng, 128);

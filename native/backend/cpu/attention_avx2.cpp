@@ -61,21 +61,19 @@ struct Rows {
   }
 };
 
-// Columns begin..end-1 of positions first..last-1 to float rows, padded with zeros to a multiple of 8.
+// Positions first..last-1 to float rows, padded with zeros to a multiple of 8.
 template <class Load>
-void widen(Rows rows, int head_dim, int begin, int end, int first, int last, float* out, size_t out_stride) {
-  const size_t from = rows.row_bytes * static_cast<size_t>(begin) / static_cast<size_t>(head_dim);
-  const size_t bytes = rows.row_bytes * static_cast<size_t>(end - begin) / static_cast<size_t>(head_dim);
+void widen(Rows rows, int head_dim, int first, int last, float* out, size_t out_stride) {
   for (int p = first; p < last; ++p, out += out_stride) {
     const std::byte* row = rows.at(static_cast<size_t>(p));
-    rows.prefetch(static_cast<size_t>(p), from, bytes);
-    int j = begin;
-    for (; j + 8 <= end; j += 8) _mm256_storeu_ps(out + j - begin, Load::at(row, static_cast<size_t>(j)));
-    if (j < end) {  // q8_0 has no such rest
+    rows.prefetch(static_cast<size_t>(p), 0, rows.row_bytes);
+    int j = 0;
+    for (; j + 8 <= head_dim; j += 8) _mm256_storeu_ps(out + j, Load::at(row, static_cast<size_t>(j)));
+    if (j < head_dim) {  // q8_0 has no such rest
       alignas(32) std::byte rest[32] = {};
       const size_t size = rows.row_bytes / static_cast<size_t>(head_dim);
-      std::memcpy(rest, row + static_cast<size_t>(j) * size, static_cast<size_t>(end - j) * size);
-      _mm256_storeu_ps(out + j - begin, Load::at(rest, 0));
+      std::memcpy(rest, row + static_cast<size_t>(j) * size, static_cast<size_t>(head_dim - j) * size);
+      _mm256_storeu_ps(out + j, Load::at(rest, 0));
     }
   }
 }
@@ -166,8 +164,7 @@ inline void accumulate_strip(float* out, size_t out_stride, const float* weights
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i)
-      _mm256_storeu_ps(out + static_cast<size_t>(r) * out_stride + 8 * i, acc[r][i]);
+    for (int i = 0; i < kVectors; ++i) _mm256_storeu_ps(out + static_cast<size_t>(r) * out_stride + 8 * i, acc[r][i]);
   }
 }
 
@@ -199,20 +196,18 @@ inline float soften(float* row, int from, int to, float* max, float* sums) {
   return _mm256_cvtss_f32(rescale);
 }
 
-// What of a page is worked on at a time, so that it stays in the nearest cache while all rows pass: positions of keys,
-// columns of values.
+// So many positions of keys stay in the nearest cache while all rows pass.
 constexpr int kChunk = 16;
-constexpr int kStrip = 64;
 
 // The working memory of a tile: rows of `stride` floats, which are `width` values and a gap that keeps rows out of each
 // other's cache sets.
 struct Work {
-  size_t width;    // head_dim rounded up to 8
+  size_t width;  // head_dim rounded up to 8
   size_t stride;
   float* q;        // [kAttentionRows]
   float* out;      // [kAttentionRows]
-  float* k;        // [kChunk]: keys as float
-  float* v;        // [kPagePositions][kStrip]: values as float, without a gap
+  float* k;        // [kPagePositions]: keys as float
+  float* v;        // [kPagePositions]: values as float
   float* scores;   // [kAttentionRows][kPagePositions]
   float* sums;     // [kAttentionRows][8]
   float* rescale;  // [kAttentionRows]
@@ -223,8 +218,8 @@ struct Work {
     q = reinterpret_cast<float*>(scratch.data);
     out = q + kAttentionRows * stride;
     k = out + kAttentionRows * stride;
-    v = k + kChunk * stride;
-    scores = v + kPagePositions * kStrip;
+    v = k + kPagePositions * stride;
+    scores = v + kPagePositions * stride;
     sums = scores + kAttentionRows * kPagePositions;
     rescale = sums + kAttentionRows * 8;
   }
@@ -246,17 +241,22 @@ void attend_page(const AttentionTile& tile, const Work& work, const PageView& pa
   const int head_dim = tile.layout.head_dim;
   // Score tiles take whole groups of positions. Those outside the spans are of this page too, and pages are zeroed when
   // they are handed out, so what is read there is finite; it is masked in soften.
-  for (int begin = page.first / kPositions * kPositions; begin < page.last; begin += kChunk) {
-    const int end = least(begin + kChunk, (page.last + kPositions - 1) / kPositions * kPositions);
-    Rows chunk = keys;
-    if constexpr (kWiden) {
-      widen<Load>(keys, head_dim, 0, head_dim, begin, end, work.k, work.stride);
-      chunk = {reinterpret_cast<const std::byte*>(work.k), work.stride * sizeof(float), nullptr};
-    }
+  const int first = page.first / kPositions * kPositions;
+  const int last = (page.last + kPositions - 1) / kPositions * kPositions;
+  if constexpr (kWiden) {
+    const auto wide = [&](Rows rows, float* out) {
+      widen<Load>(rows, head_dim, first, last, out + static_cast<size_t>(first) * work.stride, work.stride);
+      return Rows{reinterpret_cast<const std::byte*>(out), work.stride * sizeof(float), nullptr};
+    };
+    keys = wide(keys, work.k);
+    values = wide(values, work.v);
+  }
+  for (int begin = first; begin < last; begin += kChunk) {
+    const int end = least(begin + kChunk, last);
     for (int r = 0; r < tile.n_rows; r += kRows) {
       for (int p = begin; p < end; p += kPositions) {
-        score_tile<LoadRow, kRows>(work.q + static_cast<size_t>(r) * work.stride, work.stride, work.width, chunk,
-                                   static_cast<size_t>(kWiden ? p - begin : p), work.scores + r * kPagePositions + p);
+        score_tile<LoadRow, kRows>(work.q + static_cast<size_t>(r) * work.stride, work.stride, work.width, keys,
+                                   static_cast<size_t>(p), work.scores + r * kPagePositions + p);
       }
     }
   }
@@ -271,34 +271,24 @@ void attend_page(const AttentionTile& tile, const Work& work, const PageView& pa
       std::memset(row, 0, kPagePositions * sizeof(float));
     }
   }
-  const int width = static_cast<int>(work.width);
-  const int columns = kWiden ? kStrip : width;
-  for (int begin = 0; begin < width; begin += columns) {
-    const int end = least(begin + columns, width);
-    Rows strip = values;
-    if constexpr (kWiden) {
-      widen<Load>(values, head_dim, begin, least(end, head_dim), page.first, page.last, work.v + page.first * kStrip,
-                  kStrip);
-      strip = {reinterpret_cast<const std::byte*>(work.v), kStrip * sizeof(float), nullptr};
+  const auto strip = [&](auto n_vectors, int j) {
+    for (int r = 0; r < tile.n_rows; r += kRows) {
+      accumulate_strip<LoadRow, kRows, n_vectors()>(work.out + static_cast<size_t>(r) * work.stride + j, work.stride,
+                                                    work.scores + r * kPagePositions, work.rescale + r, values,
+                                                    static_cast<size_t>(j), work.width, page.first, page.last);
     }
-    const auto vectors = [&](auto n_vectors, int j) {
-      for (int r = 0; r < tile.n_rows; r += kRows) {
-        accumulate_strip<LoadRow, kRows, n_vectors()>(work.out + static_cast<size_t>(r) * work.stride + j, work.stride,
-                                                      work.scores + r * kPagePositions, work.rescale + r, strip,
-                                                      static_cast<size_t>(kWiden ? j - begin : j), work.width,
-                                                      page.first, page.last);
-      }
-    };
-    constexpr int kVectors = 8 / kRows;
-    int j = begin;
-    for (; j + 8 * kVectors <= end; j += 8 * kVectors) vectors(std::integral_constant<int, kVectors>{}, j);
-    for (; j < end; j += 8) vectors(std::integral_constant<int, 1>{}, j);
-  }
+  };
+  constexpr int kVectors = 8 / kRows;
+  const int width = static_cast<int>(work.width);
+  int j = 0;
+  for (; j + 8 * kVectors <= width; j += 8 * kVectors) strip(std::integral_constant<int, kVectors>{}, j);
+  for (; j < width; j += 8) strip(std::integral_constant<int, 1>{}, j);
 }
 
 template <class Load>
 void attend_page(const AttentionTile& tile, const Work& work, const PageView& page, Rows keys, Rows values) {
-  if (tile.n_rows > 4 || tile.layout.head_dim % 8 != 0) return attend_page<Load, 4, true>(tile, work, page, keys, values);
+  if (tile.n_rows > 4 || tile.layout.head_dim % 8 != 0)
+    return attend_page<Load, 4, true>(tile, work, page, keys, values);
   if (tile.n_rows > 2) return attend_page<Load, 4, false>(tile, work, page, keys, values);
   attend_page<Load, 2, false>(tile, work, page, keys, values);
 }

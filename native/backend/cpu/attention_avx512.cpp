@@ -56,21 +56,19 @@ struct Rows {
   }
 };
 
-// Columns begin..end-1 of positions first..last-1 to float rows, padded with zeros to a multiple of 16.
+// Positions first..last-1 to float rows, padded with zeros to a multiple of 16.
 template <class Load>
-void widen(Rows rows, int head_dim, int begin, int end, int first, int last, float* out, size_t out_stride) {
-  const size_t from = rows.row_bytes * static_cast<size_t>(begin) / static_cast<size_t>(head_dim);
-  const size_t bytes = rows.row_bytes * static_cast<size_t>(end - begin) / static_cast<size_t>(head_dim);
+void widen(Rows rows, int head_dim, int first, int last, float* out, size_t out_stride) {
   for (int p = first; p < last; ++p, out += out_stride) {
     const std::byte* row = rows.at(static_cast<size_t>(p));
-    rows.prefetch(static_cast<size_t>(p), from, bytes);
-    int j = begin;
-    for (; j + 16 <= end; j += 16) _mm512_storeu_ps(out + j - begin, Load::at(row, static_cast<size_t>(j)));
-    if (j < end) {  // q8_0 has no such rest
+    rows.prefetch(static_cast<size_t>(p), 0, rows.row_bytes);
+    int j = 0;
+    for (; j + 16 <= head_dim; j += 16) _mm512_storeu_ps(out + j, Load::at(row, static_cast<size_t>(j)));
+    if (j < head_dim) {  // q8_0 has no such rest
       alignas(64) std::byte rest[64] = {};
       const size_t size = rows.row_bytes / static_cast<size_t>(head_dim);
-      std::memcpy(rest, row + static_cast<size_t>(j) * size, static_cast<size_t>(end - j) * size);
-      _mm512_storeu_ps(out + j - begin, Load::at(rest, 0));
+      std::memcpy(rest, row + static_cast<size_t>(j) * size, static_cast<size_t>(head_dim - j) * size);
+      _mm512_storeu_ps(out + j, Load::at(rest, 0));
     }
   }
 }
@@ -153,8 +151,7 @@ inline void accumulate_strip(float* out, size_t out_stride, const float* weights
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i)
-      _mm512_storeu_ps(out + static_cast<size_t>(r) * out_stride + 16 * i, acc[r][i]);
+    for (int i = 0; i < kVectors; ++i) _mm512_storeu_ps(out + static_cast<size_t>(r) * out_stride + 16 * i, acc[r][i]);
   }
 }
 
@@ -181,20 +178,18 @@ inline float soften(float* row, int from, int to, float* max, float* sums) {
   return _mm512_cvtss_f32(rescale);
 }
 
-// What of a page is worked on at a time, so that it stays in the nearest cache while all rows pass: positions of keys,
-// columns of values.
+// So many positions of keys stay in the nearest cache while all rows pass.
 constexpr int kChunk = 16;
-constexpr int kStrip = 64;
 
 // The working memory of a tile: rows of `stride` floats, which are `width` values and a gap that keeps rows out of each
 // other's cache sets.
 struct Work {
-  size_t width;    // head_dim rounded up to 16
+  size_t width;  // head_dim rounded up to 16
   size_t stride;
   float* q;        // [kAttentionRows]
   float* out;      // [kAttentionRows]
-  float* k;        // [kChunk]: keys as float
-  float* v;        // [kPagePositions][kStrip]: values as float, without a gap
+  float* k;        // [kPagePositions]: keys as float
+  float* v;        // [kPagePositions]: values as float
   float* scores;   // [kAttentionRows][kPagePositions]
   float* sums;     // [kAttentionRows][16]
   float* rescale;  // [kAttentionRows]
@@ -205,8 +200,8 @@ struct Work {
     q = reinterpret_cast<float*>(scratch.data);
     out = q + kAttentionRows * stride;
     k = out + kAttentionRows * stride;
-    v = k + kChunk * stride;
-    scores = v + kPagePositions * kStrip;
+    v = k + kPagePositions * stride;
+    scores = v + kPagePositions * stride;
     sums = scores + kAttentionRows * kPagePositions;
     rescale = sums + kAttentionRows * 16;
   }
@@ -228,17 +223,22 @@ void attend_page(const AttentionTile& tile, const Work& work, const PageView& pa
   const int head_dim = tile.layout.head_dim;
   // Score tiles take whole groups of positions. Those outside the spans are of this page too, and pages are zeroed when
   // they are handed out, so what is read there is finite; it is masked in soften.
-  for (int begin = page.first / kPositions * kPositions; begin < page.last; begin += kChunk) {
-    const int end = std::min(begin + kChunk, (page.last + kPositions - 1) / kPositions * kPositions);
-    Rows chunk = keys;
-    if constexpr (kWiden) {
-      widen<Load>(keys, head_dim, 0, head_dim, begin, end, work.k, work.stride);
-      chunk = {reinterpret_cast<const std::byte*>(work.k), work.stride * sizeof(float), nullptr};
-    }
+  const int first = page.first / kPositions * kPositions;
+  const int last = (page.last + kPositions - 1) / kPositions * kPositions;
+  if constexpr (kWiden) {
+    const auto wide = [&](Rows rows, float* out) {
+      widen<Load>(rows, head_dim, first, last, out + static_cast<size_t>(first) * work.stride, work.stride);
+      return Rows{reinterpret_cast<const std::byte*>(out), work.stride * sizeof(float), nullptr};
+    };
+    keys = wide(keys, work.k);
+    values = wide(values, work.v);
+  }
+  for (int begin = first; begin < last; begin += kChunk) {
+    const int end = std::min(begin + kChunk, last);
     for (int r = 0; r < tile.n_rows; r += kRows) {
       for (int p = begin; p < end; p += kPositions) {
-        score_tile<LoadRow, kRows>(work.q + static_cast<size_t>(r) * work.stride, work.stride, work.width, chunk,
-                                   static_cast<size_t>(kWiden ? p - begin : p), work.scores + r * kPagePositions + p);
+        score_tile<LoadRow, kRows>(work.q + static_cast<size_t>(r) * work.stride, work.stride, work.width, keys,
+                                   static_cast<size_t>(p), work.scores + r * kPagePositions + p);
       }
     }
   }
@@ -254,21 +254,13 @@ void attend_page(const AttentionTile& tile, const Work& work, const PageView& pa
     }
   }
   const auto strip = [&](auto n_vectors, int j) {
-    Rows rows = values;
-    size_t column = static_cast<size_t>(j);
-    if constexpr (kWiden) {
-      widen<Load>(values, head_dim, j, std::min(j + 16 * n_vectors(), head_dim), page.first, page.last,
-                  work.v + page.first * kStrip, kStrip);
-      rows = {reinterpret_cast<const std::byte*>(work.v), kStrip * sizeof(float), nullptr};
-      column = 0;
-    }
     for (int r = 0; r < tile.n_rows; r += kRows) {
       accumulate_strip<LoadRow, kRows, n_vectors()>(work.out + static_cast<size_t>(r) * work.stride + j, work.stride,
-                                                    work.scores + r * kPagePositions, work.rescale + r, rows, column,
-                                                    work.width, page.first, page.last);
+                                                    work.scores + r * kPagePositions, work.rescale + r, values,
+                                                    static_cast<size_t>(j), work.width, page.first, page.last);
     }
   };
-  constexpr int kVectors = kWiden ? kStrip / 16 : 16 / kRows;
+  constexpr int kVectors = 16 / kRows;
   const int width = static_cast<int>(work.width);
   int j = 0;
   for (; j + 16 * kVectors <= width; j += 16 * kVectors) strip(std::integral_constant<int, kVectors>{}, j);
@@ -277,7 +269,8 @@ void attend_page(const AttentionTile& tile, const Work& work, const PageView& pa
 
 template <class Load>
 void attend_page(const AttentionTile& tile, const Work& work, const PageView& page, Rows keys, Rows values) {
-  if (tile.n_rows > 4 || tile.layout.head_dim % 16 != 0) return attend_page<Load, 4, true>(tile, work, page, keys, values);
+  if (tile.n_rows > 4 || tile.layout.head_dim % 16 != 0)
+    return attend_page<Load, 4, true>(tile, work, page, keys, values);
   if (tile.n_rows > 2) return attend_page<Load, 4, false>(tile, work, page, keys, values);
   attend_page<Load, 2, false>(tile, work, page, keys, values);
 }

@@ -308,8 +308,7 @@ class CpuBackend final : public Backend {
       while (items_[i].first_unit > unit) --i;
       const int segment = unit - items_[i].first_unit;
       attend_segment(task, items_[i], items_[i].first_segment + segment,
-                     partial_of(partials, items_[i], segment, layout.head_dim),
-                     scratch_[static_cast<size_t>(thread)]);
+                     partial_of(partials, items_[i], segment, layout.head_dim), scratch_[static_cast<size_t>(thread)]);
     });
     for (const AttentionItem& item : items_) {
       const Partial total = partial_of(partials, item, 0, layout.head_dim);
@@ -406,8 +405,8 @@ class CpuBackend final : public Backend {
     constexpr int kRows = 16;  // what the widest kernel takes at a time
     const int n_rows = static_cast<int>(rows.size());
     pool_.parallel_for((n_rows + kRows - 1) / kRows, [&](int chunk, int thread) {
-      const std::span<const int32_t> part =
-          rows.subspan(static_cast<size_t>(chunk) * kRows).first(static_cast<size_t>(std::min(kRows, n_rows - chunk * kRows)));
+      const std::span<const int32_t> part = rows.subspan(static_cast<size_t>(chunk) * kRows)
+                                                .first(static_cast<size_t>(std::min(kRows, n_rows - chunk * kRows)));
       const Scratch& scratch = scratch_[static_cast<size_t>(thread)];
       if (is_float_type(weight.type)) {
         const float* xi = x + index * static_cast<size_t>(weight.n_in);

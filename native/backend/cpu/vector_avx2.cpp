@@ -200,8 +200,8 @@ void store_kv_row_avx2(KvType type, const float* x, std::byte* row, int head_dim
       const __m256 inverse = _mm256_set1_ps(d > 0 ? 1.0f / d : 0.0f);
       __m256i q[4];
       for (int i = 0; i < 4; ++i) {
-        q[i] = _mm256_cvtps_epi32(
-            _mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(v[i], inverse), _mm256_set1_ps(-127.0f)), _mm256_set1_ps(127.0f)));
+        q[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(v[i], inverse), _mm256_set1_ps(-127.0f)),
+                                                _mm256_set1_ps(127.0f)));
       }
       const uint16_t scale = static_cast<uint16_t>(_mm_cvtsi128_si32(half));
       std::memcpy(row, &scale, 2);
@@ -224,9 +224,20 @@ void merge_segments_avx2(float* acc, float* max, float* sum, const float* acc2, 
 }  // namespace
 
 const Kernels& kernels_avx2() {
-  static const Kernels kernels = {
-      "avx2",         gemm_quantized_avx2, gemm_float_avx2,   quantize_row_avx2, rms_norm_avx2,      add_rms_norm_avx2,
-      norm_rope_avx2, geglu_avx2,          store_kv_row_avx2, attention_avx2,    merge_segments_avx2, load_columns_ref, screen_pack_avx2, screen_bound_avx2};
+  static const Kernels kernels = {"avx2",
+                                  gemm_quantized_avx2,
+                                  gemm_float_avx2,
+                                  quantize_row_avx2,
+                                  rms_norm_avx2,
+                                  add_rms_norm_avx2,
+                                  norm_rope_avx2,
+                                  geglu_avx2,
+                                  store_kv_row_avx2,
+                                  attention_avx2,
+                                  merge_segments_avx2,
+                                  load_columns_ref,
+                                  screen_pack_avx2,
+                                  screen_bound_avx2};
   return kernels;
 }
 

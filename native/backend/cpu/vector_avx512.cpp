@@ -58,8 +58,8 @@ inline __m512 sum_lanes(const __m512* v) {
   return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
 }
 
-// Largest magnitude of each of four blocks of 32, block b in all lanes of the b-th 128 bits; as integers, so that NaN and
-// infinity are larger than all numbers.
+// Largest magnitude of each of four blocks of 32, block b in all lanes of the b-th 128 bits; as integers, so that NaN
+// and infinity are larger than all numbers.
 inline __m512i largest_magnitudes(const __m512* v) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   __m512i m[4];
@@ -126,8 +126,8 @@ inline bool quantize_four_blocks(const float* x, const QuantizedRowOut& out) {
   const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   __m512i sums[2];  // of four codes; four sums a half block
   for (int i = 0; i < 2; ++i) {
-    const __m512i packed = _mm512_packs_epi16(_mm512_packs_epi32(q[4 * i], q[4 * i + 1]),
-                                              _mm512_packs_epi32(q[4 * i + 2], q[4 * i + 3]));
+    const __m512i packed =
+        _mm512_packs_epi16(_mm512_packs_epi32(q[4 * i], q[4 * i + 1]), _mm512_packs_epi32(q[4 * i + 2], q[4 * i + 3]));
     const __m512i codes = _mm512_permutexvar_epi32(in_order, packed);
     _mm512_storeu_si512(out.q + 64 * i, codes);
     sums[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), codes);
@@ -135,7 +135,8 @@ inline bool quantize_four_blocks(const float* x, const QuantizedRowOut& out) {
   __m512i halves = _mm512_add_epi32(_mm512_unpacklo_epi32(sums[0], sums[1]), _mm512_unpackhi_epi32(sums[0], sums[1]));
   halves = _mm512_add_epi32(halves, _mm512_shuffle_epi32(halves, _MM_PERM_BADC));
   // Half block h of the first 64 codes is in lane 4 h, of the others in lane 4 h + 1.
-  const __m512i s16 = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 8, 1, 9, 4, 12, 5, 13), halves);
+  const __m512i s16 =
+      _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 8, 1, 9, 4, 12, 5, 13), halves);
   const __m256i half_sums = _mm512_castsi512_si256(s16);
   const __m256i split = _mm512_extracti32x8_epi32(s16, 1);  // first halves, second halves
   const __m128i block_sums = _mm_add_epi32(_mm256_castsi256_si128(split), _mm256_extracti128_si256(split, 1));
@@ -226,9 +227,8 @@ void store_kv_row_avx512(KvType type, const float* x, std::byte* row, int head_d
       const __m512 v1 = _mm512_loadu_ps(x + 16);
       const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
       // As integers NaN and infinity are larger than all numbers.
-      const int bits = _mm512_reduce_max_epi32(
-          _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(v0), magnitude),
-                           _mm512_and_si512(_mm512_castps_si512(v1), magnitude)));
+      const int bits = _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(v0), magnitude),
+                                                                _mm512_and_si512(_mm512_castps_si512(v1), magnitude)));
       if (bits >= 0x7f800000) {
         store_kv_row_ref(type, x, row, 32);
         continue;
@@ -239,8 +239,8 @@ void store_kv_row_avx512(KvType type, const float* x, std::byte* row, int head_d
       const __m512 inverse = _mm512_set1_ps(d > 0 ? 1.0f / d : 0.0f);
       const auto codes = [&](__m512 v) {
         const __m512 scaled = _mm512_mul_ps(v, inverse);
-        return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(
-            _mm512_min_ps(_mm512_max_ps(scaled, _mm512_set1_ps(-127.0f)), _mm512_set1_ps(127.0f))));
+        return _mm512_cvtepi32_epi8(
+            _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(scaled, _mm512_set1_ps(-127.0f)), _mm512_set1_ps(127.0f))));
       };
       const uint16_t scale = static_cast<uint16_t>(_mm_cvtsi128_si32(half));
       std::memcpy(row, &scale, 2);
@@ -265,9 +265,9 @@ void merge_segments_avx512(float* acc, float* max, float* sum, const float* acc2
 
 const Kernels& kernels_avx512_vnni() {
   static const Kernels kernels = {
-      "avx512_vnni",       gemm_quantized_avx512_vnni, gemm_float_avx512,    quantize_row_avx512,
-      rms_norm_avx512,     add_rms_norm_avx512,        norm_rope_avx512,     geglu_avx512,
-      store_kv_row_avx512, attention_avx512,           merge_segments_avx512, load_columns_avx512, screen_pack_avx512, screen_bound_avx512_vnni};
+      "avx512_vnni",         gemm_quantized_avx512_vnni, gemm_float_avx512,  quantize_row_avx512,     rms_norm_avx512,
+      add_rms_norm_avx512,   norm_rope_avx512,           geglu_avx512,       store_kv_row_avx512,     attention_avx512,
+      merge_segments_avx512, load_columns_avx512,        screen_pack_avx512, screen_bound_avx512_vnni};
   return kernels;
 }
 
