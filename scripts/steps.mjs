@@ -126,27 +126,48 @@ export async function fetchModel() {
   return fetchTestModel();
 }
 
-/** Configures and builds the native tests; flavour: '', 'address' or 'thread'. Returns the build folder. */
-export async function buildNativeTests(flavour) {
-  const folder = join(root, 'build', flavour ? `tests-${flavour}` : 'tests');
-  say(`Building the native tests${flavour ? ` for the ${flavour} sanitizer` : ''}`);
+async function configureAndBuild(folder, options) {
   mkdirSync(folder, { recursive: true });
   const generator = version('ninja') ? ['-G', 'Ninja'] : [];
-  // Sanitized builds keep the asserts and skip what only costs compile time.
-  const type = flavour ? ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1'] : ['-DCMAKE_BUILD_TYPE=Release'];
-  await quietly('cmake', [
-    '-S',
-    root,
-    '-B',
-    folder,
-    ...generator,
-    ...type,
-    '-DGEMMA_TESTS=ON',
-    '-DGEMMA_ADDON=OFF',
-    `-DGEMMA_SANITIZE=${flavour}`,
-  ]);
+  await quietly('cmake', ['-S', root, '-B', folder, ...generator, ...options, '-DGEMMA_TESTS=ON', '-DGEMMA_ADDON=OFF']);
   await quietly('cmake', ['--build', folder, '--parallel', jobs]);
   return folder;
+}
+
+/** Configures and builds the native tests; flavour: '', 'address' or 'thread'. Returns the build folder. */
+export async function buildNativeTests(flavour) {
+  say(`Building the native tests${flavour ? ` for the ${flavour} sanitizer` : ''}`);
+  // Sanitized builds keep the asserts and skip what only costs compile time.
+  const type = flavour ? ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1'] : ['-DCMAKE_BUILD_TYPE=Release'];
+  return configureAndBuild(join(root, 'build', flavour ? `tests-${flavour}` : 'tests'), [
+    ...type,
+    `-DGEMMA_SANITIZE=${flavour}`,
+  ]);
+}
+
+const arm64Compiler = 'aarch64-linux-gnu-g++';
+const arm64Emulators = ['qemu-aarch64', 'qemu-aarch64-static'];
+
+/** What is missing here for the native tests on an emulated arm64 processor, and how to get it; '' when nothing is. */
+export function missingForArm64() {
+  const missing = [];
+  if (process.platform !== 'linux') missing.push('Linux, whose programs are emulated');
+  if (!version(arm64Compiler)) missing.push(`${arm64Compiler} (apt-get install g++-aarch64-linux-gnu)`);
+  if (!arm64Emulators.some(version)) missing.push(`${arm64Emulators[0]} (apt-get install qemu-user)`);
+  return missing.join(', ');
+}
+
+/** Configures and builds the native tests for arm64; ctest runs them in the emulator. Returns the build folder. */
+export async function buildArm64Tests() {
+  say('Building the native tests for arm64');
+  const emulator = arm64Emulators.find(version);
+  return configureAndBuild(join(root, 'build', 'tests-arm64'), [
+    '-DCMAKE_BUILD_TYPE=Release',
+    '-DCMAKE_SYSTEM_NAME=Linux',
+    '-DCMAKE_SYSTEM_PROCESSOR=aarch64',
+    `-DCMAKE_CXX_COMPILER=${arm64Compiler}`,
+    `-DCMAKE_CROSSCOMPILING_EMULATOR=${emulator};-L;/usr/aarch64-linux-gnu`,
+  ]);
 }
 
 /** Runs a script's main function; a SetupError is told in one line. */

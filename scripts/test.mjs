@@ -1,7 +1,7 @@
 // npm test: sets everything up and runs all tests.
 //
-//   npm test                   native tests, the same under sanitizers, TypeScript tests
-//   npm test -- --quick        without the sanitizers
+//   npm test                   native tests, the same under sanitizers and on emulated arm64 processors, TypeScript tests
+//   npm test -- --quick        without sanitizers and emulation
 //   npm test -- --checks       also lint, format, types, package (what .ci/run does)
 //
 // Ends with one line, "N passed, N failed", over all of them.
@@ -9,6 +9,7 @@ import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { checks } from './checks.mjs';
 import {
+  buildArm64Tests,
   buildNative,
   buildNativeTests,
   buildTypeScript,
@@ -16,7 +17,9 @@ import {
   checkTools,
   fetchModel,
   install,
+  jobs,
   main,
+  missingForArm64,
   root,
   run,
   say,
@@ -31,7 +34,7 @@ function count(passed, failed) {
 }
 
 // Every program prints "N passed, N failed"; one that died before that counts as one failure.
-async function runNativeTests(folder, name, environment, only) {
+async function runNativeTests(folder, name, environment, only, parallel = '1') {
   say(`Running the native tests (${name})`);
   const { ok, output } = await capture(
     'ctest',
@@ -39,6 +42,8 @@ async function runNativeTests(folder, name, environment, only) {
       '--test-dir',
       folder,
       '--verbose',
+      '--parallel',
+      parallel,
       '--timeout',
       '900',
       ...(only ? ['--tests-regex', `^(${only.join('|')})$`] : []),
@@ -55,6 +60,30 @@ async function runNativeTests(folder, name, environment, only) {
   if (!ok) process.stdout.write(output);
   process.stdout.write(`${passed} passed, ${failed} failed\n`);
   count(passed, failed);
+}
+
+// All tests run where all sets of kernels do. The other processors must choose the best set that they have, and must find
+// no instruction in it that they lack: for that the tests of its files are enough.
+const arm64Processors = [
+  { cpu: 'max', isa: 'neon_i8mm' },
+  { cpu: 'neoverse-n1', isa: 'neon_dotprod', only: ['gemm', 'vector'] },
+  { cpu: 'cortex-a72', isa: 'ref', only: ['gemm', 'vector'] },
+];
+
+async function runArm64Tests() {
+  if (process.arch === 'arm64') return; // the native tests were these
+  const missing = missingForArm64();
+  if (missing) {
+    // Where everything must hold, a missing tool is a failure.
+    const required = arguments_.includes('--checks');
+    say(`Native tests on emulated arm64 processors: ${required ? 'failed' : 'not run'}, missing: ${missing}`);
+    if (required) count(0, 1);
+    return;
+  }
+  const folder = await buildArm64Tests();
+  for (const { cpu, isa, only } of arm64Processors) {
+    await runNativeTests(folder, `arm64, ${cpu}: ${isa}`, { QEMU_CPU: cpu, GEMMA_TEST_BEST_ISA: isa }, only, jobs);
+  }
 }
 
 async function runJest() {
@@ -95,6 +124,7 @@ await main(async () => {
       'engine',
     ]);
   }
+  if (!arguments_.includes('--quick')) await runArm64Tests();
   await runJest();
   if (arguments_.includes('--checks')) {
     for (const { name, work } of checks) {

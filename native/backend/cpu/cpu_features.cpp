@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <set>
@@ -23,6 +24,9 @@
 #endif
 #if defined(__linux__)
 #include <sched.h>
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
@@ -86,6 +90,76 @@ const X86Features& x86() {
 }
 #endif
 
+#if defined(__aarch64__) || defined(_M_ARM64)
+struct Arm64Features {
+  bool dotprod = false;
+  bool i8mm = false;
+  Arm64Features() {
+    // Bits and numbers as the systems document them; older headers do not name them all.
+#if defined(__linux__)
+    dotprod = ((getauxval(AT_HWCAP) >> 20) & 1) != 0;           // HWCAP_ASIMDDP
+    i8mm = dotprod && ((getauxval(AT_HWCAP2) >> 13) & 1) != 0;  // HWCAP2_I8MM
+#elif defined(__APPLE__)
+    const auto has = [](const char* name) {
+      int value = 0;
+      size_t size = sizeof value;
+      return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+    };
+    dotprod = has("hw.optional.arm.FEAT_DotProd");
+    i8mm = dotprod && has("hw.optional.arm.FEAT_I8MM");
+#elif defined(_WIN32)
+    dotprod = IsProcessorFeaturePresent(43) != 0;          // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+    i8mm = dotprod && IsProcessorFeaturePresent(66) != 0;  // PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE
+#endif
+  }
+};
+const Arm64Features& arm64() {
+  static const Arm64Features features;
+  return features;
+}
+#endif
+
+#if defined(__linux__) && defined(__aarch64__)
+// /proc/cpuinfo gives arm64 cores as numbers: the names of the usual ones, else the numbers.
+std::string linux_arm64_name() {
+  struct Part {
+    unsigned implementer;
+    unsigned part;
+    const char* name;
+  };
+  constexpr Part kParts[] = {
+      {0x41, 0xd03, "Cortex-A53"},  {0x41, 0xd05, "Cortex-A55"},  {0x41, 0xd08, "Cortex-A72"},
+      {0x41, 0xd0b, "Cortex-A76"},  {0x41, 0xd0d, "Cortex-A77"},  {0x41, 0xd41, "Cortex-A78"},
+      {0x41, 0xd44, "Cortex-X1"},   {0x41, 0xd47, "Cortex-A710"}, {0x41, 0xd48, "Cortex-X2"},
+      {0x41, 0xd4d, "Cortex-A715"}, {0x41, 0xd4e, "Cortex-X3"},   {0x41, 0xd80, "Cortex-A520"},
+      {0x41, 0xd81, "Cortex-A720"}, {0x41, 0xd82, "Cortex-X4"},   {0x41, 0xd0c, "Neoverse-N1"},
+      {0x41, 0xd49, "Neoverse-N2"}, {0x41, 0xd8e, "Neoverse-N3"}, {0x41, 0xd40, "Neoverse-V1"},
+      {0x41, 0xd4f, "Neoverse-V2"}, {0x41, 0xd84, "Neoverse-V3"}, {0xc0, 0xac3, "Ampere-1"},
+      {0xc0, 0xac4, "Ampere-1a"},   {0x61, 0x022, "Apple M1"},    {0x61, 0x023, "Apple M1"},
+      {0x61, 0x032, "Apple M2"},    {0x61, 0x033, "Apple M2"},    {0x51, 0x001, "Qualcomm Oryon"}};
+  std::ifstream file("/proc/cpuinfo");
+  std::set<std::string> names;
+  unsigned long implementer = 0;
+  for (std::string line; std::getline(file, line);) {
+    const size_t colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    const unsigned long value = std::strtoul(line.c_str() + colon + 1, nullptr, 0);
+    if (line.starts_with("CPU implementer")) implementer = value;
+    if (!line.starts_with("CPU part")) continue;
+    char numbers[64];
+    std::snprintf(numbers, sizeof numbers, "arm64 (implementer 0x%02lx, part 0x%03lx)", implementer, value);
+    std::string name = numbers;
+    for (const Part& known : kParts) {
+      if (known.implementer == implementer && known.part == value) name = known.name;
+    }
+    names.insert(name);
+  }
+  std::string all;
+  for (const std::string& name : names) all += (all.empty() ? "" : " + ") + name;
+  return all.empty() ? "arm64" : all;
+}
+#endif
+
 }  // namespace
 
 bool always() {
@@ -116,6 +190,22 @@ bool has_avx512_vnni() {
 #endif
 }
 
+bool has_neon_dotprod() {
+#if defined(__aarch64__) || defined(_M_ARM64)
+  return arm64().dotprod;
+#else
+  return false;
+#endif
+}
+
+bool has_neon_i8mm() {
+#if defined(__aarch64__) || defined(_M_ARM64)
+  return arm64().i8mm;
+#else
+  return false;
+#endif
+}
+
 std::string cpu_name() {
 #if defined(__x86_64__) || defined(_M_X64)
   if (Cpuid(0x80000000u, 0).a >= 0x80000004u) {
@@ -137,8 +227,11 @@ std::string cpu_name() {
   char name[128] = {};
   size_t size = sizeof name - 1;
   return sysctlbyname("machdep.cpu.brand_string", name, &size, nullptr, 0) == 0 ? name : "arm64";
-#elif defined(__aarch64__) || defined(_M_ARM64)
-  return "arm64";
+#elif defined(__linux__) && defined(__aarch64__)
+  return linux_arm64_name();
+#elif defined(_M_ARM64) || defined(__aarch64__)
+  const char* name = std::getenv("PROCESSOR_IDENTIFIER");  // set by Windows
+  return name != nullptr ? name : "arm64";
 #else
   return "unknown";
 #endif
@@ -216,14 +309,24 @@ int usable_cores() {
   cpu_set_t mask;
   if (sched_getaffinity(0, sizeof mask, &mask) == 0) {
     n = CPU_COUNT(&mask);
+    const auto read = [](int cpu, const char* name) {
+      std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/" + name);
+      std::string line;
+      std::getline(file, line);
+      return line;
+    };
+    // Where there are large and small cores (arm64 has their relative speed here), small ones would be waited for.
+    const auto capacity = [&](int cpu) { return std::atoi(read(cpu, "cpu_capacity").c_str()); };
+    int largest = 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (CPU_ISSET(cpu, &mask)) largest = std::max(largest, capacity(cpu));
+    }
     // Two hardware threads of one core share its vector units: count each core once.
     std::set<std::string> cores;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-      if (!CPU_ISSET(cpu, &mask)) continue;
-      std::ifstream siblings("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
-      std::string line;
-      if (!std::getline(siblings, line)) line = "cpu" + std::to_string(cpu);
-      cores.insert(line);
+      if (!CPU_ISSET(cpu, &mask) || 2 * capacity(cpu) < largest) continue;
+      const std::string siblings = read(cpu, "topology/thread_siblings_list");
+      cores.insert(siblings.empty() ? "cpu" + std::to_string(cpu) : siblings);
     }
     if (!cores.empty()) n = static_cast<int>(cores.size());
   }

@@ -14,6 +14,9 @@ const KernelRow kTable[] = {// best first
                             {"avx512_vnni", has_avx512_vnni, kernels_avx512_vnni},
                             {"avx_vnni", has_avx_vnni, kernels_avx_vnni},
                             {"avx2", has_avx2, kernels_avx2},
+#elif defined(__aarch64__) || defined(_M_ARM64)
+                            {"neon_i8mm", has_neon_i8mm, kernels_neon_i8mm},
+                            {"neon_dotprod", has_neon_dotprod, kernels_neon_dotprod},
 #endif
                             {"ref", always, kernels_ref}};
 

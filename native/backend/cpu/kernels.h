@@ -157,6 +157,8 @@ const Kernels& kernels_ref();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx_vnni();
 const Kernels& kernels_avx512_vnni();
+const Kernels& kernels_neon_dotprod();
+const Kernels& kernels_neon_i8mm();
 
 // kernel_table.cpp: all sets this build has, best first, and whether this machine can run them.
 struct KernelRow {
