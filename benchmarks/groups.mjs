@@ -6,7 +6,7 @@
 // is what the same engine did without (one sequence, a quiet machine, no drafting).
 import { spawn } from 'node:child_process';
 import { createReadStream } from 'node:fs';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, open, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -80,40 +80,79 @@ const better = (a, b) =>
     Object.entries(b).map(([key, value]) => [key, typeof value === 'number' ? Math.max(value, a[key] ?? 0) : value]),
   );
 
-// What a model needs per token: bytes read by a decode step, operations of a prefill position (two per multiply-add).
+// What a model needs per token: bytes that a decode step reads (`decodeBytes` of the weights and the cache; `screenedBytes` with
+// the output matrix read through its screen, as ours does), operations of a prefill position (two per multiply-add).
 async function costs(model, context) {
   const { Gemma } = await import('../dist/index.mjs');
   const { config, parameters, fileBytes, memory } = await Gemma.inspect(model, { contexts: [context ?? 512] });
+  const { vocabularySize, modelDim } = config;
+  const decodeBytes = memory[0].weightsBytes + (context ? memory[0].kvBytes : 0);
+  // 4 bits a weight and three floats a row (native/backend/cpu/screen.h)
+  const screenBytes = vocabularySize * (modelDim / 2 + 12);
   return {
     big: fileBytes > BIG_BYTES,
-    weightBytes: memory[0].weightsBytes,
-    kvBytes: context ? memory[0].kvBytes : 0,
+    decodeBytes,
+    screenedBytes: decodeBytes - (await outputBytes(model, vocabularySize * modelDim)) + screenBytes,
     // logits are computed for the last position only, so the embedding is no part of the prefill
-    prefillOps: 2 * (parameters - config.vocabularySize * config.modelDim),
+    prefillOps: 2 * (parameters - vocabularySize * modelDim),
   };
 }
 
-// { engine: { values, ofPeak } } from rounds of results; `need` is what one unit of the value takes of the peak.
+// Bytes of the output matrix, which is the embedding, from its entry in the file's header: name, dimensions, type.
+async function outputBytes(model, elements) {
+  const BITS = {
+    0: 32,
+    1: 16,
+    2: 4.5,
+    3: 5,
+    6: 5.5,
+    7: 6,
+    8: 8.5,
+    10: 2.625,
+    11: 3.4375,
+    12: 4.5,
+    13: 5.5,
+    14: 6.5625,
+  };
+  const OTHERS = { 20: 4.5, 23: 4.25, 30: 16, 35: 2.0625, 39: 4.25 };
+  const file = await open(model);
+  try {
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(1 << 25), 0, 1 << 25, 0);
+    const name = 'token_embd.weight';
+    const at = buffer.subarray(0, bytesRead).indexOf(name) + name.length;
+    const type = buffer.readUInt32LE(at + 4 + 8 * buffer.readUInt32LE(at));
+    const bits = { ...BITS, ...OTHERS }[type];
+    if (at < name.length || !bits) throw new Error(`${model}: no embedding of a known type`);
+    return (elements * bits) / 8;
+  } finally {
+    await file.close();
+  }
+}
+
+// { engine: { values, ofPeak } } from rounds of results; `need(engine)` is what one unit of the value takes of the peak.
 function engineValues(results, pick, peaks, peak, need) {
   return Object.fromEntries(
     Object.entries(results).map(([name, rounds]) => {
       const values = rounds.flatMap(pick);
       const most = (i) => peaks[Math.min(i, peaks.length - 1)]?.[peak];
       const ofPeak =
-        peak && peaks.every((p) => p[peak] > 0) ? values.map((v, i) => (v * need) / (most(i) * 1e9)) : undefined;
+        peak && peaks.every((p) => p[peak] > 0) ? values.map((v, i) => (v * need(name)) / (most(i) * 1e9)) : undefined;
       return [name, { values, ...(ofPeak && { ofPeak }) }];
     }),
   );
 }
 
+const read = (bytes) => (name) => (name === OURS ? bytes.screenedBytes : bytes.decodeBytes);
+
 const PEAK_NOTES = {
   int8Gops: 'of the 8-bit multiply-add rate',
-  readGBps: 'of the read bandwidth, all weights counted once a token',
+  readGBps:
+    'of the read bandwidth, each weight counted once a token, the output matrix for ours as the screen that it reads instead',
 };
 
 // Prefill and decode come from one run of each engine.
 async function rates(bench, model, wanted) {
-  const { big, prefillOps, weightBytes } = await costs(model);
+  const { big, prefillOps, ...bytes } = await costs(model);
   const prompt = wanted.includes('prefill') ? 512 : 0;
   const decode = wanted.includes('decode') ? (big ? 32 : 128) : 0;
   const engines = { [OURS]: () => ours('rates', { model, prompt, decode }, bench) };
@@ -129,7 +168,13 @@ async function rates(bench, model, wanted) {
       what: `prefill of ${prompt} tokens`,
       unit: 'tokens/s',
       peakNote: PEAK_NOTES.int8Gops,
-      engines: engineValues(results, (r) => r.prefill, peaks, 'int8Gops', prefillOps),
+      engines: engineValues(
+        results,
+        (r) => r.prefill,
+        peaks,
+        'int8Gops',
+        () => prefillOps,
+      ),
     });
   }
   if (decode > 0) {
@@ -138,7 +183,7 @@ async function rates(bench, model, wanted) {
       what: `decode of ${decode} tokens`,
       unit: 'tokens/s',
       peakNote: PEAK_NOTES.readGBps,
-      engines: engineValues(results, (r) => r.decode, peaks, 'readGBps', weightBytes),
+      engines: engineValues(results, (r) => r.decode, peaks, 'readGBps', read(bytes)),
     });
   }
   return figures.map((figure) => ({ ...figure, peaks }));
@@ -150,7 +195,7 @@ const PORTIONS = 3;
 async function longContext(bench, model) {
   const figures = [];
   for (const context of [16384, 32640]) {
-    const { weightBytes, kvBytes } = await costs(model, context);
+    const bytes = await costs(model, context);
     const settings = { model, context, portions: PORTIONS, tokens: 32 };
     const engines = { [OURS]: () => ours('decodeAt', settings, bench) };
     const peer = bench.peers.find(({ tools }) => tools.own);
@@ -163,7 +208,7 @@ async function longContext(bench, model) {
       what: `decode after ${context} positions`,
       unit: 'tokens/s',
       peakNote: `${PEAK_NOTES.readGBps}, and the cache`,
-      engines: engineValues(results, (r) => r.rates, peaks, 'readGBps', weightBytes + kvBytes),
+      engines: engineValues(results, (r) => r.rates, peaks, 'readGBps', read(bytes)),
       peaks,
     });
   }
@@ -218,9 +263,9 @@ async function draft(bench, model) {
   ];
 }
 
-/** Runs `work` while another process computes on one core. */
+/** Runs `work` while another process computes on one core; detached, because kernels may share the cores among sessions first. */
 async function besideBusy(work) {
-  const other = spawn(process.execPath, ['-e', 'for (;;);'], { stdio: 'ignore' });
+  const other = spawn(process.execPath, ['-e', 'for (;;);'], { stdio: 'ignore', detached: true });
   const ended = new Promise((done) => other.on('close', done));
   try {
     return await work();

@@ -15,7 +15,10 @@ import { readFileSync } from 'node:fs';
 const { Gemma } = await import('../dist/index.mjs');
 
 const { task, model, threads, isa, ...settings } = JSON.parse(process.argv[2]);
-const greedy = (maxOutputTokens) => ({ temperature: 0, maxOutputTokens });
+// Random prompts make a model repeat itself, and drafting would then measure that.
+const greedy = (maxOutputTokens) => ({ temperature: 0, maxOutputTokens, draft: false });
+// Tokens before a decode is at its full speed: what makes logits cheap is built during the first ones.
+const WARM_UP = 24;
 
 function load(contextSize) {
   return Gemma.load(model, { contextSize, ...(threads && { threads }), ...(isa && { isa }) });
@@ -46,8 +49,8 @@ async function decodeTimes(gemma, length, tokens, enough = tokens) {
 
 const tasks = {
   async rates({ prompt, decode }) {
-    const gemma = await load(Math.max(prompt, 16) + decode + 64);
-    await gemma.generate(ids(Math.max(prompt, 16), 1), greedy(4));
+    const gemma = await load(Math.max(prompt, 16) + Math.max(decode, WARM_UP) + 64);
+    await decodeTimes(gemma, Math.max(prompt, 16), WARM_UP);
     const result = { isa: gemma.info.isa, threads: gemma.info.threads };
     if (prompt > 0) {
       result.prefill = (await gemma.generate(ids(prompt, 2), greedy(1))).timings.prefillTokensPerSecond;
@@ -61,17 +64,17 @@ const tasks = {
   },
 
   async decodeAt({ context, portions, tokens }) {
-    const gemma = await load(context + portions * tokens + 8);
-    const times = await decodeTimes(gemma, context, portions * tokens + 4, tokens + 4);
+    const gemma = await load(context + portions * tokens + WARM_UP + 8);
+    const times = await decodeTimes(gemma, context, WARM_UP + portions * tokens, WARM_UP + tokens);
     const rates = [];
-    for (let at = 3; at + tokens < times.length; at += tokens)
+    for (let at = WARM_UP - 1; at + tokens < times.length; at += tokens)
       rates.push((1000 * tokens) / (times[at + tokens] - times[at]));
     return { rates };
   },
 
   async batch({ sequences, decode }) {
     const gemma = await load(decode + 64);
-    await decodeTimes(gemma, 16, 4, 1);
+    await decodeTimes(gemma, 16, WARM_UP);
     const times = await decodeTimes(gemma, 16, decode, decode / 2);
     const one = (1000 * (times.length - 1)) / (times.at(-1) - times[0]);
     // Of all together: between the last one's first token and the first one's last.
