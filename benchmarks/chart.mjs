@@ -4,8 +4,10 @@
 //   node benchmarks/chart.mjs RESULTS.json... > benchmarks/results/comparison.svg
 //
 // A bar is the median over the rounds, its thin line the least and the most. Where less is better (time, memory), it is how many
-// times less. The picture follows the reader's light or dark colours and brings its own background.
-import { readFileSync } from 'node:fs';
+// times less. A bar past the end of the scale is cut and says how many times. The picture follows the reader's light or dark
+// colours and brings its own background.
+import { readFileSync, realpathSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
 import { median } from './report.mjs';
 
 const BASE = 'llama.cpp';
@@ -21,6 +23,7 @@ const TITLES = {
   tokenizer: 'Tokenizer',
 };
 
+const MOST = 6; // times; the end of the scale
 const WIDTH = 820;
 const LEFT = 190;
 const RIGHT = 120;
@@ -73,14 +76,15 @@ function rowsOf(figures) {
   return rows;
 }
 
-function chart(reports) {
+/** The picture of one or several reports, as SVG text. Undefined without figures of llama.cpp. */
+export function chart(reports) {
   const rows = rowsOf(reports.flatMap(({ figures }) => figures));
-  if (rows.length === 0) throw new Error(`no figures of ${BASE} in the results: npm run bench -- --peers`);
+  if (rows.length === 0) return undefined;
   const height = (row) => (row.title ? HEAD : row.bars.length * (BAR + 2) + GAP);
   const total = TOP + rows.reduce((sum, row) => sum + height(row), 0) + 34;
-  const most = Math.max(...rows.flatMap((row) => (row.bars ?? []).flatMap((bar) => bar.ratios)));
+  const most = Math.min(MOST, Math.max(...rows.flatMap((row) => (row.bars ?? []).flatMap((bar) => bar.ratios))));
   const scale = (WIDTH - LEFT - RIGHT) / most;
-  const x = (ratio) => (LEFT + ratio * scale).toFixed(1);
+  const x = (ratio) => (LEFT + Math.min(ratio, most) * scale).toFixed(1);
   const out = [];
   const text = (at, y, content, classes = 'text') =>
     out.push(`<text class="${classes}" x="${at}" y="${y.toFixed(1)}">${escape(content)}</text>`);
@@ -93,8 +97,7 @@ function chart(reports) {
     text(at + 16, 50, name, 'faint');
     at += 34 + name.length * 7;
   }
-  const step = most > 12 ? 4 : most > 6 ? 2 : 1;
-  for (let tick = 0; tick <= most; tick += step) {
+  for (let tick = 0; tick <= most; tick++) {
     out.push(`<line class="grid" x1="${x(tick)}" x2="${x(tick)}" y1="${TOP}" y2="${total - 34}"/>`);
     text(x(tick), total - 20, `${tick}x`, 'faint middle');
   }
@@ -108,14 +111,16 @@ function chart(reports) {
         const top = y + i * (BAR + 2);
         const middle = (top + BAR / 2).toFixed(1);
         const [least, greatest] = [Math.min(...bar.ratios), Math.max(...bar.ratios)];
-        const width = (median(bar.ratios) * scale).toFixed(1);
+        const middling = median(bar.ratios);
+        const width = (Math.min(middling, most) * scale).toFixed(1);
         out.push(
           `<rect class="e${ENGINES.indexOf(bar.name)}" x="${LEFT}" y="${top}" width="${width}" height="${BAR}"/>`,
         );
-        if (greatest > least) {
+        if (greatest > least && least < most) {
           out.push(`<line class="range" x1="${x(least)}" x2="${x(greatest)}" y1="${middle}" y2="${middle}"/>`);
         }
-        text(Number(x(greatest)) + 6, top + BAR - 1, bar.value, 'faint');
+        const value = middling > most ? `${bar.value}, ${middling.toFixed(0)}x` : bar.value;
+        text(Number(x(greatest)) + 6, top + BAR - 1, value, 'faint');
       });
     }
     y += height(row);
@@ -129,10 +134,14 @@ function chart(reports) {
   );
 }
 
-const files = process.argv.slice(2);
-if (files.length === 0) {
-  process.stderr.write('usage: node benchmarks/chart.mjs RESULTS.json... > PICTURE.svg\n');
-  process.exitCode = 2;
-} else {
-  process.stdout.write(chart(files.map((file) => JSON.parse(readFileSync(file, 'utf8')))));
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
+  const picture = chart(process.argv.slice(2).map((file) => JSON.parse(readFileSync(file, 'utf8'))));
+  if (picture) {
+    process.stdout.write(picture);
+  } else {
+    process.stderr.write(
+      'usage: node benchmarks/chart.mjs RESULTS.json... > PICTURE.svg   (results of npm run bench -- --peers)\n',
+    );
+    process.exitCode = 2;
+  }
 }

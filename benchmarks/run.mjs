@@ -11,6 +11,7 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { cacheDirectory, fetchTestModel } from '../scripts/fetch-test-model.mjs';
+import { chart } from './chart.mjs';
 import { GROUPS, measureGroups } from './groups.mjs';
 import { buildIkLlamaCpp, buildLlamaCpp, run } from './peers.mjs';
 import { markdown, spread, summarise } from './report.mjs';
@@ -189,6 +190,12 @@ async function main() {
     await writeFile(`${file}.json`, `${JSON.stringify(report, null, 1)}\n`);
     await writeFile(`${file}.md`, text);
     log(`written: ${file}.json, ${file}.md`);
+    // The picture of the README is of all groups; pictures of some: benchmarks/chart.mjs.
+    const picture = settings.only || settings.models ? undefined : chart([report]);
+    if (picture) {
+      await writeFile(join(settings.out, 'comparison.svg'), picture);
+      log(`written: ${join(settings.out, 'comparison.svg')}`);
+    }
   }
 }
 
