@@ -36,6 +36,8 @@ export default defineConfig(
           'module',
           '__dirname',
           'performance',
+          'setInterval',
+          'clearInterval',
           'setTimeout',
           'setImmediate',
           'clearTimeout',

@@ -1,13 +1,16 @@
-// Builds the engines that ours is compared with, and runs their llama-bench.
+// Builds the engines that ours is compared with, and runs their tools.
 //
 // llama.cpp comes with npm's node-llama-cpp, as a git bundle of the release it is made for; ik_llama.cpp from a checkout or git
-// directory that the caller names. Both are built for this very machine and kept in the cache.
+// directory that the caller names. Both are built for this very machine and kept in the cache. All run with the defaults of
+// their tools but for the number of threads.
 import { spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
-import { mkdir, readdir, rename, rm } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { existsSync, readFileSync } from 'node:fs';
+import { mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { cacheDirectory } from '../scripts/fetch-test-model.mjs';
 
+const HERE = dirname(fileURLToPath(import.meta.url));
 const CMAKE_OPTIONS = [
   '-DCMAKE_BUILD_TYPE=Release',
   '-DGGML_NATIVE=ON',
@@ -16,27 +19,53 @@ const CMAKE_OPTIONS = [
   '-DLLAMA_BUILD_TESTS=OFF',
   '-DLLAMA_BUILD_SERVER=OFF',
 ];
+const SUFFIX = process.platform === 'win32' ? '.exe' : '';
 
-/** Runs a program; its output, or an error with the end of what it printed. */
-export function run(command, args, options = {}) {
+/**
+ * Runs a program. Resolves with `{ out, firstMs, peakBytes }`: what it printed, when the first byte of that came (after the
+ * start, milliseconds), the most memory it had resident (Linux; looked at every few milliseconds). An error has the end of what
+ * it printed.
+ */
+export function observe(command, args, options = {}) {
   return new Promise((done, reject) => {
+    const start = performance.now();
     const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], ...options });
     let out = '';
     let errors = '';
-    child.stdout.on('data', (chunk) => (out += chunk));
+    let firstMs;
+    let peakBytes;
+    const look = setInterval(() => {
+      try {
+        const kilobytes = /^VmHWM:\s+(\d+) kB/m.exec(readFileSync(`/proc/${child.pid}/status`, 'utf8'))?.[1];
+        if (kilobytes) peakBytes = Number(kilobytes) * 1024;
+      } catch {
+        // not Linux, or it has just ended
+      }
+    }, 10);
+    child.stdout.on('data', (chunk) => {
+      firstMs ??= performance.now() - start;
+      out += chunk;
+    });
     child.stderr.on('data', (chunk) => (errors += chunk));
-    child.on('error', reject);
+    child.on('error', (error) => {
+      clearInterval(look);
+      reject(error);
+    });
     child.on('close', (code, signal) => {
-      if (code === 0) done(out);
-      else
-        reject(
-          new Error(`${command} ${args.join(' ')} failed (${signal ?? code}):\n${(errors || out).trim().slice(-2000)}`),
-        );
+      clearInterval(look);
+      if (code === 0) return done({ out, firstMs: firstMs ?? performance.now() - start, peakBytes });
+      const said = (errors || out).trim().slice(-2000);
+      reject(new Error(`${command} ${args.join(' ')} failed (${signal ?? code}):\n${said}`));
     });
   });
 }
 
-/** llama-bench of llama.cpp. */
+/** Runs a program; what it printed. */
+export async function run(command, args, options) {
+  return (await observe(command, args, options)).out;
+}
+
+/** llama.cpp: the paths of its tools. */
 export async function buildLlamaCpp(log) {
   const folder = join(cacheDirectory(), 'peers');
   const source = join(folder, 'llama.cpp');
@@ -53,49 +82,112 @@ export async function buildLlamaCpp(log) {
     await rename(join(work, 'source'), source);
     await rm(work, { recursive: true });
   }
-  return build(source, join(folder, 'llama.cpp-build'), 'llama.cpp', log);
+  const build = join(folder, 'llama.cpp-build');
+  const tools = await buildTools(source, build, ['llama-bench', 'llama-batched-bench', 'llama-completion'], log);
+  return { name: 'llama.cpp', tools: { ...tools, own: await buildOwn(source, build) } };
 }
 
-/** llama-bench of ik_llama.cpp, from a checkout or a git directory. */
+/** ik_llama.cpp from a checkout, a git directory or the cache: the paths of its tools. Undefined where there is none. */
 export async function buildIkLlamaCpp(given, log) {
   const folder = join(cacheDirectory(), 'peers');
-  let source = resolve(given);
+  const clone = join(folder, 'ik_llama.cpp');
+  let source = given ? resolve(given) : clone;
   if (!existsSync(join(source, 'CMakeLists.txt'))) {
-    const clone = join(folder, 'ik_llama.cpp');
+    if (!given) return undefined;
     if (!existsSync(clone)) {
       await mkdir(folder, { recursive: true });
       await run('git', ['clone', '--quiet', source, clone]);
     }
     source = clone;
   }
-  return build(source, join(folder, 'ik_llama.cpp-build'), 'ik_llama.cpp', log);
+  const tools = await buildTools(source, join(folder, 'ik_llama.cpp-build'), ['llama-bench'], log);
+  return { name: 'ik_llama.cpp', tools };
 }
 
-async function build(source, folder, name, log) {
-  const program = join(folder, 'bin', process.platform === 'win32' ? 'llama-bench.exe' : 'llama-bench');
-  if (existsSync(program)) return program;
-  log(`${name}: building (some minutes)`);
-  await run('cmake', ['-S', source, '-B', folder, ...CMAKE_OPTIONS]);
-  await run('cmake', ['--build', folder, '--target', 'llama-bench', '--config', 'Release', '--parallel', '2']);
+async function buildTools(source, build, targets, log) {
+  const tools = Object.fromEntries(targets.map((target) => [target, join(build, 'bin', target + SUFFIX)]));
+  if (!Object.values(tools).every(existsSync)) {
+    log(`${source.split(/[\\/]/).at(-1)}: building (some minutes)`);
+    await run('cmake', ['-S', source, '-B', build, ...CMAKE_OPTIONS]);
+    await run('cmake', ['--build', build, '--target', ...targets, '--config', 'Release', '--parallel', '2']);
+  }
+  return tools;
+}
+
+// Our own program over llama.cpp's libraries.
+async function buildOwn(source, build) {
+  const program = join(build, 'bin', `peer_llama${SUFFIX}`);
+  const code = join(HERE, 'native', 'peer_llama.cpp');
+  const old = await stat(program).catch(() => undefined);
+  if (!old || old.mtimeMs < (await stat(code)).mtimeMs) {
+    const include = ['include', 'ggml/include'].flatMap((path) => ['-I', join(source, path)]);
+    const libraries = [
+      '-L',
+      join(build, 'bin'),
+      `-Wl,-rpath,${join(build, 'bin')}`,
+      '-lllama',
+      '-lggml',
+      '-lggml-base',
+    ];
+    await run(process.env.CXX ?? 'c++', ['-O2', '-std=c++17', code, ...include, ...libraries, '-o', program]);
+  }
   return program;
 }
 
-/** Tokens per second of one llama-bench run. It warms up by itself; its decode starts at `context` positions. */
-export async function llamaBench(program, kind, { model, prompt, decode, context, threads }) {
-  const common = ['-m', model, '-t', String(threads), '-r', '1', '-o', 'json', '-ngl', '0'];
-  const results = [];
-  const bench = async (...args) => results.push(...JSON.parse(await run(program, [...common, ...args])));
-  if (context === 0) {
-    await bench('-p', String(prompt), '-n', String(decode));
-  } else {
-    await bench('-p', String(prompt), '-n', '0');
-    if (kind === 'ik_llama.cpp') await bench('-p', '0', '-n', '0', '-gp', `${context},${decode}`);
-    else await bench('-p', '0', '-n', String(decode), '-d', String(context));
-  }
+/**
+ * Tokens per second of one llama-bench run: prefill of `prompt` tokens, `decode` tokens from an empty cache; 0 leaves one out.
+ * It warms up by itself; for big models, where that would double the time, a prompt of 16 tokens before does it.
+ */
+export async function llamaBench({ name, tools }, { model, prompt, decode, threads, big }) {
+  const tests = ['-p', prompt > 0 && big ? `16,${prompt}` : String(prompt), '-n', String(decode)];
+  const warmUp = prompt > 0 && big ? (name === 'ik_llama.cpp' ? ['-w', '0'] : ['--no-warmup']) : [];
+  const args = ['-m', model, '-t', String(threads), '-r', '1', '-o', 'json', ...tests, ...warmUp];
+  const results = JSON.parse(await run(tools['llama-bench'], args));
   const rate = (test) => results.find(test)?.avg_ts;
   return {
     version: results[0]?.build_commit,
-    prefillTokensPerSecond: rate((r) => r.n_prompt === prompt && r.n_gen === 0),
-    decodeTokensPerSecond: rate((r) => r.n_gen === decode),
+    prefill: rate((r) => r.n_prompt === prompt && r.n_gen === 0),
+    decode: rate((r) => r.n_gen === decode && r.n_prompt === 0),
   };
+}
+
+/** Tokens per second of one sequence, and of `sequences` at once together, each `decode` tokens after 16 of its own. */
+export async function batchedBench({ tools }, { model, sequences, decode, threads }) {
+  const args = ['-m', model, '-t', String(threads), '-c', String(sequences * (decode + 16) + 256)];
+  const shape = ['-npp', '16', '-ntg', String(decode), '-npl', `1,${sequences}`, '--output-format', 'jsonl'];
+  const out = await run(tools['llama-batched-bench'], [...args, ...shape]);
+  const rows = out
+    .split('\n')
+    .filter((line) => line.startsWith('{'))
+    .map((line) => JSON.parse(line));
+  const rate = (n) => rows.find((row) => row.pl === n)?.speed_tg;
+  return { one: rate(1), all: rate(sequences) };
+}
+
+/** Tokens per second of some portions of a decode that begins after `context` positions. */
+export async function decodeAt({ tools }, { model, context, portions, tokens, threads }) {
+  const args = ['decode', model, threads, context, portions, tokens].map(String);
+  return JSON.parse(await run(tools.own, args)).seconds.map((seconds) => tokens / seconds);
+}
+
+/** From the start of the process to the first token of its output, and its peak of resident memory. No warm-up run. */
+export async function complete({ tools }, { model, text, file, context, threads }) {
+  const prompt = file ? ['-f', file] : ['-p', text];
+  const rest = ['-n', '1', '--temp', '0', '-no-cnv', '--no-display-prompt', '--no-warmup'];
+  return observe(tools['llama-completion'], [
+    '-m',
+    model,
+    '-t',
+    String(threads),
+    '-c',
+    String(context),
+    ...prompt,
+    ...rest,
+  ]);
+}
+
+/** Bytes of text per second, of each round. */
+export async function tokenizeRates({ tools }, { model, file, bytes, rounds }) {
+  const { tokens, seconds } = JSON.parse(await run(tools.own, ['tokenize', model, file, String(rounds)]));
+  return { tokens, rates: seconds.map((s) => bytes / s) };
 }
