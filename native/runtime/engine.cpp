@@ -147,8 +147,8 @@ class EngineImpl final : public Engine {
     const int n_batch = options.n_batch > 0 ? options.n_batch : kDefaultBatch;
     info_.memory = plan_memory(*file, config_, info_.n_ctx, info_.kv_type, n_batch);
     Weights weights = load_weights(*backend_, file, config_);
-    model_ = std::make_unique<Model>(*backend_, config_, std::move(weights), info_.kv_type, n_batch,
-                                     options.screen_logits);
+    model_ =
+        std::make_unique<Model>(*backend_, config_, std::move(weights), info_.kv_type, n_batch, options.screen_logits);
     find_banned();
     drafter_ = std::make_unique<Drafter>(*tokenizer_, config_.n_vocab, banned_, info_.memory.weights_bytes);
     if (!options.draft_path.empty()) {

@@ -49,8 +49,8 @@ class Sampler {
   // Adds a token of the prompt or the output to the penalty window.
   void accept(TokenId token);
 
-  // Which logits sample() needs next; the others may be -infinity. next: tokens that may be accepted before it. The spans
-  // are valid until the sampler is used again.
+  // Which logits sample() needs next; the others may be -infinity. next: tokens that may be accepted before it. The
+  // spans are valid until the sampler is used again.
   TopRows wanted(std::span<const TokenId> next = {});
 
   // logits[n_vocab] are changed in place. Throws Error: kNonFinite, NONFINITE when they hold NaN or +infinity;
@@ -70,7 +70,7 @@ class Sampler {
   size_t window_next_ = 0;
   std::unordered_map<TokenId, int> window_counts_;
   std::vector<Candidate> candidates_;
-  std::vector<TokenId> always_;  // of wanted()
+  std::vector<TokenId> always_;                     // of wanted()
   std::vector<std::pair<TokenId, float>> changed_;  // of this step: logits as the model gave them
   uint64_t rng_state_[4];
 

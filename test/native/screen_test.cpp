@@ -1,5 +1,5 @@
-// Screens: every set packs and bounds like the scalar one, bounds hold, and the products that are asked for are those of
-// linear() to the same bits.
+// Screens: every set packs and bounds like the scalar one, bounds hold, and the products that are asked for are those
+// of linear() to the same bits.
 #include "backend/cpu/screen.h"
 
 #include <algorithm>
@@ -20,12 +20,15 @@ struct Panel {
   bool finite = false;
 
   Panel(const Kernels& kernels, const std::vector<float>& rows, int n_cols, int block)
-      : codes(static_cast<size_t>(n_cols) * 8 + 1, 0xee), step(17, test::kUntouched), residual(17, test::kUntouched),
+      : codes(static_cast<size_t>(n_cols) * 8 + 1, 0xee),
+        step(17, test::kUntouched),
+        residual(17, test::kUntouched),
         norm(17, test::kUntouched) {
     std::vector<float> columns(rows.size());
     for (size_t i = 0; i < rows.size(); ++i)
       columns[i % static_cast<size_t>(n_cols) * 16 + i / static_cast<size_t>(n_cols)] = rows[i];
-    finite = kernels.screen_pack(columns.data(), n_cols, block, codes.data(), step.data(), residual.data(), norm.data());
+    finite =
+        kernels.screen_pack(columns.data(), n_cols, block, codes.data(), step.data(), residual.data(), norm.data());
   }
 };
 
@@ -34,11 +37,12 @@ std::vector<std::byte> matrix(std::mt19937& rng, TensorType type, int n_out, int
   if (!is_float_type(type)) return test::random_weights(rng, type, n_out, n_in);
   std::vector<std::byte> bytes(static_cast<size_t>(n_out) * row_bytes(type, n_in));
   for (int r = 0; r < n_out; ++r) {
-    const std::vector<float> row = test::random_floats(rng, static_cast<size_t>(n_in), r % 97 == 5 ? 0.0f : 0.02f + 0.001f * static_cast<float>(r % 31));
+    const std::vector<float> row = test::random_floats(
+        rng, static_cast<size_t>(n_in), r % 97 == 5 ? 0.0f : 0.02f + 0.001f * static_cast<float>(r % 31));
     for (size_t j = 0; j < row.size(); ++j) {
       const size_t at = static_cast<size_t>(r) * row.size() + j;
-      const uint16_t half = type == TensorType::kF16 ? f32_to_f16(row[j])
-                                                     : static_cast<uint16_t>(std::bit_cast<uint32_t>(row[j]) >> 16);
+      const uint16_t half =
+          type == TensorType::kF16 ? f32_to_f16(row[j]) : static_cast<uint16_t>(std::bit_cast<uint32_t>(row[j]) >> 16);
       if (type == TensorType::kF32) {
         std::memcpy(&bytes[at * 4], &row[j], 4);
       } else {
@@ -75,12 +79,14 @@ TEST("load_columns: every set equals the dequantised rows up to a rounding, ever
         kernels.load_columns({type, tight.data(), stored, begin, end}, kIn, columns.data(), memory.scratch());
         for (int lane = 0; lane < 16; ++lane) {
           std::vector<float> row(kIn);
-          if (begin + lane < end) dequantize_row(type, &data[static_cast<size_t>(begin + lane) * stored], row.data(), kIn);
+          if (begin + lane < end)
+            dequantize_row(type, &data[static_cast<size_t>(begin + lane) * stored], row.data(), kIn);
           for (size_t c = 0; c < kIn; ++c) {
             const float got = columns[c * 16 + static_cast<size_t>(lane)];
             if (!(std::fabs(got - row[c]) <= 4e-7f * (std::fabs(row[c]) + 1)))
-              test::fail(__FILE__, __LINE__, std::string(kernels.isa) + " " + type_traits(type).name + ": got " +
-                                                 test::describe(got) + ", want " + test::describe(row[c]));
+              test::fail(__FILE__, __LINE__,
+                         std::string(kernels.isa) + " " + type_traits(type).name + ": got " + test::describe(got) +
+                             ", want " + test::describe(row[c]));
           }
         }
       }
@@ -100,7 +106,8 @@ TEST("screen_pack: every set equals ref bit for bit; codes give the row back wit
       CHECK(want.finite && want.codes.back() == 0xee && test::is_untouched(want.step.back()));
       test::for_each_set([&](const Kernels& kernels) {
         const Panel got(kernels, rows, n_cols, block);
-        const std::string what = std::string(kernels.isa) + " columns " + std::to_string(n_cols) + " block " + std::to_string(block);
+        const std::string what =
+            std::string(kernels.isa) + " columns " + std::to_string(n_cols) + " block " + std::to_string(block);
         if (got.codes != want.codes) test::fail(__FILE__, __LINE__, what + ": codes differ");
         test::check_same_bits(got.step, want.step, what + " step");
         test::check_same_bits(got.residual, want.residual, what + " residual");
@@ -146,7 +153,8 @@ TEST("screen_bound: every set equals ref bit for bit") {
     std::vector<float> residual = test::random_floats(rng, kPanels * 16);
     for (float& r : residual) r *= r;
     std::vector<int8_t> q(kScreenQueries * cols);
-    for (size_t i = 0; i < q.size(); ++i) q[i] = i < cols ? 127 : (i < 2 * cols ? -127 : static_cast<int8_t>(rng() % 255 - 127));
+    for (size_t i = 0; i < q.size(); ++i)
+      q[i] = i < cols ? 127 : (i < 2 * cols ? -127 : static_cast<int8_t>(rng() % 255 - 127));
     const ScreenTable table{n_cols, codes.data(), step.data(), residual.data(), residual.data()};
     for (int n = 1; n <= kScreenQueries; ++n) {
       const auto run = [&](const Kernels& kernels, std::vector<float>* bounds, std::vector<float>* maxima) {
@@ -154,17 +162,24 @@ TEST("screen_bound: every set equals ref bit for bit") {
         maxima->assign(kScreenQueries * kPanels, test::kUntouched);
         ScreenQuery queries[kScreenQueries];
         for (size_t i = 0; i < kScreenQueries; ++i) {
-          queries[i] = {q.data() + i * cols, 0.01f * static_cast<float>(i + 1), -7.5f * static_cast<float>(i), 0.3f, 0.2f,
-                        bounds->data() + i * kPanels * 16, maxima->data() + i * kPanels};
+          queries[i] = {q.data() + i * cols,
+                        0.01f * static_cast<float>(i + 1),
+                        -7.5f * static_cast<float>(i),
+                        0.3f,
+                        0.2f,
+                        bounds->data() + i * kPanels * 16,
+                        maxima->data() + i * kPanels};
         }
         kernels.screen_bound(table, 1, kPanels - 1, queries, n);
       };
       std::vector<float> want, want_maxima, got, got_maxima;
       run(kernels_ref(), &want, &want_maxima);
-      CHECK(test::is_untouched(want[0]) && !test::is_untouched(want[16]) && test::is_untouched(want[(kPanels - 1) * 16]));
+      CHECK(test::is_untouched(want[0]) && !test::is_untouched(want[16]) &&
+            test::is_untouched(want[(kPanels - 1) * 16]));
       test::for_each_set([&](const Kernels& kernels) {
         run(kernels, &got, &got_maxima);
-        const std::string what = std::string(kernels.isa) + " columns " + std::to_string(n_cols) + " queries " + std::to_string(n);
+        const std::string what =
+            std::string(kernels.isa) + " columns " + std::to_string(n_cols) + " queries " + std::to_string(n);
         test::check_same_bits(got, want, what);
         test::check_same_bits(got_maxima, want_maxima, what + " maxima");
       });
@@ -214,7 +229,8 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
           std::vector<float> others;  // that count
           for (size_t r = 0; r < kOut; ++r) {
             const bool is_minus_infinity = g[r] == -std::numeric_limits<float>::infinity();
-            if (!is_minus_infinity && !test::same_bits(g[r], w[r])) test::fail(__FILE__, __LINE__, what + ": another product");
+            if (!is_minus_infinity && !test::same_bits(g[r], w[r]))
+              test::fail(__FILE__, __LINE__, what + ": another product");
             n_computed += !is_minus_infinity;
             const int32_t id = static_cast<int32_t>(r);
             if (std::find(always.begin(), always.end(), id) != always.end()) {
@@ -224,7 +240,8 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
             }
           }
           const size_t k = static_cast<size_t>(wanted[static_cast<size_t>(i)].n_best);
-          std::nth_element(others.begin(), others.begin() + static_cast<ptrdiff_t>(k - 1), others.end(), std::greater<>());
+          std::nth_element(others.begin(), others.begin() + static_cast<ptrdiff_t>(k - 1), others.end(),
+                           std::greater<>());
           for (size_t r = 0; r < kOut; ++r) {
             const int32_t id = static_cast<int32_t>(r);
             if (w[r] < others[k - 1] || std::find(never.begin(), never.end(), id) != never.end()) continue;
@@ -259,7 +276,8 @@ TEST("top_linear: x or weights with NaN or infinity take the exhaustive path") {
     const Weight weight = backend->load_weight(TensorType::kF32, kOut, kIn, data.data());
     const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true);
     std::vector<float> got(kOut);
-    for (int call = 0; call < Screen::kSlices; ++call) backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1});
+    for (int call = 0; call < Screen::kSlices; ++call)
+      backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1});
     CHECK(output->ready() == !in_weights);
     CHECK((output->bytes() > 0) == !in_weights);
     std::vector<float> bad_x = x;
@@ -288,10 +306,10 @@ TEST("bounds: the margin is kScreenSigmas true standard deviations, also along r
   test::ScratchMemory memory[2];
   const Scratch scratch[] = {memory[0].scratch(), memory[1].scratch()};
   while (!screen.ready()) screen.build_slice(kernels, pool, scratch);
-  // The second half of x lies along a row, whose own product must not be off to one side: that is what sampling asks for.
+  // The second half of x lies along a row, whose own product must not be off to one side: that is what sampling asks
+  // for.
   for (int i = kRows / 2; i < kRows; ++i) {
-    for (int j = 0; j < kIn; ++j)
-      x[static_cast<size_t>(i * kIn + j)] = values[static_cast<size_t>(100 * i * kIn + j)];
+    for (int j = 0; j < kIn; ++j) x[static_cast<size_t>(i * kIn + j)] = values[static_cast<size_t>(100 * i * kIn + j)];
   }
   std::vector<float> products(static_cast<size_t>(kOut) * kRows);
   const LinearJob job{&weight, products.data()};
@@ -311,7 +329,8 @@ TEST("bounds: the margin is kScreenSigmas true standard deviations, also along r
     double sum = 0;
     double squares = 0;
     for (size_t i = 0; i < kRows; ++i) {
-      const double slack = (static_cast<double>(screen.bounds(static_cast<int>(i))[r]) - products[i * kOut + r]) / length[i];
+      const double slack =
+          (static_cast<double>(screen.bounds(static_cast<int>(i))[r]) - products[i * kOut + r]) / length[i];
       CHECK(slack > 0);
       sum += slack;
       squares += slack * slack;
@@ -321,10 +340,12 @@ TEST("bounds: the margin is kScreenSigmas true standard deviations, also along r
     variances += squares / kRows - mean * mean;
     const size_t i = r / 100;
     if (r % 100 == 0 && i >= kRows / 2 && i < kRows)
-      own += (static_cast<double>(screen.bounds(static_cast<int>(i))[r]) - products[i * kOut + r]) / length[i] / mean - 1;
+      own +=
+          (static_cast<double>(screen.bounds(static_cast<int>(i))[r]) - products[i * kOut + r]) / length[i] / mean - 1;
   }
   const double ratio = std::sqrt(margins / variances);
-  if (!(std::fabs(ratio / kScreenSigmas - 1) < 0.02)) test::fail(__FILE__, __LINE__, "margin / deviation: " + std::to_string(ratio));
+  if (!(std::fabs(ratio / kScreenSigmas - 1) < 0.02))
+    test::fail(__FILE__, __LINE__, "margin / deviation: " + std::to_string(ratio));
   // The mean of 30 errors of one deviation each.
   own *= kScreenSigmas / (kRows / 2);
   if (!(std::fabs(own) < 3 / std::sqrt(30.0))) test::fail(__FILE__, __LINE__, "own rows: " + std::to_string(own));

@@ -42,7 +42,12 @@ inline size_t opaque(size_t value) {
 class PanelRows {
  public:
   PanelRows(const uint8_t* p, size_t stride)
-      : p_(p), p8_(p + 8 * stride), s1_(stride), s3_(opaque(3 * stride)), s5_(opaque(5 * stride)), s7_(opaque(7 * stride)) {}
+      : p_(p),
+        p8_(p + 8 * stride),
+        s1_(stride),
+        s3_(opaque(3 * stride)),
+        s5_(opaque(5 * stride)),
+        s7_(opaque(7 * stride)) {}
 
   PanelRows at(int offset) const {
     PanelRows moved = *this;
@@ -100,8 +105,8 @@ inline __m512 high_halves_to_floats(__m512i v) {
   return halves_to_floats(_mm512_srli_epi32(v, 16));
 }
 
-// Two or four bytes at offset of each row. Row i of a group of 8 is loaded from so many bytes before them that they land
-// in place i: a blend with memory takes half the instructions of an insertion.
+// Two or four bytes at offset of each row. Row i of a group of 8 is loaded from so many bytes before them that they
+// land in place i: a blend with memory takes half the instructions of an insertion.
 inline __m128i load_8_words(const PanelRows& rows, int first, int offset) {
   const auto load = [&](int i) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows.row(first + i) + offset - 2 * i));
@@ -173,7 +178,7 @@ class Prefetcher {
   }
 
  private:
-  static constexpr size_t kFar = 4096;   // first into L2, which has more requests under way than L1
+  static constexpr size_t kFar = 4096;    // first into L2, which has more requests under way than L1
   static constexpr size_t kNear = 24576;  // a larger panel would leave L1 again before its turn
   const uint8_t* next_;
   bool near_;
@@ -353,8 +358,7 @@ struct Q5_0 {
     load_transposed(rows, 0, head);
     load_transposed(rows, 6, q);
     sink.scale(0, 0, halves_to_floats(head[0]));
-    unpack_fifth_bits(sink, 0, q,
-                      _mm512_or_si512(_mm512_srli_epi32(head[0], 16), _mm512_slli_epi32(head[1], 16)));
+    unpack_fifth_bits(sink, 0, q, _mm512_or_si512(_mm512_srli_epi32(head[0], 16), _mm512_slli_epi32(head[1], 16)));
   }
   // Codes of 4 bits, low nibbles first; bit 4 of column c is bit c of high.
   template <class Sink>
@@ -367,8 +371,8 @@ struct Q5_0 {
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       const int byte = j / 2 * 0x01010101;
-      const __m512i pick = _mm512_broadcast_i32x4(
-          _mm_setr_epi32(byte, byte + 0x04040404, byte + 0x08080808, byte + 0x0c0c0c0c));
+      const __m512i pick =
+          _mm512_broadcast_i32x4(_mm_setr_epi32(byte, byte + 0x04040404, byte + 0x08080808, byte + 0x0c0c0c0c));
       const __m512i codes = _mm512_and_si512(j < 4 ? q[j % 4] : _mm512_srli_epi16(q[j % 4], 4), low);
       const __mmask64 set = _mm512_test_epi8_mask(_mm512_shuffle_epi8(high, pick), j % 2 == 0 ? even : odd);
       sink.codes(b, j, _mm512_mask_add_epi8(codes, set, codes, bit4));
@@ -492,9 +496,8 @@ struct Q5_K {
           const __m512i odd =
               chunk < 2 ? _mm512_slli_epi16(high[j], 3 - 2 * chunk) : _mm512_srli_epi16(high[j], 2 * chunk - 3);
           sink.codes(b, 4 * part + j, _mm512_or_si512(_mm512_and_si512(q[j], low), _mm512_and_si512(even, bit4)));
-          sink.codes(
-              b + 1, 4 * part + j,
-              _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(q[j], 4), low), _mm512_and_si512(odd, bit4)));
+          sink.codes(b + 1, 4 * part + j,
+                     _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16(q[j], 4), low), _mm512_and_si512(odd, bit4)));
         }
       }
     }
@@ -555,9 +558,8 @@ struct IQ4_NL {
   // The values plus 128.
   static __m512i table() {
     return _mm512_broadcast_i32x4(_mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, static_cast<char>(129),
-                                                static_cast<char>(141), static_cast<char>(153),
-                                                static_cast<char>(166), static_cast<char>(181),
-                                                static_cast<char>(197), static_cast<char>(217),
+                                                static_cast<char>(141), static_cast<char>(153), static_cast<char>(166),
+                                                static_cast<char>(181), static_cast<char>(197), static_cast<char>(217),
                                                 static_cast<char>(241)));
   }
   template <class Sink>
@@ -862,7 +864,7 @@ GEMMA_FLATTEN void gemv_type(const WeightRows& w, const QuantizedRows& x, float*
     for (int first = 0; first < n_groups; first += groups_per_step) {
       const int n = std::min(groups_per_step, n_groups - first);
       PanelRows from = panel_rows(w, row, static_cast<size_t>(first) * Type::kGroupBytes,
-                                          static_cast<size_t>(n) * Type::kGroupBytes, tail);
+                                  static_cast<size_t>(n) * Type::kGroupBytes, tail);
       for (int g = 0; g < n; ++g) {
         const size_t i = static_cast<size_t>((first + g) * Type::kGroup);
         ToProduct<Type> product(x, i, prefetcher);
@@ -882,9 +884,9 @@ GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, Pane
   const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
   const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
   PanelRows from = panel_rows(w, row, offset, bytes, tail);
-  Prefetcher prefetcher(reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row + kLanes) * w.w_row_bytes +
-                            offset * kLanes,
-                        kLanes * w.w_row_bytes);
+  Prefetcher prefetcher(
+      reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes,
+      kLanes * w.w_row_bytes);
   for (int g = 0; g < n / Type::kGroup; ++g) {
     prefetcher.advance(Type::kGroupBytes * kLanes);
     ToPanel sink{panel + g * Type::kGroup};
@@ -946,9 +948,7 @@ struct F32 {
 };
 struct F16 {
   static constexpr size_t kBytes = 2;
-  static __m128 load4(const std::byte* p) {
-    return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-  }
+  static __m128 load4(const std::byte* p) { return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
   static __m512 load(const std::byte* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }

@@ -1,5 +1,5 @@
-// Unpackers and products meet in registers only where the compiler inlines them into each other; left to itself it stops
-// once a file has grown by some share (GCC), after which the same code ran five times slower.
+// Unpackers and products meet in registers only where the compiler inlines them into each other; left to itself it
+// stops once a file has grown by some share (GCC), after which the same code ran five times slower.
 #pragma once
 
 #if defined(_MSC_VER) && !defined(__clang__)

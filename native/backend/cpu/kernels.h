@@ -42,7 +42,7 @@ struct QuantizedRows {
   QuantizedRows row(int i) const {
     const size_t r = static_cast<size_t>(i);
     const size_t b = r * static_cast<size_t>(n_cols / 32);
-    return {1,           n_cols,    q + r * static_cast<size_t>(n_cols), d + b, neg_sum + b, neg_sum16 + 2 * b,
+    return {1,        n_cols,        q + r * static_cast<size_t>(n_cols), d + b, neg_sum + b, neg_sum16 + 2 * b,
             dsum + b, dsum16 + 2 * b};
   }
 };
@@ -96,8 +96,8 @@ inline constexpr int kAttentionRows = 32;
 // that the result does not depend on how many threads worked on them.
 inline constexpr int kSegment = 256;
 
-// Screens of large output matrices (screen.h). 16 rows of the matrix are a panel, each a lane. Byte 4 * lane + i of the 64
-// bytes of group g of a panel holds the codes of columns 8 * g + i (low nibble) and 8 * g + 4 + i (high nibble).
+// Screens of large output matrices (screen.h). 16 rows of the matrix are a panel, each a lane. Byte 4 * lane + i of the
+// 64 bytes of group g of a panel holds the codes of columns 8 * g + i (low nibble) and 8 * g + 4 + i (high nibble).
 inline constexpr int kScreenLanes = 16;
 struct ScreenTable {
   int n_cols = 0;                   // a multiple of 8
@@ -143,10 +143,11 @@ struct Kernels {
   // acc = merge of (acc, max, sum) and (acc2, max2, sum2): both scaled to the larger max.
   void (*merge_segments)(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, int head_dim);
 
-  // Values of up to 16 rows of a weight of any type, as columns[n_cols][16], a row in each lane; zero in lanes without one.
+  // Values of up to 16 rows of a weight of any type, as columns[n_cols][16], a row in each lane; zero in lanes without
+  // one.
   void (*load_columns)(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch);
-  // Columns of 16 rows into a panel: rotated in place, in blocks of a power of two that divides n_cols, and coded. False
-  // when a row holds NaN, infinity or values whose squares overflow.
+  // Columns of 16 rows into a panel: rotated in place, in blocks of a power of two that divides n_cols, and coded.
+  // False when a row holds NaN, infinity or values whose squares overflow.
   bool (*screen_pack)(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm);
   // Bounds of panels panel_begin..panel_end-1 for up to kScreenQueries queries.
   void (*screen_bound)(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,

@@ -85,7 +85,7 @@ void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<con
   const int begin = n_built_;
   const int end = std::min(n_panels_, begin + (n_panels_ + kSlices - 1) / kSlices);
   pool.parallel_for(end - begin, [&](int chunk, int thread) {
-      const int panel = begin + chunk;
+    const int panel = begin + chunk;
     float* columns = memory.data() + static_cast<size_t>(thread) * n_cols * kScreenLanes;
     const int row = panel * kScreenLanes;
     kernels.load_columns({weight_.type, weight_.data, row_bytes(weight_.type, weight_.n_in), row,
@@ -111,7 +111,8 @@ bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int
   maxima_.resize(static_cast<size_t>(n) * static_cast<size_t>(n_panels_));
   rotate(rotated_.data(), n * weight_.n_in, block_);
 
-  const ScreenTable table{weight_.n_in, reinterpret_cast<const uint8_t*>(codes_->data()), step_.data(), residual_.data(), norm_.data()};
+  const ScreenTable table{weight_.n_in, reinterpret_cast<const uint8_t*>(codes_->data()), step_.data(),
+                          residual_.data(), norm_.data()};
   queries_.clear();
   for (size_t query = 0; query < static_cast<size_t>(n); ++query) {
     const float* y = rotated_.data() + query * n_cols;
@@ -139,8 +140,8 @@ bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int
   constexpr int kPanels = 64;  // of a chunk: its codes stay in cache for all queries
   pool.parallel_for((n_panels_ + kPanels - 1) / kPanels, [&](int chunk, int /*thread*/) {
     for (int first = 0; first < n; first += kScreenQueries) {
-      kernels.screen_bound(table, chunk * kPanels, std::min(n_panels_, (chunk + 1) * kPanels), &queries_[static_cast<size_t>(first)],
-                           std::min(kScreenQueries, n - first));
+      kernels.screen_bound(table, chunk * kPanels, std::min(n_panels_, (chunk + 1) * kPanels),
+                           &queries_[static_cast<size_t>(first)], std::min(kScreenQueries, n - first));
     }
   });
   for (int i = 0; i < n; ++i) {  // lanes past the last row
@@ -153,8 +154,9 @@ bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int
 }
 
 void Screen::update_maximum(int query, int panel) {
-  const float* lanes = bounds_.data() + (static_cast<size_t>(query) * static_cast<size_t>(n_panels_) +
-                                         static_cast<size_t>(panel)) * kScreenLanes;
+  const float* lanes =
+      bounds_.data() +
+      (static_cast<size_t>(query) * static_cast<size_t>(n_panels_) + static_cast<size_t>(panel)) * kScreenLanes;
   maxima(query)[static_cast<size_t>(panel)] = *std::max_element(lanes, lanes + kScreenLanes);
 }
 

@@ -1,5 +1,5 @@
-// The screen with AVX2: eight columns of eight rows in a register. Two codes times two bytes of x fit into 16 bits, and so
-// do the sums of eight such pairs (8 * 2 * 15 * 127 = 30,480).
+// The screen with AVX2: eight columns of eight rows in a register. Two codes times two bytes of x fit into 16 bits, and
+// so do the sums of eight such pairs (8 * 2 * 15 * 127 = 30,480).
 #include <immintrin.h>
 
 #include <cstring>
@@ -42,12 +42,10 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
       const __m256 norm = _mm256_loadu_ps(table.norm + row);
       for (int i = 0; i < kQueries; ++i) {
         const ScreenQuery& query = queries[i];
-        const __m256 product =
-            _mm256_mul_ps(_mm256_add_ps(_mm256_cvtepi32_ps(dot[i]), _mm256_set1_ps(query.offset)),
-                          _mm256_mul_ps(step, _mm256_set1_ps(query.scale)));
-        const __m256 margin =
-            _mm256_sqrt_ps(_mm256_add_ps(_mm256_mul_ps(residual, _mm256_set1_ps(query.residual_part)),
-                                         _mm256_mul_ps(norm, _mm256_set1_ps(query.norm_part))));
+        const __m256 product = _mm256_mul_ps(_mm256_add_ps(_mm256_cvtepi32_ps(dot[i]), _mm256_set1_ps(query.offset)),
+                                             _mm256_mul_ps(step, _mm256_set1_ps(query.scale)));
+        const __m256 margin = _mm256_sqrt_ps(_mm256_add_ps(_mm256_mul_ps(residual, _mm256_set1_ps(query.residual_part)),
+                                                           _mm256_mul_ps(norm, _mm256_set1_ps(query.norm_part))));
         const __m256 upper = _mm256_add_ps(product, margin);
         _mm256_storeu_ps(query.bounds + row, upper);
         __m128 largest = _mm_max_ps(_mm256_castps256_ps128(upper), _mm256_extractf128_ps(upper, 1));
@@ -61,7 +59,8 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
 
 }  // namespace
 
-bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm) {
+bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual,
+                      float* norm) {
   float squares[kScreenLanes];
   float inverse[kScreenLanes];
   float product[kScreenLanes];
@@ -76,9 +75,9 @@ bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, flo
       __m256i packed = _mm256_setzero_si256();
       for (size_t i = 0; i < 8; ++i) {
         const __m256 w = _mm256_loadu_ps(columns + (c + i) * kScreenLanes + half);
-        const __m256 level = _mm256_min_ps(
-            _mm256_max_ps(_mm256_add_ps(_mm256_mul_ps(w, scale), _mm256_set1_ps(8)), _mm256_setzero_ps()),
-            _mm256_set1_ps(15));
+        const __m256 level =
+            _mm256_min_ps(_mm256_max_ps(_mm256_add_ps(_mm256_mul_ps(w, scale), _mm256_set1_ps(8)), _mm256_setzero_ps()),
+                          _mm256_set1_ps(15));
         const __m256i code = _mm256_cvttps_epi32(level);
         const __m256 value = _mm256_sub_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(7.5f));
         products = _mm256_add_ps(products, _mm256_mul_ps(w, value));

@@ -38,9 +38,8 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
       const __m512 exact = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[i][0], dot[i][1]));
       const __m512 product = _mm512_mul_ps(_mm512_add_ps(exact, _mm512_set1_ps(query.offset)),
                                            _mm512_mul_ps(step, _mm512_set1_ps(query.scale)));
-      const __m512 margin =
-          _mm512_sqrt_ps(_mm512_add_ps(_mm512_mul_ps(residual, _mm512_set1_ps(query.residual_part)),
-                                       _mm512_mul_ps(norm, _mm512_set1_ps(query.norm_part))));
+      const __m512 margin = _mm512_sqrt_ps(_mm512_add_ps(_mm512_mul_ps(residual, _mm512_set1_ps(query.residual_part)),
+                                                         _mm512_mul_ps(norm, _mm512_set1_ps(query.norm_part))));
       const __m512 upper = _mm512_add_ps(product, margin);
       _mm512_storeu_ps(query.bounds + row, upper);
       query.maxima[panel] = _mm512_reduce_max_ps(upper);
@@ -65,9 +64,9 @@ bool screen_pack_avx512(float* columns, int n_cols, int block, uint8_t* codes, f
     __m512i packed = _mm512_setzero_si512();
     for (size_t i = 0; i < 8; ++i) {
       const __m512 w = _mm512_loadu_ps(columns + (c + i) * kScreenLanes);
-      const __m512 level = _mm512_min_ps(
-          _mm512_max_ps(_mm512_add_ps(_mm512_mul_ps(w, scale), _mm512_set1_ps(8)), _mm512_setzero_ps()),
-          _mm512_set1_ps(15));
+      const __m512 level =
+          _mm512_min_ps(_mm512_max_ps(_mm512_add_ps(_mm512_mul_ps(w, scale), _mm512_set1_ps(8)), _mm512_setzero_ps()),
+                        _mm512_set1_ps(15));
       const __m512i code = _mm512_cvttps_epi32(level);
       const __m512 value = _mm512_sub_ps(_mm512_cvtepi32_ps(code), _mm512_set1_ps(7.5f));
       products = _mm512_add_ps(products, _mm512_mul_ps(w, value));

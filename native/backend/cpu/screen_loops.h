@@ -1,5 +1,5 @@
-// What the packing of screens is made of, in plain loops over 16 lanes that each instruction set's file compiles for itself:
-// results are equal to the bit. Everything here is local to the including file.
+// What the packing of screens is made of, in plain loops over 16 lanes that each instruction set's file compiles for
+// itself: results are equal to the bit. Everything here is local to the including file.
 #pragma once
 
 #include <algorithm>
@@ -45,8 +45,8 @@ inline bool rotate_columns(float* columns, int n_cols, int block, float* squares
   return finite;
 }
 
-// 1 / width of a level for rows of these squared norms: 16 levels of 0.3352 standard deviations are the best for Gaussian
-// values (Max 1960). 0 for rows too small to divide by.
+// 1 / width of a level for rows of these squared norms: 16 levels of 0.3352 standard deviations are the best for
+// Gaussian values (Max 1960). 0 for rows too small to divide by.
 inline void level_widths(const float* squares, int n_cols, float* inverse) {
   for (int lane = 0; lane < kScreenLanes; ++lane) {
     const float width = 0.3352f * std::sqrt(squares[lane] / static_cast<float>(n_cols));
@@ -55,8 +55,8 @@ inline void level_widths(const float* squares, int n_cols, float* inverse) {
 }
 
 // product: <w, code - 7.5>; length: |code - 7.5|^2.
-inline void finish_panel(const float* squares, const float* inverse, const float* product, const float* length, float* step,
-                         float* residual, float* norm) {
+inline void finish_panel(const float* squares, const float* inverse, const float* product, const float* length,
+                         float* step, float* residual, float* norm) {
   for (int lane = 0; lane < kScreenLanes; ++lane) {
     const bool usable = inverse[lane] > 0;
     step[lane] = usable ? squares[lane] / product[lane] : 0.0f;

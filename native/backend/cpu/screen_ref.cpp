@@ -16,7 +16,8 @@ void load_columns_ref(const WeightRows& w, int n_cols, float* columns, const Scr
     } else {
       std::fill(row, row + n_cols, 0.0f);
     }
-    for (size_t c = 0; c < static_cast<size_t>(n_cols); ++c) columns[c * kScreenLanes + static_cast<size_t>(lane)] = row[c];
+    for (size_t c = 0; c < static_cast<size_t>(n_cols); ++c)
+      columns[c * kScreenLanes + static_cast<size_t>(lane)] = row[c];
   }
 }
 
