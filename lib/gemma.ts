@@ -192,7 +192,7 @@ export class Gemma {
     if (options.draft !== undefined) {
       const draft = await findModelFile(options.draft, 'draft');
       const beside = await addon().inspect({ path: draft, contexts: [plan.contextSize], ...settings });
-      for (const key of ['weightsBytes', 'kvBytes', 'scratchBytes', 'totalBytes'] as const) {
+      for (const key of ['weightsBytes', 'kvBytes', 'scratchBytes', 'screenBytes', 'totalBytes'] as const) {
         plan[key] += beside.memory[0]?.[key] ?? 0;
       }
     }

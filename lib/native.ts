@@ -14,6 +14,7 @@ export interface NativeLoadOptions {
   batchSize?: number;
   kvCache?: string;
   mmap?: boolean;
+  screenLogits?: boolean;
 }
 
 export type NativeLoadEvent =
@@ -91,6 +92,8 @@ export interface MemoryPlan {
   kvBytes: number;
   /** activations of one batch */
   scratchBytes: number;
+  /** what makes the best few logits cheap to find (`screenLogits`), built during the first tokens */
+  screenBytes: number;
   totalBytes: number;
 }
 
@@ -193,7 +196,13 @@ export interface NativeAddon {
   readonly backend: string;
   init(errorClass: typeof GemmaError): void;
   devices(): Promise<Device[]>;
-  inspect(options: { path: string; contexts: number[]; kvCache?: string; batchSize?: number }): Promise<ModelSummary>;
+  inspect(options: {
+    path: string;
+    contexts: number[];
+    kvCache?: string;
+    batchSize?: number;
+    screenLogits?: boolean;
+  }): Promise<ModelSummary>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
   /** Stops a load, generate or evaluate by its id. */
   cancel(id: number): void;

@@ -24,6 +24,7 @@ interface ModelFlags {
   context?: number;
   kv?: 'f32' | 'f16' | 'q8_0';
   mmap?: boolean;
+  screen?: boolean;
   draft?: string | false;
 }
 
@@ -49,6 +50,7 @@ function withModel(command: Command): Command {
     .option('--context <n>', 'positions of prompt and answer together', number)
     .addOption(new Option('--kv <type>', 'type of the key/value cache').choices(['f32', 'f16', 'q8_0']))
     .option('--no-mmap', 'read the file instead of mapping it')
+    .option('--no-screen', 'compute all logits for every token, and save the memory that avoids it')
     .option('--json', 'print one JSON object');
 }
 
@@ -61,6 +63,7 @@ async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (gemma: Ge
     ...(flags.context !== undefined && { contextSize: flags.context }),
     ...(flags.kv !== undefined && { kvCache: flags.kv }),
     ...(flags.mmap === false && { mmap: false }),
+    ...(flags.screen === false && { screenLogits: false }),
     ...(flags.draft && { draft: flags.draft }),
     signal,
   };
@@ -294,7 +297,7 @@ async function inspect(model: string, flags: InspectFlags): Promise<void> {
       summary.memory.map((plan) => [
         '  ',
         plan.contextSize,
-        `${bytes(plan.totalBytes)} = weights ${bytes(plan.weightsBytes)} + cache ${bytes(plan.kvBytes)} + work ${bytes(plan.scratchBytes)}`,
+        `${bytes(plan.totalBytes)} = weights ${bytes(plan.weightsBytes)} + cache ${bytes(plan.kvBytes)} + work ${bytes(plan.scratchBytes)} + screen ${bytes(plan.screenBytes)}`,
       ]),
     ),
   );

@@ -85,6 +85,10 @@ class OutputMatrix {
   virtual bool ready() const = 0;    // whatever is kept is complete: rows of the weight are read one by one from now on
 };
 
+// Bytes that a screened output matrix keeps once it is ready, for one row of x at a time; 0 for one too small to
+// screen.
+uint64_t screen_bytes(int n_out, int n_in);
+
 class Backend {
  public:
   virtual ~Backend() = default;

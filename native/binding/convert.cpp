@@ -96,7 +96,8 @@ bool is_instruction_tuned(const GgufFile& file) {
   return !says(name, "pt") && file.find("tokenizer.chat_template") != nullptr;
 }
 
-FileSummary summarize_file(const std::string& path, const std::vector<int>& contexts, KvType kv_type, int n_batch) {
+FileSummary summarize_file(const std::string& path, const std::vector<int>& contexts, KvType kv_type, int n_batch,
+                           bool screened) {
   const std::shared_ptr<const GgufFile> file = GgufFile::open(path, {.mmap = true, .headers_only = true});
   FileSummary summary;
   summary.config = read_model_config(*file);
@@ -118,7 +119,7 @@ FileSummary summarize_file(const std::string& path, const std::vector<int>& cont
                    [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
   for (int n_ctx : contexts) {
     if (n_ctx == 0) n_ctx = std::min(summary.config.n_ctx_train, kDefaultContext);
-    summary.plans.push_back({n_ctx, plan_memory(*file, summary.config, n_ctx, kv_type, n_batch)});
+    summary.plans.push_back({n_ctx, plan_memory(*file, summary.config, n_ctx, kv_type, n_batch, screened)});
   }
   return summary;
 }
@@ -141,6 +142,7 @@ LoadOptions to_load_options(const Napi::Object& options) {
   read(options, "contextSize", &result.n_ctx);
   read(options, "batchSize", &result.n_batch);
   read(options, "mmap", &result.mmap);
+  read(options, "screenLogits", &result.screen_logits);
   read(options, "kvCache", &kv_cache);
   result.kv_type = to_kv_type(kv_cache);
   return result;
@@ -232,6 +234,7 @@ Napi::Value to_js(Napi::Env env, const MemoryPlan& memory) {
   object["weightsBytes"] = number(env, memory.weights_bytes);
   object["kvBytes"] = number(env, memory.kv_bytes);
   object["scratchBytes"] = number(env, memory.scratch_bytes);
+  object["screenBytes"] = number(env, memory.screen_bytes);
   object["totalBytes"] = number(env, memory.total_bytes);
   return object;
 }

@@ -43,7 +43,8 @@ struct FileSummary {
 };
 // An instruction-tuned file calls itself "it", or carries a chat template and does not call itself "pt" (pretrained).
 bool is_instruction_tuned(const GgufFile& file);
-FileSummary summarize_file(const std::string& path, const std::vector<int>& contexts, KvType kv_type, int n_batch);
+FileSummary summarize_file(const std::string& path, const std::vector<int>& contexts, KvType kv_type, int n_batch,
+                           bool screened);
 
 // JavaScript to C++. The values were checked in lib/options.ts; a wrong type here throws a Napi::Error all the same.
 LoadOptions to_load_options(const Napi::Object& options);

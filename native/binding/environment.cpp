@@ -106,9 +106,8 @@ Napi::Value Environment::inspect(const Napi::CallbackInfo& info) {
     const int n_batch = load_options.n_batch > 0 ? load_options.n_batch : 512;
     return PoolTask<FileSummary>::run(
         info.Env(),
-        [path = load_options.path, contexts, kv_type = load_options.kv_type, n_batch] {
-          return summarize_file(path, contexts, kv_type, n_batch);
-        },
+        [path = load_options.path, contexts, kv_type = load_options.kv_type, n_batch,
+         screened = load_options.screen_logits] { return summarize_file(path, contexts, kv_type, n_batch, screened); },
         [](Napi::Env env, FileSummary&& summary) { return to_js(env, summary); });
   });
 }

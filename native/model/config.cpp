@@ -338,7 +338,8 @@ ModelConfig read_model_config(const GgufFile& file) {
   return c;
 }
 
-MemoryPlan plan_memory(const GgufFile& file, const ModelConfig& config, int n_ctx, KvType kv_type, int n_batch) {
+MemoryPlan plan_memory(const GgufFile& file, const ModelConfig& config, int n_ctx, KvType kv_type, int n_batch,
+                       bool screened) {
   if (n_ctx < 1 || n_batch < 0) {
     throw Error(ErrorCode::kInvalidArgument, "",
                 "memory plan: expected a context of at least 1 and a batch of at least 0 positions, found " +
@@ -369,7 +370,8 @@ MemoryPlan plan_memory(const GgufFile& file, const ModelConfig& config, int n_ct
   const uint64_t row_floats = 3 * static_cast<uint64_t>(config.model_dim) + 2 * static_cast<uint64_t>(config.q_dim) +
                               2 * static_cast<uint64_t>(config.kv_dim) + 2 * static_cast<uint64_t>(config.ffn_dim);
   plan.scratch_bytes = 4 * (static_cast<uint64_t>(n_batch) * row_floats + static_cast<uint64_t>(config.n_vocab));
-  plan.total_bytes = plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes;
+  if (screened && config.final_softcap == 0) plan.screen_bytes = screen_bytes(config.n_vocab, config.model_dim);
+  plan.total_bytes = plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes + plan.screen_bytes;
   return plan;
 }
 
@@ -377,6 +379,7 @@ MemoryPlan& MemoryPlan::operator+=(const MemoryPlan& other) {
   weights_bytes += other.weights_bytes;
   kv_bytes += other.kv_bytes;
   scratch_bytes += other.scratch_bytes;
+  screen_bytes += other.screen_bytes;
   total_bytes += other.total_bytes;
   return *this;
 }

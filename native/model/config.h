@@ -44,10 +44,12 @@ struct MemoryPlan {
   uint64_t weights_bytes = 0;
   uint64_t kv_bytes = 0;       // local layers: window plus one batch; global layers: n_ctx
   uint64_t scratch_bytes = 0;  // activations of one batch
+  uint64_t screen_bytes = 0;   // of the output matrix (Backend::make_output)
   uint64_t total_bytes = 0;
 
   MemoryPlan& operator+=(const MemoryPlan& other);
 };
-MemoryPlan plan_memory(const GgufFile& file, const ModelConfig& config, int n_ctx, KvType kv_type, int n_batch);
+MemoryPlan plan_memory(const GgufFile& file, const ModelConfig& config, int n_ctx, KvType kv_type, int n_batch,
+                       bool screened);
 
 }  // namespace gemma

@@ -150,7 +150,7 @@ MemoryPlan Drafter::load_model(Backend& backend, const std::string& path, bool m
                       " is another");
     }
     file->prefetch();
-    const MemoryPlan plan = plan_memory(*file, config, n_ctx, kv_type, n_batch);
+    const MemoryPlan plan = plan_memory(*file, config, n_ctx, kv_type, n_batch, screened);
     Weights weights = load_weights(backend, file, config);
     model_ = std::make_unique<Model>(backend, config, std::move(weights), kv_type, n_batch, screened);
     std::erase_if(banned_, [&](TokenId token) { return token >= config.n_vocab; });

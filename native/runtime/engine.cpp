@@ -145,7 +145,7 @@ class EngineImpl final : public Engine {
     info_.n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min(config_.n_ctx_train, kDefaultContext);
     info_.kv_type = options.kv_type;
     const int n_batch = options.n_batch > 0 ? options.n_batch : kDefaultBatch;
-    info_.memory = plan_memory(*file, config_, info_.n_ctx, info_.kv_type, n_batch);
+    info_.memory = plan_memory(*file, config_, info_.n_ctx, info_.kv_type, n_batch, options.screen_logits);
     Weights weights = load_weights(*backend_, file, config_);
     model_ =
         std::make_unique<Model>(*backend_, config_, std::move(weights), info_.kv_type, n_batch, options.screen_logits);

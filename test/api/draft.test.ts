@@ -66,7 +66,7 @@ test('what is loaded, and what it takes', async () => {
     Gemma.estimate(tiny, { contextSize: 512 }),
     Gemma.estimate(small, { contextSize: 512 }),
   ]);
-  for (const key of ['weightsBytes', 'kvBytes', 'scratchBytes', 'totalBytes'] as const) {
+  for (const key of ['weightsBytes', 'kvBytes', 'scratchBytes', 'screenBytes', 'totalBytes'] as const) {
     expect(both[key]).toBe(one[key] + other[key]);
   }
   expect(gemma.info.memory.weightsBytes).toBe(both.weightsBytes);

@@ -24,6 +24,41 @@ test.each([
   expect(text.startsWith(want)).toBe(true);
 });
 
+test('screened logits give the tokens of all logits, and are counted in the estimate', async () => {
+  const all = await Gemma.load(realModel(), { contextSize: 4096, screenLogits: false });
+  try {
+    const prompt = 'The history of the lighthouse begins';
+    await gemma.generate(prompt, { maxOutputTokens: 20 }); // the screen is ready after 16 tokens
+    for (const options of [
+      { temperature: 0 },
+      { temperature: 0, repetitionPenalty: 1.3, penaltyWindow: -1 },
+      { temperature: 1, topK: 64, topP: 0.95 },
+      { temperature: 1.5, topK: 200, frequencyPenalty: 0.5, presencePenalty: 0.2 },
+      { temperature: 0.8, topK: 40, minP: 0.05, logitBias: { 236743: 4, 506: -Infinity } },
+    ]) {
+      for (const seed of [1, 2]) {
+        const settings = { ...options, seed, maxOutputTokens: 60, draft: false as const };
+        const [screened, exhaustive] = await Promise.all([
+          gemma.generate(prompt, settings),
+          all.generate(prompt, settings),
+        ]);
+        expect(screened.tokens).toEqual(exhaustive.tokens);
+      }
+    }
+  } finally {
+    await all.dispose();
+  }
+  const [withScreen, without] = await Promise.all([
+    Gemma.estimate(realModel()),
+    Gemma.estimate(realModel(), { screenLogits: false }),
+  ]);
+  expect(without.screenBytes).toBe(0);
+  // 4 bits for each of 262,144 x 640 weights, and a little for each row.
+  expect(withScreen.screenBytes).toBeGreaterThan((262144 * 640) / 2);
+  expect(withScreen.screenBytes).toBeLessThan(1.1 * ((262144 * 640) / 2));
+  expect(withScreen.totalBytes - without.totalBytes).toBe(withScreen.screenBytes);
+});
+
 test('the event loop stays free while all cores compute', async () => {
   const delay = monitorEventLoopDelay({ resolution: 1 });
   delay.enable();

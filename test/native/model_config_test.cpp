@@ -148,8 +148,8 @@ TEST("Ollama's layout") {
   // weights of the vision half are not counted
   const std::vector<std::byte> bytes = b.build();
   const std::vector<std::byte> text_bytes = tiny_gemma3().build();
-  CHECK(plan_memory(*GgufFile::parse(bytes), c, 64, KvType::kF16, 32).weights_bytes ==
-        plan_memory(*GgufFile::parse(text_bytes), read(tiny_gemma3()), 64, KvType::kF16, 32).weights_bytes);
+  CHECK(plan_memory(*GgufFile::parse(bytes), c, 64, KvType::kF16, 32, false).weights_bytes ==
+        plan_memory(*GgufFile::parse(text_bytes), read(tiny_gemma3()), 64, KvType::kF16, 32, false).weights_bytes);
 }
 
 TEST("class 14: hyper-parameters") {
@@ -280,7 +280,7 @@ TEST("plan_memory: the cache of the published sizes") {
   const std::vector<std::byte> bytes = tiny_gemma3().build();
   const auto file = GgufFile::parse(bytes);
   const auto mib = [&](const ModelConfig& c, int n_ctx, KvType type = KvType::kF16) {
-    return static_cast<double>(plan_memory(*file, c, n_ctx, type, 0).kv_bytes) / (1 << 20);
+    return static_cast<double>(plan_memory(*file, c, n_ctx, type, 0, false).kv_bytes) / (1 << 20);
   };
   const ModelConfig c270m = published(18, 640, 4, 1, 256, 512);
   CHECK(mib(c270m, 32768) == 103.5);
@@ -292,24 +292,25 @@ TEST("plan_memory: the cache of the published sizes") {
   CHECK(mib(c270m, 32768, KvType::kF32) == 207);
   CHECK(mib(c270m, 32768, KvType::kQ8_0) == 103.5 * 34 / 64);
   // a context inside the window: every layer holds it, in whole pages
-  CHECK(plan_memory(*file, c270m, 33, KvType::kF16, 512).kv_bytes == 18 * 64 * 1024);
+  CHECK(plan_memory(*file, c270m, 33, KvType::kF16, 512, false).kv_bytes == 18 * 64 * 1024);
   // the batch stays beside the window until it is through all layers
-  CHECK(plan_memory(*file, c270m, 32768, KvType::kF16, 500).kv_bytes == (15 * 1024 + 3 * 32768) * uint64_t{1024});
+  CHECK(plan_memory(*file, c270m, 32768, KvType::kF16, 500, false).kv_bytes ==
+        (15 * 1024 + 3 * 32768) * uint64_t{1024});
 }
 
 TEST("plan_memory: weights, scratch, total, wrong arguments") {
   const std::vector<std::byte> bytes = tiny_gemma3().build();
   const auto file = GgufFile::parse(bytes);
   const ModelConfig c = read_model_config(*file);
-  const MemoryPlan plan = plan_memory(*file, c, 100, KvType::kF32, 32);
+  const MemoryPlan plan = plan_memory(*file, c, 100, KvType::kF32, 32, false);
   uint64_t weights = 0;
   for (const GgufTensor& t : file->tensors()) weights += t.bytes;
   CHECK(plan.weights_bytes == weights);
   CHECK(plan.scratch_bytes > 32 * 4 * 48 &&
         plan.total_bytes == plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes);
   CHECK(plan.kv_bytes == 2 * 64 * 2 * 2 * 16 * 4);  // two local layers of 64 positions
-  CHECK_THROWS(kInvalidArgument, "", plan_memory(*file, c, 0, KvType::kF16, 32));
-  CHECK_THROWS(kInvalidArgument, "", plan_memory(*file, c, 32, KvType::kF16, -1));
+  CHECK_THROWS(kInvalidArgument, "", plan_memory(*file, c, 0, KvType::kF16, 32, false));
+  CHECK_THROWS(kInvalidArgument, "", plan_memory(*file, c, 32, KvType::kF16, -1, false));
 }
 
 TEST_MAIN

@@ -37,13 +37,17 @@ int largest_block(int n_cols) {
   return block;
 }
 
+// A few thousand rows are computed sooner than screened.
+bool can_screen(int n_out, int n_in) {
+  return n_in % 8 == 0 && n_out >= 4096;
+}
+
 }  // namespace
 
 Screen::Screen(Backend& backend, const Weight& weight, bool enabled)
     : backend_(backend),
       weight_(weight),
-      // A few thousand rows are computed sooner than screened.
-      enabled_(enabled && weight.n_in % 8 == 0 && weight.n_out >= 4096),
+      enabled_(enabled && can_screen(weight.n_out, weight.n_in)),
       n_panels_((weight.n_out + kScreenLanes - 1) / kScreenLanes),
       block_(largest_block(weight.n_in)) {}
 
@@ -200,3 +204,14 @@ void Screen::at_least(int query, float least, std::vector<int32_t>* rows) {
 }
 
 }  // namespace gemma::cpu
+
+namespace gemma {
+
+uint64_t screen_bytes(int n_out, int n_in) {
+  if (!cpu::can_screen(n_out, n_in)) return 0;
+  const uint64_t n_panels = static_cast<uint64_t>((n_out + cpu::kScreenLanes - 1) / cpu::kScreenLanes);
+  // Codes; step, residual, norm and bound of each lane; the panel's largest bound.
+  return n_panels * (static_cast<uint64_t>(n_in) * 8 + 4 * cpu::kScreenLanes * sizeof(float) + sizeof(float));
+}
+
+}  // namespace gemma
