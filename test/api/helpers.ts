@@ -46,7 +46,8 @@ export function runNode(
     env?: NodeJS.ProcessEnv;
     cwd?: string;
     input?: string;
-    onStart?: (kill: (signal: NodeJS.Signals) => void) => void;
+    /** Called with the first output. */
+    onOutput?: (kill: (signal: NodeJS.Signals) => void) => void;
   } = {},
 ): Promise<Exit> {
   return new Promise((resolve, reject) => {
@@ -58,11 +59,11 @@ export function runNode(
     let stdout = '';
     let stderr = '';
     child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text));
+    child.stdout.once('data', () => options.onOutput?.((signal) => child.kill(signal)));
     child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
     child.on('error', reject);
     child.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }));
     child.stdin.end(options.input ?? '');
-    options.onStart?.((signal) => child.kill(signal));
   });
 }
 
