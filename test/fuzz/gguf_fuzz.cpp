@@ -20,7 +20,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       sum += static_cast<uint64_t>(tensor.data[0]) + static_cast<uint64_t>(tensor.data[tensor.bytes - 1]);
     }
     const gemma::ModelConfig config = gemma::read_model_config(*file);
-    sum += gemma::plan_memory(*file, config, config.n_ctx_train, gemma::KvType::kQ8_0, 512).total_bytes;
+    sum += gemma::plan_memory(*file, config, config.n_ctx_train, gemma::KvType::kQ8_0, 512, true).total_bytes;
     volatile uint64_t keeps_the_reads = sum;
     static_cast<void>(keeps_the_reads);
   } catch (const gemma::Error&) {
