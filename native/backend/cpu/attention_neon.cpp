@@ -8,6 +8,7 @@
 
 #include "backend/cpu/exp_neon.h"
 #include "backend/cpu/kernels_neon.h"
+#include "backend/cpu/unrolled.h"
 
 namespace gemma::cpu {
 namespace {
@@ -69,25 +70,24 @@ inline float sum_all(float32x4_t v) {
 // scores[r][p] of two rows of q (copies, zero padded) and positions p..p+3.
 void score_tile(const float* q, size_t stride, const float* k, float* scores) {
   float32x4_t acc[2][4][2];  // eight chains of additions per score
-  for (auto& row : acc) {
-    for (auto& chains : row) chains[0] = chains[1] = vdupq_n_f32(0);
-  }
+  unrolled<4>([&](auto p) __attribute__((always_inline)) {
+    acc[0][p][0] = acc[0][p][1] = acc[1][p][0] = acc[1][p][1] = vdupq_n_f32(0);
+  });
   for (size_t j = 0; j < stride; j += 8) {
-    for (size_t h = 0; h < 2; ++h) {
+    unrolled<2>([&](auto h) __attribute__((always_inline)) {
       const float32x4_t q0 = vld1q_f32(q + j + 4 * h);
       const float32x4_t q1 = vld1q_f32(q + stride + j + 4 * h);
-      for (size_t p = 0; p < 4; ++p) {
+      unrolled<4>([&](auto p) __attribute__((always_inline)) {
         const float32x4_t kv = vld1q_f32(k + p * stride + j + 4 * h);
         acc[0][p][h] = vfmaq_f32(acc[0][p][h], q0, kv);
         acc[1][p][h] = vfmaq_f32(acc[1][p][h], q1, kv);
-      }
-    }
+      });
+    });
   }
-  for (size_t r = 0; r < 2; ++r) {
-    float32x4_t four[4];
-    for (size_t p = 0; p < 4; ++p) four[p] = vaddq_f32(acc[r][p][0], acc[r][p][1]);
-    vst1q_f32(scores + r * kPagePositions, vpaddq_f32(vpaddq_f32(four[0], four[1]), vpaddq_f32(four[2], four[3])));
-  }
+  unrolled<2>([&](auto r) __attribute__((always_inline)) {
+    const auto four = [&](int p) __attribute__((always_inline)) { return vaddq_f32(acc[r][p][0], acc[r][p][1]); };
+    vst1q_f32(scores + r * kPagePositions, vpaddq_f32(vpaddq_f32(four(0), four(1)), vpaddq_f32(four(2), four(3))));
+  });
 }
 
 // out[4 rows][stride] = out * rescale + weights[4][32] x v[first..last-1][stride].

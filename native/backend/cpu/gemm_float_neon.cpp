@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "backend/cpu/kernels_neon.h"
+#include "backend/cpu/unrolled.h"
 
 namespace gemma::cpu {
 namespace {
@@ -35,53 +36,57 @@ inline float tree_sum(const float32x4_t v[4]) {
   return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
+// The last n < 16 columns. Sums past the end keep their bits: adding 0 would turn -0 into 0.
+template <class Type>
+[[gnu::noinline]] void add_columns(const std::byte* w, const float* x, size_t n, float32x4_t sums[4]) {
+  alignas(16) std::byte stored[16 * Type::kBytes] = {};
+  float values[16] = {};
+  float before[16];
+  float after[16];
+  std::memcpy(stored, w, n * Type::kBytes);
+  std::memcpy(values, x, n * sizeof(float));
+  for (size_t h = 0; h < 4; ++h) {
+    vst1q_f32(before + 4 * h, sums[h]);
+    vst1q_f32(after + 4 * h, vfmaq_f32(sums[h], Type::load(stored + 4 * h * Type::kBytes), vld1q_f32(values + 4 * h)));
+  }
+  std::memcpy(before, after, n * sizeof(float));
+  for (size_t h = 0; h < 4; ++h) sums[h] = vld1q_f32(before + 4 * h);
+}
+
 // kW weight rows times kX rows of x; acc[..][h] are partial sums 4 * h .. 4 * h + 3.
 template <class Type, int kW, int kX>
 void multiply_float(const std::byte* w, size_t w_row_bytes, const float* x, int n_cols, float* out, size_t out_stride) {
-  float32x4_t acc[kW][kX][4];
-  for (auto& row : acc) {
-    for (auto& sums : row) {
-      for (float32x4_t& v : sums) v = vdupq_n_f32(0);
-    }
-  }
   const size_t cols = static_cast<size_t>(n_cols);
+  const auto weights = [&](int i) { return w + static_cast<size_t>(i) * w_row_bytes; };
+  const auto row_of_x = [&](int r) { return x + static_cast<size_t>(r) * cols; };
+  float32x4_t acc[kW][kX][4];
+  unrolled<kW * kX>([&](auto k) __attribute__((always_inline)) {
+    unrolled<4>([&](auto h) __attribute__((always_inline)) { acc[k / kX][k % kX][h] = vdupq_n_f32(0); });
+  });
   size_t j = 0;
   for (; j + 16 <= cols; j += 16) {
     if constexpr (kX == 1) {
-      for (size_t i = 0; i < kW; ++i) __builtin_prefetch(w + (i + kW) * w_row_bytes + j * Type::kBytes);
+      unrolled<kW>([&](auto i)
+                       __attribute__((always_inline)) { __builtin_prefetch(weights(i + kW) + j * Type::kBytes); });
     }
-    for (size_t h = 0; h < 4; ++h) {
+    unrolled<4>([&](auto h) __attribute__((always_inline)) {
       const size_t column = j + 4 * h;
       float32x4_t wv[kW];
-      for (size_t i = 0; i < kW; ++i) wv[i] = Type::load(w + i * w_row_bytes + column * Type::kBytes);
-      for (size_t r = 0; r < kX; ++r) {
-        const float32x4_t xv = vld1q_f32(x + r * cols + column);
-        for (size_t i = 0; i < kW; ++i) acc[i][r][h] = vfmaq_f32(acc[i][r][h], wv[i], xv);
-      }
-    }
+      unrolled<kW>([&](auto i)
+                       __attribute__((always_inline)) { wv[i] = Type::load(weights(i) + column * Type::kBytes); });
+      unrolled<kX>([&](auto r) __attribute__((always_inline)) {
+        const float32x4_t xv = vld1q_f32(row_of_x(r) + column);
+        unrolled<kW>([&](auto i) __attribute__((always_inline)) { acc[i][r][h] = vfmaq_f32(acc[i][r][h], wv[i], xv); });
+      });
+    });
   }
-  if (j < cols) {
-    const size_t left = cols - j;
-    for (size_t i = 0; i < kW; ++i) {
-      alignas(16) std::byte stored[16 * Type::kBytes] = {};
-      std::memcpy(stored, w + i * w_row_bytes + j * Type::kBytes, left * Type::kBytes);
-      for (size_t r = 0; r < kX; ++r) {
-        float values[16] = {};
-        std::memcpy(values, x + r * cols + j, left * sizeof(float));
-        for (size_t h = 0; 4 * h < left; ++h) {
-          const float32x4_t next =
-              vfmaq_f32(acc[i][r][h], Type::load(stored + 4 * h * Type::kBytes), vld1q_f32(values + 4 * h));
-          // Lanes past the end keep their bits: adding 0 would turn -0 into 0.
-          const uint32_t lanes[4] = {0, 1, 2, 3};
-          const uint32x4_t inside = vcltq_u32(vld1q_u32(lanes), vdupq_n_u32(static_cast<uint32_t>(left - 4 * h)));
-          acc[i][r][h] = vbslq_f32(inside, next, acc[i][r][h]);
-        }
-      }
-    }
-  }
-  for (size_t i = 0; i < kW; ++i) {
-    for (size_t r = 0; r < kX; ++r) out[r * out_stride + i] = tree_sum(acc[i][r]);
-  }
+  unrolled<kW * kX>([&](auto k) __attribute__((always_inline)) {
+    constexpr int i = k / kX;
+    constexpr int r = k % kX;
+    float32x4_t sums[4] = {acc[i][r][0], acc[i][r][1], acc[i][r][2], acc[i][r][3]};
+    if (j < cols) add_columns<Type>(weights(i) + j * Type::kBytes, row_of_x(r) + j, cols - j, sums);
+    out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(i)] = tree_sum(sums);
+  });
 }
 
 template <class Type, int kW, int kX>

@@ -16,22 +16,14 @@
 #include <arm_neon.h>
 
 #include <cstring>
-#include <utility>
 
+#include "backend/cpu/unrolled.h"
 #include "quant/types.h"
 
 namespace gemma::cpu {
 namespace {
 
 using Rows4 = const uint8_t* const (&)[4];
-
-// f(integral_constant<int, 0>), ... n - 1: shifts and lanes are immediate operands.
-template <int n, class F>
-[[gnu::always_inline]] inline void unrolled(const F& f) {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    (f(std::integral_constant<int, i>{}), ...);
-  }(std::make_integer_sequence<int, n>{});
-}
 
 inline uint8x16_t load16(const uint8_t* p) {
   return vld1q_u8(p);
