@@ -258,7 +258,7 @@ TEST("attention: every set equals a softmax in double, spans around the borders 
             exact.emplace_back(std::nullopt);
           }
         }
-        test::for_each_set([&](const Kernels& kernels) {
+        test::for_each_distinct(&Kernels::attention, [&](const Kernels& kernels) {
           const std::string name =
               std::string(kernels.isa) + " " + type_name(c.type) + " head_dim " + std::to_string(c.head_dim);
           std::vector<Result> alone;
@@ -310,7 +310,7 @@ TEST("attention: scores that rise or fall from page to page, and far apart") {
     q[3] = 1.5f;
     const RowSpan span{3, kPositions - 5};
     const Exact exact = exact_attention(cache, 0, q, span);
-    test::for_each_set([&](const Kernels& kernels) {
+    test::for_each_distinct(&Kernels::attention, [&](const Kernels& kernels) {
       check_result(attend(kernels, cache, 0, {q}, {span}).front(), exact,
                    std::string(kernels.isa) + " slope " + std::to_string(slope));
     });
@@ -325,7 +325,7 @@ TEST("attention: pages that no span reaches may be null or hold NaN") {
     cache.fill(rng, kPositions);
     const std::vector<RowSpan> spans = {{70, 90}, {64, 96}, {75, 76}, {130, 160}};  // pages 2 and 4, nothing of 3
     const std::vector<std::vector<float>> q = make_q(rng, 4, c.head_dim, 1.0f);
-    test::for_each_set([&](const Kernels& kernels) {
+    test::for_each_distinct(&Kernels::attention, [&](const Kernels& kernels) {
       const std::vector<Result> want = attend(kernels, cache, 0, q, spans);
       Cache poisoned = cache;
       for (size_t page = 0; page < poisoned.pages.size(); ++page) {
@@ -351,7 +351,7 @@ TEST("attention: NaN in a visible key or value shows") {
       cache.fill(rng, 64);
       const float nan = std::numeric_limits<float>::quiet_NaN();
       std::memcpy(cache.row(values, 0, position), &nan, 4);
-      test::for_each_set([&](const Kernels& kernels) {
+      test::for_each_distinct(&Kernels::attention, [&](const Kernels& kernels) {
         const Result result = attend(kernels, cache, 0, make_q(rng, 1, 32, 1.0f), {{0, 64}}).front();
         CHECK(std::isnan(result.out[0] / result.sum));
         if (!values) CHECK(std::isnan(result.sum));

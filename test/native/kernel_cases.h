@@ -2,6 +2,7 @@
 // padding shows a stray write, comparison bit for bit.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -30,6 +31,17 @@ void for_each_set(const F& f) {
     ++n_sets;
   }
   if (n_sets == 0) fail(__FILE__, __LINE__, "no kernels");
+}
+
+// f(kernels) for one set of each different function of this name: sets share some of them.
+template <class Function, class F>
+void for_each_distinct(Function cpu::Kernels::* function, const F& f) {
+  std::vector<Function> seen;
+  for_each_set([&](const cpu::Kernels& kernels) {
+    if (std::find(seen.begin(), seen.end(), kernels.*function) != seen.end()) return;
+    seen.push_back(kernels.*function);
+    f(kernels);
+  });
 }
 
 // A NaN that no arithmetic makes: what nobody wrote still has these bits.
