@@ -68,7 +68,7 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable wake_;  // workers: a new job
   std::condition_variable done_;  // the caller: no worker inside
-  Clock::time_point alone_until_{};
+  Clock::time_point alone_until_;
   std::vector<std::thread> workers_;
 };
 

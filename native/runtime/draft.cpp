@@ -329,7 +329,8 @@ bool Drafter::run_model(std::span<const SequenceInput> inputs, std::span<const D
       const size_t n = std::min(logits.size(), static_cast<size_t>(n_vocab_));
       drawn[i] = sampler.sample(logits.first(n)).token;
       sampler.accept(*drawn[i]);
-    } catch (const Error&) {  // damaged weights, or nothing this model may say
+    } catch (const Error&) {
+      drawn[i].reset();  // damaged weights, or nothing this model may say
     }
   });
   if (!done) return false;

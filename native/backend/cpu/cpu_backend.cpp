@@ -183,9 +183,9 @@ class CpuBackend final : public Backend {
     const float* screened_x = x;
     if (!is_float_type(weight.type)) {
       quantized = quantize(x, n, weight.n_in);
-      float* rounded = reinterpret_cast<float*>(rounded_.reserve(static_cast<size_t>(n) * n_in * sizeof(float)));
-      for (size_t i = 0; i < static_cast<size_t>(n) * n_in; ++i) rounded[i] = quantized.d[i / 32] * quantized.q[i];
-      screened_x = rounded;
+      rounded_.resize(static_cast<size_t>(n) * n_in);
+      for (size_t i = 0; i < rounded_.size(); ++i) rounded_[i] = quantized.d[i / 32] * quantized.q[i];
+      screened_x = rounded_.data();
     }
     if (!screen.bound(kernels_, pool_, screened_x, n)) return all_rows();
     for (int i = 0; i < n; ++i) {
@@ -551,7 +551,7 @@ class CpuBackend final : public Backend {
   std::vector<Scratch> scratch_;
   Workspace quantized_;
   Workspace partials_;
-  Workspace rounded_;
+  std::vector<float> rounded_;
   std::vector<int32_t> chosen_;
   std::vector<JobChunks> job_chunks_;
   std::vector<AttentionItem> items_;

@@ -316,7 +316,9 @@ int usable_cores() {
       return line;
     };
     // Where there are large and small cores (arm64 has their relative speed here), small ones would be waited for.
-    const auto capacity = [&](int cpu) { return std::atoi(read(cpu, "cpu_capacity").c_str()); };
+    const auto capacity = [&](int cpu) {
+      return static_cast<int>(std::strtol(read(cpu, "cpu_capacity").c_str(), nullptr, 10));
+    };
     int largest = 0;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
       if (CPU_ISSET(cpu, &mask)) largest = std::max(largest, capacity(cpu));
