@@ -215,12 +215,23 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
       std::vector<TopRows> wanted;
       for (int i = 0; i < kRows; ++i) wanted.push_back({i % 2 == 0 ? 1 : 40, always, never});
       for (int call = 0; call < Screen::kSlices + 2; ++call) {
-        CHECK(output->ready() == (call >= Screen::kSlices));
         std::vector<float> got(kRows * kOut, test::kUntouched);
-        backend->top_linear(*output, got.data(), x.data(), kRows, wanted);
-        if (!output->ready() || call == Screen::kSlices - 1) {
+        std::vector<TopProducts> found(kRows);
+        backend->top_linear(*output, got.data(), x.data(), kRows, wanted, found);
+        for (const TopProducts& row : found) CHECK(row.all == (call < Screen::kSlices));
+        if (found[0].all) {
           test::check_same_bits(got, want, what + " while building");
           continue;
+        }
+        for (size_t i = 0; i < kRows; ++i) {
+          const TopProducts& row = found[i];
+          CHECK(row.rows.size() == row.values.size() && std::equal(always.begin(), always.end(), row.rows.begin()));
+          std::fill_n(got.begin() + static_cast<ptrdiff_t>(i * kOut), kOut, -std::numeric_limits<float>::infinity());
+          for (size_t r = 0; r < row.rows.size(); ++r) {
+            float& product = got[i * kOut + static_cast<size_t>(row.rows[r])];
+            CHECK(product == -std::numeric_limits<float>::infinity());  // each once
+            product = row.values[r];
+          }
         }
         size_t n_computed = 0;
         for (int i = 0; i < kRows; ++i) {
@@ -254,7 +265,9 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
       // One row that wants everything.
       wanted[2].n_best = 0;
       std::vector<float> got(kRows * kOut, test::kUntouched);
-      backend->top_linear(*output, got.data(), x.data(), kRows, wanted);
+      std::vector<TopProducts> found(kRows);
+      backend->top_linear(*output, got.data(), x.data(), kRows, wanted, found);
+      for (const TopProducts& row : found) CHECK(row.all && row.rows.empty());
       test::check_same_bits(got, want, what + " all rows");
     });
   }
@@ -276,18 +289,42 @@ TEST("top_linear: x or weights with NaN or infinity take the exhaustive path") {
     const Weight weight = backend->load_weight(TensorType::kF32, kOut, kIn, data.data());
     const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true);
     std::vector<float> got(kOut);
-    for (int call = 0; call < Screen::kSlices; ++call)
-      backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1});
-    CHECK(output->ready() == !in_weights);
-    CHECK((output->bytes() > 0) == !in_weights);
+    TopProducts found;
+    for (int call = 0; call < Screen::kSlices + 1; ++call)
+      backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1}, {&found, 1});
+    CHECK(found.all == in_weights);
     std::vector<float> bad_x = x;
     if (!in_weights) bad_x[5] = std::numeric_limits<float>::quiet_NaN();
     std::vector<float> want(kOut);
     const LinearJob job{&weight, want.data()};
     backend->linear({&job, 1}, bad_x.data(), 1);
-    backend->top_linear(*output, got.data(), bad_x.data(), 1, {&wanted, 1});
+    backend->top_linear(*output, got.data(), bad_x.data(), 1, {&wanted, 1}, {&found, 1});
+    CHECK(found.all);
     test::check_same_bits(got, want, in_weights ? "weights" : "x");
   }
+}
+
+TEST("top_linear: the widest rows a model may have fit into the working memory") {
+  std::mt19937 rng(27);
+  constexpr int kOut = 4099;
+  constexpr int kIn = 65536;  // kMaxModelDim
+  const size_t stored = row_bytes(TensorType::kQ8_0, kIn);
+  const std::vector<std::byte> one = test::random_weights(rng, TensorType::kQ8_0, 1, kIn);
+  std::vector<std::byte> data(stored * kOut);
+  for (size_t r = 0; r < kOut; ++r)
+    std::copy(one.begin(), one.end(), data.begin() + static_cast<ptrdiff_t>(r * stored));
+  const std::vector<float> x = activations(rng, 1, kIn);
+  const std::unique_ptr<Backend> backend = make_cpu_backend("", 2);
+  const Weight weight = backend->load_weight(TensorType::kQ8_0, kOut, kIn, data.data());
+  const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true);
+  const TopRows wanted{7, {}, {}};
+  std::vector<float> got(kOut);
+  TopProducts found;
+  for (int call = 0; call < Screen::kSlices; ++call)
+    backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1}, {&found, 1});
+  backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1}, {&found, 1});
+  CHECK(!found.all && found.rows.size() == kOut);  // all rows are the same
+  for (const float value : found.values) CHECK(test::same_bits(value, got[0]));
 }
 
 TEST("bounds: the margin is kScreenSigmas true standard deviations, also along rows of the matrix") {

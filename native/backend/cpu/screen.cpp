@@ -51,11 +51,6 @@ Screen::Screen(Backend& backend, const Weight& weight, bool enabled)
       n_panels_((weight.n_out + kScreenLanes - 1) / kScreenLanes),
       block_(largest_block(weight.n_in)) {}
 
-size_t Screen::bytes() const {
-  const size_t floats = step_.size() + residual_.size() + norm_.size() + bounds_.size() + maxima_.size();
-  return (codes_ ? codes_->bytes() : 0) + floats * sizeof(float);
-}
-
 std::span<float> Screen::maxima(int query) {
   const size_t stride = static_cast<size_t>(n_panels_);
   return std::span(maxima_).subspan(static_cast<size_t>(query) * stride, stride);
@@ -113,6 +108,7 @@ bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int
   q_.resize(static_cast<size_t>(n) * n_cols);
   bounds_.resize(static_cast<size_t>(n) * n_rows);
   maxima_.resize(static_cast<size_t>(n) * static_cast<size_t>(n_panels_));
+  sorted_.resize(maxima_.size());
   rotate(rotated_.data(), n * weight_.n_in, block_);
 
   const ScreenTable table{weight_.n_in, reinterpret_cast<const uint8_t*>(codes_->data()), step_.data(),
@@ -177,21 +173,24 @@ void Screen::best(int query, size_t k, std::vector<int32_t>* rows) {
   const std::span<const float> largest = maxima(query);
   float least = -kInfinity;
   if (k <= largest.size()) {
-    sorted_.assign(largest.begin(), largest.end());
-    std::nth_element(sorted_.begin(), sorted_.begin() + static_cast<ptrdiff_t>(k - 1), sorted_.end(), std::greater<>());
-    least = sorted_[k - 1];
+    const std::span<float> sorted =
+        std::span(sorted_).subspan(static_cast<size_t>(query) * largest.size(), largest.size());
+    std::copy(largest.begin(), largest.end(), sorted.begin());
+    std::nth_element(sorted.begin(), sorted.begin() + static_cast<ptrdiff_t>(k - 1), sorted.end(), std::greater<>());
+    least = sorted[k - 1];
   }
+  const size_t first = rows->size();
   at_least(query, least, rows);
-  if (rows->size() <= k) return;
+  if (rows->size() - first <= k) return;
   const std::span<const float> values = bounds(query);
-  std::nth_element(rows->begin(), rows->begin() + static_cast<ptrdiff_t>(k), rows->end(), [&](int32_t a, int32_t b) {
+  const auto begin = rows->begin() + static_cast<ptrdiff_t>(first);
+  std::nth_element(begin, begin + static_cast<ptrdiff_t>(k), rows->end(), [&](int32_t a, int32_t b) {
     return values[static_cast<size_t>(a)] > values[static_cast<size_t>(b)];
   });
-  rows->resize(k);
+  rows->resize(first + k);
 }
 
 void Screen::at_least(int query, float least, std::vector<int32_t>* rows) {
-  rows->clear();
   const std::span<const float> values = bounds(query);
   const std::span<const float> largest = maxima(query);
   for (size_t panel = 0; panel < largest.size(); ++panel) {
