@@ -404,12 +404,18 @@ class CpuBackend final : public Backend {
   }
 
   // Weight rows per chunk: with few rows of x 64 to 256 KiB of weights, large enough that the start of a chunk, which
-  // nobody has fetched ahead, costs little; with many the two panels of 16 that the widest kernel works on.
+  // nobody has fetched ahead, costs little; with many as many panels as a kernel unpacks at a time, so that it reads x
+  // seldom, but several chunks for each thread.
   int chunk_rows(const Weight& weight, int n) const {
-    if (n > 16) return 32;
+    constexpr int kGranularity = 32;
+    if (n > 16) {
+      const int share = weight.n_out / (8 * n_threads()) / kGranularity * kGranularity;
+      return std::clamp(share, kGranularity, 4 * kGranularity);
+    }
     const size_t bytes = std::max<size_t>(row_bytes(weight.type, weight.n_in), 1);
     const size_t share = bytes * static_cast<size_t>(weight.n_out) / (16 * static_cast<size_t>(n_threads()));
-    return static_cast<int>(round_up(std::max<size_t>(std::clamp<size_t>(share, 65536, 262144) / bytes, 1), 32));
+    return static_cast<int>(
+        round_up(std::max<size_t>(std::clamp<size_t>(share, 65536, 262144) / bytes, 1), kGranularity));
   }
 
   // The products of row i of x with found[i].rows that are not in found[i].values yet. To the same bits as linear().

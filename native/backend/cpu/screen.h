@@ -66,7 +66,7 @@ class Screen final : public OutputMatrix {
   int block_;
   int n_built_ = 0;
   std::unique_ptr<Buffer> codes_;
-  std::vector<float> step_, residual_, norm_;
+  std::vector<float> step_, deviation_, rounding_;
   // of a step
   std::vector<float> rotated_;
   std::vector<int8_t> q_;
