@@ -40,6 +40,12 @@ class MemoryBackend final : public Backend {
   void store_kv(const KvLayout&, std::span<const BatchSequence>, const int32_t*, const float*, const float*) override {}
   void attention(float*, const float*, const KvLayout&, std::span<const BatchSequence>, const RowSpan*, int) override {}
   void geglu(float*, const float*, const float*, int, int) override {}
+  void layer_norm(float*, const float*, const float*, const float*, int, int, float) override {}
+  void add_bias(float*, const float*, int, int) override {}
+  void bias_gelu(float*, const float*, int, int) override {}
+  void add_residual_bias(float*, const float*, const float*, int, int) override {}
+  void full_attention(float*, const float*, const float*, const float*, int, int, int, int, float,
+                      Arithmetic) override {}
   void gather_rows(float*, const float*, const int32_t*, int, int) override {}
   void softcap(float*, size_t, float) override {}
 

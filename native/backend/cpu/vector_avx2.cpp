@@ -237,7 +237,13 @@ const Kernels& kernels_avx2() {
                                   merge_segments_avx2,
                                   load_columns_ref,
                                   screen_pack_avx2,
-                                  screen_bound_avx2};
+                                  screen_bound_avx2,
+                                  layer_norm_ref,
+                                  add_bias_ref,
+                                  bias_gelu_ref,
+                                  add_residual_bias_ref,
+                                  kExactAttentionRef,
+                                  kExactAttentionRef};
   return kernels;
 }
 

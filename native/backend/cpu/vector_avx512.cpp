@@ -265,9 +265,11 @@ void merge_segments_avx512(float* acc, float* max, float* sum, const float* acc2
 
 const Kernels& kernels_avx512_vnni() {
   static const Kernels kernels = {
-      "avx512_vnni",         gemm_quantized_avx512_vnni, gemm_float_avx512,  quantize_row_avx512,     rms_norm_avx512,
-      add_rms_norm_avx512,   norm_rope_avx512,           geglu_avx512,       store_kv_row_avx512,     attention_avx512,
-      merge_segments_avx512, load_columns_avx512,        screen_pack_avx512, screen_bound_avx512_vnni};
+      "avx512_vnni",       gemm_quantized_avx512_vnni, gemm_float_avx512,     quantize_row_avx512,
+      rms_norm_avx512,     add_rms_norm_avx512,        norm_rope_avx512,      geglu_avx512,
+      store_kv_row_avx512, attention_avx512,           merge_segments_avx512, load_columns_avx512,
+      screen_pack_avx512,  screen_bound_avx512_vnni,   layer_norm_ref,        add_bias_ref,
+      bias_gelu_ref,       add_residual_bias_ref,      kExactAttentionRef,    kExactAttentionRef};
   return kernels;
 }
 

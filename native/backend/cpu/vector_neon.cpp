@@ -195,7 +195,13 @@ Kernels with_products(const char* isa, decltype(Kernels::gemm_quantized) gemm_qu
           merge_segments_neon,
           load_columns_ref,
           screen_pack_neon,
-          screen_bound_neon};
+          screen_bound_neon,
+          layer_norm_ref,
+          add_bias_ref,
+          bias_gelu_ref,
+          add_residual_bias_ref,
+          kExactAttentionRef,
+          kExactAttentionRef};
 }
 
 }  // namespace
