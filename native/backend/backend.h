@@ -115,6 +115,10 @@ class Backend {
   // Bytes of a [n_out, n_in] matrix in the file's layout -> a weight; the CPU keeps the pointer, which must stay valid.
   virtual Weight load_weight(TensorType type, int n_out, int n_in, const std::byte* data) = 0;
 
+  // Writes weight, of any type, to dst as a [n_out, n_in] matrix of Q8_0 blocks: zeros where it is smaller. n_in is a
+  // multiple of 32; n_out and n_in are at least the weight's.
+  virtual void requantize(std::byte* dst, const Weight& weight, int n_out, int n_in) = 0;
+
   // out[n, table.n_in] = scale * row tokens[i] of table.
   virtual void embed(float* out, const Weight& table, const int32_t* tokens, int n, float scale) = 0;
 

@@ -29,6 +29,7 @@ class MemoryBackend final : public Backend {
   void download(void* dst, const void* src, size_t bytes) override { std::memcpy(dst, src, bytes); }
   void fill_zero(void* dst, size_t bytes) override { std::memset(dst, 0, bytes); }
   Weight load_weight(TensorType, int, int, const std::byte*) override { return {}; }
+  void requantize(std::byte*, const Weight&, int, int) override {}
   void embed(float*, const Weight&, const int32_t*, int, float) override {}
   void rms_norm(float*, const float*, const float*, int, int, float) override {}
   void add_rms_norm(float*, const float*, const float*, int, int, float) override {}

@@ -101,6 +101,24 @@ class CpuBackend final : public Backend {
     return {type, n_out, n_in, data};
   }
 
+  void requantize(std::byte* dst, const Weight& weight, int n_out, int n_in) override {
+    const size_t stored_bytes = row_bytes(weight.type, weight.n_in);
+    const size_t dst_bytes = row_bytes(TensorType::kQ8_0, n_in);
+    for_rows(n_out, 8, [&](int i) {
+      const std::byte* stored = weight.data + static_cast<size_t>(i) * stored_bytes;
+      std::byte* out = dst + static_cast<size_t>(i) * dst_bytes;
+      constexpr int kPart = 1024;  // a multiple of every type's block
+      float values[kPart];
+      for (int first = 0; first < n_in; first += kPart) {
+        const int n_part = std::min(kPart, n_in - first);
+        const int n_stored = i < weight.n_out ? std::clamp(weight.n_in - first, 0, n_part) : 0;
+        if (n_stored > 0) dequantize_row(weight.type, stored + row_bytes(weight.type, first), values, n_stored);
+        std::fill(values + n_stored, values + n_part, 0.0f);
+        quantize_row_q8_0(values, out + row_bytes(TensorType::kQ8_0, first), n_part);
+      }
+    });
+  }
+
   void embed(float* out, const Weight& table, const int32_t* tokens, int n, float scale) override {
     const size_t bytes = row_bytes(table.type, table.n_in);
     for_rows(n, 8, [&](int i) {
