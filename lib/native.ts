@@ -15,6 +15,8 @@ export interface NativeLoadOptions {
   kvCache?: string;
   mmap?: boolean;
   screenLogits?: boolean;
+  /** for keys and values of finished requests with images, which prompts that begin alike go on from; 0 (default): none */
+  prefixCacheBytes?: number;
   /** vision encoder; absent: the one in the model file, if it holds one */
   mmproj?: string;
   /** false: no vision encoder, whatever the model file holds */
@@ -74,6 +76,8 @@ export type NativeGenerateEvent =
       stopSequence?: string;
       inputTokens: number;
       outputTokens: number;
+      /** of inputTokens, those a finished request had left in the cache */
+      cachedInputTokens: number;
       draftedTokens: number;
       acceptedTokens: number;
       queueMs: number;
@@ -217,6 +221,8 @@ export interface EngineStats {
   /** calls being computed, and calls waiting for their turn */
   running: number;
   waiting: number;
+  /** beginnings of prompts that are kept */
+  prefixes: number;
 }
 
 /** Prompt parts: text, or a marker by number. */

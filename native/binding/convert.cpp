@@ -162,6 +162,9 @@ LoadOptions to_load_options(const Napi::Object& options) {
   read(options, "batchSize", &result.n_batch);
   read(options, "mmap", &result.mmap);
   read(options, "screenLogits", &result.screen_logits);
+  read(options, "prefixCacheBytes", [&](const Napi::Value& value) {
+    result.prefix_cache_bytes = static_cast<uint64_t>(std::max<int64_t>(0, value.As<Napi::Number>().Int64Value()));
+  });
   read(options, "mmproj", &result.mmproj_path);
   read(options, "vision", &result.vision);
   std::string precision = arithmetic_name(result.vision_arithmetic);
@@ -352,6 +355,7 @@ Napi::Value to_js(Napi::Env env, const EngineStats& stats) {
   object["kvBytesResident"] = number(env, stats.kv_bytes_resident);
   object["running"] = stats.running;
   object["waiting"] = stats.waiting;
+  object["prefixes"] = stats.prefixes;
   return object;
 }
 
@@ -413,6 +417,7 @@ Napi::Object to_js(Napi::Env env, const GenerateEvent& event) {
       if (!event.matched_stop.empty()) object["stopSequence"] = event.matched_stop;
       object["inputTokens"] = event.n_input;
       object["outputTokens"] = event.n_output;
+      object["cachedInputTokens"] = event.n_cached;
       object["draftedTokens"] = event.n_drafted;
       object["acceptedTokens"] = event.n_accepted;
       object["queueMs"] = event.timings.queue_ms;

@@ -82,7 +82,8 @@ struct Job final : Request {
   Clock::time_point started;
   Clock::time_point prefilled;
 
-  std::vector<PromptImage> images;
+  int n_cached = 0;  // positions that another request has left
+  PromptImages images;
   std::vector<ImageRows> image_rows;  // of images; tokens are kImageToken there
 
   // generate
@@ -168,6 +169,7 @@ class EngineImpl final : public Engine {
       info_.memory.add_vision(plan_vision_bytes(*vision->file, vision->config, options.vision_arithmetic));
       encoder_ = std::make_unique<VisionEncoder>(*backend_, vision->file, vision->config, options.vision_arithmetic);
     }
+    prefixes_ = std::make_unique<PrefixCache>(model_->kv_pool(), config_.model_dim, options.prefix_cache_bytes);
     find_banned();
     drafter_ = std::make_unique<Drafter>(*tokenizer_, config_.n_vocab, banned_, info_.memory.weights_bytes);
     if (!options.draft_path.empty()) {
@@ -263,6 +265,7 @@ class EngineImpl final : public Engine {
     closing_.store(true);
     signal_->notify();
     if (thread_.joinable()) thread_.join();
+    prefixes_.reset();
     model_.reset();  // weights, cache
     encoder_.reset();
     drafter_->close();
@@ -312,8 +315,8 @@ class EngineImpl final : public Engine {
   void take_prompt(Job& job, std::vector<TokenId>&& tokens, std::vector<PromptImage>&& images) const {
     job.tokens = std::move(tokens);
     job.n_prompt = static_cast<int>(job.tokens.size());
-    job.images = std::move(images);
-    for (const PromptImage& image : job.images) {
+    job.images = std::make_shared<const std::vector<PromptImage>>(std::move(images));
+    for (const PromptImage& image : *job.images) {
       const int n = static_cast<int>(image.embedding.size()) / config_.model_dim;
       job.image_rows.push_back({image.first, n, image.embedding.data()});
       std::fill_n(job.tokens.begin() + image.first, n, kImageToken);
@@ -374,6 +377,7 @@ class EngineImpl final : public Engine {
     for (;;) {
       stats_.running = static_cast<int>(running_.size() + encodes_.size());
       stats_.waiting = static_cast<int>(waiting_.size());
+      stats_.prefixes = static_cast<int>(prefixes_->size());
       stats_.kv_pages_in_use = model_->kv_pool().pages_in_use() + drafter_->pages_in_use();
       stats_.kv_bytes_resident = model_->kv_pool().bytes_resident() + drafter_->bytes_resident();
       if (closing_.load() || !waiting_.empty() || !encodes_.empty()) return;
@@ -407,22 +411,43 @@ class EngineImpl final : public Engine {
   }
 
   void admit() {
-    const std::lock_guard lock(signal_->mutex);
-    while (!waiting_.empty() && running_.size() < kMaxRunning) {
-      if (waiting_.front()->on_images) {
-        encodes_.push_back(std::move(waiting_.front()));
+    const size_t n_before = running_.size();
+    {
+      const std::lock_guard lock(signal_->mutex);
+      while (!waiting_.empty() && running_.size() < kMaxRunning) {
+        std::deque<std::shared_ptr<Job>>& to = waiting_.front()->on_images ? encodes_ : running_;
+        to.push_back(std::move(waiting_.front()));
         waiting_.pop_front();
-        encodes_.back()->started = Clock::now();
-        continue;
+        to.back()->started = Clock::now();
       }
-      running_.push_back(std::move(waiting_.front()));
-      waiting_.pop_front();
-      Job& job = *running_.back();
-      job.started = Clock::now();
-      job.kv = std::make_unique<KvSequence>(model_->kv_pool(), config_.n_window);
-      if (!job.is_generate || job.max_output < 2 || job.params.draft == DraftMode::kOff) continue;
-      const bool by_model = drafter_->has_model() && job.params.draft != DraftMode::kPromptLookup && job.images.empty();
-      job.draft = drafter_->begin(by_model ? DraftKind::kModel : DraftKind::kPromptLookup);
+    }
+    for (size_t i = n_before; i < running_.size(); ++i) begin(*running_[i]);
+  }
+
+  void begin(Job& job) {
+    if (job.is_generate) {
+      try {
+        PrefixCache::Match match = prefixes_->find(job.tokens, job.images);
+        job.kv = std::move(match.kv);
+        job.n_done = job.n_cached = match.n;
+      } catch (const std::exception&) {  // no memory for a copy of a page: read anew
+      }
+    }
+    if (job.kv == nullptr) job.kv = std::make_unique<KvSequence>(model_->kv_pool(), config_.n_window);
+    if (!job.is_generate || job.max_output < 2 || job.params.draft == DraftMode::kOff) return;
+    const bool by_model = drafter_->has_model() && job.params.draft != DraftMode::kPromptLookup && job.images->empty();
+    job.draft = drafter_->begin(by_model ? DraftKind::kModel : DraftKind::kPromptLookup);
+  }
+
+  // Keeps the first n positions of a sequence for prompts that begin alike: in place, or a copy of a sequence that goes
+  // on. Failing for want of memory costs nothing but time later.
+  void keep_prefix(Job& job, int n, bool goes_on) {
+    try {
+      if (!job.kv->can_fork(n)) return;
+      std::unique_ptr<KvSequence> kv = goes_on ? job.kv->fork(n) : std::move(job.kv);
+      prefixes_->keep(std::move(kv), std::span(job.tokens).first(static_cast<size_t>(n)), job.images);
+    } catch (const std::exception&) {
+      prefixes_->clear();
     }
   }
 
@@ -576,7 +601,11 @@ class EngineImpl final : public Engine {
           step_inputs_, [this] { return should_stop(step_jobs_); },
           [&](size_t i, int index, std::span<float> logits) { take_logits(*step_jobs_[i], index, logits); });
     } catch (const Error& error) {
-      step_jobs_.back()->failure = error;  // the newest: the others go on without it
+      if (error.code() == ErrorCode::kOutOfMemory && !prefixes_->empty()) {
+        prefixes_->clear();  // what is kept gives way; the step is repeated
+      } else {
+        step_jobs_.back()->failure = error;  // the newest: the others go on without it
+      }
     } catch (const std::bad_alloc&) {
       step_jobs_.back()->failure = Error(ErrorCode::kOutOfMemory, "", "out of memory in a generation step");
     }
@@ -632,6 +661,10 @@ class EngineImpl final : public Engine {
     const bool was_prefill = !job.decoding();
     job.n_done += n;
     job.kv->rollback(job.n_done);
+    if (job.is_generate && was_prefill && !job.image_rows.empty()) {
+      const int image_end = job.image_rows.back().first_position + job.image_rows.back().n;
+      if (job.n_done - n < image_end && job.n_done >= image_end) keep_prefix(job, image_end, true);
+    }
     job.kv->trim(job.n_done);
     if (!job.is_generate) {
       if (job.decoding()) retire(shared, FinishReason::kStop);
@@ -687,6 +720,11 @@ class EngineImpl final : public Engine {
 
   // The last word to the caller. Pages go back first, so that a caller who asks sees them gone.
   void finish(Job& job, FinishReason reason) {
+    const bool is_whole = reason == FinishReason::kStop || reason == FinishReason::kLength;
+    if (job.is_generate && is_whole && !job.image_rows.empty()) {
+      // Guesses behind the last token may have come true as well.
+      keep_prefix(job, std::min(job.n_done, static_cast<int>(job.tokens.size())), false);
+    }
     job.kv.reset();
     job.draft.reset();
     std::shared_ptr<const Error> error;
@@ -710,6 +748,7 @@ class EngineImpl final : public Engine {
     event.matched_stop = job.text->matched();
     event.n_input = job.n_prompt;
     event.n_output = job.n_output;
+    event.n_cached = job.n_cached;
     event.n_drafted = job.n_drafted;
     event.n_accepted = job.n_accepted;
     if (job.started == Clock::time_point()) job.started = now;
@@ -725,6 +764,7 @@ class EngineImpl final : public Engine {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Model> model_;  // after backend_: destroyed before it
   std::unique_ptr<Drafter> drafter_;
+  std::unique_ptr<PrefixCache> prefixes_;  // after model_, likewise
   std::unique_ptr<VisionEncoder> encoder_;
   std::vector<TokenId> banned_;
   int max_image_rows_ = 0;

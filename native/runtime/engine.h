@@ -15,6 +15,7 @@
 #include "gguf/gguf.h"
 #include "model/config.h"
 #include "model/vision_config.h"
+#include "runtime/prefix_cache.h"
 #include "runtime/sampler.h"
 #include "tokenizer/tokenizer.h"
 
@@ -34,6 +35,9 @@ struct LoadOptions {
   bool vision = true;       // false: none, whatever the model file holds
   // kExact: the encoder's float weights as they are stored, in float32. kFast: requantised to Q8_0, int8 products.
   Arithmetic vision_arithmetic = Arithmetic::kFast;
+  // Keys and values of finished requests with images, kept for prompts that begin alike (prefix_cache.h), beside the
+  // memory plan; 0: none.
+  uint64_t prefix_cache_bytes = 0;
   // Keep a screen of the output matrix, a quarter of its size at 16 bits: sampled logits then cost a fraction of all.
   bool screen_logits = true;
   // fraction in 0..1, called on the loading thread
@@ -55,12 +59,6 @@ enum class DraftMode {
   kOff,
   kPromptLookup,
   kModel,  // Error{kInvalidArgument, NO_DRAFT} when the engine was loaded without a draft model
-};
-
-// An image in a prompt: its rows stand in place of tokens[first], tokens[first + 1], ..., whatever these are.
-struct PromptImage {
-  int first = 0;
-  std::vector<float> embedding;  // [rows, model_dim], as encode_images() makes them
 };
 
 struct GenerateParams {
@@ -92,6 +90,7 @@ struct GenerateEvent {
   FinishReason reason = FinishReason::kStop;
   std::string matched_stop;  // the stop sequence, if one ended it
   int n_input = 0, n_output = 0;
+  int n_cached = 0;                   // of n_input, positions whose keys and values were there already
   int n_drafted = 0, n_accepted = 0;  // tokens guessed ahead, and those of them that were right
   Timings timings;
   std::shared_ptr<const Error> error;  // for kError
@@ -136,6 +135,7 @@ struct EngineStats {  // a snapshot, any thread
   uint64_t kv_pages_in_use = 0;
   uint64_t kv_bytes_resident = 0;  // allocated for cache pages
   int running = 0, waiting = 0;
+  int prefixes = 0;  // kept for prompts that begin alike; their pages are in use
 };
 
 class Engine {

@@ -1,8 +1,10 @@
 // Images in prompts: logits against transformers', independence of how a prompt is cut and of company, and the queue of
 // pictures for the encoder.
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <future>
-#include <mutex>
+#include <limits>
 #include <thread>
 
 #include "backend/cpu/kernels.h"
@@ -321,6 +323,128 @@ TEST("encoding while the engine closes: every call ends") {
     }
     CHECK_THROWS(kDisposed, "", start_encoding(*engine, pixels_of("img-square")));
   }
+}
+
+// Tokens with their log-probabilities: equal only when logits are.
+struct Answer {
+  std::vector<TokenId> tokens;
+  std::vector<float> logprobs;
+  int n_cached = 0;
+};
+Answer ask(Engine& engine, const std::vector<TokenId>& tokens, const std::vector<PromptImage>& images, int n = 12) {
+  GenerateParams p = sampled(tokens, n, 5);
+  p.images = images;
+  p.sampling.n_logprobs = 3;
+  const auto g = start(engine, std::move(p));
+  g->ended.wait();
+  CHECK(g->finish.reason == FinishReason::kLength);
+  Answer answer{g->tokens, {}, g->finish.n_cached};
+  for (const SampledToken& score : g->scores) {
+    answer.logprobs.push_back(score.chosen.logprob);
+    for (const TokenLogprob& top : score.top) answer.logprobs.push_back(top.logit);
+  }
+  return answer;
+}
+
+TEST("what finished requests leave: the next prompt goes on from there, to the same bits") {
+  const LongPrompt prompt(23);  // ends with an image
+  const int n_prompt = static_cast<int>(prompt.tokens.size());
+  for (const KvType kv : {KvType::kF32, KvType::kF16, KvType::kQ8_0}) {
+    LoadOptions o = with_vision();
+    o.kv_type = kv;
+    const std::shared_ptr<Engine> plain = Engine::load(o);
+    o.prefix_cache_bytes = 64 << 20;
+    o.n_batch = 90;
+    const std::shared_ptr<Engine> engine = Engine::load(o);
+    const auto check = [&](const std::vector<TokenId>& tokens, const std::vector<PromptImage>& images, int n_cached) {
+      const Answer want = ask(*plain, tokens, images);
+      CHECK(want.n_cached == 0 && want.tokens.size() == 12);
+      const Answer got = ask(*engine, tokens, images);
+      CHECK(got.tokens == want.tokens && same_bits(got.logprobs, want.logprobs));
+      CHECK(got.n_cached == n_cached);
+      return got.tokens;
+    };
+    const auto with_text = [&](int n, int seed) {
+      std::vector<TokenId> tokens = prompt.tokens;
+      const std::vector<TokenId> text = some_tokens(n, seed);
+      tokens.insert(tokens.end(), text.begin(), text.end());
+      return tokens;
+    };
+    const std::vector<TokenId> first = with_text(60, 9);
+    const std::vector<TokenId> answer = check(first, prompt.images, 0);
+    // Another question about the same images: from the end of the last one, 60 positions and a window of 10 back.
+    check(with_text(9, 10), prompt.images, n_prompt);
+    check(with_text(200, 11), prompt.images, n_prompt);
+    // The same question again: the last token is wanted, the window is there.
+    check(with_text(9, 10), prompt.images, n_prompt);
+    // The conversation goes on: all but the last token of the answer is there.
+    std::vector<TokenId> longer = first;
+    longer.insert(longer.end(), answer.begin(), answer.end());
+    longer.insert(longer.end(), {20, 21, 22});
+    check(longer, prompt.images, static_cast<int>(first.size() + answer.size()) - 1);
+    // The prompt alone: its last row is an image's, so that image is read anew.
+    const int before_last = prompt.images.back().first;
+    check(prompt.tokens, prompt.images, before_last);
+    // Another image in place of one: what comes before it would do, but its window is gone.
+    LongPrompt other = prompt;
+    other.images[2] = {other.images[2].first, prompt.images[0].embedding};
+    check(with_text(9, 10), other.images, 0);
+    check(with_text(10, 12), other.images, n_prompt);
+    check(with_text(9, 10), prompt.images, n_prompt);
+    // One bit of the last image
+    LongPrompt near = prompt;
+    near.images.back().embedding.back() = std::nextafter(near.images.back().embedding.back(), 9.0f);
+    check(with_text(9, 10), near.images, before_last);
+    // The same tokens as text, and another text before
+    std::vector<TokenId> shifted = with_text(9, 10);
+    shifted[kRows] = 30;
+    check(shifted, prompt.images, 0);
+    check(some_tokens(300), {}, 0);
+  }
+}
+
+// Once nothing is under way.
+EngineStats settled(const Engine& engine) {
+  for (;;) {
+    const EngineStats stats = engine.stats();
+    if (stats.running == 0 && stats.waiting == 0) return stats;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+TEST("what finished requests leave is bounded, shared by those who go on together, and gone where it is not wanted") {
+  const LongPrompt prompt(23);
+  std::vector<TokenId> tokens = prompt.tokens;
+  tokens.insert(tokens.end(), {20, 21, 22, 23});
+  LoadOptions o = with_vision();
+  const std::shared_ptr<Engine> plain = Engine::load(o);
+  const Answer want = ask(*plain, tokens, prompt.images, 50);
+  CHECK(settled(*plain).prefixes == 0 && settled(*plain).kv_pages_in_use == 0);
+
+  o.prefix_cache_bytes = 1000;  // less than a page
+  const std::shared_ptr<Engine> tiny = Engine::load(o);
+  for (int i = 0; i < 3; ++i) CHECK(ask(*tiny, tokens, prompt.images, 50).n_cached == 0);
+  CHECK(settled(*tiny).prefixes == 0 && settled(*tiny).kv_pages_in_use == 0);
+
+  o.prefix_cache_bytes = 3 << 20;
+  const std::shared_ptr<Engine> engine = Engine::load(o);
+  CHECK(ask(*engine, tokens, prompt.images, 50).n_cached == 0);
+  for (int round = 0; round < 20; ++round) {
+    std::vector<std::shared_ptr<Generation>> all;
+    for (int i = 0; i < 4; ++i) {
+      GenerateParams p = sampled(tokens, 50, i < 2 ? 5 : static_cast<uint64_t>(100 * round + i));
+      p.images = prompt.images;
+      p.sampling.n_logprobs = 3;
+      all.push_back(start(*engine, std::move(p)));
+      if (i == 3 && round % 3 == 0) all.back()->request->cancel();
+    }
+    for (const auto& g : all) g->ended.wait();
+    for (const size_t i : {0u, 1u}) CHECK(all[i]->tokens == want.tokens && all[i]->finish.n_cached >= 100);
+    const EngineStats stats = settled(*engine);
+    CHECK(stats.prefixes >= 1 && stats.prefixes <= 32);
+    CHECK(stats.kv_pages_in_use * kPagePositions * 2 * 2 * 32 * 4 < 3 << 20);  // a page of the one global layer
+  }
+  engine->close();
 }
 
 TEST("images that cannot be are refused at once") {
