@@ -267,8 +267,8 @@ const Kernels& kernels_avx2() {
                                   add_bias_avx2,
                                   bias_gelu_avx2,
                                   add_residual_bias_avx2,
-                                  kExactAttentionRef,
-                                  kExactAttentionRef};
+                                  kExactAttentionAvx2,
+                                  kExactAttentionAvx2};
   return kernels;
 }
 

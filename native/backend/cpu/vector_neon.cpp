@@ -242,8 +242,8 @@ Kernels with_products(const char* isa, decltype(Kernels::gemm_quantized) gemm_qu
           add_bias_neon,
           bias_gelu_neon,
           add_residual_bias_neon,
-          kExactAttentionRef,
-          kExactAttentionRef};
+          kExactAttentionNeon,
+          kExactAttentionNeon};
 }
 
 }  // namespace
