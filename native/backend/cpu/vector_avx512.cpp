@@ -288,7 +288,7 @@ const Kernels& kernels_avx512_vnni() {
       rms_norm_avx512,     add_rms_norm_avx512,        norm_rope_avx512,      geglu_avx512,
       store_kv_row_avx512, attention_avx512,           merge_segments_avx512, load_columns_avx512,
       screen_pack_avx512,  screen_bound_avx512_vnni,   layer_norm_avx512,     add_bias_avx512,
-      bias_gelu_avx512,    add_residual_bias_avx512,   kExactAttentionAvx512, kExactAttentionAvx512};
+      bias_gelu_avx512,    add_residual_bias_avx512,   kExactAttentionAvx512, kFastAttentionAvx512Vnni};
   return kernels;
 }
 
