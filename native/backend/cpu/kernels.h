@@ -135,6 +135,17 @@ struct FullAttentionHead {
 // Rows of out are computed in chunks that begin at multiples of this.
 inline constexpr int kFullAttentionRows = 64;
 
+// The fast arithmetic, but for the rounding of floats alike in all sets that have one (the others take the exact one).
+//  - Means over the group's rows are taken away from q, k and v: what two images have in common, the bias of the
+//    projections above all, is most of their size and would cost the codes as many bits. None of it is lost:
+//    (q - qm) . (k - km) + qm . (k - km) differs from q . k by what is the same for all keys, and weights add up to 1,
+//    so that vm comes back at the end.
+//  - q and k: 8-bit codes, a step for each row (largest magnitude / 127). v: a step for each column of a tile of
+//    kFastAttentionTile keys.
+//  - Weights of a tile: 255 * exp(score - the tile's largest), rounded; their sum, also of the rounded ones, divides.
+//  - Tiles in order, added up in float32 with the running maximum.
+inline constexpr int kFastAttentionTile = 96;
+
 // full_attention with one arithmetic: pack once for a head, then attend for its rows in chunks, in any order and by any
 // thread.
 struct FullAttention {
