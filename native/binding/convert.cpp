@@ -60,6 +60,9 @@ void read(const Napi::Object& options, const char* key, int* out) {
 void read(const Napi::Object& options, const char* key, float* out) {
   read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::Number>().FloatValue(); });
 }
+void read(const Napi::Object& options, const char* key, double* out) {
+  read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::Number>().DoubleValue(); });
+}
 void read(const Napi::Object& options, const char* key, bool* out) {
   read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::Boolean>().Value(); });
 }
@@ -200,10 +203,72 @@ std::vector<TokenId> to_tokens(const Napi::Value& value) {
   return {array.Data(), array.Data() + array.ElementLength()};
 }
 
+CropOptions to_crop_options(const Napi::Object& options) {
+  CropOptions result;
+  read(options, "panAndScan", [&](const Napi::Value& value) {
+    const auto object = value.As<Napi::Object>();
+    PanAndScan pan_and_scan;
+    read(object, "minCropSize", &pan_and_scan.min_crop_size);
+    read(object, "maxCrops", &pan_and_scan.max_crops);
+    read(object, "minRatio", &pan_and_scan.min_ratio);
+    result.pan_and_scan = pan_and_scan;
+  });
+  read(options, "tile", &result.tile);
+  return result;
+}
+
+Image to_image(const Napi::Object& options) {
+  const Napi::Value value = options.Get("data");
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    throw Napi::TypeError::New(options.Env(), "data: expected a Uint8Array");
+  }
+  const auto data = value.As<Napi::Uint8Array>();
+  Image image;
+  image.data = {data.Data(), data.ElementLength()};
+  read(options, "width", &image.width);
+  read(options, "height", &image.height);
+  std::string name = "rgb";
+  read(options, "layout", &name);
+  if (name == "grey") {
+    image.layout = PixelLayout::kGrey;
+  } else if (name == "grey-alpha") {
+    image.layout = PixelLayout::kGreyAlpha;
+  } else if (name == "rgba") {
+    image.layout = PixelLayout::kRgba;
+  } else if (name == "cmyk") {
+    image.layout = PixelLayout::kCmyk;
+  } else if (name != "rgb") {
+    throw Error(ErrorCode::kInvalidArgument, "", "layout: expected grey, grey-alpha, rgb, rgba or cmyk, found " + name);
+  }
+  return image;
+}
+
 Napi::Value to_js(Napi::Env env, std::span<const TokenId> tokens) {
   auto array = Napi::Int32Array::New(env, tokens.size());
   if (!tokens.empty()) std::memcpy(array.Data(), tokens.data(), tokens.size_bytes());
   return array;
+}
+
+Napi::Value to_js(Napi::Env env, const std::vector<Box>& boxes) {
+  Napi::Array array = Napi::Array::New(env, boxes.size());
+  for (uint32_t i = 0; i < boxes.size(); ++i) {
+    Napi::Object object = Napi::Object::New(env);
+    object["x"] = boxes[i].x;
+    object["y"] = boxes[i].y;
+    object["width"] = boxes[i].width;
+    object["height"] = boxes[i].height;
+    array.Set(i, object);
+  }
+  return array;
+}
+
+Napi::Value to_js(Napi::Env env, const PreparedImage& prepared) {
+  Napi::Object object = Napi::Object::New(env);
+  auto pixels = Napi::Uint8Array::New(env, prepared.pixels.size());
+  std::copy(prepared.pixels.begin(), prepared.pixels.end(), pixels.Data());
+  object["pixels"] = pixels;
+  object["crops"] = to_js(env, prepared.crops);
+  return object;
 }
 
 Napi::Value to_js(Napi::Env env, const ModelConfig& config) {
