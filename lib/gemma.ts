@@ -5,10 +5,12 @@ import { fileURLToPath } from 'node:url';
 import { abortable, Cancellation } from './cancellation.js';
 import { renderChat, type Message } from './chat-template.js';
 import { GemmaError } from './errors.js';
+import { drawCrops, readImage, type ImageInput } from './image.js';
 import { GemmaStream, runGeneration, type GenerateResult } from './generation.js';
 import {
   addon,
   MARKER_BOS,
+  type Crop,
   type Device,
   type EngineStats,
   type MemoryPlan,
@@ -22,6 +24,7 @@ import {
 } from './native.js';
 import * as check from './options.js';
 import type {
+  CropsOptions,
   EstimateOptions,
   GenerateOptions,
   InspectOptions,
@@ -69,6 +72,16 @@ export interface PerplexityResult {
   nll: number;
   /** predictions the mean is over */
   tokens: number;
+}
+
+export interface CropsResult {
+  /** of the picture, upright */
+  width: number;
+  height: number;
+  /** in the order in which the model sees them, after the whole picture */
+  crops: Crop[];
+  /** with `draw`: the picture with the frames of the crops, a PNG file */
+  png?: Uint8Array;
 }
 
 const DEFAULT_CONTEXT_LADDER = [2048, 8192, 32768, 131072];
@@ -219,6 +232,21 @@ export class Gemma {
   /** The devices this build can compute on, usable ones first, and the instruction set each would take. */
   static async devices(): Promise<Device[]> {
     return addon().devices();
+  }
+
+  /**
+   * How a picture is cut, without a model: by Pan & Scan (the default here) or into tiles.
+   *
+   * @throws GemmaError `ERR_FILE`, `ERR_IMAGE` (`IMAGE_LIMIT`, `IMAGE_DECODE`, `IMAGE_FETCH`, `SSRF_BLOCKED`)
+   */
+  static async crops(image: ImageInput, options: CropsOptions = {}): Promise<CropsResult> {
+    const { limits, crops: cut, draw } = check.cropsOptions(options);
+    return abortable(options.signal, async () => {
+      const pixels = await readImage(image, 'image', limits, options.signal);
+      const { width, height } = pixels;
+      const crops = addon().cropBoxes({ width, height, ...cut });
+      return { width, height, crops, ...(draw && { png: await drawCrops(pixels, crops) }) };
+    });
   }
 
   /** The backend that was compiled in: `'cpu'`. */

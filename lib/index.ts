@@ -1,4 +1,12 @@
-export { Gemma, type Estimate, type Input, type LogitsResult, type ModelInfo, type PerplexityResult } from './gemma.js';
+export {
+  Gemma,
+  type CropsResult,
+  type Estimate,
+  type Input,
+  type LogitsResult,
+  type ModelInfo,
+  type PerplexityResult,
+} from './gemma.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
 export {
   GemmaStream,
@@ -10,14 +18,19 @@ export {
   type Usage,
 } from './generation.js';
 export type { ContentPart, ImagePart, Message, TextPart, VideoPart } from './chat-template.js';
-export type { Device, EngineStats, MemoryPlan, ModelConfig, ModelSummary, TokenScore } from './native.js';
+export type { ImageInput, RawImage } from './image.js';
+export type { Crop, Device, EngineStats, MemoryPlan, ModelConfig, ModelSummary, TokenScore } from './native.js';
 export type {
+  CropOptions,
+  CropsOptions,
   EstimateOptions,
   GenerateOptions,
+  ImageOptions,
   InspectOptions,
   KvCacheType,
   LoadOptions,
   LogitsOptions,
+  PanAndScanOptions,
   PerplexityOptions,
   PromptOptions,
 } from './options.js';

@@ -2,7 +2,8 @@
 // out of range RangeError; the message begins with the option's name.
 import { randomInt } from 'node:crypto';
 import { GemmaError } from './errors.js';
-import type { NativeGenerateParams, NativeLoadOptions } from './native.js';
+import type { ImageLimits } from './image.js';
+import type { NativeCropOptions, NativeGenerateParams, NativeLoadOptions } from './native.js';
 
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
 
@@ -109,6 +110,51 @@ export interface GenerateOptions extends PromptOptions {
   signal?: AbortSignal;
 }
 
+/** What is accepted as a picture. */
+export interface ImageOptions {
+  /** Bytes of a file at most. Default: 64 MiB. */
+  maxImageBytes?: number;
+  /** Pixels of a picture at most, checked before it is decoded. Default: 100 million. A side has at most 65535. */
+  maxImagePixels?: number;
+  /**
+   * Fetch pictures from http(s) URLs. True: from public addresses only, `'private'`: also from this machine and its network;
+   * set that only for URLs you wrote yourself. Default false.
+   */
+  allowRemote?: boolean | 'private';
+  /** How long fetching may take, in milliseconds. Default: 30000. */
+  remoteTimeoutMs?: number;
+}
+
+/**
+ * Pan & Scan, as Hugging Face's image processor does it: a picture that is wider or higher than a square is seen whole and once
+ * more in 2 or more crops side by side, so that small text stays legible.
+ */
+export interface PanAndScanOptions {
+  /** Pixels a crop must have in width and height. Default 256. */
+  minCropSize?: number;
+  /** Default 4. */
+  maxCrops?: number;
+  /** Longer side divided by the shorter one from which on a picture is cropped. Default 1.2. */
+  minRatio?: number;
+}
+
+/** How pictures are cut. */
+export interface CropOptions {
+  /** Default false, as in the reference. */
+  panAndScan?: boolean | PanAndScanOptions;
+  /**
+   * Instead of Pan & Scan: cut every picture into nearly square tiles, so many along its shorter side (a square page into
+   * n x n). For dense pages, where Pan & Scan does nothing. At most 256 tiles. Each costs as much as a picture.
+   */
+  tile?: number;
+}
+
+export interface CropsOptions extends ImageOptions, CropOptions {
+  /** Also return the picture with a frame around each crop, as PNG. Default false. */
+  draw?: boolean;
+  signal?: AbortSignal;
+}
+
 export interface LogitsOptions extends PromptOptions {
   /** Every position, not only the last. Default false. */
   all?: boolean;
@@ -131,7 +177,8 @@ export interface PerplexityOptions {
 
 const MAX_INT32 = 2 ** 31 - 1;
 
-function show(value: unknown): string {
+/** A value as messages show it. */
+export function show(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}...` : value);
   if (typeof value === 'number' || typeof value === 'bigint' || typeof value === 'boolean') return String(value);
   return value === null ? 'null' : Array.isArray(value) ? 'an array' : typeof value;
@@ -179,9 +226,9 @@ function signal(value: unknown): void {
 }
 
 // Misspelt options would otherwise be ignored without a word.
-function known(options: unknown, names: readonly string[]): void {
+function known(options: unknown, names: readonly string[], what = 'options'): void {
   if (typeof options !== 'object' || options === null || Array.isArray(options)) {
-    throw new TypeError(`options: expected an object, found ${show(options)}`);
+    throw new TypeError(`${what}: expected an object, found ${show(options)}`);
   }
   for (const name of Object.keys(options)) {
     if (!names.includes(name)) throw new TypeError(`${name}: no such option; there are ${names.join(', ')}`);
@@ -386,6 +433,57 @@ export function perplexityOptions(options: PerplexityOptions, contextSize: numbe
   callback('onProgress', options.onProgress);
   signal(options.signal);
   return { contextSize: integer('contextSize', options.contextSize ?? Math.min(512, contextSize), 2, contextSize) };
+}
+
+const IMAGE_OPTIONS = ['maxImageBytes', 'maxImagePixels', 'allowRemote', 'remoteTimeoutMs'];
+
+export function imageLimits(options: ImageOptions): ImageLimits {
+  const { maxImageBytes = 64 << 20, maxImagePixels = 100e6, allowRemote = false, remoteTimeoutMs = 30_000 } = options;
+  if (typeof allowRemote !== 'boolean' && allowRemote !== 'private') {
+    throw new TypeError(`allowRemote: expected true, false or 'private', found ${show(allowRemote)}`);
+  }
+  return {
+    maxBytes: integer('maxImageBytes', maxImageBytes, 1),
+    maxPixels: integer('maxImagePixels', maxImagePixels, 1),
+    allowRemote,
+    timeoutMs: integer('remoteTimeoutMs', remoteTimeoutMs, 1),
+  };
+}
+
+const CROP_OPTIONS = ['panAndScan', 'tile'];
+const MAX_CROPS = 256; // kMaxCrops in native/image/image.h
+
+export function cropOptions({ panAndScan = false, tile }: CropOptions): NativeCropOptions {
+  if (typeof panAndScan !== 'boolean') known(panAndScan, ['minCropSize', 'maxCrops', 'minRatio'], 'panAndScan');
+  if (tile !== undefined) {
+    if (panAndScan !== false) throw new TypeError('tile: a picture is cut by panAndScan or into tiles, not both');
+    return { tile: integer('tile', tile, 1, MAX_CROPS) };
+  }
+  if (panAndScan === false) return {};
+  const { minCropSize, maxCrops, minRatio } = panAndScan === true ? {} : panAndScan;
+  return {
+    panAndScan: {
+      ...(minCropSize !== undefined && { minCropSize: integer('panAndScan.minCropSize', minCropSize, 1) }),
+      ...(maxCrops !== undefined && { maxCrops: integer('panAndScan.maxCrops', maxCrops, 1, MAX_CROPS) }),
+      ...(minRatio !== undefined && {
+        minRatio: number('panAndScan.minRatio', minRatio, (n) => n >= 0, 'a number of at least 0'),
+      }),
+    },
+  };
+}
+
+export function cropsOptions(options: CropsOptions): {
+  limits: ImageLimits;
+  crops: NativeCropOptions;
+  draw: boolean;
+} {
+  known(options, [...IMAGE_OPTIONS, ...CROP_OPTIONS, 'draw', 'signal']);
+  signal(options.signal);
+  return {
+    limits: imageLimits(options),
+    crops: cropOptions({ panAndScan: options.tile === undefined, ...options }),
+    draw: boolean('draw', options.draw ?? false),
+  };
 }
 
 export function tokenizeOptions(options: { special?: boolean; bos?: boolean }): { special: boolean; bos: boolean } {

@@ -1,5 +1,5 @@
 // The command line: parses, calls the public API, prints.
-import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs';
 import { text as readAll } from 'node:stream/consumers';
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { Gemma, GemmaError, type Input, type LoadOptions, type TokenScore } from '../index.js';
@@ -303,6 +303,33 @@ async function inspect(model: string, flags: InspectFlags): Promise<void> {
   );
 }
 
+interface CropsFlags {
+  json?: boolean;
+  minCropSize?: number;
+  maxCrops?: number;
+  minRatio?: number;
+  tile?: number;
+  draw?: string;
+}
+
+async function crops(file: string, flags: CropsFlags, signal: AbortSignal): Promise<void> {
+  const { minCropSize, maxCrops, minRatio, tile, draw } = flags;
+  const panAndScan = {
+    ...(minCropSize !== undefined && { minCropSize }),
+    ...(maxCrops !== undefined && { maxCrops }),
+    ...(minRatio !== undefined && { minRatio }),
+  };
+  const { png, ...result } = await Gemma.crops(file, {
+    signal,
+    ...(tile === undefined ? { panAndScan } : { tile }),
+    ...(draw !== undefined && { draw: true }),
+  });
+  if (draw !== undefined && png) writeFileSync(draw, png);
+  if (flags.json) return printJson(result);
+  printLine(`${result.width} x ${result.height}, ${result.crops.length} crops`);
+  printLine(table(result.crops.map(({ x, y, width, height }) => ['  ', `${width} x ${height}`, `at ${x}, ${y}`])));
+}
+
 async function devices(flags: { json?: boolean }): Promise<void> {
   const found = await Gemma.devices();
   const backends = [Gemma.backend];
@@ -382,6 +409,18 @@ function build(signal: AbortSignal): Command {
     .addOption(new Option('--kv <type>', 'type of the key/value cache').choices(['f32', 'f16', 'q8_0']))
     .option('--json', 'print one JSON object')
     .action((model: string, flags: InspectFlags) => inspect(model, flags));
+  command('crops <file>', 'how Pan & Scan, or a grid of tiles, cuts a picture')
+    .option('--min-crop-size <pixels>', 'width and height a crop must have', number)
+    .option('--max-crops <n>', 'crops at most', number)
+    .option('--min-ratio <r>', 'longer side by shorter side from which on a picture is cropped', number)
+    .addOption(
+      new Option('--tile <n>', 'tiles along the shorter side, instead of Pan & Scan')
+        .argParser(number)
+        .conflicts(['minCropSize', 'maxCrops', 'minRatio']),
+    )
+    .option('--draw <file>', 'write the picture with the frames of its crops, as PNG')
+    .option('--json', 'print one JSON object')
+    .action((file: string, flags: CropsFlags) => crops(file, flags, signal));
   command('devices', 'what this build can compute on')
     .option('--json', 'print one JSON object')
     .action((flags: { json?: boolean }) => devices(flags));
