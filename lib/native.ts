@@ -15,13 +15,29 @@ export interface NativeLoadOptions {
   kvCache?: string;
   mmap?: boolean;
   screenLogits?: boolean;
+  /** for keys and values of finished requests with images, which prompts that begin alike go on from; 0 (default): none */
+  prefixCacheBytes?: number;
+  /** vision encoder; absent: the one in the model file, if it holds one */
+  mmproj?: string;
+  /** false: no vision encoder, whatever the model file holds */
+  vision?: boolean;
+  /** default int8 */
+  visionPrecision?: 'int8' | 'exact';
 }
 
 export type NativeLoadEvent =
   { kind: 'progress'; fraction: number } | { kind: 'loaded'; model: NativeModel } | { kind: 'failed'; error: unknown };
 
+/** Rows of an image in place of tokens[first], tokens[first + 1], ...; in order. */
+export interface NativeImage {
+  first: number;
+  /** [rows, modelDim] */
+  embedding: Float32Array;
+}
+
 export interface NativeGenerateParams {
   tokens: Int32Array;
+  images?: NativeImage[];
   /** -1: to the end of the context */
   maxOutputTokens: number;
   overflowIsError: boolean;
@@ -60,6 +76,8 @@ export type NativeGenerateEvent =
       stopSequence?: string;
       inputTokens: number;
       outputTokens: number;
+      /** of inputTokens, those a finished request had left in the cache */
+      cachedInputTokens: number;
       draftedTokens: number;
       acceptedTokens: number;
       queueMs: number;
@@ -70,6 +88,7 @@ export type NativeGenerateEvent =
 
 export interface NativeEvaluateParams {
   tokens: Int32Array;
+  images?: NativeImage[];
   /** every position, not only the last */
   all: boolean;
   /** hand over the logits */
@@ -84,6 +103,17 @@ export type NativeEvaluateEvent =
   | { kind: 'position'; position: number; row?: Float32Array; top?: TokenScore[]; nextLogprob?: number }
   | { kind: 'finish'; error?: unknown };
 
+export interface NativeEncodeParams {
+  /** [n, imageSize, imageSize, 3], red green blue */
+  pixels: Uint8Array;
+  n: number;
+}
+
+export type NativeEncodeEvent =
+  | { kind: 'progress'; fraction: number }
+  /** embeddings: [n, tokensPerImage, modelDim]; absent when there is an error */
+  | { kind: 'finish'; embeddings?: Float32Array; error?: unknown };
+
 /** Bytes of a model with a context of a given size. */
 export interface MemoryPlan {
   /** of the file's tensors; mapped, so shared between processes and given back under pressure (unless `mmap: false`) */
@@ -94,6 +124,8 @@ export interface MemoryPlan {
   scratchBytes: number;
   /** what makes the best few logits cheap to find (`screenLogits`), built during the first tokens */
   screenBytes: number;
+  /** a vision encoder at work: weights, in int8 a copy of its own, and activations; kept from the first image on */
+  visionBytes: number;
   totalBytes: number;
 }
 
@@ -123,6 +155,18 @@ export interface ModelConfig {
   finalSoftcap: number;
 }
 
+/** What a file says about its vision encoder. */
+export interface VisionConfig {
+  /** pixels along a side */
+  imageSize: number;
+  patchSize: number;
+  tokensPerImage: number;
+  layers: number;
+  modelDim: number;
+  ffnDim: number;
+  heads: number;
+}
+
 /** What the headers of a model file say, without loading it. */
 export interface ModelSummary {
   architecture: string;
@@ -130,6 +174,7 @@ export interface ModelSummary {
   fileBytes: number;
   parameters: number;
   config: ModelConfig;
+  vision?: VisionConfig;
   /** most bytes first */
   tensorTypes: { type: string; tensors: number; bytes: number }[];
   memory: (MemoryPlan & { contextSize: number })[];
@@ -161,6 +206,9 @@ export interface NativeModelInfo {
   draftModel: boolean;
   memory: MemoryPlan;
   config: ModelConfig;
+  vision?: VisionConfig & { precision: 'int8' | 'exact' };
+  /** the id that MARKER_IMAGE becomes */
+  imageToken: number;
   instructionTuned: boolean;
 }
 
@@ -173,6 +221,8 @@ export interface EngineStats {
   /** calls being computed, and calls waiting for their turn */
   running: number;
   waiting: number;
+  /** beginnings of prompts that are kept */
+  prefixes: number;
 }
 
 /** Pixels x .. x + width - 1, y .. y + height - 1 of a picture. */
@@ -203,7 +253,18 @@ export interface PreparedImage {
 export const MARKER_BOS = 0;
 export const MARKER_START_OF_TURN = 1;
 export const MARKER_END_OF_TURN = 2;
-export type PromptPart = string | typeof MARKER_BOS | typeof MARKER_START_OF_TURN | typeof MARKER_END_OF_TURN;
+export const MARKER_START_OF_IMAGE = 3;
+export const MARKER_END_OF_IMAGE = 4;
+/** a row of an image */
+export const MARKER_IMAGE = 5;
+export type PromptPart =
+  | string
+  | typeof MARKER_BOS
+  | typeof MARKER_START_OF_TURN
+  | typeof MARKER_END_OF_TURN
+  | typeof MARKER_START_OF_IMAGE
+  | typeof MARKER_END_OF_IMAGE
+  | typeof MARKER_IMAGE;
 
 export interface NativeModel {
   info(): NativeModelInfo;
@@ -212,6 +273,7 @@ export interface NativeModel {
   decode(tokens: Int32Array, special: boolean): Promise<string>;
   generate(params: NativeGenerateParams, onEvent: (event: NativeGenerateEvent) => void): number;
   evaluate(params: NativeEvaluateParams, onEvent: (event: NativeEvaluateEvent) => void): number;
+  encodeImages(params: NativeEncodeParams, onEvent: (event: NativeEncodeEvent) => void): number;
   acknowledge(id: number, events: number): void;
   close(): Promise<void>;
 }
@@ -226,6 +288,9 @@ export interface NativeAddon {
     kvCache?: string;
     batchSize?: number;
     screenLogits?: boolean;
+    mmproj?: string;
+    vision?: boolean;
+    visionPrecision?: 'int8' | 'exact';
   }): Promise<ModelSummary>;
   cropBoxes(options: NativeCropOptions & { width: number; height: number }): Crop[];
   /** Reads `data` on another thread, where it is: hand over an array that nobody else has. */
@@ -239,7 +304,7 @@ export interface NativeAddon {
     },
   ): Promise<PreparedImage>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
-  /** Stops a load, generate or evaluate by its id. */
+  /** Stops a load, generate, evaluate or encodeImages by its id. */
   cancel(id: number): void;
 }
 

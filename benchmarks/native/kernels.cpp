@@ -7,6 +7,10 @@
 //   values
 //   {"op":"attention","isa":"avx2","type":"f16","rows":512,"Gops":90.1} 512 tokens after 3,584
 //
+//   {"op":"full_attention","isa":"avx2","type":"fast","rows":4096,"ms":120.1,"Gops":640.2,"ofInt8Peak":0.61}
+//                                                                       one image: 16 heads of 72; of the 8-bit peak of
+//                                                                       the machine, measured in the same run
+//
 //   kernels [--threads N] [--ms MILLISECONDS of each of three measurements] [--isa NAME] [--type NAME] [--ref 1]
 //
 // The best of three measurements counts. The scalar set is measured only when asked for.
@@ -24,13 +28,12 @@
 
 #include "backend/backend.h"
 #include "base/error.h"
+#include "peak_loops.h"
 #include "quant/types.h"
 
 using namespace gemma;
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr size_t kStreamBytes = size_t{192} << 20;  // far more than the caches
 constexpr int kInner = 2560;                        // columns, as in the 4B
@@ -176,6 +179,26 @@ void attention(Backend& backend, const KvKind& kind, const Settings& settings) {
   print("attention", backend.isa(), kind.name, kManyRows, "Gops", prefill * 4.0 * seen * kHeads * kHeadDim);
 }
 
+// An image of the encoder of Gemma 3: 4096 patches, 16 heads of 72.
+void full_attention(Backend& backend, Arithmetic arithmetic, const char* name, double peak, const Settings& settings) {
+  constexpr int kRows = 4096;
+  constexpr int kHeads = 16;
+  constexpr int kHeadDim = 72;
+  constexpr size_t kSize = size_t{kRows} * kHeads * kHeadDim;
+  const std::vector<float> qkv = random_floats(3 * kSize);
+  const auto out = backend.allocate(kSize * sizeof(float));
+  const double rate = calls_per_second(settings.ms, [&] {
+    backend.full_attention(out->floats(), qkv.data(), qkv.data() + kSize, qkv.data() + 2 * kSize, 1, kRows, kHeads,
+                           kHeadDim, 0.11785f, arithmetic);
+  });
+  const double ops = rate * 4.0 * kRows * kRows * kHeads * kHeadDim;
+  std::printf(
+      "{\"op\":\"full_attention\",\"isa\":\"%s\",\"type\":\"%s\",\"rows\":%d,\"ms\":%.1f,\"Gops\":%.1f,"
+      "\"ofInt8Peak\":%.3f}\n",
+      backend.isa(), name, kRows, 1000 / rate, ops * 1e-9, ops / peak);
+  std::fflush(stdout);
+}
+
 bool parse(int argc, char** argv, Settings& settings) {
   for (int i = 1; i < argc; i += 2) {
     if (i + 1 == argc) return false;
@@ -211,6 +234,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
+    const Loop loop = int8_loop();
+    const double peak = best_of_ten([&] { return loop_rate(loop, settings.n_threads, settings.ms); });
     for (const cpu::KernelRow& row : cpu::kernel_table()) {
       const bool wanted =
           settings.isa.empty() ? settings.ref || std::string(row.isa) != "ref" : settings.isa == row.isa;
@@ -221,6 +246,9 @@ int main(int argc, char** argv) {
       }
       for (const KvKind& kind : kKvKinds) {
         if (settings.type.empty() || settings.type == kind.name) attention(*backend, kind, settings);
+      }
+      for (const auto& [arithmetic, name] : {std::pair{Arithmetic::kExact, "exact"}, {Arithmetic::kFast, "fast"}}) {
+        if (settings.type.empty() || settings.type == name) full_attention(*backend, arithmetic, name, peak, settings);
       }
     }
   } catch (const Error& error) {

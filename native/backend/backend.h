@@ -85,6 +85,16 @@ class OutputMatrix {
   virtual bool ready() const = 0;    // whatever is kept is complete: rows of the weight are read one by one from now on
 };
 
+// How full_attention computes.
+enum class Arithmetic {
+  kExact,  // float32 throughout
+  kFast,   // 8-bit products where the instruction set gains by them: the encoder's output changes by less than by 8-bit
+           // weights
+};
+
+// Largest head_dim of full_attention.
+inline constexpr int kMaxFullHeadDim = 256;
+
 // Bytes that a screened output matrix keeps once it is ready, for one row of x at a time; 0 for one too small to
 // screen.
 uint64_t screen_bytes(int n_out, int n_in);
@@ -104,6 +114,10 @@ class Backend {
   virtual void fill_zero(void* dst, size_t bytes) = 0;
   // Bytes of a [n_out, n_in] matrix in the file's layout -> a weight; the CPU keeps the pointer, which must stay valid.
   virtual Weight load_weight(TensorType type, int n_out, int n_in, const std::byte* data) = 0;
+
+  // Writes weight, of any type, to dst as a [n_out, n_in] matrix of Q8_0 blocks: zeros where it is smaller. n_in is a
+  // multiple of 32; n_out and n_in are at least the weight's.
+  virtual void requantize(std::byte* dst, const Weight& weight, int n_out, int n_in) = 0;
 
   // out[n, table.n_in] = scale * row tokens[i] of table.
   virtual void embed(float* out, const Weight& table, const int32_t* tokens, int n, float scale) = 0;
@@ -142,6 +156,27 @@ class Backend {
 
   // out[n, dim] = gelu_tanh(gate) * up. out may be gate.
   virtual void geglu(float* out, const float* gate, const float* up, int n, int dim) = 0;
+
+  // out[n, dim] = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias. out may be x.
+  virtual void layer_norm(float* out, const float* x, const float* weight, const float* bias, int n, int dim,
+                          float eps) = 0;
+
+  // x[n, dim] += bias[dim].
+  virtual void add_bias(float* x, const float* bias, int n, int dim) = 0;
+
+  // x[n, dim] = gelu_tanh(x + bias[dim]).
+  virtual void bias_gelu(float* x, const float* bias, int n, int dim) = 0;
+
+  // x[n, dim] += branch[n, dim] + bias[dim].
+  virtual void add_residual_bias(float* x, const float* branch, const float* bias, int n, int dim) = 0;
+
+  // Attention without mask or cache: the rows are n_groups groups (images) of group_rows rows each, and every row of a
+  // group sees all of its group and nothing else. q, k, v, out: [n_groups * group_rows, n_heads, head_dim];
+  //   out = softmax(scale * q . k) . v
+  // head_dim <= kMaxFullHeadDim, group_rows >= 1. out may be q, not k or v. NaN or infinity among the inputs of a head
+  // of a group may make all of that head's results NaN, never another's.
+  virtual void full_attention(float* out, const float* q, const float* k, const float* v, int n_groups, int group_rows,
+                              int n_heads, int head_dim, float scale, Arithmetic arithmetic) = 0;
 
   // out[n, dim] = rows[i] of x[., dim].
   virtual void gather_rows(float* out, const float* x, const int32_t* rows, int n, int dim) = 0;

@@ -37,6 +37,17 @@ const char* finish_reason_name(FinishReason reason) {
   return "";
 }
 
+const char* arithmetic_name(Arithmetic arithmetic) {
+  return arithmetic == Arithmetic::kExact ? "exact" : "int8";
+}
+
+Arithmetic to_arithmetic(const std::string& name) {
+  for (const Arithmetic arithmetic : {Arithmetic::kExact, Arithmetic::kFast}) {
+    if (name == arithmetic_name(arithmetic)) return arithmetic;
+  }
+  throw Error(ErrorCode::kInvalidArgument, "", "visionPrecision: expected exact or int8, found " + name);
+}
+
 // True when text holds a word of two letters as a word of its own: "it" in "gemma-3-1b-it", "Gemma 3 27b It".
 bool says(std::string_view text, std::string_view word) {
   const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
@@ -70,6 +81,16 @@ void read(const Napi::Object& options, const char* key, std::string* out) {
   read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::String>().Utf8Value(); });
 }
 
+// The bytes of a Uint8Array where they are.
+std::span<const uint8_t> bytes_of(const Napi::Object& options, const char* key) {
+  const Napi::Value value = options.Get(key);
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    throw Napi::TypeError::New(options.Env(), std::string(key) + ": expected a Uint8Array");
+  }
+  const auto array = value.As<Napi::Uint8Array>();
+  return {array.Data(), array.ElementLength()};
+}
+
 }  // namespace
 
 ErrorInfo describe(const Error& error) {
@@ -99,11 +120,16 @@ bool is_instruction_tuned(const GgufFile& file) {
   return !says(name, "pt") && file.find("tokenizer.chat_template") != nullptr;
 }
 
-FileSummary summarize_file(const std::string& path, const std::vector<int>& contexts, KvType kv_type, int n_batch,
-                           bool screened) {
-  const std::shared_ptr<const GgufFile> file = GgufFile::open(path, {.mmap = true, .headers_only = true});
+FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& contexts) {
+  const GgufOpenOptions headers = {.mmap = true, .headers_only = true};
+  const std::shared_ptr<const GgufFile> file = GgufFile::open(options.path, headers);
   FileSummary summary;
   summary.config = read_model_config(*file);
+  uint64_t vision_bytes = 0;
+  if (const std::optional<VisionSource> vision = open_vision(options, file, summary.config, headers)) {
+    summary.vision = vision->config;
+    vision_bytes = plan_vision_bytes(*vision->file, vision->config, options.vision_arithmetic);
+  }
   summary.architecture = file->find_string("general.architecture").value_or("");
   summary.instruction_tuned = is_instruction_tuned(*file);
   summary.file_bytes = file->file_bytes();
@@ -122,7 +148,10 @@ FileSummary summarize_file(const std::string& path, const std::vector<int>& cont
                    [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
   for (int n_ctx : contexts) {
     if (n_ctx == 0) n_ctx = std::min(summary.config.n_ctx_train, kDefaultContext);
-    summary.plans.push_back({n_ctx, plan_memory(*file, summary.config, n_ctx, kv_type, n_batch, screened)});
+    const int n_batch = rows_per_step(options.n_batch, summary.vision);
+    MemoryPlan plan = plan_memory(*file, summary.config, n_ctx, options.kv_type, n_batch, options.screen_logits);
+    plan.add_vision(vision_bytes);
+    summary.plans.push_back({n_ctx, plan});
   }
   return summary;
 }
@@ -146,6 +175,14 @@ LoadOptions to_load_options(const Napi::Object& options) {
   read(options, "batchSize", &result.n_batch);
   read(options, "mmap", &result.mmap);
   read(options, "screenLogits", &result.screen_logits);
+  read(options, "prefixCacheBytes", [&](const Napi::Value& value) {
+    result.prefix_cache_bytes = static_cast<uint64_t>(std::max<int64_t>(0, value.As<Napi::Number>().Int64Value()));
+  });
+  read(options, "mmproj", &result.mmproj_path);
+  read(options, "vision", &result.vision);
+  std::string precision = arithmetic_name(result.vision_arithmetic);
+  read(options, "visionPrecision", &precision);
+  result.vision_arithmetic = to_arithmetic(precision);
   read(options, "kvCache", &kv_cache);
   result.kv_type = to_kv_type(kv_cache);
   return result;
@@ -169,6 +206,7 @@ GenerateParams to_generate_params(const Napi::Object& params) {
   std::string draft = "auto";
   read(params, "draft", &draft);
   result.draft = to_draft_mode(draft);
+  result.images = to_prompt_images(params.Get("images"));
   read(params, "stopSequences", [&](const Napi::Value& value) {
     const auto list = value.As<Napi::Array>();
     for (uint32_t i = 0; i < list.Length(); ++i)
@@ -218,13 +256,8 @@ CropOptions to_crop_options(const Napi::Object& options) {
 }
 
 Image to_image(const Napi::Object& options) {
-  const Napi::Value value = options.Get("data");
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-    throw Napi::TypeError::New(options.Env(), "data: expected a Uint8Array");
-  }
-  const auto data = value.As<Napi::Uint8Array>();
   Image image;
-  image.data = {data.Data(), data.ElementLength()};
+  image.data = bytes_of(options, "data");
   read(options, "width", &image.width);
   read(options, "height", &image.height);
   std::string name = "rgb";
@@ -241,6 +274,27 @@ Image to_image(const Napi::Object& options) {
     throw Error(ErrorCode::kInvalidArgument, "", "layout: expected grey, grey-alpha, rgb, rgba or cmyk, found " + name);
   }
   return image;
+}
+
+std::vector<PromptImage> to_prompt_images(const Napi::Value& value) {
+  std::vector<PromptImage> images;
+  if (value.IsUndefined()) return images;
+  const auto list = value.As<Napi::Array>();
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const auto image = list.Get(i).As<Napi::Object>();
+    const Napi::Value embedding = image.Get("embedding");
+    if (!embedding.IsTypedArray() || embedding.As<Napi::TypedArray>().TypedArrayType() != napi_float32_array)
+      throw Napi::TypeError::New(value.Env(), "embedding: expected a Float32Array");
+    const auto array = embedding.As<Napi::Float32Array>();
+    images.push_back(
+        {image.Get("first").As<Napi::Number>().Int32Value(), {array.Data(), array.Data() + array.ElementLength()}});
+  }
+  return images;
+}
+
+EncodeParams to_encode_params(const Napi::Object& params) {
+  const std::span<const uint8_t> pixels = bytes_of(params, "pixels");
+  return {{pixels.begin(), pixels.end()}, params.Get("n").As<Napi::Number>().Int32Value()};
 }
 
 Napi::Value to_js(Napi::Env env, std::span<const TokenId> tokens) {
@@ -294,12 +348,25 @@ Napi::Value to_js(Napi::Env env, const ModelConfig& config) {
   return object;
 }
 
+Napi::Value to_js(Napi::Env env, const VisionConfig& vision) {
+  Napi::Object object = Napi::Object::New(env);
+  object["imageSize"] = vision.image_size;
+  object["patchSize"] = vision.patch_size;
+  object["tokensPerImage"] = vision.n_tokens;
+  object["layers"] = vision.n_layers;
+  object["modelDim"] = vision.model_dim;
+  object["ffnDim"] = vision.ffn_dim;
+  object["heads"] = vision.n_heads;
+  return object;
+}
+
 Napi::Value to_js(Napi::Env env, const MemoryPlan& memory) {
   Napi::Object object = Napi::Object::New(env);
   object["weightsBytes"] = number(env, memory.weights_bytes);
   object["kvBytes"] = number(env, memory.kv_bytes);
   object["scratchBytes"] = number(env, memory.scratch_bytes);
   object["screenBytes"] = number(env, memory.screen_bytes);
+  object["visionBytes"] = number(env, memory.vision_bytes);
   object["totalBytes"] = number(env, memory.total_bytes);
   return object;
 }
@@ -311,6 +378,7 @@ Napi::Value to_js(Napi::Env env, const FileSummary& summary) {
   object["fileBytes"] = number(env, summary.file_bytes);
   object["parameters"] = number(env, summary.n_parameters);
   object["config"] = to_js(env, summary.config);
+  if (summary.vision) object["vision"] = to_js(env, *summary.vision);
   Napi::Array types = Napi::Array::New(env, summary.types.size());
   for (uint32_t i = 0; i < summary.types.size(); ++i) {
     Napi::Object entry = Napi::Object::New(env);
@@ -339,6 +407,11 @@ Napi::Value to_js(Napi::Env env, const EngineInfo& info) {
   object["kvCache"] = kv_type_name(info.kv_type);
   object["draftModel"] = info.has_draft_model;
   object["memory"] = to_js(env, info.memory);
+  if (info.vision) {
+    Napi::Object vision = to_js(env, *info.vision).As<Napi::Object>();
+    vision["precision"] = arithmetic_name(info.vision_arithmetic);
+    object["vision"] = vision;
+  }
   return object;
 }
 
@@ -349,6 +422,7 @@ Napi::Value to_js(Napi::Env env, const EngineStats& stats) {
   object["kvBytesResident"] = number(env, stats.kv_bytes_resident);
   object["running"] = stats.running;
   object["waiting"] = stats.waiting;
+  object["prefixes"] = stats.prefixes;
   return object;
 }
 
@@ -410,6 +484,7 @@ Napi::Object to_js(Napi::Env env, const GenerateEvent& event) {
       if (!event.matched_stop.empty()) object["stopSequence"] = event.matched_stop;
       object["inputTokens"] = event.n_input;
       object["outputTokens"] = event.n_output;
+      object["cachedInputTokens"] = event.n_cached;
       object["draftedTokens"] = event.n_drafted;
       object["acceptedTokens"] = event.n_accepted;
       object["queueMs"] = event.timings.queue_ms;

@@ -97,7 +97,7 @@ Napi::Value Environment::devices(const Napi::CallbackInfo& info) {
                                                 [](Napi::Env env, auto&& devices) { return to_js(env, devices); });
 }
 
-// inspect({ path, contexts: number[], kvCache, batchSize }): headers only.
+// inspect({ contexts: number[], ...as load }): headers only.
 Napi::Value Environment::inspect(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const auto options = info[0].As<Napi::Object>();
@@ -105,11 +105,9 @@ Napi::Value Environment::inspect(const Napi::CallbackInfo& info) {
     std::vector<int> contexts;
     const auto list = options.Get("contexts").As<Napi::Array>();
     for (uint32_t i = 0; i < list.Length(); ++i) contexts.push_back(list.Get(i).As<Napi::Number>().Int32Value());
-    const int n_batch = load_options.n_batch > 0 ? load_options.n_batch : 512;
+    if (load_options.n_batch <= 0) load_options.n_batch = 512;
     return PoolTask<FileSummary>::run(
-        info.Env(),
-        [path = load_options.path, contexts, kv_type = load_options.kv_type, n_batch,
-         screened = load_options.screen_logits] { return summarize_file(path, contexts, kv_type, n_batch, screened); },
+        info.Env(), [load_options, contexts] { return summarize_file(load_options, contexts); },
         [](Napi::Env env, FileSummary&& summary) { return to_js(env, summary); });
   });
 }
@@ -201,7 +199,8 @@ Napi::Value Environment::load(const Napi::CallbackInfo& info) {
   });
 }
 
-// cancel(id): stops a load, generate or evaluate; its last event still arrives. Unknown ids are done already.
+// cancel(id): stops a load, generate, evaluate or encodeImages; its last event still arrives. Unknown ids are done
+// already.
 Napi::Value Environment::cancel(const Napi::CallbackInfo& info) {
   const auto id = static_cast<uint64_t>(info[0].As<Napi::Number>().Int64Value());
   if (Operation* operation = find_operation(id)) {

@@ -24,8 +24,8 @@ namespace gemma::binding {
 // Something under way that reports to a JavaScript callback. JavaScript thread only.
 struct Operation {
   Napi::FunctionReference on_event;
-  std::shared_ptr<Engine> engine;                // generate, evaluate: keeps a forgotten model alive until the end
-  std::shared_ptr<Request> request;              // generate, evaluate
+  std::shared_ptr<Engine> engine;    // generate, evaluate, encodeImages: keeps a forgotten model alive until the end
+  std::shared_ptr<Request> request;  // likewise
   std::shared_ptr<std::atomic<bool>> cancelled;  // load
   std::thread thread;                            // load
 };

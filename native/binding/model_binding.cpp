@@ -1,5 +1,6 @@
 #include "binding/model_binding.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -14,8 +15,15 @@ namespace gemma::binding {
 namespace {
 
 // A prompt as lib/ hands it over: pieces of plain text, and markers by number. Only the markers are trusted.
-enum class Marker : int { kBos = 0, kStartOfTurn = 1, kEndOfTurn = 2 };
+enum class Marker : int { kBos = 0, kStartOfTurn = 1, kEndOfTurn = 2, kStartOfImage = 3, kEndOfImage = 4, kImage = 5 };
 using Part = std::variant<std::string, Marker>;
+
+// The id that stands for a row of an image. Most files end one short of it, right where it would be.
+TokenId image_token(const Tokenizer& tokenizer) {
+  constexpr TokenId kPublished = 262144;
+  const TokenId soft = tokenizer.special().image_soft;
+  return soft >= 0 ? soft : std::min(kPublished, tokenizer.n_vocab());
+}
 
 // Text between two markers is one run for the tokenizer, however many pieces it came in: newlines of the template and
 // of the user's text merge as they do in one string.
@@ -39,6 +47,9 @@ std::vector<TokenId> encode_parts(const Tokenizer& tokenizer, const std::vector<
       case Marker::kBos: id = special.bos, name = "<bos>"; break;
       case Marker::kStartOfTurn: id = special.start_of_turn, name = "<start_of_turn>"; break;
       case Marker::kEndOfTurn: id = special.end_of_turn, name = "<end_of_turn>"; break;
+      case Marker::kStartOfImage: id = special.start_of_image, name = "<start_of_image>"; break;
+      case Marker::kEndOfImage: id = special.end_of_image, name = "<end_of_image>"; break;
+      case Marker::kImage: id = image_token(tokenizer); break;
     }
     if (id < 0) {
       throw Error(
@@ -102,6 +113,7 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                          InstanceMethod<&ModelBinding::decode>("decode"),
                          InstanceMethod<&ModelBinding::generate>("generate"),
                          InstanceMethod<&ModelBinding::evaluate>("evaluate"),
+                         InstanceMethod<&ModelBinding::encode_images>("encodeImages"),
                          InstanceMethod<&ModelBinding::acknowledge>("acknowledge"),
                          InstanceMethod<&ModelBinding::close>("close"),
                      });
@@ -123,6 +135,7 @@ Napi::Value ModelBinding::info(const Napi::CallbackInfo& info) {
     Napi::Object object = binding::to_js(env, engine()->info()).As<Napi::Object>();
     object["config"] = binding::to_js(env, engine()->config());
     object["instructionTuned"] = instruction_tuned_;
+    object["imageToken"] = image_token(engine()->tokenizer());
     return object;
   });
 }
@@ -201,7 +214,7 @@ Napi::Value ModelBinding::generate(const Napi::CallbackInfo& info) {
   });
 }
 
-// evaluate({tokens, all, rows, top, next}, onEvent) -> id. Events: {kind: 'position', position, row?, top?,
+// evaluate({tokens, images?, all, rows, top, next}, onEvent) -> id. Events: {kind: 'position', position, row?, top?,
 // nextLogprob?} for every wanted position in order, then {kind: 'finish', error?}.
 Napi::Value ModelBinding::evaluate(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -210,6 +223,7 @@ Napi::Value ModelBinding::evaluate(const Napi::CallbackInfo& info) {
     const auto options = info[0].As<Napi::Object>();
     EvaluateParams params;
     params.logits.tokens = to_tokens(options.Get("tokens"));
+    params.logits.images = to_prompt_images(options.Get("images"));
     params.logits.all = options.Get("all").ToBoolean();
     params.rows = options.Get("rows").ToBoolean();
     params.next = options.Get("next").ToBoolean();
@@ -256,6 +270,50 @@ Napi::Value ModelBinding::evaluate(const Napi::CallbackInfo& info) {
     };
     try {
       environment.find_operation(id)->request = engine()->logits(std::move(params.logits), on_row, on_done);
+    } catch (...) {
+      environment.remove_operation(env, id);
+      throw;
+    }
+    return Napi::Number::New(env, static_cast<double>(id));
+  });
+}
+
+// encodeImages({pixels, n}, onEvent) -> id. Events: {kind: 'progress', fraction}, then {kind: 'finish', embeddings?:
+// Float32Array [n * tokensPerImage * modelDim], error?}.
+Napi::Value ModelBinding::encode_images(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Environment& environment = Environment::of(env);
+  return environment.guarded(env, [&]() -> Napi::Value {
+    EncodeParams params = to_encode_params(info[0].As<Napi::Object>());
+    Operation operation;
+    operation.engine = engine();
+    operation.on_event = Napi::Persistent(info[1].As<Napi::Function>());
+    const uint64_t id = environment.add_operation(env, std::move(operation));
+    const auto on_progress = [mailbox = environment.mailbox(), id](double fraction) {
+      mailbox->post([id, fraction](Napi::Env task_env) {
+        Napi::Object event = Napi::Object::New(task_env);
+        event["kind"] = "progress";
+        event["fraction"] = fraction;
+        Environment::of(task_env).emit(task_env, id, event);
+      });
+    };
+    const auto on_done = [mailbox = environment.mailbox(), id](std::vector<float>&& embeddings,
+                                                               std::shared_ptr<const Error> error) {
+      mailbox->post([id, embeddings = std::move(embeddings), error = std::move(error)](Napi::Env task_env) {
+        Napi::Object event = Napi::Object::New(task_env);
+        event["kind"] = "finish";
+        if (error) {
+          event["error"] = Environment::of(task_env).make_error(task_env, describe(*error));
+        } else {
+          auto array = Napi::Float32Array::New(task_env, embeddings.size());
+          std::memcpy(array.Data(), embeddings.data(), embeddings.size() * sizeof(float));
+          event["embeddings"] = array;
+        }
+        finish(task_env, id, event);
+      });
+    };
+    try {
+      environment.find_operation(id)->request = engine()->encode_images(std::move(params), on_progress, on_done);
     } catch (...) {
       environment.remove_operation(env, id);
       throw;

@@ -23,6 +23,7 @@ class ModelBinding : public Napi::ObjectWrap<ModelBinding> {
   Napi::Value decode(const Napi::CallbackInfo& info);
   Napi::Value generate(const Napi::CallbackInfo& info);
   Napi::Value evaluate(const Napi::CallbackInfo& info);
+  Napi::Value encode_images(const Napi::CallbackInfo& info);
   Napi::Value acknowledge(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 

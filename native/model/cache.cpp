@@ -53,7 +53,25 @@ std::byte* KvPool::take(KvGroup which) {
   return page;
 }
 
+std::byte* KvPool::share(std::byte* page) {
+  ++n_sharers_[page];
+  return page;
+}
+
+std::byte* KvPool::copy(KvGroup which, const std::byte* page) {
+  std::byte* target = take(which);
+  // A page as one row of floats: whatever the format, only bits move.
+  const int32_t row = 0;
+  backend_.gather_rows(reinterpret_cast<float*>(target), reinterpret_cast<const float*>(page), &row, 1,
+                       static_cast<int>(page_bytes(which) / sizeof(float)));
+  return target;
+}
+
 void KvPool::give_back(KvGroup which, std::byte* page) {
+  if (const auto shared = n_sharers_.find(page); shared != n_sharers_.end()) {
+    if (--shared->second == 0) n_sharers_.erase(shared);
+    return;
+  }
   Group& group = groups_[static_cast<size_t>(which)];
   group.free.push_back(page);
   if (--group.in_use == 0) {  // an idle model holds no cache
@@ -76,14 +94,17 @@ KvSequence::~KvSequence() {
   }
 }
 
+size_t KvSequence::first_seen_page(KvGroup group, int position) const {
+  return group == KvGroup::kGlobal ? 0 : static_cast<size_t>(std::max(0, position - n_window_ + 1)) / kPagePositions;
+}
+
 void KvSequence::reserve(int begin, int end) {
   const size_t n = static_cast<size_t>((end + kPagePositions - 1) / kPagePositions);
   for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
     std::vector<std::byte*>& pages = pages_[static_cast<size_t>(group)];
     if (pages.size() < n) pages.resize(n, nullptr);
     if (pool_.page_bytes(group) == 0) continue;
-    const size_t first =
-        group == KvGroup::kGlobal ? 0 : static_cast<size_t>(std::max(0, begin - n_window_ + 1)) / kPagePositions;
+    const size_t first = first_seen_page(group, begin);
     for (size_t i = first; i < n; ++i) {
       if (pages[i] == nullptr) pages[i] = pool_.take(group);
     }
@@ -92,7 +113,7 @@ void KvSequence::reserve(int begin, int end) {
 
 void KvSequence::trim(int next) {
   std::vector<std::byte*>& pages = pages_[static_cast<size_t>(KvGroup::kLocal)];
-  const size_t first = std::min(pages.size(), static_cast<size_t>(std::max(0, next - n_window_ + 1)) / kPagePositions);
+  const size_t first = std::min(pages.size(), first_seen_page(KvGroup::kLocal, next));
   for (; first_local_ < first; ++first_local_) {
     if (pages[first_local_] == nullptr) continue;
     pool_.give_back(KvGroup::kLocal, pages[first_local_]);
@@ -109,6 +130,26 @@ void KvSequence::rollback(int end) {
     }
   }
   first_local_ = std::min(first_local_, n);
+}
+
+bool KvSequence::can_fork(int n) const {
+  return first_local_ <= first_seen_page(KvGroup::kLocal, n);
+}
+
+std::unique_ptr<KvSequence> KvSequence::fork(int n) const {
+  auto forked = std::make_unique<KvSequence>(pool_, n_window_);
+  const size_t n_full = static_cast<size_t>(n / kPagePositions);
+  const size_t n_all = static_cast<size_t>((n + kPagePositions - 1) / kPagePositions);
+  forked->first_local_ = std::min(n_all, first_seen_page(KvGroup::kLocal, n));
+  for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
+    const std::vector<std::byte*>& from = pages_[static_cast<size_t>(group)];
+    std::vector<std::byte*>& to = forked->pages_[static_cast<size_t>(group)];
+    to.resize(n_all, nullptr);
+    if (pool_.page_bytes(group) == 0) continue;
+    for (size_t i = first_seen_page(group, n); i < n_all; ++i)
+      to[i] = i < n_full ? pool_.share(from[i]) : pool_.copy(group, from[i]);
+  }
+  return forked;
 }
 
 size_t KvSequence::n_pages(KvGroup group) const {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "backend/backend.h"
@@ -24,6 +25,10 @@ class KvPool {
 
   // Zeroed memory for kPagePositions positions of all layers of the group. Throws Error{kOutOfMemory}.
   std::byte* take(KvGroup group);
+  // A page that another sequence holds too, to be read only; each gives it back.
+  std::byte* share(std::byte* page);
+  // A page like this one.
+  std::byte* copy(KvGroup group, const std::byte* page);
   void give_back(KvGroup group, std::byte* page);
 
   // Where a layer's rows are within the pages of its group.
@@ -47,6 +52,7 @@ class KvPool {
   std::vector<KvLayout> layouts_;
   std::vector<uint8_t> is_local_;
   Group groups_[2];
+  std::unordered_map<const std::byte*, int> n_sharers_;  // of pages with more than one holder, those beside the first
 };
 
 // The pages of one sequence.
@@ -66,10 +72,20 @@ class KvSequence {
   // Forgets the positions from end on, and gives back the pages that hold no other. reserve(end, ...) is to follow.
   void rollback(int end);
 
+  // Whether a sequence can go on from position n, which has been written up to there: local pages may be gone.
+  bool can_fork(int n) const;
+  // A sequence of the same first n positions. Full pages are shared, which nobody writes to any more; can_fork(n).
+  // Throws Error{kOutOfMemory}.
+  std::unique_ptr<KvSequence> fork(int n) const;
+
   const std::byte* const* pages(KvGroup group) const { return pages_[static_cast<size_t>(group)].data(); }
   size_t n_pages(KvGroup group) const;
+  // The pages that are held, one after the other.
+  std::span<std::byte* const> page_list(KvGroup group) const { return pages_[static_cast<size_t>(group)]; }
 
  private:
+  size_t first_seen_page(KvGroup group, int position) const;
+
   KvPool& pool_;
   int n_window_;
   std::vector<std::byte*> pages_[2];  // by position / kPagePositions; null where given back

@@ -10,6 +10,7 @@
 #include <unordered_set>
 
 #include "base/error.h"
+#include "model/file_checks.h"
 
 namespace gemma {
 namespace {
@@ -31,70 +32,9 @@ constexpr int kDefaultHeadDim = 256;
 constexpr int kOllamaScaledContext = 131072;
 constexpr float kOllamaScaledFactor = 8.0f;
 
-[[noreturn]] void bad_hparam(const std::string& key, const std::string& message) {
-  throw Error(ErrorCode::kGgufInvalid, "BAD_HPARAM", "metadata \"" + key + "\": " + message);
-}
-[[noreturn]] void bad_tensor(const std::string& name, const std::string& message) {
-  throw Error(ErrorCode::kGgufInvalid, "BAD_TENSOR", "tensor " + name + ": " + message);
-}
 [[noreturn]] void unsupported(const std::string& message) {
   throw Error(ErrorCode::kUnsupportedModel, "",
               message + "; supported are GGUF files of Gemma 3 (architecture gemma3: 270M, 1B, 4B, 12B, 27B)");
-}
-
-std::string shown(std::string text) {  // file text in a message
-  text.resize(std::min<size_t>(text.size(), 64));
-  for (char& c : text) {
-    if (c < 0x20 || c > 0x7e) c = '?';
-  }
-  return "\"" + text + "\"";
-}
-
-std::string number_text(double x) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%g", x);
-  return text;
-}
-
-class Keys {
- public:
-  explicit Keys(const GgufFile& file) : file_(file) {}
-
-  std::optional<int> find_int(const std::string& name, int min, int max) const {
-    const std::string key = "gemma3." + name;
-    const std::optional<int64_t> value = file_.find_int(key);
-    if (!value) return std::nullopt;
-    if (*value < min || *value > max) {
-      bad_hparam(
-          key, "expected " + std::to_string(min) + " to " + std::to_string(max) + ", found " + std::to_string(*value));
-    }
-    return static_cast<int>(*value);
-  }
-  int need_int(const std::string& name, int min, int max) const {
-    const std::optional<int> value = find_int(name, min, max);
-    if (!value) bad_hparam("gemma3." + name, "missing, expected " + std::to_string(min) + " to " + std::to_string(max));
-    return *value;
-  }
-  std::optional<float> find_float(const std::string& name, double min, double max) const {
-    const std::string key = "gemma3." + name;
-    const std::optional<double> value = file_.find_float(key);
-    if (!value) return std::nullopt;
-    if (!(*value >= min && *value <= max)) {  // NaN fails too
-      bad_hparam(key, "expected " + number_text(min) + " to " + number_text(max) + ", found " + number_text(*value));
-    }
-    return static_cast<float>(*value);
-  }
-
- private:
-  const GgufFile& file_;
-};
-
-bool starts_with(std::string_view text, std::string_view prefix) {
-  return text.substr(0, prefix.size()) == prefix;
-}
-
-bool is_vision_tensor(std::string_view name) {
-  return starts_with(name, "v.") || starts_with(name, "mm.");
 }
 
 void check_kind(const GgufFile& file) {
@@ -170,14 +110,6 @@ int read_head_dim(const GgufFile& file, const Keys& keys) {
   return head_dim;
 }
 
-struct ExpectedTensor {
-  std::string name;
-  std::vector<int64_t> shape;
-  bool optional = false;
-
-  bool is_norm() const { return shape.size() == 1; }
-};
-
 // Every tensor of the decoder, shapes outermost first.
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
   std::vector<ExpectedTensor> all = {{"token_embd.weight", {c.n_vocab, c.model_dim}},
@@ -202,12 +134,6 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& c) {
   return all;
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(shape[i]);
-  return text + "]";
-}
-
 int read_vocabulary_size(const GgufFile& file) {
   const GgufTensor* embedding = file.find_tensor("token_embd.weight");
   if (embedding == nullptr) bad_tensor("token_embd.weight", "missing");
@@ -220,33 +146,16 @@ int read_vocabulary_size(const GgufFile& file) {
 }
 
 void check_tensors(const GgufFile& file, const ModelConfig& config) {
-  const bool is_split = file.find_int("split.count").value_or(0) > 1;
   const std::vector<ExpectedTensor> expected = expected_tensors(config);
   std::unordered_set<std::string_view> known;
   for (const ExpectedTensor& e : expected) {
     known.insert(e.name);
-    const GgufTensor* tensor = file.find_tensor(e.name);
-    if (tensor == nullptr) {
-      if (e.optional) continue;
-      bad_tensor(e.name, "missing, expected " + shape_text(e.shape));
-    }
-    if (tensor->shape != e.shape) {
-      const std::string difference = "expected " + shape_text(e.shape) + ", file has " + shape_text(tensor->shape);
-      // Later parts of a split model repeat no metadata, so a part of another model first shows here.
-      if (is_split) {
-        throw Error(ErrorCode::kGgufInvalid, "MISSING_SPLIT",
-                    "tensor " + e.name + ": " + difference + "; are all parts of the same model?");
-      }
-      bad_tensor(e.name, difference);
-    }
-    if (e.is_norm() && !is_float_type(tensor->type)) {
-      bad_tensor(e.name, std::string("expected F32, F16 or BF16, file has ") + type_traits(tensor->type).name);
-    }
+    check_tensor(file, e);
   }
   for (const GgufTensor& tensor : file.tensors()) {
     // The vision half of an Ollama file, and frequency tables that some converters add (Gemma 3's follow from the
     // metadata).
-    if (known.contains(tensor.name) || is_vision_tensor(tensor.name) || starts_with(tensor.name, "rope_f")) continue;
+    if (known.contains(tensor.name) || is_vision_tensor(tensor.name) || tensor.name.starts_with("rope_f")) continue;
     bad_tensor(tensor.name, "no such tensor in a Gemma 3 model of " + std::to_string(config.n_layers) + " layers");
   }
 }
@@ -291,7 +200,7 @@ uint64_t round_up(uint64_t n, uint64_t multiple) {
 
 ModelConfig read_model_config(const GgufFile& file) {
   check_kind(file);
-  const Keys keys(file);
+  const Keys keys(file, "gemma3.");
   ModelConfig c;
   c.ollama_layout = has_ollama_layout(file);
   c.name = file.find_string("general.name").value_or("");
@@ -380,6 +289,7 @@ MemoryPlan& MemoryPlan::operator+=(const MemoryPlan& other) {
   kv_bytes += other.kv_bytes;
   scratch_bytes += other.scratch_bytes;
   screen_bytes += other.screen_bytes;
+  vision_bytes += other.vision_bytes;
   total_bytes += other.total_bytes;
   return *this;
 }

@@ -45,9 +45,11 @@ struct MemoryPlan {
   uint64_t kv_bytes = 0;       // local layers: window plus one batch; global layers: n_ctx
   uint64_t scratch_bytes = 0;  // activations of one batch
   uint64_t screen_bytes = 0;   // of the output matrix (Backend::make_output)
+  uint64_t vision_bytes = 0;   // of a vision encoder at work: weights, activations (plan_vision_bytes)
   uint64_t total_bytes = 0;
 
   MemoryPlan& operator+=(const MemoryPlan& other);
+  void add_vision(uint64_t bytes) { vision_bytes += bytes, total_bytes += bytes; }
 };
 MemoryPlan plan_memory(const GgufFile& file, const ModelConfig& config, int n_ctx, KvType kv_type, int n_batch,
                        bool screened);

@@ -9,6 +9,9 @@ namespace {
 // Logits are 1 MiB a row: computed for this many rows at a time.
 constexpr int kLogitRows = 32;
 
+// Looked up where an image's rows are to come: every table has it, the soft token's id may lie past the end.
+constexpr int32_t kPadding = 0;
+
 }  // namespace
 
 Model::Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_type, int max_batch, bool screened)
@@ -49,6 +52,7 @@ void Model::plan(std::span<const SequenceInput> inputs) {
   batch_.n = 0;
   batch_.tokens.clear();
   batch_.positions.clear();
+  batch_.images.clear();
   for (auto& spans : batch_.spans) spans.clear();
   for (auto& sequences : batch_.sequences) sequences.clear();
   for (const SequenceInput& input : inputs) {
@@ -57,14 +61,22 @@ void Model::plan(std::span<const SequenceInput> inputs) {
     for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
       batch_.sequences[static_cast<size_t>(group)].push_back({batch_.n, n, input.kv->pages(group)});
     }
+    const auto past = [](const ImageRows& image, int position) { return image.first_position + image.n <= position; };
+    auto image = std::lower_bound(input.images.begin(), input.images.end(), input.first_position, past);
     for (int i = 0; i < n; ++i) {
       const int position = input.first_position + i;
-      batch_.tokens.push_back(input.tokens[static_cast<size_t>(i)]);
+      if (image != input.images.end() && past(*image, position)) ++image;
+      const bool in_image = image != input.images.end() && position >= image->first_position;
+      if (in_image && position == image->first_position)
+        batch_.images.push_back({batch_.n + i, image->n, image->embedding});
+      batch_.tokens.push_back(in_image ? kPadding : input.tokens[static_cast<size_t>(i)]);
       batch_.positions.push_back(position);
-      // The window counts the token itself: position - n_window + 1 is the first that is seen.
-      batch_.spans[static_cast<size_t>(KvGroup::kLocal)].push_back(
-          {std::max(0, position - config_.n_window + 1), position + 1});
-      batch_.spans[static_cast<size_t>(KvGroup::kGlobal)].push_back({0, position + 1});
+      // An image's rows see all of their image, a token what came before it and itself.
+      const int end = in_image ? image->first_position + image->n : position + 1;
+      // The window counts the token itself: position - n_window + 1 is the first that is seen. Nothing limits an
+      // image's rows forward.
+      batch_.spans[static_cast<size_t>(KvGroup::kLocal)].push_back({std::max(0, position - config_.n_window + 1), end});
+      batch_.spans[static_cast<size_t>(KvGroup::kGlobal)].push_back({0, end});
     }
     batch_.n += n;
   }
@@ -77,6 +89,11 @@ bool Model::forward(std::span<const SequenceInput> inputs, const std::function<b
   // sqrt(model_dim) in float32; the reference in bfloat16 rounds it, which float32 weights do not ask for.
   backend_.embed(x_->floats(), weights_.token_embd, batch_.tokens.data(), batch_.n,
                  std::sqrt(static_cast<float>(c.model_dim)));
+  for (const Batch::Image& image : batch_.images) {
+    const size_t dim = static_cast<size_t>(c.model_dim);
+    backend_.upload(x_->floats() + static_cast<size_t>(image.row) * dim, image.embedding,
+                    static_cast<size_t>(image.n) * dim * sizeof(float));
+  }
   backend_.rope_table(rope_[static_cast<size_t>(KvGroup::kLocal)]->floats(), batch_.positions.data(),
                       weights_.inv_freq_local, batch_.n, c.head_dim);
   backend_.rope_table(rope_[static_cast<size_t>(KvGroup::kGlobal)]->floats(), batch_.positions.data(),

@@ -14,6 +14,13 @@
 
 namespace gemma {
 
+// The rows of an image in a sequence: they stand where the embeddings of tokens would, and see each other both ways.
+struct ImageRows {
+  int first_position = 0;
+  int n = 0;
+  const float* embedding = nullptr;  // [n, model_dim] on the host, not scaled
+};
+
 // What one sequence adds to a step: n tokens at positions first_position, first_position + 1, ...
 struct SequenceInput {
   KvSequence* kv = nullptr;
@@ -21,6 +28,9 @@ struct SequenceInput {
   std::span<const int32_t> tokens;
   int n_logits = 0;  // logits are wanted for this many of the last tokens
   TopRows top;       // which of a row's logits are needed; the others may be -infinity
+  // The sequence's images in order; one that the step touches lies in it as a whole. Tokens in their place mean
+  // nothing.
+  std::span<const ImageRows> images = {};
 };
 
 class Model {
@@ -55,6 +65,12 @@ class Model {
       int32_t row;
     };
     std::vector<Wanted> wanted;  // rows whose logits are computed
+    struct Image {
+      int32_t row;
+      int n;
+      const float* embedding;
+    };
+    std::vector<Image> images;  // rows that are no tokens
   };
   void plan(std::span<const SequenceInput> inputs);
   void attention_block(int layer);  // attention.cpp

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "base/error.h"
-#include "quant/dequantize.h"
+#include "model/small_vectors.h"
 
 namespace gemma {
 namespace {
@@ -14,36 +14,6 @@ const GgufTensor& require_tensor(const GgufFile& file, const std::string& name) 
   if (tensor == nullptr) throw Error(ErrorCode::kGgufInvalid, "BAD_TENSOR", "tensor " + name + ": missing");
   return *tensor;
 }
-
-// Small vectors, gathered on the host and uploaded in one go.
-class SmallVectors {
- public:
-  // The address is set by upload().
-  void add(const float** field, std::vector<float> values) {
-    while (host_.size() % 16 != 0) host_.push_back(0);
-    fields_.push_back({field, host_.size()});
-    host_.insert(host_.end(), values.begin(), values.end());
-  }
-  void add(const float** field, const GgufTensor& tensor) {
-    std::vector<float> values(static_cast<size_t>(tensor.shape.back()));
-    dequantize_row(tensor.type, tensor.data, values.data(), tensor.shape.back());
-    add(field, std::move(values));
-  }
-  std::unique_ptr<Buffer> upload(Backend& backend) const {
-    std::unique_ptr<Buffer> buffer = backend.allocate(host_.size() * sizeof(float));
-    backend.upload(buffer->data(), host_.data(), host_.size() * sizeof(float));
-    for (const Field& field : fields_) *field.address = buffer->floats() + field.offset;
-    return buffer;
-  }
-
- private:
-  struct Field {
-    const float** address;
-    size_t offset;
-  };
-  std::vector<float> host_;
-  std::vector<Field> fields_;
-};
 
 // In float32, as Hugging Face computes them (Gemma3RotaryEmbedding): base^(-2j / head_dim), then divided by the factor.
 std::vector<float> inverse_frequencies(float base, float factor, int head_dim) {

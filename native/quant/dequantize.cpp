@@ -4,6 +4,7 @@
 // compares the two. Source: the block structures of ggml-quants and gguf-py's quants.py.
 #include "quant/dequantize.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -195,6 +196,30 @@ void dequantize_row(TensorType type, const void* src, float* dst, int64_t n) {
     case TensorType::kIQ4_XS: return dequantize_blocks<element_iq4_xs>(t, b, dst, n);
     case TensorType::kMXFP4: return dequantize_blocks<element_mxfp4>(t, b, dst, n);
     case TensorType::kTQ2_0: return dequantize_blocks<element_tq2_0>(t, b, dst, n);
+  }
+}
+
+void quantize_row_q8_0(const float* src, void* dst, int64_t n) {
+  auto* out = static_cast<uint8_t*>(dst);
+  for (int64_t first = 0; first < n; first += 32, out += 34) {
+    const float* x = src + first;
+    float largest = 0;
+    float not_finite = 0;  // NaN for NaN and infinity
+    for (int j = 0; j < 32; ++j) {
+      largest = std::max(largest, std::fabs(x[j]));
+      not_finite += x[j] * 0.0f;
+    }
+    const uint16_t half = f32_to_f16(largest / 127 + not_finite);
+    const float d = f16_to_f32(half);  // codes are of the step that is stored
+    std::memcpy(out, &half, sizeof half);
+    std::memset(out + 2, 0, 32);
+    if (!(d > 0) || !std::isfinite(d)) continue;  // zeros, or a block that is NaN
+    const float levels = 1 / d;
+    for (int j = 0; j < 32; ++j) {
+      constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer, ties to even
+      const float code = (std::clamp(x[j] * levels, -127.0f, 127.0f) + kRound) - kRound;
+      out[2 + j] = static_cast<uint8_t>(static_cast<int8_t>(code));
+    }
   }
 }
 

@@ -106,7 +106,7 @@ void PromptLookup::extend(std::span<const TokenId> tokens) {
   while (n_seen_ < tokens.size()) {
     if (source_ > 0) {
       const bool hit = tokens[source_] == tokens[n_seen_];
-      move_average(&chances_[chance_of(n_match_)], hit);
+      if (tokens[n_seen_] != kImageToken) move_average(&chances_[chance_of(n_match_)], hit);
       source_ = hit ? source_ + 1 : 0;
       n_match_ = hit ? std::min(n_match_ + 1, kMaxMatch) : 0;
     }
@@ -124,7 +124,9 @@ void PromptLookup::propose(std::span<const TokenId> tokens, int n_max, std::vect
     chance *= chances_[chance_of(std::min(n_match_ + i, kMaxMatch))];
     // Past the end the guesses themselves go on: text of a short period.
     const size_t from = source_ + i;
-    guesses->push_back(from < tokens.size() ? tokens[from] : (*guesses)[from - tokens.size()]);
+    const TokenId guess = from < tokens.size() ? tokens[from] : (*guesses)[from - tokens.size()];
+    if (guess == kImageToken) return;
+    guesses->push_back(guess);
     chances->push_back(chance);
   }
 }

@@ -24,6 +24,9 @@
 
 namespace gemma {
 
+// Stands among the tokens of a sequence for a row of an image. Never guessed.
+inline constexpr TokenId kImageToken = -1;
+
 // Guesses per step and sequence at most.
 constexpr int kMaxDraft = 15;
 

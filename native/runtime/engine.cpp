@@ -16,6 +16,7 @@
 #include "backend/cpu/cpu_features.h"
 #include "backend/cpu/kernels.h"
 #include "model/forward.h"
+#include "model/vision.h"
 #include "model/vocabulary.h"
 #include "model/weights.h"
 #include "runtime/draft.h"
@@ -33,6 +34,8 @@ constexpr int kPrefillBesideDecode = 128;
 // Logits of every position are wanted: steps stay short, so that cancelling does.
 constexpr int kLogitsBatch = 64;
 constexpr size_t kMaxRunning = 64;
+// A call's pictures are held in memory.
+constexpr int kMaxImages = 1024;
 
 double ms_between(Clock::time_point a, Clock::time_point b) {
   return std::chrono::duration<double, std::milli>(b - a).count();
@@ -79,6 +82,10 @@ struct Job final : Request {
   Clock::time_point started;
   Clock::time_point prefilled;
 
+  int n_cached = 0;  // positions that another request has left
+  PromptImages images;
+  std::vector<ImageRows> image_rows;  // of images; tokens are kImageToken there
+
   // generate
   bool is_generate = false;
   GenerateParams params;
@@ -98,6 +105,11 @@ struct Job final : Request {
   bool all_logits = false;
   std::function<void(int, std::span<const float>)> on_row;
   std::function<void(std::shared_ptr<const Error>)> on_done;
+
+  // encode_images
+  EncodeParams pictures;
+  std::function<void(double)> on_progress;
+  std::function<void(std::vector<float>&&, std::shared_ptr<const Error>)> on_images;
 
   bool decoding() const { return n_done >= n_prompt; }
   bool paused() const { return is_generate && params.max_unread > 0 && unread.load() >= params.max_unread; }
@@ -144,11 +156,20 @@ class EngineImpl final : public Engine {
     }
     info_.n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min(config_.n_ctx_train, kDefaultContext);
     info_.kv_type = options.kv_type;
-    const int n_batch = options.n_batch > 0 ? options.n_batch : kDefaultBatch;
+    const std::optional<VisionSource> vision = open_vision(options, file, config_, open_options);
+    if (vision) info_.vision = vision->config;
+    info_.vision_arithmetic = options.vision_arithmetic;
+    const int n_batch = rows_per_step(options.n_batch > 0 ? options.n_batch : kDefaultBatch, info_.vision);
+    max_image_rows_ = n_batch - static_cast<int>(kMaxRunning);
     info_.memory = plan_memory(*file, config_, info_.n_ctx, info_.kv_type, n_batch, options.screen_logits);
     Weights weights = load_weights(*backend_, file, config_);
     model_ =
         std::make_unique<Model>(*backend_, config_, std::move(weights), info_.kv_type, n_batch, options.screen_logits);
+    if (vision) {
+      info_.memory.add_vision(plan_vision_bytes(*vision->file, vision->config, options.vision_arithmetic));
+      encoder_ = std::make_unique<VisionEncoder>(*backend_, vision->file, vision->config, options.vision_arithmetic);
+    }
+    prefixes_ = std::make_unique<PrefixCache>(model_->kv_pool(), config_.model_dim, options.prefix_cache_bytes);
     find_banned();
     drafter_ = std::make_unique<Drafter>(*tokenizer_, config_.n_vocab, banned_, info_.memory.weights_bytes);
     if (!options.draft_path.empty()) {
@@ -172,7 +193,8 @@ class EngineImpl final : public Engine {
   }
 
   std::shared_ptr<Request> generate(GenerateParams params, std::function<void(GenerateEvent&&)> on_event) override {
-    check_tokens(params.tokens);
+    check_images(params.tokens, params.images);
+    check_tokens(params.tokens, params.images);
     const int room = info_.n_ctx - static_cast<int>(params.tokens.size());
     if (params.overflow_is_error && (room < 1 || params.max_tokens > room)) {
       const std::string wanted =
@@ -195,8 +217,7 @@ class EngineImpl final : public Engine {
     }
     auto job = std::make_shared<Job>(signal_);
     job->is_generate = true;
-    job->tokens = std::move(params.tokens);
-    job->n_prompt = static_cast<int>(job->tokens.size());
+    take_prompt(*job, std::move(params.tokens), std::move(params.images));
     job->max_output = params.max_tokens < 0 ? std::max(0, room) : std::min(params.max_tokens, std::max(0, room));
     job->sampler.emplace(params.sampling, banned_);
     job->text.emplace(params.stop_sequences);
@@ -207,13 +228,35 @@ class EngineImpl final : public Engine {
 
   std::shared_ptr<Request> logits(LogitsParams params, std::function<void(int, std::span<const float>)> on_row,
                                   std::function<void(std::shared_ptr<const Error>)> on_done) override {
-    check_tokens(params.tokens);
+    check_images(params.tokens, params.images);
+    check_tokens(params.tokens, params.images);
     auto job = std::make_shared<Job>(signal_);
-    job->tokens = std::move(params.tokens);
-    job->n_prompt = static_cast<int>(job->tokens.size());
+    take_prompt(*job, std::move(params.tokens), std::move(params.images));
     job->all_logits = params.all;
     job->on_row = std::move(on_row);
     job->on_done = std::move(on_done);
+    return submit(std::move(job));
+  }
+
+  std::shared_ptr<Request> encode_images(
+      EncodeParams params, std::function<void(double)> on_progress,
+      std::function<void(std::vector<float>&&, std::shared_ptr<const Error>)> on_done) override {
+    if (!info_.vision) {
+      throw Error(ErrorCode::kUnsupportedInput, "NO_VISION",
+                  "the model was loaded without a vision encoder: name its mmproj file when loading (option mmproj)");
+    }
+    const size_t size = static_cast<size_t>(info_.vision->image_size);
+    if (params.n_images < 1 || params.n_images > kMaxImages ||
+        params.pixels.size() != static_cast<size_t>(params.n_images) * size * size * 3) {
+      throw Error(ErrorCode::kInvalidArgument, "BAD_IMAGE",
+                  "pixels: expected 1 to " + std::to_string(kMaxImages) + " images of " + std::to_string(size) + " x " +
+                      std::to_string(size) + " x 3 bytes, found " + std::to_string(params.n_images) + " in " +
+                      std::to_string(params.pixels.size()) + " bytes");
+    }
+    auto job = std::make_shared<Job>(signal_);
+    job->pictures = std::move(params);
+    job->on_progress = std::move(on_progress);
+    job->on_images = std::move(on_done);
     return submit(std::move(job));
   }
 
@@ -222,7 +265,9 @@ class EngineImpl final : public Engine {
     closing_.store(true);
     signal_->notify();
     if (thread_.joinable()) thread_.join();
+    prefixes_.reset();
     model_.reset();  // weights, cache
+    encoder_.reset();
     drafter_->close();
   }
 
@@ -237,7 +282,48 @@ class EngineImpl final : public Engine {
     }
   }
 
-  void check_tokens(const std::vector<TokenId>& tokens) const {
+  [[noreturn]] static void bad_image(size_t i, const std::string& message) {
+    throw Error(ErrorCode::kInvalidArgument, "BAD_IMAGE", "image " + std::to_string(i) + ": " + message);
+  }
+
+  void check_images(const std::vector<TokenId>& tokens, const std::vector<PromptImage>& images) const {
+    const size_t dim = static_cast<size_t>(config_.model_dim);
+    size_t free = 0;  // the first token that is no image's yet
+    for (size_t i = 0; i < images.size(); ++i) {
+      const std::vector<float>& embedding = images[i].embedding;
+      if (embedding.empty() || embedding.size() % dim != 0) {
+        bad_image(i, "expected an embedding of rows of " + std::to_string(dim) + " values, found " +
+                         std::to_string(embedding.size()) + " values");
+      }
+      const size_t n = embedding.size() / dim;
+      if (images[i].first < 0 || static_cast<size_t>(images[i].first) < free ||
+          static_cast<size_t>(images[i].first) + n > tokens.size()) {
+        bad_image(i, "expected " + std::to_string(n) + " tokens within " + std::to_string(free) + ".." +
+                         std::to_string(tokens.size()) + " of the prompt, found the first at " +
+                         std::to_string(images[i].first));
+      }
+      if (n > static_cast<size_t>(std::max(0, max_image_rows_))) {
+        bad_image(i, "expected at most " + std::to_string(std::max(0, max_image_rows_)) + " rows, found " +
+                         std::to_string(n) +
+                         ": an image goes through the layers in one step; load with a larger batchSize");
+      }
+      if (!is_finite_row(embedding)) bad_image(i, "its embedding holds NaN or infinity");
+      free = static_cast<size_t>(images[i].first) + n;
+    }
+  }
+
+  void take_prompt(Job& job, std::vector<TokenId>&& tokens, std::vector<PromptImage>&& images) const {
+    job.tokens = std::move(tokens);
+    job.n_prompt = static_cast<int>(job.tokens.size());
+    job.images = std::make_shared<const std::vector<PromptImage>>(std::move(images));
+    for (const PromptImage& image : *job.images) {
+      const int n = static_cast<int>(image.embedding.size()) / config_.model_dim;
+      job.image_rows.push_back({image.first, n, image.embedding.data()});
+      std::fill_n(job.tokens.begin() + image.first, n, kImageToken);
+    }
+  }
+
+  void check_tokens(const std::vector<TokenId>& tokens, const std::vector<PromptImage>& images) const {
     if (tokens.empty())
       throw Error(ErrorCode::kInvalidArgument, "EMPTY", "the prompt has no tokens: expected at least one");
     if (tokens.size() > static_cast<size_t>(info_.n_ctx)) {
@@ -245,7 +331,12 @@ class EngineImpl final : public Engine {
                   "the prompt of " + std::to_string(tokens.size()) + " tokens does not fit into the context of " +
                       std::to_string(info_.n_ctx) + " positions: shorten it or load with a larger contextSize");
     }
+    auto image = images.begin();
     for (size_t i = 0; i < tokens.size(); ++i) {
+      if (image != images.end() && i == static_cast<size_t>(image->first)) {
+        i += image++->embedding.size() / static_cast<size_t>(config_.model_dim) - 1;
+        continue;
+      }
       if (tokens[i] < 0 || tokens[i] >= config_.n_vocab) {
         throw Error(ErrorCode::kInvalidArgument, "BAD_TOKEN",
                     "token " + std::to_string(i) + ": expected an id in 0.." + std::to_string(config_.n_vocab - 1) +
@@ -275,6 +366,7 @@ class EngineImpl final : public Engine {
       drop_cancelled(closing);
       if (closing) return;
       admit();
+      encode_step();
       if (!plan_step()) continue;
       run_step();
     }
@@ -283,11 +375,12 @@ class EngineImpl final : public Engine {
   void wait_for_work() {
     std::unique_lock lock(signal_->mutex);
     for (;;) {
-      stats_.running = static_cast<int>(running_.size());
+      stats_.running = static_cast<int>(running_.size() + encodes_.size());
       stats_.waiting = static_cast<int>(waiting_.size());
+      stats_.prefixes = static_cast<int>(prefixes_->size());
       stats_.kv_pages_in_use = model_->kv_pool().pages_in_use() + drafter_->pages_in_use();
       stats_.kv_bytes_resident = model_->kv_pool().bytes_resident() + drafter_->bytes_resident();
-      if (closing_.load() || !waiting_.empty()) return;
+      if (closing_.load() || !waiting_.empty() || !encodes_.empty()) return;
       const bool any = std::any_of(running_.begin(), running_.end(),
                                    [](const auto& job) { return job->cancelled.load() || !job->paused(); });
       if (any) return;
@@ -311,23 +404,101 @@ class EngineImpl final : public Engine {
         }
       };
       move_out(waiting_);
+      move_out(encodes_);
       move_out(running_);
     }
     for (const std::shared_ptr<Job>& job : dropped) finish(*job, FinishReason::kCancelled);
   }
 
   void admit() {
-    const std::lock_guard lock(signal_->mutex);
-    while (!waiting_.empty() && running_.size() < kMaxRunning) {
-      running_.push_back(std::move(waiting_.front()));
-      waiting_.pop_front();
-      Job& job = *running_.back();
-      job.started = Clock::now();
-      job.kv = std::make_unique<KvSequence>(model_->kv_pool(), config_.n_window);
-      if (!job.is_generate || job.max_output < 2 || job.params.draft == DraftMode::kOff) continue;
-      const bool by_model = drafter_->has_model() && job.params.draft != DraftMode::kPromptLookup;
-      job.draft = drafter_->begin(by_model ? DraftKind::kModel : DraftKind::kPromptLookup);
+    const size_t n_before = running_.size();
+    {
+      const std::lock_guard lock(signal_->mutex);
+      while (!waiting_.empty() && running_.size() < kMaxRunning) {
+        std::deque<std::shared_ptr<Job>>& to = waiting_.front()->on_images ? encodes_ : running_;
+        to.push_back(std::move(waiting_.front()));
+        waiting_.pop_front();
+        to.back()->started = Clock::now();
+      }
     }
+    for (size_t i = n_before; i < running_.size(); ++i) begin(*running_[i]);
+  }
+
+  void begin(Job& job) {
+    if (job.is_generate) {
+      try {
+        PrefixCache::Match match = prefixes_->find(job.tokens, job.images);
+        job.kv = std::move(match.kv);
+        job.n_done = job.n_cached = match.n;
+      } catch (const std::exception&) {  // no memory for a copy of a page: read anew
+      }
+    }
+    if (job.kv == nullptr) job.kv = std::make_unique<KvSequence>(model_->kv_pool(), config_.n_window);
+    if (!job.is_generate || job.max_output < 2 || job.params.draft == DraftMode::kOff) return;
+    const bool by_model = drafter_->has_model() && job.params.draft != DraftMode::kPromptLookup && job.images->empty();
+    job.draft = drafter_->begin(by_model ? DraftKind::kModel : DraftKind::kPromptLookup);
+  }
+
+  // Keeps the first n positions of a sequence for prompts that begin alike: in place, or a copy of a sequence that goes
+  // on. Failing for want of memory costs nothing but time later.
+  void keep_prefix(Job& job, int n, bool goes_on) {
+    try {
+      if (!job.kv->can_fork(n)) return;
+      std::unique_ptr<KvSequence> kv = goes_on ? job.kv->fork(n) : std::move(job.kv);
+      prefixes_->keep(std::move(kv), std::span(job.tokens).first(static_cast<size_t>(n)), job.images);
+    } catch (const std::exception&) {
+      prefixes_->clear();
+    }
+  }
+
+  // One step of the pictures that come first; afterwards others decode.
+  void encode_step() {
+    if (!encodes_.empty()) {
+      const std::shared_ptr<Job> job = encodes_.front();
+      bool more = false;
+      try {
+        if (encoding_ != job) {
+          encoding_ = job;
+          encoder_->start(job->pictures.pixels, job->pictures.n_images);
+        }
+        more = encoder_->advance([&] { return should_stop(std::span(&job, 1)); });
+        job->on_progress(encoder_->progress());
+      } catch (const Error& error) {
+        job->failure = error;
+      } catch (const std::bad_alloc&) {
+        job->failure = Error(ErrorCode::kOutOfMemory, "", "out of memory while encoding images");
+      }
+      if (more && !job->failure) return;
+      {
+        const std::lock_guard lock(signal_->mutex);
+        encodes_.pop_front();
+      }
+      finish(*job, job->failure ? FinishReason::kError : FinishReason::kStop);
+    }
+    if (encodes_.empty() && encoding_ != nullptr) {  // an idle encoder holds no activations
+      encoding_.reset();
+      encoder_->rest();
+    }
+  }
+
+  // Rows of the image that the prompt has come to, 0 for none.
+  static int image_rows_next(const Job& job) {
+    for (const ImageRows& image : job.image_rows) {
+      if (image.first_position == job.n_done) return image.n;
+    }
+    return 0;
+  }
+
+  // How many of the next n rows of a prompt make a step that cuts no image: fewer where one lies across the end, or
+  // more, up to n_max, where one lies across the beginning; 0 when that does not fit.
+  static int without_cut(const Job& job, int n, int n_max) {
+    const int end = job.n_done + n;
+    for (const ImageRows& image : job.image_rows) {
+      if (image.first_position >= end || image.first_position + image.n <= end) continue;
+      if (image.first_position > job.n_done) return image.first_position - job.n_done;
+      return image.n <= n_max ? image.n : 0;
+    }
+    return n;
   }
 
   // Rows of the next step: one for each sequence that decodes and those of its guesses, then prompts in the order they
@@ -341,7 +512,11 @@ class EngineImpl final : public Engine {
       step_jobs_.push_back(job);
       --budget;
     }
-    guess_ahead(budget / 2);
+    // The next prompt's image is to fit beside the guesses, or it would wait as long as others decode.
+    const auto next = std::find_if(running_.begin(), running_.end(),
+                                   [](const auto& job) { return !job->decoding() && !job->paused(); });
+    const int n_image = next == running_.end() ? 0 : image_rows_next(**next);
+    guess_ahead(std::max(0, std::min(budget / 2, budget - n_image)));
     for (const std::shared_ptr<Job>& job : step_jobs_) {
       job->step_tokens.assign(1, job->tokens.back());
       if (job->draft) {
@@ -352,25 +527,31 @@ class EngineImpl final : public Engine {
       add_input(job, job->step_tokens, static_cast<int>(job->step_tokens.size()));
     }
     n_decoding_ = step_jobs_.size();
+    int room = budget;
     if (!step_jobs_.empty()) budget = std::min(budget, kPrefillBesideDecode);
     for (const std::shared_ptr<Job>& job : running_) {
       if (job->decoding() || job->paused() || budget == 0) continue;
       int n = std::min(budget, job->n_prompt - job->n_done);
       if (job->all_logits) n = std::min(n, kLogitsBatch);
+      n = without_cut(*job, n, room);
+      if (n == 0) continue;
       const bool last = job->n_done + n == job->n_prompt;
       step_jobs_.push_back(job);
       add_input(job, std::span(job->tokens).subspan(static_cast<size_t>(job->n_done), static_cast<size_t>(n)),
                 job->all_logits ? n : (last ? 1 : 0));
-      budget -= n;
+      room -= n;
+      budget = std::max(0, budget - n);
     }
     return !step_jobs_.empty();
   }
 
   void add_input(const std::shared_ptr<Job>& job, std::span<const TokenId> tokens, int n_logits) {
-    SequenceInput input{job->kv.get(), job->n_done, tokens, n_logits, {}};
+    SequenceInput input{job->kv.get(), job->n_done, tokens, n_logits, {}, job->image_rows};
     if (job->is_generate && n_logits > 0) {
       if (!job->prompt_accepted) {
-        for (const TokenId token : job->tokens) job->sampler->accept(token);
+        for (const TokenId token : job->tokens) {
+          if (token != kImageToken) job->sampler->accept(token);
+        }
         job->prompt_accepted = true;
       }
       // The first token of several is in the window already.
@@ -420,7 +601,11 @@ class EngineImpl final : public Engine {
           step_inputs_, [this] { return should_stop(step_jobs_); },
           [&](size_t i, int index, std::span<float> logits) { take_logits(*step_jobs_[i], index, logits); });
     } catch (const Error& error) {
-      step_jobs_.back()->failure = error;  // the newest: the others go on without it
+      if (error.code() == ErrorCode::kOutOfMemory && !prefixes_->empty()) {
+        prefixes_->clear();  // what is kept gives way; the step is repeated
+      } else {
+        step_jobs_.back()->failure = error;  // the newest: the others go on without it
+      }
     } catch (const std::bad_alloc&) {
       step_jobs_.back()->failure = Error(ErrorCode::kOutOfMemory, "", "out of memory in a generation step");
     }
@@ -476,6 +661,10 @@ class EngineImpl final : public Engine {
     const bool was_prefill = !job.decoding();
     job.n_done += n;
     job.kv->rollback(job.n_done);
+    if (job.is_generate && was_prefill && !job.image_rows.empty()) {
+      const int image_end = job.image_rows.back().first_position + job.image_rows.back().n;
+      if (job.n_done - n < image_end && job.n_done >= image_end) keep_prefix(job, image_end, true);
+    }
     job.kv->trim(job.n_done);
     if (!job.is_generate) {
       if (job.decoding()) retire(shared, FinishReason::kStop);
@@ -531,6 +720,11 @@ class EngineImpl final : public Engine {
 
   // The last word to the caller. Pages go back first, so that a caller who asks sees them gone.
   void finish(Job& job, FinishReason reason) {
+    const bool is_whole = reason == FinishReason::kStop || reason == FinishReason::kLength;
+    if (job.is_generate && is_whole && !job.image_rows.empty()) {
+      // Guesses behind the last token may have come true as well.
+      keep_prefix(job, std::min(job.n_done, static_cast<int>(job.tokens.size())), false);
+    }
     job.kv.reset();
     job.draft.reset();
     std::shared_ptr<const Error> error;
@@ -538,7 +732,11 @@ class EngineImpl final : public Engine {
     if (!job.is_generate) {
       if (reason == FinishReason::kCancelled)
         error = std::make_shared<const Error>(ErrorCode::kDisposed, "CANCELLED", "cancelled");
-      job.on_done(error);
+      if (job.on_images) {
+        job.on_images(error ? std::vector<float>() : encoder_->take(), error);
+      } else {
+        job.on_done(error);
+      }
       return;
     }
     const Clock::time_point now = Clock::now();
@@ -550,6 +748,7 @@ class EngineImpl final : public Engine {
     event.matched_stop = job.text->matched();
     event.n_input = job.n_prompt;
     event.n_output = job.n_output;
+    event.n_cached = job.n_cached;
     event.n_drafted = job.n_drafted;
     event.n_accepted = job.n_accepted;
     if (job.started == Clock::time_point()) job.started = now;
@@ -565,12 +764,17 @@ class EngineImpl final : public Engine {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Model> model_;  // after backend_: destroyed before it
   std::unique_ptr<Drafter> drafter_;
+  std::unique_ptr<PrefixCache> prefixes_;  // after model_, likewise
+  std::unique_ptr<VisionEncoder> encoder_;
   std::vector<TokenId> banned_;
+  int max_image_rows_ = 0;
 
   std::shared_ptr<Signal> signal_;
   std::atomic<bool> closing_{false};
   std::deque<std::shared_ptr<Job>> waiting_;  // guarded by signal_->mutex
   std::deque<std::shared_ptr<Job>> running_;  // changed by the engine thread only, under the mutex
+  std::deque<std::shared_ptr<Job>> encodes_;  // likewise
+  std::shared_ptr<Job> encoding_;             // whose work is in the encoder
   EngineStats stats_;                         // guarded by signal_->mutex
   std::vector<std::shared_ptr<Job>> step_jobs_;
   std::vector<SequenceInput> step_inputs_;
@@ -588,6 +792,26 @@ std::shared_ptr<Engine> Engine::load(const LoadOptions& options) {
   } catch (const std::bad_alloc&) {
     throw Error(ErrorCode::kOutOfMemory, "", "out of memory while loading " + options.path);
   }
+}
+
+std::optional<VisionSource> open_vision(const LoadOptions& options, const std::shared_ptr<const GgufFile>& model_file,
+                                        const ModelConfig& config, const GgufOpenOptions& open_options) {
+  if (!options.vision) return std::nullopt;
+  if (options.mmproj_path.empty()) {
+    if (!has_vision(*model_file)) return std::nullopt;
+    return VisionSource{model_file, read_vision_config(*model_file, config.model_dim)};
+  }
+  try {
+    std::shared_ptr<const GgufFile> file = GgufFile::open(options.mmproj_path, open_options);
+    const VisionConfig vision = read_vision_config(*file, config.model_dim);
+    return VisionSource{std::move(file), vision};
+  } catch (const Error& error) {
+    throw Error(error.code(), error.detail(), "mmproj " + options.mmproj_path + ": " + error.what());
+  }
+}
+
+int rows_per_step(int n_batch, const std::optional<VisionConfig>& vision) {
+  return vision ? std::max(n_batch, vision->n_tokens + static_cast<int>(kMaxRunning)) : n_batch;
 }
 
 std::vector<DeviceInfo> list_devices() {

@@ -20,7 +20,7 @@ const golden = (
 ).chat;
 
 function written(messages: Message[], answer: boolean): string {
-  const markers = {
+  const markers: Record<number, string> = {
     [MARKER_BOS]: '<bos>',
     [MARKER_START_OF_TURN]: '<start_of_turn>',
     [MARKER_END_OF_TURN]: '<end_of_turn>',

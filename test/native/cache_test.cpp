@@ -29,6 +29,7 @@ class MemoryBackend final : public Backend {
   void download(void* dst, const void* src, size_t bytes) override { std::memcpy(dst, src, bytes); }
   void fill_zero(void* dst, size_t bytes) override { std::memset(dst, 0, bytes); }
   Weight load_weight(TensorType, int, int, const std::byte*) override { return {}; }
+  void requantize(std::byte*, const Weight&, int, int) override {}
   void embed(float*, const Weight&, const int32_t*, int, float) override {}
   void rms_norm(float*, const float*, const float*, int, int, float) override {}
   void add_rms_norm(float*, const float*, const float*, int, int, float) override {}
@@ -40,7 +41,15 @@ class MemoryBackend final : public Backend {
   void store_kv(const KvLayout&, std::span<const BatchSequence>, const int32_t*, const float*, const float*) override {}
   void attention(float*, const float*, const KvLayout&, std::span<const BatchSequence>, const RowSpan*, int) override {}
   void geglu(float*, const float*, const float*, int, int) override {}
-  void gather_rows(float*, const float*, const int32_t*, int, int) override {}
+  void layer_norm(float*, const float*, const float*, const float*, int, int, float) override {}
+  void add_bias(float*, const float*, int, int) override {}
+  void bias_gelu(float*, const float*, int, int) override {}
+  void add_residual_bias(float*, const float*, const float*, int, int) override {}
+  void full_attention(float*, const float*, const float*, const float*, int, int, int, int, float,
+                      Arithmetic) override {}
+  void gather_rows(float* out, const float* x, const int32_t* rows, int n, int dim) override {
+    for (int i = 0; i < n; ++i) std::memcpy(out + i * dim, x + rows[i] * dim, static_cast<size_t>(dim) * sizeof(float));
+  }
   void softcap(float*, size_t, float) override {}
 
  private:
@@ -310,6 +319,52 @@ TEST("rollback: pages that hold nothing else go back, what is left of the window
   CHECK(pool.pages_in_use() == 0 && backend.n_live == 0);
   sequence.reserve(0, 70);
   CHECK(sequence.n_pages(KvGroup::kLocal) == 3 && sequence.n_pages(KvGroup::kGlobal) == 3);
+}
+
+TEST("fork: the same positions, full pages shared, each sequence's later ones its own, all given back in any order") {
+  MemoryBackend backend;
+  KvPool pool(backend, usual_config(), KvType::kF16);
+  const auto mark = [](const KvSequence& sequence, int position, int value) {
+    for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal})
+      const_cast<std::byte*>(page_of(sequence, group, position))[position % kPagePositions] =
+          static_cast<std::byte>(value);
+  };
+  const auto marked = [](const KvSequence& sequence, int position, int value, int end) {
+    const auto has = [&](KvGroup group) {
+      return page_of(sequence, group, position)[position % kPagePositions] == static_cast<std::byte>(value);
+    };
+    return has(KvGroup::kGlobal) && (position <= end - 40 || has(KvGroup::kLocal));  // the window
+  };
+  for (const int n : {33, 64, 100, 127, 128, 129, 200}) {
+    auto sequence = std::make_unique<KvSequence>(pool, 40);
+    sequence->reserve(0, 200);
+    for (int p = 0; p < 200; ++p) mark(*sequence, p, p + 1);
+    CHECK(sequence->can_fork(n));
+    auto forked = sequence->fork(n);
+    const size_t n_all = static_cast<size_t>((n + 31) / 32);
+    CHECK(forked->n_pages(KvGroup::kGlobal) == n_all);
+    CHECK(forked->n_pages(KvGroup::kLocal) == n_all - static_cast<size_t>(std::max(0, n - 39) / 32));
+    // Only the page that is not full is a new one.
+    CHECK(pool.pages_in_use() == 14 + (n % 32 != 0 ? 2u : 0u));
+    auto again = forked->fork(n - 1);
+    sequence->trim(200);
+    CHECK(sequence->can_fork(200) && sequence->can_fork(199) && !sequence->can_fork(160));
+    CHECK(forked->can_fork(n) && forked->can_fork(n - 1));
+    // Both go on.
+    forked->reserve(n, n + 70);
+    for (int p = n; p < n + 70; ++p) mark(*forked, p, 255);
+    sequence->reserve(200, 260);
+    for (int p = 200; p < 260; ++p) mark(*sequence, p, 254);
+    for (int p = 0; p < 200; ++p) CHECK(marked(*sequence, p, p + 1, 200));
+    for (int p = 0; p < n; ++p) CHECK(marked(*forked, p, p + 1, n));
+    for (int p = 0; p < n - 1; ++p) CHECK(marked(*again, p, p + 1, n - 1));
+    std::unique_ptr<KvSequence>* order[] = {&sequence, &forked, &again};
+    for (int i = 0; i < 3; ++i) {
+      order[(i + n) % 3]->reset();
+      for (int p = 0; p < n; ++p) CHECK(forked == nullptr || marked(*forked, p, p + 1, n));
+    }
+    CHECK(pool.pages_in_use() == 0 && backend.n_live == 0);
+  }
 }
 
 TEST("out of memory: what the sequence had stays usable and is given back") {

@@ -2,13 +2,19 @@
 #pragma once
 
 #include <atomic>
+#include <cmath>
 #include <cstring>
+#include <fstream>
 #include <future>
+#include <iterator>
 #include <memory>
+#include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "runtime/engine.h"
+#include "safetensors.h"
 
 namespace gemma::test {
 
@@ -32,12 +38,55 @@ inline std::vector<TokenId> some_tokens(int n, int seed = 1) {
   return tokens;
 }
 
+// A case of a golden: its list of numbers of a name, from the JSON.
+inline std::vector<double> golden_numbers(const std::string& golden, const std::string& name, const std::string& list) {
+  std::ifstream in(data(golden + ".json"));
+  const std::string json((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  const std::string key = "\"" + list + "\": [";
+  const size_t at = json.find(key, json.find("\"name\": \"" + name + "\""));
+  if (at == std::string::npos) throw std::runtime_error("no " + list + " of " + name + " in " + golden);
+  const std::string text = json.substr(at + key.size(), json.find(']', at) - at - key.size());
+  std::vector<double> numbers;
+  for (const char* p = text.c_str(); *p != '\0';) {
+    char* end = nullptr;
+    numbers.push_back(std::strtod(p, &end));
+    p = *end == ',' ? end + 1 : end + std::strspn(end, " \n");
+  }
+  return numbers;
+}
+
+// Token ids of a case of a golden, and its logits.
+struct Golden {
+  std::vector<TokenId> tokens;
+  std::vector<float> logits;
+
+  Golden(const std::string& golden, const std::string& name) {
+    for (const double id : golden_numbers(golden, name, "ids")) tokens.push_back(static_cast<TokenId>(id));
+    logits = read_safetensors(data(golden + ".safetensors")).at(name + ".logits").as<float>();
+  }
+};
+
+// RMS of the difference over RMS of the reference about its mean. NaN when a logit is.
+inline double normalised_error(std::span<const float> got, std::span<const float> want) {
+  double mean = 0;
+  for (const float v : want) mean += static_cast<double>(v) / static_cast<double>(want.size());
+  double error = 0;
+  double spread = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error += std::pow(static_cast<double>(got[i]) - static_cast<double>(want[i]), 2);
+    spread += std::pow(static_cast<double>(want[i]) - mean, 2);
+  }
+  return std::sqrt(error / spread);
+}
+
 // All rows (or the last one) of logits, one after the other.
-inline std::vector<float> logits_of(Engine& engine, const std::vector<TokenId>& tokens, bool all = true) {
+inline std::vector<float> logits_of(Engine& engine, const std::vector<TokenId>& tokens, bool all = true,
+                                    std::vector<PromptImage> images = {}) {
   std::vector<float> out;
   std::promise<std::shared_ptr<const Error>> done;
   const auto request = engine.logits(
-      {tokens, all}, [&](int, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); },
+      {tokens, all, std::move(images)},
+      [&](int, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); },
       [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
   if (const std::shared_ptr<const Error> error = done.get_future().get()) throw Error(*error);
   return out;

@@ -13,7 +13,6 @@
 #include "backend/cpu/kernels.h"
 #include "check.h"
 #include "engine_helpers.h"
-#include "safetensors.h"
 
 namespace gemma {
 namespace {
@@ -45,46 +44,12 @@ TEST("logits do not depend on threads, chunks or instruction set's batch shapes"
   }
 }
 
-// Token ids of the case "long" of a golden, and its logits.
-struct Golden {
-  std::vector<TokenId> tokens;
-  std::vector<float> logits;
-
-  explicit Golden(const std::string& name) {
-    std::ifstream in(data(name + ".json"));
-    const std::string json((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-    const std::string key = "\"ids\": [";
-    const size_t at = json.find(key, json.find("\"name\": \"long\""));
-    if (at == std::string::npos) throw std::runtime_error("no ids in " + name);
-    const std::string list = json.substr(at + key.size(), json.find(']', at) - at - key.size());
-    for (const char* p = list.c_str(); *p != '\0';) {
-      char* end = nullptr;
-      tokens.push_back(static_cast<TokenId>(std::strtol(p, &end, 10)));
-      p = *end == ',' ? end + 1 : end + std::strspn(end, " \n");
-    }
-    logits = test::read_safetensors(data(name + ".safetensors")).at("long.logits").as<float>();
-  }
-};
-
-// RMS of the difference over RMS of the reference about its mean. NaN when a logit is.
-double normalised_error(std::span<const float> got, std::span<const float> want) {
-  double mean = 0;
-  for (const float v : want) mean += static_cast<double>(v) / static_cast<double>(want.size());
-  double error = 0;
-  double spread = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += std::pow(static_cast<double>(got[i]) - static_cast<double>(want[i]), 2);
-    spread += std::pow(static_cast<double>(want[i]) - mean, 2);
-  }
-  return std::sqrt(error / spread);
-}
-
 // The bounds are those of test/api/exactness.test.ts, which has all cases; here for processors that Node does not
 // reach.
 TEST("logits of every instruction set agree with transformers'") {
   for (const char* name : {"text-a", "text-a-q4_0", "text-k-mix"}) {
     const bool is_float = std::string(name) == "text-a";
-    const Golden golden(name);
+    const Golden golden(name, "long");
     for (const cpu::KernelRow& row : cpu::kernel_table()) {
       if (!row.available()) continue;
       LoadOptions o = options(is_float ? "text-a-f16.gguf" : std::string(name) + ".gguf");

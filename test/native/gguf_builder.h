@@ -2,6 +2,7 @@
 // overridden.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -151,6 +152,23 @@ struct GgufBuilder {
     throw std::runtime_error("no tensor " + name);
   }
 
+  // Another file's metadata and tensors.
+  explicit GgufBuilder(const GgufFile& file) {
+    for (const auto& [key, value] : file.metadata()) {
+      ByteWriter w;
+      if (value.is_array) w.put(static_cast<uint32_t>(value.type)).put<uint64_t>(value.count);
+      if (value.type == GgufType::kString) {
+        if (!value.is_array) w.put_string(value.string);
+        for (const std::string_view text : value.strings) w.put_string(text);
+      } else {
+        w.put_bytes({value.raw.begin(), value.raw.end()});
+      }
+      set_raw(key, static_cast<uint32_t>(value.is_array ? GgufType::kArray : value.type), w);
+    }
+    for (const GgufTensor& t : file.tensors()) add_tensor(t.name, t.type, t.shape, {t.data, t.data + t.bytes});
+  }
+  GgufBuilder() = default;
+
   std::vector<std::byte> build() const {
     ByteWriter out;
     out.put_text(magic).put(version);
@@ -170,6 +188,23 @@ struct GgufBuilder {
     if (!tensors.empty()) out.pad_to(alignment);
     return out.put_bytes(data.bytes()).bytes();
   }
+};
+
+// Random values in [-1, 1), the same on every platform.
+class Uniform {
+ public:
+  explicit Uniform(uint32_t seed) : rng_(seed) {}
+  float operator()() { return static_cast<float>(rng_() >> 8) * 0x1p-23f - 1.0f; }
+  std::vector<float> values(const std::vector<int64_t>& shape, float mean, float width) {
+    int64_t n = 1;
+    for (const int64_t dim : shape) n *= dim;
+    std::vector<float> all(static_cast<size_t>(n));
+    for (float& value : all) value = mean + width * (*this)();
+    return all;
+  }
+
+ private:
+  std::mt19937 rng_;
 };
 
 // Sizes of a made-up Gemma 3; unequal on purpose, so that one width cannot stand in for another.
@@ -230,16 +265,9 @@ inline GgufBuilder tiny_gemma3(const TinyGemma& size = {}) {
   u32("tokenizer.ggml.padding_token_id", 0);
   b.set("tokenizer.ggml.add_bos_token", true).set("tokenizer.ggml.add_space_prefix", false);
 
-  std::mt19937 rng(size.seed);
+  Uniform uniform(size.seed);
   const auto add = [&](const std::string& name, std::vector<int64_t> shape) {
-    int64_t n = 1;
-    for (const int64_t dim : shape) n *= dim;
-    const bool is_norm = shape.size() == 1;
-    std::vector<float> values(static_cast<size_t>(n));
-    for (float& value : values) {
-      const float uniform = static_cast<float>(rng() >> 8) * 0x1p-23f - 1.0f;  // [-1, 1), the same on every platform
-      value = is_norm ? 1.0f + 0.2f * uniform : 0.2f * uniform;
-    }
+    const std::vector<float> values = uniform.values(shape, shape.size() == 1 ? 1.0f : 0.0f, 0.2f);
     b.add_floats(name, std::move(shape), values);
   };
   const int q_dim = size.n_heads * size.head_dim;
@@ -261,6 +289,72 @@ inline GgufBuilder tiny_gemma3(const TinyGemma& size = {}) {
     add(block + "ffn_up.weight", {size.ffn_dim, size.model_dim});
     add(block + "ffn_down.weight", {size.model_dim, size.ffn_dim});
     add(block + "post_ffw_norm.weight", {size.model_dim});
+  }
+  return b;
+}
+
+// Sizes of a made-up vision encoder, unequal on purpose.
+struct TinyVision {
+  int n_layers = 3;
+  int model_dim = 96;
+  int ffn_dim = 100;
+  int n_heads = 2;
+  int image_size = 112;
+  int patch_size = 14;
+  int n_pool = 2;
+  int text_dim = 48;
+  uint32_t seed = 1;
+};
+
+// A sound mmproj file with random weights, in llama.cpp's layout.
+inline GgufBuilder tiny_mmproj(const TinyVision& size = {}) {
+  GgufBuilder b;
+  const auto u32 = [&](const std::string& key, int value) {
+    b.set<uint32_t>("clip.vision." + key, static_cast<uint32_t>(value));
+  };
+  b.set_string("general.architecture", "clip").set_string("general.type", "mmproj");
+  b.set("clip.has_vision_encoder", true).set_string("clip.projector_type", "gemma3").set("clip.use_gelu", true);
+  u32("projection_dim", size.text_dim);
+  u32("image_size", size.image_size);
+  u32("patch_size", size.patch_size);
+  u32("embedding_length", size.model_dim);
+  u32("feed_forward_length", size.ffn_dim);
+  u32("block_count", size.n_layers);
+  u32("attention.head_count", size.n_heads);
+  u32("projector.scale_factor", size.n_pool);
+  b.set("clip.vision.attention.layer_norm_epsilon", 1e-6f);
+  b.set_array<float>("clip.vision.image_mean", {0.5f, 0.5f, 0.5f});
+  b.set_array<float>("clip.vision.image_std", {0.5f, 0.5f, 0.5f});
+
+  Uniform uniform(size.seed);
+  const auto add = [&](const std::string& name, std::vector<int64_t> shape, float mean, float width) {
+    const std::vector<float> values = uniform.values(shape, mean, width);
+    b.add_floats(name, std::move(shape), values);
+  };
+  const auto norm = [&](const std::string& name) {
+    add(name + ".weight", {size.model_dim}, 1.0f, 0.3f);
+    add(name + ".bias", {size.model_dim}, 0.0f, 0.2f);
+  };
+  const auto linear = [&](const std::string& name, int n_out, int n_in) {
+    add(name + ".weight", {n_out, n_in}, 0.0f, 1.7f / std::sqrt(static_cast<float>(n_in)));
+    add(name + ".bias", {n_out}, 0.0f, 0.2f);
+  };
+  const int n_side = size.image_size / size.patch_size;
+  add("v.patch_embd.weight", {size.model_dim, 3, size.patch_size, size.patch_size}, 0.0f,
+      2.0f / static_cast<float>(size.patch_size));
+  add("v.patch_embd.bias", {size.model_dim}, 0.0f, 0.2f);
+  add("v.position_embd.weight", {n_side * n_side, size.model_dim}, 0.0f, 0.5f);
+  norm("v.post_ln");
+  add("mm.soft_emb_norm.weight", {size.model_dim}, 1.0f, 0.3f);
+  add("mm.input_projection.weight", {size.model_dim, size.text_dim}, 0.0f, 0.2f);
+  for (int i = 0; i < size.n_layers; ++i) {
+    const std::string block = "v.blk." + std::to_string(i) + ".";
+    norm(block + "ln1");
+    norm(block + "ln2");
+    for (const char* name : {"attn_q", "attn_k", "attn_v", "attn_out"})
+      linear(block + name, size.model_dim, size.model_dim);
+    linear(block + "ffn_up", size.ffn_dim, size.model_dim);
+    linear(block + "ffn_down", size.model_dim, size.ffn_dim);
   }
   return b;
 }

@@ -467,7 +467,13 @@ TEST("messages: what, where, expected, found; no raw bytes of the file") {
 TEST("mutations: 20,000 broken files end in a value or an Error") {
   test::TinyGemma size;
   size.n_layers = 1;
-  const Bytes seeds[] = {test::tiny_gemma3(size).build(), sample().build()};
+  test::TinyVision vision;
+  vision.n_layers = 1;
+  vision.model_dim = 16;
+  vision.ffn_dim = 24;
+  vision.image_size = 8;
+  vision.patch_size = 2;
+  const Bytes seeds[] = {test::tiny_gemma3(size).build(), sample().build(), test::tiny_mmproj(vision).build()};
   // The header of the first is some 6 KB, its data are of no interest to the parser.
   const uint64_t interesting[] = {0,
                                   1,
@@ -488,7 +494,7 @@ TEST("mutations: 20,000 broken files end in a value or an Error") {
   std::mt19937 rng(42);
   const auto below = [&](size_t n) { return static_cast<size_t>(rng() % n); };
   for (int round = 0; round < 20000; ++round) {
-    const Bytes& seed = seeds[below(2)];
+    const Bytes& seed = seeds[below(std::size(seeds))];
     Bytes bytes = seed;
     const size_t header = std::min<size_t>(bytes.size(), 8192);
     for (size_t n = 1 + below(3); n > 0; --n) {

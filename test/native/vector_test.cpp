@@ -165,6 +165,118 @@ TEST("rms_norm: NaN stays NaN") {
   });
 }
 
+TEST("layer_norm: every set within rounding of double, a large mean included, out may be x") {
+  std::mt19937 rng(27);
+  for (const int dim : widths()) {
+    const size_t n = static_cast<size_t>(dim);
+    for (const float offset : {0.0f, 1.0f, -1000.0f}) {
+      for (const NormCase& c : norm_cases(rng, dim)) {
+        constexpr float kEps = 1e-6f;
+        std::vector<float> values = c.x;
+        for (float& v : values) v += offset;
+        double mean = 0;
+        double largest = 0;
+        for (const float v : values) {
+          mean += v / static_cast<double>(dim);
+          largest = std::max(largest, std::fabs(static_cast<double>(v)));
+        }
+        double squares = 0;
+        for (const float v : values) squares += (v - mean) * (v - mean);
+        const double scale = 1.0 / std::sqrt(squares / dim + kEps);
+        const std::vector<float> bias = test::random_floats(rng, n);
+        // The mean is off by the additions' roundings, and so is every difference to it.
+        const double shift = (dim / 8.0 + 4) * kHalfUlp * largest;
+        test::for_each_set([&](const Kernels& kernels) {
+          const std::string what = std::string(kernels.isa) + " dim " + std::to_string(dim) + " " + c.name +
+                                   " offset " + std::to_string(offset);
+          const std::vector<float> x = padded(values);
+          std::vector<float> out(n + kPad, test::kUntouched);
+          kernels.layer_norm(out.data(), x.data(), padded(c.weight).data(), padded(bias).data(), dim, kEps);
+          check_padding(out, n, what);
+          std::vector<float> in_place = x;
+          kernels.layer_norm(in_place.data(), in_place.data(), padded(c.weight).data(), padded(bias).data(), dim, kEps);
+          test::check_same_bits(in_place, out, what + " in place");
+          for (size_t j = 0; j < n; ++j) {
+            const double normed = (values[j] - mean) * scale;
+            const double want = normed * c.weight[j] + bias[j];
+            // The shift moves the value itself and, through the sum of squares, the scale.
+            const double relative = (norm_roundings(dim) + 4) * kHalfUlp + shift * scale * (1 + shift * scale);
+            check_near(out[j], want,
+                       std::fabs(c.weight[j]) * (std::fabs(normed) * relative + shift * scale) +
+                           2 * kHalfUlp * (std::fabs(want) + std::fabs(bias[j])) + kSmallest,
+                       what);
+          }
+        });
+      }
+    }
+  }
+  test::for_each_set([&](const Kernels& kernels) {
+    std::vector<float> x(40, 1.0f);
+    x[37] = kNaN;
+    const std::vector<float> weight(40, 1.0f);
+    kernels.layer_norm(x.data(), x.data(), weight.data(), weight.data(), 40, 1e-6f);
+    for (const float v : x) CHECK(std::isnan(v));
+  });
+}
+
+TEST("add_bias, add_residual_bias: every set to the bit of plain additions") {
+  std::mt19937 rng(28);
+  for (const int dim : widths()) {
+    const size_t n = static_cast<size_t>(dim);
+    const std::vector<float> x = test::random_floats(rng, n);
+    const std::vector<float> branch = test::random_floats(rng, n, 10.0f);
+    const std::vector<float> bias = test::random_floats(rng, n);
+    std::vector<float> want = x;
+    std::vector<float> want_residual = x;
+    for (size_t j = 0; j < n; ++j) {
+      want[j] += bias[j];
+      want_residual[j] += branch[j] + bias[j];
+    }
+    test::for_each_set([&](const Kernels& kernels) {
+      const std::string what = std::string(kernels.isa) + " dim " + std::to_string(dim);
+      std::vector<float> got = padded(x);
+      kernels.add_bias(got.data(), padded(bias).data(), dim);
+      check_padding(got, n, what);
+      got.resize(n);
+      test::check_same_bits(got, want, what + " add_bias");
+      got = padded(x);
+      kernels.add_residual_bias(got.data(), padded(branch).data(), padded(bias).data(), dim);
+      check_padding(got, n, what);
+      got.resize(n);
+      test::check_same_bits(got, want_residual, what + " add_residual_bias");
+    });
+  }
+}
+
+TEST("bias_gelu: every set within rounding of double, and to the bit geglu of the sum with ones") {
+  std::mt19937 rng(29);
+  for (const int dim : widths()) {
+    const size_t n = static_cast<size_t>(dim);
+    for (const float size : {0.01f, 1.0f, 5.0f, 1e4f}) {
+      const std::vector<float> x = test::random_floats(rng, n, size);
+      const std::vector<float> bias = test::random_floats(rng, n, size);
+      std::vector<float> sum = x;
+      for (size_t j = 0; j < n; ++j) sum[j] += bias[j];
+      test::for_each_set([&](const Kernels& kernels) {
+        const std::string what =
+            std::string(kernels.isa) + " dim " + std::to_string(dim) + " size " + std::to_string(size);
+        std::vector<float> got = padded(x);
+        kernels.bias_gelu(got.data(), padded(bias).data(), dim);
+        check_padding(got, n, what);
+        got.resize(n);
+        std::vector<float> same(n);
+        kernels.geglu(same.data(), sum.data(), std::vector<float>(n, 1.0f).data(), dim);
+        test::check_same_bits(got, same, what);
+        for (size_t j = 0; j < n; ++j) {
+          const double v = sum[j];
+          const double gelu = 0.5 * v * (1.0 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
+          check_near(got[j], gelu, 8 * kHalfUlp * std::fabs(v) + kSmallest, what + " of " + test::describe(sum[j]));
+        }
+      });
+    }
+  }
+}
+
 TEST("norm_rope: every set within rounding of double, halves of any width") {
   std::mt19937 rng(22);
   for (int head_dim = 2; head_dim <= 256; head_dim += head_dim < 68 ? 2 : 4) {

@@ -5,7 +5,7 @@
                       of Image.convert("RGB").crop(box).resize(out, BILINEAR)
     data/boxes.txt    CRC-32 of the Pan & Scan boxes of 50 sizes a line, 10,000 sizes; the default options in every other
 
-Pictures, sizes and options come from `scramble`, so only sums are stored; test/native/image_test.cpp makes the same ones.
+Pictures, sizes and options come from `scramble`, so only sums are stored; test/native/resize_test.cpp makes the same ones.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@
 
 #include "backend/cpu/exp_avx2.h"
 #include "backend/cpu/kernels_avx2.h"
+#include "backend/cpu/lanes_avx2.h"
 
 namespace gemma::cpu {
 namespace {
@@ -76,34 +77,6 @@ void widen(Rows rows, int head_dim, int first, int last, float* out, size_t out_
       _mm256_storeu_ps(out + j, Load::at(rest, 0));
     }
   }
-}
-
-// The lanes of each of 8 vectors added up, always as the same tree. The sum of vector 2 i + l in lane 4 l + i.
-inline __m256 sum_lanes(const __m256* v) {
-  __m256 halves[4];
-  for (int i = 0; i < 4; ++i) {
-    const __m256 a = v[2 * i];
-    const __m256 b = v[2 * i + 1];
-    halves[i] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-  }
-  const auto pairs = [](__m256 a, __m256 b) {
-    return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-  };
-  const __m256 a = pairs(halves[0], halves[1]);
-  const __m256 b = pairs(halves[2], halves[3]);
-  return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
-}
-
-inline float sum_all(__m256 v) {
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-
-inline float max_all(__m256 v) {
-  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 // scores[r * 32 + p] of kRows rows of q (zero padded copies) and keys `position` + p, p < 8 / kRows.
@@ -182,7 +155,7 @@ inline float soften(float* row, int from, int to, float* max, float* sums) {
     // The second operand is what max returns for NaN; a NaN score still reaches the sum through exp(NaN - max).
     top = _mm256_max_ps(score[i], top);
   }
-  const float page_max = max_all(top);
+  const float page_max = max_lanes(top);
   const float new_max = *max < page_max ? page_max : *max;
   __m256 total = _mm256_setzero_ps();
   for (int i = 0; i < kQuarters; ++i) {
@@ -346,7 +319,7 @@ void attention_avx2(const AttentionTile& tile, const Scratch& scratch) {
   }
   for (int r = 0; r < tile.n_rows; ++r) {
     std::memcpy(tile.out[r], work.out + static_cast<size_t>(r) * work.stride, row_bytes);
-    tile.sum[r] = sum_all(_mm256_loadu_ps(work.sums + r * 8));
+    tile.sum[r] = sum_lanes(_mm256_loadu_ps(work.sums + r * 8));
   }
 }
 

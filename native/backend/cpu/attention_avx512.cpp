@@ -11,15 +11,12 @@
 
 #include "backend/cpu/exp_avx512.h"
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/lanes_avx512.h"
 
 namespace gemma::cpu {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-inline __mmask16 first_lanes(int n) {
-  return static_cast<__mmask16>((1u << n) - 1u);
-}
 
 // Values j..j+15 of a row of the cache; j is a multiple of 16.
 struct LoadF32 {
@@ -71,28 +68,6 @@ void widen(Rows rows, int head_dim, int first, int last, float* out, size_t out_
       _mm512_storeu_ps(out + j, Load::at(rest, 0));
     }
   }
-}
-
-// The lanes of each of 16 vectors added up, always as the same tree: sum i in lane i.
-inline __m512 sum_lanes(const __m512* v) {
-  __m512 halves[8];
-  for (int i = 0; i < 8; ++i) {
-    const __m512 a = v[2 * i];
-    const __m512 b = v[2 * i + 1];
-    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-  }
-  __m512 quarters[4];  // four vectors each, one in every 128 bits
-  for (int i = 0; i < 4; ++i) {
-    const __m512 a = halves[2 * i];
-    const __m512 b = halves[2 * i + 1];
-    quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  }
-  const auto pairs = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  };
-  const __m512 a = pairs(quarters[0], quarters[1]);
-  const __m512 b = pairs(quarters[2], quarters[3]);
-  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
 }
 
 // scores[r * 32 + p] of kRows rows of q (zero padded copies) and keys `position` + p, p < 16 / kRows.

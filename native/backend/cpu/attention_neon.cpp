@@ -8,6 +8,7 @@
 
 #include "backend/cpu/exp_neon.h"
 #include "backend/cpu/kernels_neon.h"
+#include "backend/cpu/lanes_neon.h"
 #include "backend/cpu/unrolled.h"
 
 namespace gemma::cpu {
@@ -60,11 +61,6 @@ void widen(const KvLayout& layout, const std::byte* rows, int first, int last, f
       }
     }
   }
-}
-
-inline float sum_all(float32x4_t v) {
-  const float32x2_t two = vadd_f32(vget_low_f32(v), vget_high_f32(v));
-  return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
 // scores[r][p] of two rows of q (copies, zero padded) and positions p..p+3.
@@ -136,7 +132,7 @@ float soften(float* row, int from, int to, float* max, float* sum) {
     total[i % 2] = vaddq_f32(total[i % 2], weight);
   }
   const float rescale = vgetq_lane_f32(exp_ps(vdupq_n_f32(*max - new_max)), 0);
-  *sum = *sum * rescale + sum_all(vaddq_f32(total[0], total[1]));
+  *sum = *sum * rescale + sum_lanes(vaddq_f32(total[0], total[1]));
   *max = new_max;
   return rescale;
 }

@@ -122,10 +122,26 @@ void merge_segments_ref(float* acc, float* max, float* sum, const float* acc2, f
 }
 
 const Kernels& kernels_ref() {
-  static const Kernels kernels = {
-      "ref",           gemm_quantized_ref, gemm_float_ref,   quantize_row_ref, rms_norm_ref,       add_rms_norm_ref,
-      norm_rope_ref,   geglu_ref,          store_kv_row_ref, attention_ref,    merge_segments_ref, load_columns_ref,
-      screen_pack_ref, screen_bound_ref};
+  static const Kernels kernels = {"ref",
+                                  gemm_quantized_ref,
+                                  gemm_float_ref,
+                                  quantize_row_ref,
+                                  rms_norm_ref,
+                                  add_rms_norm_ref,
+                                  norm_rope_ref,
+                                  geglu_ref,
+                                  store_kv_row_ref,
+                                  attention_ref,
+                                  merge_segments_ref,
+                                  load_columns_ref,
+                                  screen_pack_ref,
+                                  screen_bound_ref,
+                                  layer_norm_ref,
+                                  add_bias_ref,
+                                  bias_gelu_ref,
+                                  add_residual_bias_ref,
+                                  kExactAttentionRef,
+                                  kExactAttentionRef};
   return kernels;
 }
 

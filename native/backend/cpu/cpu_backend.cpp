@@ -101,6 +101,24 @@ class CpuBackend final : public Backend {
     return {type, n_out, n_in, data};
   }
 
+  void requantize(std::byte* dst, const Weight& weight, int n_out, int n_in) override {
+    const size_t stored_bytes = row_bytes(weight.type, weight.n_in);
+    const size_t dst_bytes = row_bytes(TensorType::kQ8_0, n_in);
+    for_rows(n_out, 8, [&](int i) {
+      const std::byte* stored = weight.data + static_cast<size_t>(i) * stored_bytes;
+      std::byte* out = dst + static_cast<size_t>(i) * dst_bytes;
+      constexpr int kPart = 1024;  // a multiple of every type's block
+      float values[kPart];
+      for (int first = 0; first < n_in; first += kPart) {
+        const int n_part = std::min(kPart, n_in - first);
+        const int n_stored = i < weight.n_out ? std::clamp(weight.n_in - first, 0, n_part) : 0;
+        if (n_stored > 0) dequantize_row(weight.type, stored + row_bytes(weight.type, first), values, n_stored);
+        std::fill(values + n_stored, values + n_part, 0.0f);
+        quantize_row_q8_0(values, out + row_bytes(TensorType::kQ8_0, first), n_part);
+      }
+    });
+  }
+
   void embed(float* out, const Weight& table, const int32_t* tokens, int n, float scale) override {
     const size_t bytes = row_bytes(table.type, table.n_in);
     for_rows(n, 8, [&](int i) {
@@ -334,6 +352,60 @@ class CpuBackend final : public Backend {
     });
   }
 
+  void layer_norm(float* out, const float* x, const float* weight, const float* bias, int n, int dim,
+                  float eps) override {
+    for_rows(n, 8, [&](int i) {
+      const size_t offset = static_cast<size_t>(i) * static_cast<size_t>(dim);
+      kernels_.layer_norm(out + offset, x + offset, weight, bias, dim, eps);
+    });
+  }
+
+  void add_bias(float* x, const float* bias, int n, int dim) override {
+    for_rows(n, 8, [&](int i) { kernels_.add_bias(x + static_cast<size_t>(i) * static_cast<size_t>(dim), bias, dim); });
+  }
+
+  void bias_gelu(float* x, const float* bias, int n, int dim) override {
+    for_rows(n, 8,
+             [&](int i) { kernels_.bias_gelu(x + static_cast<size_t>(i) * static_cast<size_t>(dim), bias, dim); });
+  }
+
+  void add_residual_bias(float* x, const float* branch, const float* bias, int n, int dim) override {
+    for_rows(n, 8, [&](int i) {
+      const size_t offset = static_cast<size_t>(i) * static_cast<size_t>(dim);
+      kernels_.add_residual_bias(x + offset, branch + offset, bias, dim);
+    });
+  }
+
+  void full_attention(float* out, const float* q, const float* k, const float* v, int n_groups, int group_rows,
+                      int n_heads, int head_dim, float scale, Arithmetic arithmetic) override {
+    const cpu::FullAttention& kernel =
+        arithmetic == Arithmetic::kExact ? kernels_.exact_attention : kernels_.fast_attention;
+    const size_t packed_bytes = round_up(kernel.packed_bytes(group_rows, head_dim), 64);
+    // As many heads at a time as threads can pack: what is packed stays small, and near.
+    const int n_all = n_groups * n_heads;
+    const int n_round = std::min(n_all, pool_.n_threads());
+    std::byte* packed = packed_.reserve(packed_bytes * static_cast<size_t>(n_round));
+    const auto head_at = [&](int first, int i) {
+      const size_t stride = static_cast<size_t>(n_heads) * static_cast<size_t>(head_dim);
+      const size_t offset = static_cast<size_t>((first + i) / n_heads) * static_cast<size_t>(group_rows) * stride +
+                            static_cast<size_t>((first + i) % n_heads) * static_cast<size_t>(head_dim);
+      return cpu::FullAttentionHead{q + offset,   k + offset, v + offset,
+                                    out + offset, stride,     group_rows,
+                                    head_dim,     scale,      packed + static_cast<size_t>(i) * packed_bytes};
+    };
+    const int n_chunks = (group_rows - 1) / cpu::kFullAttentionRows + 1;
+    for (int first = 0; first < n_all; first += n_round) {
+      const int n = std::min(n_round, n_all - first);
+      pool_.parallel_for(
+          n, [&](int i, int thread) { kernel.pack(head_at(first, i), scratch_[static_cast<size_t>(thread)]); });
+      pool_.parallel_for(n * n_chunks, [&](int chunk, int thread) {
+        const int row = chunk % n_chunks * cpu::kFullAttentionRows;
+        kernel.attend(head_at(first, chunk / n_chunks), row, std::min(group_rows, row + cpu::kFullAttentionRows),
+                      scratch_[static_cast<size_t>(thread)]);
+      });
+    }
+  }
+
   void gather_rows(float* out, const float* x, const int32_t* rows, int n, int dim) override {
     for (int i = 0; i < n; ++i) {
       std::memcpy(out + static_cast<size_t>(i) * static_cast<size_t>(dim),
@@ -551,6 +623,7 @@ class CpuBackend final : public Backend {
   std::vector<Scratch> scratch_;
   Workspace quantized_;
   Workspace partials_;
+  Workspace packed_;  // keys and values of the heads that full_attention works on
   std::vector<float> rounded_;
   std::vector<int32_t> chosen_;
   std::vector<JobChunks> job_chunks_;

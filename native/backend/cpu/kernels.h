@@ -119,6 +119,42 @@ struct ScreenQuery {
 };
 inline constexpr int kScreenQueries = 4;
 
+// One head of one group of full_attention (backend.h). Pointers are at the head's part of the group's first row; rows
+// are `stride` floats apart.
+struct FullAttentionHead {
+  const float* q = nullptr;
+  const float* k = nullptr;
+  const float* v = nullptr;
+  float* out = nullptr;
+  size_t stride = 0;
+  int n_rows = 0;
+  int head_dim = 0;
+  float scale = 0;
+  std::byte* packed = nullptr;  // packed_bytes, aligned to 64
+};
+// Rows of out are computed in chunks that begin at multiples of this.
+inline constexpr int kFullAttentionRows = 64;
+
+// The fast arithmetic, but for the rounding of floats alike in all sets that have one (the others take the exact one).
+//  - Means over the group's rows are taken away from q, k and v: what two images have in common, the bias of the
+//    projections above all, is most of their size and would cost the codes as many bits. None of it is lost:
+//    (q - qm) . (k - km) + qm . (k - km) differs from q . k by what is the same for all keys, and weights add up to 1,
+//    so that vm comes back at the end.
+//  - q and k: 8-bit codes, a step for each row (largest magnitude / 127). v: a step for each column of a tile of
+//    kFastAttentionTile keys.
+//  - Weights of a tile: 255 * exp(score - the tile's largest), rounded; their sum, also of the rounded ones, divides.
+//  - Tiles in order, added up in float32 with the running maximum.
+inline constexpr int kFastAttentionTile = 96;
+
+// full_attention with one arithmetic: pack once for a head, then attend for its rows in chunks, in any order and by any
+// thread.
+struct FullAttention {
+  size_t (*packed_bytes)(int n_rows, int head_dim);
+  void (*pack)(const FullAttentionHead& head, const Scratch& scratch);
+  // Rows row_begin..row_end-1 of out, at most kFullAttentionRows.
+  void (*attend)(const FullAttentionHead& head, int row_begin, int row_end, const Scratch& scratch);
+};
+
 struct Kernels {
   const char* isa;
 
@@ -152,6 +188,14 @@ struct Kernels {
   // Bounds of panels panel_begin..panel_end-1 for up to kScreenQueries queries.
   void (*screen_bound)(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries);
+
+  // One row each, as in backend.h.
+  void (*layer_norm)(float* out, const float* x, const float* weight, const float* bias, int dim, float eps);
+  void (*add_bias)(float* x, const float* bias, int dim);
+  void (*bias_gelu)(float* x, const float* bias, int dim);
+  void (*add_residual_bias)(float* x, const float* branch, const float* bias, int dim);
+  FullAttention exact_attention;
+  FullAttention fast_attention;
 };
 
 const Kernels& kernels_ref();

@@ -13,5 +13,6 @@ void attention_avx2(const AttentionTile& tile, const Scratch& scratch);
 bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm);
 void screen_bound_avx2(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries);
+extern const FullAttention kExactAttentionAvx2;
 
 }  // namespace gemma::cpu

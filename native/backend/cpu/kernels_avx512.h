@@ -15,5 +15,7 @@ bool screen_pack_avx512(float* columns, int n_cols, int block, uint8_t* codes, f
                         float* norm);
 void screen_bound_avx512_vnni(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                               int n_queries);
+extern const FullAttention kExactAttentionAvx512;
+extern const FullAttention kFastAttentionAvx512Vnni;
 
 }  // namespace gemma::cpu

@@ -16,5 +16,6 @@ void attention_neon(const AttentionTile& tile, const Scratch& scratch);
 bool screen_pack_neon(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm);
 void screen_bound_neon(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries);
+extern const FullAttention kExactAttentionNeon;
 
 }  // namespace gemma::cpu

@@ -21,5 +21,10 @@ void load_columns_ref(const WeightRows& w, int n_cols, float* columns, const Scr
 bool screen_pack_ref(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm);
 void screen_bound_ref(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                       int n_queries);
+void layer_norm_ref(float* out, const float* x, const float* weight, const float* bias, int dim, float eps);
+void add_bias_ref(float* x, const float* bias, int dim);
+void bias_gelu_ref(float* x, const float* bias, int dim);
+void add_residual_bias_ref(float* x, const float* branch, const float* bias, int dim);
+extern const FullAttention kExactAttentionRef;
 
 }  // namespace gemma::cpu

@@ -6,6 +6,7 @@
 
 #include "backend/cpu/exp_avx2.h"
 #include "backend/cpu/kernels_avx2.h"
+#include "backend/cpu/lanes_avx2.h"
 
 namespace gemma::cpu {
 namespace {
@@ -19,11 +20,13 @@ inline __m256i first_lanes(int n) {
 struct Whole {
   static __m256 load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, __m256 v) { _mm256_storeu_ps(p, v); }
+  static __m256 keep(__m256 v) { return v; }
 };
 struct Part {
   __m256i lanes;
   __m256 load(const float* p) const { return _mm256_maskload_ps(p, lanes); }
   void store(float* p, __m256 v) const { _mm256_maskstore_ps(p, lanes, v); }
+  __m256 keep(__m256 v) const { return _mm256_and_ps(v, _mm256_castsi256_ps(lanes)); }  // the others become 0
 };
 
 template <class F>
@@ -33,22 +36,8 @@ inline void for_vectors(int n, const F& f) {
   if (j < n) f(j, Part{first_lanes(n - j)});
 }
 
-inline float sum_lanes(__m256 v) {
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-
-inline int32_t sum_lanes(__m256i v) {
-  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-  const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
-  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
-}
-
-inline float max_lanes(__m256 v) {
-  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+inline float inverse_root(float x) {
+  return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)));
 }
 
 inline float inverse_rms(const float* x, int dim, float eps) {
@@ -59,8 +48,14 @@ inline float inverse_rms(const float* x, int dim, float eps) {
     __m256& sum = sums[(j / 8) % 2];
     sum = _mm256_fmadd_ps(v, v, sum);
   });
-  const float mean = sum_lanes(_mm256_add_ps(sums[0], sums[1])) / static_cast<float>(dim);
-  return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean + eps)));
+  return inverse_root(sum_lanes(_mm256_add_ps(sums[0], sums[1])) / static_cast<float>(dim) + eps);
+}
+
+// 0.5 v (1 + tanh(y)) = v / (1 + exp(-2 y)), y = sqrt(2 / pi) (v + 0.044715 v^3)
+inline __m256 gelu_tanh(__m256 v) {
+  const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_mul_ps(v, v), v), _mm256_set1_ps(0.044715f), v);
+  const __m256 e = exp_ps(_mm256_mul_ps(cubic, _mm256_set1_ps(-2.0f * 0.7978845608028654f)));
+  return _mm256_div_ps(v, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
 }
 
 // 32 codes as bytes. Packing works within 128-bit lanes; the permutation brings the dwords back into order.
@@ -161,12 +156,42 @@ void norm_rope_avx2(float* x, const float* weight, const float* table, int head_
 
 void geglu_avx2(float* out, const float* gate, const float* up, int dim) {
   for_vectors(dim, [&](int j, auto lanes) {
-    // 0.5 v (1 + tanh(y)) = v / (1 + exp(-2 y))
-    const __m256 v = lanes.load(gate + j);
-    const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_mul_ps(v, v), v), _mm256_set1_ps(0.044715f), v);
-    const __m256 e = exp_ps(_mm256_mul_ps(cubic, _mm256_set1_ps(-2.0f * 0.7978845608028654f)));
-    const __m256 gelu = _mm256_div_ps(v, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
-    lanes.store(out + j, _mm256_mul_ps(gelu, lanes.load(up + j)));
+    lanes.store(out + j, _mm256_mul_ps(gelu_tanh(lanes.load(gate + j)), lanes.load(up + j)));
+  });
+}
+
+void layer_norm_avx2(float* out, const float* x, const float* weight, const float* bias, int dim, float eps) {
+  // Two passes over a row that stays in the nearest cache: differences to the mean are exact where squares are not.
+  __m256 sum = _mm256_setzero_ps();
+  for_vectors(dim, [&](int j, auto lanes) { sum = _mm256_add_ps(sum, lanes.load(x + j)); });
+  const __m256 mean = _mm256_set1_ps(sum_lanes(sum) / static_cast<float>(dim));
+  __m256 squares = _mm256_setzero_ps();
+  for_vectors(dim, [&](int j, auto lanes) {
+    const __m256 v = lanes.keep(_mm256_sub_ps(lanes.load(x + j), mean));
+    squares = _mm256_fmadd_ps(v, v, squares);
+  });
+  const __m256 scale = _mm256_set1_ps(inverse_root(sum_lanes(squares) / static_cast<float>(dim) + eps));
+  for_vectors(dim, [&](int j, auto lanes) {
+    const __m256 v = _mm256_mul_ps(_mm256_sub_ps(lanes.load(x + j), mean), scale);
+    lanes.store(out + j, _mm256_fmadd_ps(v, lanes.load(weight + j), lanes.load(bias + j)));
+  });
+}
+
+void add_bias_avx2(float* x, const float* bias, int dim) {
+  for_vectors(dim,
+              [&](int j, auto lanes) { lanes.store(x + j, _mm256_add_ps(lanes.load(x + j), lanes.load(bias + j))); });
+}
+
+void bias_gelu_avx2(float* x, const float* bias, int dim) {
+  for_vectors(dim, [&](int j, auto lanes) {
+    lanes.store(x + j, gelu_tanh(_mm256_add_ps(lanes.load(x + j), lanes.load(bias + j))));
+  });
+}
+
+void add_residual_bias_avx2(float* x, const float* branch, const float* bias, int dim) {
+  for_vectors(dim, [&](int j, auto lanes) {
+    const __m256 v = _mm256_add_ps(lanes.load(branch + j), lanes.load(bias + j));
+    lanes.store(x + j, _mm256_add_ps(lanes.load(x + j), v));
   });
 }
 
@@ -237,7 +262,13 @@ const Kernels& kernels_avx2() {
                                   merge_segments_avx2,
                                   load_columns_ref,
                                   screen_pack_avx2,
-                                  screen_bound_avx2};
+                                  screen_bound_avx2,
+                                  layer_norm_avx2,
+                                  add_bias_avx2,
+                                  bias_gelu_avx2,
+                                  add_residual_bias_avx2,
+                                  kExactAttentionAvx2,
+                                  kExactAttentionAvx2};
   return kernels;
 }
 

@@ -5,12 +5,13 @@
 
 #include "backend/cpu/exp_avx512.h"
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/lanes_avx512.h"
 
 namespace gemma::cpu {
 namespace {
 
-inline __mmask16 first_lanes(int n) {
-  return static_cast<__mmask16>((1u << n) - 1u);
+inline float inverse_root(float x) {
+  return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)));
 }
 
 inline float inverse_rms(const float* x, int dim, float eps) {
@@ -25,7 +26,7 @@ inline float inverse_rms(const float* x, int dim, float eps) {
     const __m512 v = _mm512_maskz_loadu_ps(first_lanes(dim - j), x + j);
     sum = _mm512_fmadd_ps(v, v, sum);
   }
-  return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(_mm512_reduce_add_ps(sum) / static_cast<float>(dim) + eps)));
+  return inverse_root(_mm512_reduce_add_ps(sum) / static_cast<float>(dim) + eps);
 }
 
 template <class F>
@@ -35,27 +36,11 @@ inline void for_vectors(int n, const F& f) {
   if (j < n) f(j, first_lanes(n - j));
 }
 
-// The lanes of each of 16 vectors added up, as the float products of kernels.h: j and j + 8, + 4, + 2, + 1. The sum of
-// vector 4 i + l in lane 4 l + i.
-inline __m512 sum_lanes(const __m512* v) {
-  __m512 halves[8];
-  for (int i = 0; i < 8; ++i) {
-    const __m512 a = v[2 * i];
-    const __m512 b = v[2 * i + 1];
-    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-  }
-  __m512 quarters[4];
-  for (int i = 0; i < 4; ++i) {
-    const __m512 a = halves[2 * i];
-    const __m512 b = halves[2 * i + 1];
-    quarters[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  }
-  const auto pairs = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-  };
-  const __m512 a = pairs(quarters[0], quarters[1]);
-  const __m512 b = pairs(quarters[2], quarters[3]);
-  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+// 0.5 v (1 + tanh(y)) = v / (1 + exp(-2 y)), y = sqrt(2 / pi) (v + 0.044715 v^3)
+inline __m512 gelu_tanh(__m512 v) {
+  const __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(v, v), v), _mm512_set1_ps(0.044715f), v);
+  const __m512 e = exp_ps(_mm512_mul_ps(cubic, _mm512_set1_ps(-2.0f * 0.7978845608028654f)));
+  return _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
 }
 
 // Largest magnitude of each of four blocks of 32, block b in all lanes of the b-th 128 bits; as integers, so that NaN
@@ -203,12 +188,46 @@ void norm_rope_avx512(float* x, const float* weight, const float* table, int hea
 
 void geglu_avx512(float* out, const float* gate, const float* up, int dim) {
   for_vectors(dim, [&](int j, __mmask16 m) {
-    // 0.5 v (1 + tanh(y)) = v / (1 + exp(-2 y))
-    const __m512 v = _mm512_maskz_loadu_ps(m, gate + j);
-    const __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(v, v), v), _mm512_set1_ps(0.044715f), v);
-    const __m512 e = exp_ps(_mm512_mul_ps(cubic, _mm512_set1_ps(-2.0f * 0.7978845608028654f)));
-    const __m512 gelu = _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+    const __m512 gelu = gelu_tanh(_mm512_maskz_loadu_ps(m, gate + j));
     _mm512_mask_storeu_ps(out + j, m, _mm512_mul_ps(gelu, _mm512_maskz_loadu_ps(m, up + j)));
+  });
+}
+
+void layer_norm_avx512(float* out, const float* x, const float* weight, const float* bias, int dim, float eps) {
+  // Two passes over a row that stays in the nearest cache: differences to the mean are exact where squares are not.
+  __m512 sum = _mm512_setzero_ps();
+  for_vectors(dim, [&](int j, __mmask16 m) { sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(m, x + j)); });
+  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / static_cast<float>(dim));
+  __m512 squares = _mm512_setzero_ps();
+  for_vectors(dim, [&](int j, __mmask16 m) {
+    const __m512 v = _mm512_maskz_sub_ps(m, _mm512_maskz_loadu_ps(m, x + j), mean);
+    squares = _mm512_fmadd_ps(v, v, squares);
+  });
+  const __m512 scale = _mm512_set1_ps(inverse_root(_mm512_reduce_add_ps(squares) / static_cast<float>(dim) + eps));
+  for_vectors(dim, [&](int j, __mmask16 m) {
+    const __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(m, x + j), mean), scale);
+    _mm512_mask_storeu_ps(out + j, m,
+                          _mm512_fmadd_ps(v, _mm512_maskz_loadu_ps(m, weight + j), _mm512_maskz_loadu_ps(m, bias + j)));
+  });
+}
+
+void add_bias_avx512(float* x, const float* bias, int dim) {
+  for_vectors(dim, [&](int j, __mmask16 m) {
+    _mm512_mask_storeu_ps(x + j, m, _mm512_add_ps(_mm512_maskz_loadu_ps(m, x + j), _mm512_maskz_loadu_ps(m, bias + j)));
+  });
+}
+
+void bias_gelu_avx512(float* x, const float* bias, int dim) {
+  for_vectors(dim, [&](int j, __mmask16 m) {
+    const __m512 v = _mm512_add_ps(_mm512_maskz_loadu_ps(m, x + j), _mm512_maskz_loadu_ps(m, bias + j));
+    _mm512_mask_storeu_ps(x + j, m, gelu_tanh(v));
+  });
+}
+
+void add_residual_bias_avx512(float* x, const float* branch, const float* bias, int dim) {
+  for_vectors(dim, [&](int j, __mmask16 m) {
+    const __m512 v = _mm512_add_ps(_mm512_maskz_loadu_ps(m, branch + j), _mm512_maskz_loadu_ps(m, bias + j));
+    _mm512_mask_storeu_ps(x + j, m, _mm512_add_ps(_mm512_maskz_loadu_ps(m, x + j), v));
   });
 }
 
@@ -265,9 +284,11 @@ void merge_segments_avx512(float* acc, float* max, float* sum, const float* acc2
 
 const Kernels& kernels_avx512_vnni() {
   static const Kernels kernels = {
-      "avx512_vnni",         gemm_quantized_avx512_vnni, gemm_float_avx512,  quantize_row_avx512,     rms_norm_avx512,
-      add_rms_norm_avx512,   norm_rope_avx512,           geglu_avx512,       store_kv_row_avx512,     attention_avx512,
-      merge_segments_avx512, load_columns_avx512,        screen_pack_avx512, screen_bound_avx512_vnni};
+      "avx512_vnni",       gemm_quantized_avx512_vnni, gemm_float_avx512,     quantize_row_avx512,
+      rms_norm_avx512,     add_rms_norm_avx512,        norm_rope_avx512,      geglu_avx512,
+      store_kv_row_avx512, attention_avx512,           merge_segments_avx512, load_columns_avx512,
+      screen_pack_avx512,  screen_bound_avx512_vnni,   layer_norm_avx512,     add_bias_avx512,
+      bias_gelu_avx512,    add_residual_bias_avx512,   kExactAttentionAvx512, kFastAttentionAvx512Vnni};
   return kernels;
 }
 

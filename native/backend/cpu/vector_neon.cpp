@@ -7,6 +7,7 @@
 
 #include "backend/cpu/exp_neon.h"
 #include "backend/cpu/kernels_neon.h"
+#include "backend/cpu/lanes_neon.h"
 
 namespace gemma::cpu {
 namespace {
@@ -15,6 +16,7 @@ namespace {
 struct Whole {
   static float32x4_t load(const float* p) { return vld1q_f32(p); }
   static void store(float* p, float32x4_t v) { vst1q_f32(p, v); }
+  static float32x4_t keep(float32x4_t v) { return v; }
 };
 struct Part {
   size_t bytes;
@@ -28,6 +30,11 @@ struct Part {
     vst1q_f32(lanes, v);
     std::memcpy(p, lanes, bytes);
   }
+  float32x4_t keep(float32x4_t v) const {  // the others become 0
+    float lanes[4] = {};
+    store(lanes, v);
+    return vld1q_f32(lanes);
+  }
 };
 
 template <class F>
@@ -35,11 +42,6 @@ inline void for_vectors(int n, const F& f) {
   int j = 0;
   for (; j + 4 <= n; j += 4) f(j, Whole{});
   if (j < n) f(j, Part{static_cast<size_t>(n - j) * sizeof(float)});
-}
-
-inline float sum_lanes(float32x4_t v) {
-  const float32x2_t two = vadd_f32(vget_low_f32(v), vget_high_f32(v));
-  return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
 inline float inverse_rms(const float* x, int dim, float eps) {
@@ -58,6 +60,13 @@ inline float inverse_rms(const float* x, int dim, float eps) {
   });
   const float sum = sum_lanes(vaddq_f32(vaddq_f32(sums[0], sums[2]), vaddq_f32(sums[1], sums[3])));
   return 1.0f / std::sqrt(sum / static_cast<float>(dim) + eps);
+}
+
+// 0.5 v (1 + tanh(y)) = v / (1 + exp(-2 y)), y = sqrt(2 / pi) (v + 0.044715 v^3)
+inline float32x4_t gelu_tanh(float32x4_t v) {
+  const float32x4_t cubic = vfmaq_f32(v, vmulq_f32(vmulq_f32(v, v), v), vdupq_n_f32(0.044715f));
+  const float32x4_t e = exp_ps(vmulq_n_f32(cubic, -2.0f * 0.7978845608028654f));
+  return vdivq_f32(v, vaddq_f32(vdupq_n_f32(1.0f), e));
 }
 
 // The step of a block of 32 with the least squared error (kernels.h).
@@ -147,12 +156,45 @@ void norm_rope_neon(float* x, const float* weight, const float* table, int head_
 
 void geglu_neon(float* out, const float* gate, const float* up, int dim) {
   for_vectors(dim, [&](int j, auto lanes) {
-    // 0.5 v (1 + tanh(y)) = v / (1 + exp(-2 y))
-    const float32x4_t v = lanes.load(gate + j);
-    const float32x4_t cubic = vfmaq_f32(v, vmulq_f32(vmulq_f32(v, v), v), vdupq_n_f32(0.044715f));
-    const float32x4_t e = exp_ps(vmulq_n_f32(cubic, -2.0f * 0.7978845608028654f));
-    const float32x4_t gelu = vdivq_f32(v, vaddq_f32(vdupq_n_f32(1.0f), e));
-    lanes.store(out + j, vmulq_f32(gelu, lanes.load(up + j)));
+    lanes.store(out + j, vmulq_f32(gelu_tanh(lanes.load(gate + j)), lanes.load(up + j)));
+  });
+}
+
+void layer_norm_neon(float* out, const float* x, const float* weight, const float* bias, int dim, float eps) {
+  // Two passes over a row that stays in the nearest cache: differences to the mean are exact where squares are not.
+  float32x4_t sums[2] = {vdupq_n_f32(0), vdupq_n_f32(0)};
+  for_vectors(dim, [&](int j, auto lanes) {
+    float32x4_t& sum = sums[(j / 4) % 2];
+    sum = vaddq_f32(sum, lanes.load(x + j));
+  });
+  const float mean = sum_lanes(vaddq_f32(sums[0], sums[1])) / static_cast<float>(dim);
+  float32x4_t squares[2] = {vdupq_n_f32(0), vdupq_n_f32(0)};
+  for_vectors(dim, [&](int j, auto lanes) {
+    const float32x4_t v = lanes.keep(vsubq_f32(lanes.load(x + j), vdupq_n_f32(mean)));
+    float32x4_t& sum = squares[(j / 4) % 2];
+    sum = vfmaq_f32(sum, v, v);
+  });
+  const float scale = 1.0f / std::sqrt(sum_lanes(vaddq_f32(squares[0], squares[1])) / static_cast<float>(dim) + eps);
+  for_vectors(dim, [&](int j, auto lanes) {
+    const float32x4_t v = vmulq_n_f32(vsubq_f32(lanes.load(x + j), vdupq_n_f32(mean)), scale);
+    lanes.store(out + j, vfmaq_f32(lanes.load(bias + j), v, lanes.load(weight + j)));
+  });
+}
+
+void add_bias_neon(float* x, const float* bias, int dim) {
+  for_vectors(dim, [&](int j, auto lanes) { lanes.store(x + j, vaddq_f32(lanes.load(x + j), lanes.load(bias + j))); });
+}
+
+void bias_gelu_neon(float* x, const float* bias, int dim) {
+  for_vectors(dim, [&](int j, auto lanes) {
+    lanes.store(x + j, gelu_tanh(vaddq_f32(lanes.load(x + j), lanes.load(bias + j))));
+  });
+}
+
+void add_residual_bias_neon(float* x, const float* branch, const float* bias, int dim) {
+  for_vectors(dim, [&](int j, auto lanes) {
+    const float32x4_t v = vaddq_f32(lanes.load(branch + j), lanes.load(bias + j));
+    lanes.store(x + j, vaddq_f32(lanes.load(x + j), v));
   });
 }
 
@@ -195,7 +237,13 @@ Kernels with_products(const char* isa, decltype(Kernels::gemm_quantized) gemm_qu
           merge_segments_neon,
           load_columns_ref,
           screen_pack_neon,
-          screen_bound_neon};
+          screen_bound_neon,
+          layer_norm_neon,
+          add_bias_neon,
+          bias_gelu_neon,
+          add_residual_bias_neon,
+          kExactAttentionNeon,
+          kExactAttentionNeon};
 }
 
 }  // namespace

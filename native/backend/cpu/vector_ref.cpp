@@ -29,6 +29,12 @@ float squared_error(const float* x, float inverse) {
   return partial[0];
 }
 
+// 0.5 v (1 + tanh(sqrt(2 / pi) (v + 0.044715 v^3)))
+float gelu_tanh(float v) {
+  const float inner = 0.7978845608028654f * (v + 0.044715f * v * v * v);
+  return 0.5f * v * (1.0f + std::tanh(inner));
+}
+
 }  // namespace
 
 void quantize_row_ref(const float* x, int n_cols, const QuantizedRowOut& out) {
@@ -94,11 +100,29 @@ void norm_rope_ref(float* x, const float* weight, const float* table, int head_d
 }
 
 void geglu_ref(float* out, const float* gate, const float* up, int dim) {
-  for (int j = 0; j < dim; ++j) {
-    const float v = gate[j];
-    const float inner = 0.7978845608028654f * (v + 0.044715f * v * v * v);
-    out[j] = 0.5f * v * (1.0f + std::tanh(inner)) * up[j];
-  }
+  for (int j = 0; j < dim; ++j) out[j] = gelu_tanh(gate[j]) * up[j];
+}
+
+void layer_norm_ref(float* out, const float* x, const float* weight, const float* bias, int dim, float eps) {
+  double sum = 0;
+  for (int j = 0; j < dim; ++j) sum += x[j];
+  const double mean = sum / dim;
+  double squares = 0;
+  for (int j = 0; j < dim; ++j) squares += (x[j] - mean) * (x[j] - mean);
+  const double scale = 1.0 / std::sqrt(squares / dim + eps);
+  for (int j = 0; j < dim; ++j) out[j] = static_cast<float>((x[j] - mean) * scale * weight[j] + bias[j]);
+}
+
+void add_bias_ref(float* x, const float* bias, int dim) {
+  for (int j = 0; j < dim; ++j) x[j] += bias[j];
+}
+
+void bias_gelu_ref(float* x, const float* bias, int dim) {
+  for (int j = 0; j < dim; ++j) x[j] = gelu_tanh(x[j] + bias[j]);
+}
+
+void add_residual_bias_ref(float* x, const float* branch, const float* bias, int dim) {
+  for (int j = 0; j < dim; ++j) x[j] += branch[j] + bias[j];
 }
 
 }  // namespace gemma::cpu

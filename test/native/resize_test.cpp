@@ -80,7 +80,7 @@ int64_t area(const std::vector<Box>& boxes) {
 
 }  // namespace
 
-TEST("image: resized bytes are Pillow's, every layout, whole and cropped") {
+TEST("resize: resized bytes are Pillow's, every layout, whole and cropped") {
   std::ifstream in(kData + "/resize.txt");
   std::string layout_name;
   int kind = 0, width = 0, height = 0, out_width = 0, out_height = 0, n = 0;
@@ -100,7 +100,7 @@ TEST("image: resized bytes are Pillow's, every layout, whole and cropped") {
   CHECK(in.eof() && n >= 500);
 }
 
-TEST("image: crop boxes are Hugging Face's, 10,000 sizes and options") {
+TEST("resize: crop boxes are Hugging Face's, 10,000 sizes and options") {
   constexpr std::array<double, 7> kRatios = {0.0, 1.0, 1.1, 1.2, 1.5, 2.0, 3.7};
   std::ifstream in(kData + "/boxes.txt");
   uint32_t start = 0, crc = 0, n = 0;
@@ -123,7 +123,7 @@ TEST("image: crop boxes are Hugging Face's, 10,000 sizes and options") {
   CHECK(in.eof() && n == 10000);
 }
 
-TEST("image: crop boxes of pan_and_scan.json") {
+TEST("resize: crop boxes of pan_and_scan.json") {
   std::ifstream in(kData + "/pan_and_scan.json");
   std::string line;
   int n = 0;
@@ -148,7 +148,7 @@ TEST("image: crop boxes of pan_and_scan.json") {
   CHECK(n > 200);
 }
 
-TEST("image: prepared squares are the resized picture and its crops, in order") {
+TEST("resize: prepared squares are the resized picture and its crops, in order") {
   const std::vector<uint8_t> data = picture(PixelLayout::kRgb, 2, 331, 97);
   const Image image{data, 331, 97, PixelLayout::kRgb};
   const CropOptions options{PanAndScan{32, 4, 1.2}, 0};
@@ -165,7 +165,7 @@ TEST("image: prepared squares are the resized picture and its crops, in order") 
   }
 }
 
-TEST("image: tiles cover the image without overlap") {
+TEST("resize: tiles cover the image without overlap") {
   CHECK(to_text(tile_boxes(1000, 1000, 2)) == "0,0,500,500;500,0,500,500;0,500,500,500;500,500,500,500");
   CHECK(tile_boxes(2480, 3508, 2).size() == 6);  // A4: 2 x 3
   CHECK(tile_boxes(3, 7, 16).size() == 21);      // no tile without a pixel
@@ -183,7 +183,7 @@ TEST("image: tiles cover the image without overlap") {
   }
 }
 
-TEST("image: limits and wrong arguments") {
+TEST("resize: limits and wrong arguments") {
   const std::vector<uint8_t> data(7 * 5 * 3);
   const auto prepare = [&](int width, int height, int size, const CropOptions& options, PixelLayout layout) {
     prepare_image({data, width, height, layout}, size, options);

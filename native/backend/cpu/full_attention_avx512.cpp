@@ -1,0 +1,64 @@
+// Attention without mask or cache with AVX-512.
+#include <immintrin.h>
+
+#include "backend/cpu/exp_avx512.h"
+#include "backend/cpu/full_attention.h"
+#include "backend/cpu/kernels_avx512.h"
+
+namespace gemma::cpu {
+namespace {
+
+struct Vector {
+  static constexpr int kLanes = 16;
+  static constexpr int kColumns = 12;
+  using Float = __m512;
+  static Float load(const float* p) { return _mm512_load_ps(p); }
+  static void store(float* p, Float v) { _mm512_store_ps(p, v); }
+  static Float set1(float v) { return _mm512_set1_ps(v); }
+  static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+  static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float exp(Float v) { return exp_ps(v); }
+
+  using Int = __m512i;
+  static constexpr int kQueryOffset = 128;  // the instruction takes unsigned x and signed y
+  static constexpr int kValueOffset = 0;
+  // Of the type that the instruction has in GCC's eyes: it stores arrays of __m512i to the stack, each time round a
+  // loop.
+  using Sums = int __attribute__((vector_size(64)));
+  struct ScoreOps {
+    using Sums = Vector::Sums;
+    static Int load(const uint32_t* x) { return _mm512_load_si512(x); }
+    static Int broadcast(const uint32_t* y) { return _mm512_set1_epi32(static_cast<int>(*y)); }
+    static Sums multiply_add(Sums sums, Int x, Int y) {
+      return reinterpret_cast<Sums>(_mm512_dpbusd_epi32(reinterpret_cast<Int>(sums), x, y));
+    }
+  };
+  using ValueOps = ScoreOps;
+  static Int ones() { return _mm512_set1_epi8(1); }
+  static Sums without_offset(Sums products, Sums /*total*/) { return products; }
+  static Float to_float(Sums sums) { return _mm512_cvtepi32_ps(reinterpret_cast<Int>(sums)); }
+  static Int exp2_codes(Float x) {
+    const Float f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
+    Float p = _mm512_set1_ps(kExp2Codes[3]);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2Codes[2]));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2Codes[1]));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2Codes[0]));
+    return _mm512_cvtps_epi32(_mm512_scalef_ps(p, x));  // times 2^floor(x)
+  }
+  static Int pack_codes(Int a, Int b, Int c, Int d) {
+    constexpr int kOr = 0xfe;
+    const Int low = _mm512_or_si512(a, _mm512_slli_epi32(b, 8));
+    return _mm512_ternarylogic_epi32(low, _mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24), kOr);
+  }
+  static void store_codes(uint32_t* p, Int v) { _mm512_store_si512(p, v); }
+};
+
+}  // namespace
+
+const FullAttention kExactAttentionAvx512 = ExactAttention<Vector>::kKernel;
+const FullAttention kFastAttentionAvx512Vnni = FastAttention<Vector>::kKernel;
+
+}  // namespace gemma::cpu

@@ -1,0 +1,46 @@
+// Small vectors of a model (norms, biases, frequencies), gathered on the host and uploaded in one go.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "gguf/gguf.h"
+#include "quant/dequantize.h"
+
+namespace gemma {
+
+class SmallVectors {
+ public:
+  // The address is set by upload(), to memory aligned to 64 bytes.
+  void add(const float** field, std::vector<float> values) {
+    while (host_.size() % 16 != 0) host_.push_back(0);
+    fields_.push_back({field, host_.size()});
+    host_.insert(host_.end(), values.begin(), values.end());
+  }
+  // All values of the tensor, and zeros up to n_values.
+  void add(const float** field, const GgufTensor& tensor, size_t n_values = 0) {
+    size_t n = 1;
+    for (const int64_t dim : tensor.shape) n *= static_cast<size_t>(dim);
+    std::vector<float> values(n);
+    dequantize_row(tensor.type, tensor.data, values.data(), static_cast<int64_t>(n));
+    if (n < n_values) values.resize(n_values, 0.0f);
+    add(field, std::move(values));
+  }
+  std::unique_ptr<Buffer> upload(Backend& backend) const {
+    std::unique_ptr<Buffer> buffer = backend.allocate(host_.size() * sizeof(float));
+    backend.upload(buffer->data(), host_.data(), host_.size() * sizeof(float));
+    for (const Field& field : fields_) *field.address = buffer->floats() + field.offset;
+    return buffer;
+  }
+
+ private:
+  struct Field {
+    const float** address;
+    size_t offset;
+  };
+  std::vector<float> host_;
+  std::vector<Field> fields_;
+};
+
+}  // namespace gemma

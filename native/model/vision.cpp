@@ -1,0 +1,191 @@
+#include "model/vision.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace gemma {
+
+VisionEncoder::VisionEncoder(Backend& backend, std::shared_ptr<const GgufFile> file, VisionConfig config,
+                             Arithmetic arithmetic)
+    : backend_(backend), file_(std::move(file)), config_(config), arithmetic_(arithmetic) {}
+
+void VisionEncoder::start(std::span<const uint8_t> pixels, int n_images) {
+  pixels_ = pixels;
+  n_images_ = n_images;
+  n_done_ = 0;
+  n_pass_ = std::min(n_images, vision_images_per_pass(config_));
+  step_ = 0;
+  embeddings_.clear();
+  if (weights_.layers.empty()) weights_ = load_vision_weights(backend_, file_, config_, arithmetic_);
+  const size_t n_rows = static_cast<size_t>(n_pass_) * static_cast<size_t>(config_.n_patches);
+  const size_t n_chunk = std::min<size_t>(n_rows, kVisionChunkRows);
+  const auto make = [&](std::unique_ptr<Buffer>& buffer, size_t rows, int width) {
+    const size_t bytes = rows * static_cast<size_t>(width) * sizeof(float);
+    if (buffer != nullptr && buffer->bytes() >= bytes) return;
+    buffer.reset();
+    buffer = backend_.allocate(bytes);
+  };
+  for (std::unique_ptr<Buffer>* buffer : {&x_, &q_, &k_, &v_}) make(*buffer, n_rows, config_.model_dim);
+  make(h_, n_chunk, config_.model_dim);
+  make(ffn_, n_chunk, std::max(weights_.ffn_dim, 3 * config_.patch_size * config_.patch_size));
+  embeddings_.reserve(static_cast<size_t>(n_images) * static_cast<size_t>(config_.n_tokens) *
+                      static_cast<size_t>(config_.text_dim));
+}
+
+void VisionEncoder::rest() {
+  for (std::unique_ptr<Buffer>* buffer : {&x_, &q_, &k_, &v_, &h_, &ffn_}) buffer->reset();
+  pixels_ = {};
+  n_images_ = n_done_ = n_pass_ = 0;
+}
+
+double VisionEncoder::progress() const {
+  if (n_images_ == 0) return 1;
+  return (n_done_ + static_cast<double>(n_pass_) * step_ / n_steps_of_pass()) / n_images_;
+}
+
+bool VisionEncoder::advance(const std::function<bool()>& should_stop) {
+  if (n_done_ == n_images_) return false;
+  if (step_ == 0) {
+    embed();
+  } else if (step_ <= config_.n_layers) {
+    VisionLayer& layer = weights_.layers[static_cast<size_t>(step_ - 1)];
+    requantize_layer(backend_, config_, arithmetic_, layer);
+    if (!run_layer(layer, should_stop)) return true;
+  } else {
+    if (!finish_pass(should_stop)) return true;
+  }
+  if (++step_ == n_steps_of_pass()) {
+    n_done_ += n_pass_;
+    n_pass_ = std::min(n_images_ - n_done_, n_pass_);
+    step_ = 0;
+  }
+  return n_done_ < n_images_;
+}
+
+bool VisionEncoder::for_chunks(const std::function<bool()>& should_stop,
+                               const std::function<void(size_t first, int n)>& f) {
+  const size_t n_rows = static_cast<size_t>(n_pass_) * static_cast<size_t>(config_.n_patches);
+  for (size_t first = 0; first < n_rows; first += kVisionChunkRows) {
+    if (should_stop()) return false;
+    f(first, static_cast<int>(std::min<size_t>(kVisionChunkRows, n_rows - first)));
+  }
+  return true;
+}
+
+// x = patch_embd . patch + bias + position: the convolution, whose windows do not overlap, as a matrix product.
+void VisionEncoder::embed() {
+  const size_t patch = static_cast<size_t>(config_.patch_size);
+  const size_t side = static_cast<size_t>(config_.n_side);
+  const size_t size = static_cast<size_t>(config_.image_size);
+  // As the reference does it, level by level: v / 255 in float32, then (v - mean) / std.
+  float value_of[3][256];
+  for (size_t colour = 0; colour < 3; ++colour) {
+    for (int level = 0; level < 256; ++level) {
+      value_of[colour][level] =
+          (static_cast<float>(level) / 255.0f - config_.image_mean[colour]) / config_.image_std[colour];
+    }
+  }
+  std::vector<float> patches;
+  for_chunks([] { return false; },
+             [&](size_t first, int n) {
+               patches.clear();
+               for (size_t i = first; i < first + static_cast<size_t>(n); ++i) {
+                 const size_t image = static_cast<size_t>(n_done_) + i / (side * side);
+                 const size_t top = i / side % side * patch;
+                 const size_t left = i % side * patch;
+                 for (size_t colour = 0; colour < 3; ++colour) {
+                   for (size_t y = top; y < top + patch; ++y) {
+                     const uint8_t* line = &pixels_[((image * size + y) * size + left) * 3];
+                     for (size_t x = 0; x < patch; ++x) patches.push_back(value_of[colour][line[x * 3 + colour]]);
+                   }
+                 }
+               }
+               backend_.upload(ffn_->data(), patches.data(), patches.size() * sizeof(float));
+               const LinearJob job[] = {{&weights_.patch_embd, row(x_, first)}};
+               backend_.linear(job, ffn_->floats(), n);
+               backend_.add_bias(row(x_, first), weights_.patch_embd_bias, n, config_.model_dim);
+             });
+  // An image's rows are one row of n_patches * model_dim values, and so are all positions.
+  backend_.add_bias(x_->floats(), weights_.position_embd, n_pass_, config_.n_patches * config_.model_dim);
+}
+
+bool VisionEncoder::run_layer(VisionLayer& w, const std::function<bool()>& should_stop) {
+  const int dim = config_.model_dim;
+  const float eps = config_.layer_norm_eps;
+  bool done = for_chunks(should_stop, [&](size_t first, int n) {
+    backend_.layer_norm(h_->floats(), row(x_, first), w.ln1_weight, w.ln1_bias, n, dim, eps);
+    const LinearJob qkv[] = {{&w.attn_q, row(q_, first)}, {&w.attn_k, row(k_, first)}, {&w.attn_v, row(v_, first)}};
+    backend_.linear(qkv, h_->floats(), n);
+    backend_.add_bias(row(q_, first), w.attn_q_bias, n, dim);
+    backend_.add_bias(row(k_, first), w.attn_k_bias, n, dim);
+    backend_.add_bias(row(v_, first), w.attn_v_bias, n, dim);
+  });
+  if (!done || should_stop()) return false;
+  backend_.full_attention(q_->floats(), q_->floats(), k_->floats(), v_->floats(), n_pass_, config_.n_patches,
+                          config_.n_heads, config_.head_dim, 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
+                          arithmetic_);
+  return for_chunks(should_stop, [&](size_t first, int n) {
+    float* x = row(x_, first);
+    const LinearJob out[] = {{&w.attn_out, h_->floats()}};
+    backend_.linear(out, row(q_, first), n);
+    backend_.add_residual_bias(x, h_->floats(), w.attn_out_bias, n, dim);
+    backend_.layer_norm(h_->floats(), x, w.ln2_weight, w.ln2_bias, n, dim, eps);
+    const LinearJob up[] = {{&w.ffn_up, ffn_->floats()}};
+    backend_.linear(up, h_->floats(), n);
+    backend_.bias_gelu(ffn_->floats(), w.ffn_up_bias, n, w.ffn_up.n_out);
+    const LinearJob down[] = {{&w.ffn_down, h_->floats()}};
+    backend_.linear(down, ffn_->floats(), n);
+    backend_.add_residual_bias(x, h_->floats(), w.ffn_down_bias, n, dim);
+  });
+}
+
+// Post norm, the mean over n_pool x n_pool patches, the projector's norm and matrix.
+bool VisionEncoder::finish_pass(const std::function<bool()>& should_stop) {
+  const size_t dim = static_cast<size_t>(config_.model_dim);
+  const size_t text_dim = static_cast<size_t>(config_.text_dim);
+  const size_t side = static_cast<size_t>(config_.n_side);
+  const size_t pool = static_cast<size_t>(config_.n_pool);
+  const size_t n_patches = static_cast<size_t>(config_.n_patches);
+  const size_t n_tokens = static_cast<size_t>(config_.n_tokens);
+  std::vector<float> normed;
+  std::vector<float> pooled(static_cast<size_t>(n_pass_) * n_tokens * dim);
+  const bool done = for_chunks(should_stop, [&](size_t first, int n) {
+    backend_.layer_norm(h_->floats(), row(x_, first), weights_.post_ln_weight, weights_.post_ln_bias, n,
+                        config_.model_dim, config_.layer_norm_eps);
+    normed.resize(static_cast<size_t>(n) * dim);
+    backend_.download(normed.data(), h_->data(), normed.size() * sizeof(float));
+    for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+      const size_t patch = (first + i) % n_patches;
+      const size_t token = patch / side / pool * (side / pool) + patch % side / pool;
+      float* sum = &pooled[((first + i) / n_patches * n_tokens + token) * dim];
+      for (size_t j = 0; j < dim; ++j) sum[j] += normed[i * dim + j];
+    }
+  });
+  if (!done) return false;
+  for (float& value : pooled) value /= static_cast<float>(pool * pool);
+
+  // Tokens are fewer than patches, x holds them.
+  const int n = n_pass_ * config_.n_tokens;
+  backend_.upload(x_->data(), pooled.data(), pooled.size() * sizeof(float));
+  constexpr float kRmsEps = 1e-6f;  // of the projector's norm: no file says another
+  backend_.rms_norm(x_->floats(), x_->floats(), weights_.mm_soft_emb_norm, n, config_.model_dim, kRmsEps);
+  const size_t n_values = static_cast<size_t>(n) * text_dim;
+  const std::unique_ptr<Buffer> out = backend_.allocate(n_values * sizeof(float));
+  const LinearJob projection[] = {{&weights_.mm_input_projection, out->floats()}};
+  backend_.linear(projection, x_->floats(), n);
+  const size_t so_far = embeddings_.size();
+  embeddings_.resize(so_far + n_values);
+  backend_.download(embeddings_.data() + so_far, out->data(), n_values * sizeof(float));
+  for (size_t i = so_far; i < embeddings_.size(); ++i) {
+    if (!std::isfinite(embeddings_[i])) {
+      throw Error(ErrorCode::kNonFinite, "NONFINITE",
+                  "the embedding of image " + std::to_string(i / (n_tokens * text_dim)) +
+                      " holds NaN or infinity: the vision encoder's weights are damaged");
+    }
+  }
+  return true;
+}
+
+}  // namespace gemma

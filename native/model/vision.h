@@ -1,0 +1,75 @@
+// The vision encoder of Gemma 3: SigLIP (pre-norm transformer over patches), average pooling, norm and projection into
+// the decoder's width. Written once, over backend.h. Source: gemma3.md section 3.1 of the project's notes; Hugging Face
+// modeling_siglip.py and Gemma3MultiModalProjector.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "backend/backend.h"
+#include "gguf/gguf.h"
+#include "model/vision_config.h"
+#include "model/vision_weights.h"
+
+namespace gemma {
+
+// Works in steps, so that whoever runs it can do other things between them. An image's embedding does not depend on the
+// images beside it.
+class VisionEncoder {
+ public:
+  // config must come from read_vision_config(file). Weights are read when the first image comes: a model that sees none
+  // pays nothing for it.
+  VisionEncoder(Backend& backend, std::shared_ptr<const GgufFile> file, VisionConfig config, Arithmetic arithmetic);
+
+  const VisionConfig& config() const { return config_; }
+
+  // Begins with pixels[n_images, image_size, image_size, 3], red green blue, n_images >= 1; they must stay until the
+  // end. What was under way is dropped. Throws Error{kOutOfMemory}.
+  void start(std::span<const uint8_t> pixels, int n_images);
+  // One step: a layer, or what comes before or after them. False when all is done. should_stop is asked within the
+  // step; when it says true the step is left in the middle and the work can only be started again. Throws Error:
+  // kOutOfMemory; kNonFinite, NONFINITE when an embedding holds NaN or infinity.
+  bool advance(const std::function<bool()>& should_stop);
+  double progress() const;  // 0..1
+  // The result of the finished work: [n_images, n_tokens, text_dim]. Not scaled by sqrt(text_dim), and not to be.
+  std::vector<float> take() { return std::move(embeddings_); }
+  // Gives the activations back; the weights stay.
+  void rest();
+
+ private:
+  void embed();
+  bool run_layer(VisionLayer& layer, const std::function<bool()>& should_stop);
+  bool finish_pass(const std::function<bool()>& should_stop);
+  int n_steps_of_pass() const { return config_.n_layers + 2; }
+  // Calls f(first row, rows) over the rows of the pass; false when should_stop said true.
+  bool for_chunks(const std::function<bool()>& should_stop, const std::function<void(size_t first, int n)>& f);
+  float* row(const std::unique_ptr<Buffer>& buffer, size_t i) const {
+    return buffer->floats() + i * static_cast<size_t>(config_.model_dim);
+  }
+
+  Backend& backend_;
+  std::shared_ptr<const GgufFile> file_;
+  VisionConfig config_;
+  Arithmetic arithmetic_;
+  VisionWeights weights_;  // none before the first image
+
+  std::span<const uint8_t> pixels_;
+  int n_images_ = 0;
+  int n_done_ = 0;  // images
+  int n_pass_ = 0;  // images of the pass under way
+  int step_ = 0;    // of the pass: 0 embeds, then the layers, then the projection
+  std::vector<float> embeddings_;
+
+  // Activations of a pass, [rows, width]
+  std::unique_ptr<Buffer> x_;    // model_dim: the residual stream
+  std::unique_ptr<Buffer> q_;    // model_dim: queries, then attention's output
+  std::unique_ptr<Buffer> k_;    // model_dim
+  std::unique_ptr<Buffer> v_;    // model_dim
+  std::unique_ptr<Buffer> h_;    // a chunk's: model_dim, normed input, branch output
+  std::unique_ptr<Buffer> ffn_;  // a chunk's: ffn_dim
+};
+
+}  // namespace gemma
