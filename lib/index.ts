@@ -2,7 +2,6 @@ export {
   Gemma,
   type CropsResult,
   type Estimate,
-  type Input,
   type LogitsResult,
   type ModelInfo,
   type PerplexityResult,
@@ -19,12 +18,25 @@ export {
 } from './generation.js';
 export type { ContentPart, ImagePart, Message, TextPart, VideoPart } from './chat-template.js';
 export type { ImageInput, RawImage } from './image.js';
-export type { Crop, Device, EngineStats, MemoryPlan, ModelConfig, ModelSummary, TokenScore } from './native.js';
+export type { Input } from './prompt.js';
+export type { ImageEmbedding } from './vision.js';
+export type {
+  Crop,
+  Device,
+  EngineStats,
+  MemoryPlan,
+  ModelConfig,
+  ModelSummary,
+  TokenScore,
+  VisionConfig,
+} from './native.js';
 export type {
   CropOptions,
   CropsOptions,
+  EmbedImageOptions,
   EstimateOptions,
   GenerateOptions,
+  ImageCacheOptions,
   ImageOptions,
   InspectOptions,
   KvCacheType,
@@ -33,4 +45,6 @@ export type {
   PanAndScanOptions,
   PerplexityOptions,
   PromptOptions,
+  PromptProgress,
+  VideoOptions,
 } from './options.js';
