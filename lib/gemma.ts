@@ -1,6 +1,5 @@
 import { freemem } from 'node:os';
 import { abortable, Cancellation } from './cancellation.js';
-import type { Message } from './chat-template.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
 import { emptyResult, GemmaStream, runGeneration, type GenerateResult, type Sink } from './generation.js';

@@ -70,6 +70,10 @@ class Decoder {
     return this.#child.stdout as AsyncIterable<Buffer>;
   }
 
+  ignoreOutput(): void {
+    this.#child.stdout?.resume();
+  }
+
   stop(): void {
     this.#signal.removeEventListener('abort', this.#kill);
     this.#kill();
@@ -124,7 +128,7 @@ async function probe(
   const run = async (...args: string[]) => {
     const decoder = new Decoder([...INPUT, '-i', `file:${path}`, ...args], signal);
     try {
-      for await (const _ of decoder.output);
+      decoder.ignoreOutput();
       await decoder.ended;
     } finally {
       decoder.stop();

@@ -4,7 +4,7 @@ import { rejection, tiny } from './helpers.js';
 
 describe('generate options', () => {
   test('defaults are those of Gemma', () => {
-    expect(generateOptions({})).toMatchObject({
+    expect(generateOptions({}).params).toMatchObject({
       temperature: 1,
       topK: 64,
       topP: 0.95,
@@ -15,14 +15,14 @@ describe('generate options', () => {
   });
 
   test('drafting', () => {
-    expect(generateOptions({}).draft).toBe('auto');
-    expect(generateOptions({ draft: false }).draft).toBe('off');
-    expect(generateOptions({ draft: 'model' }).draft).toBe('model');
+    expect(generateOptions({}).params.draft).toBe('auto');
+    expect(generateOptions({ draft: false }).params.draft).toBe('off');
+    expect(generateOptions({ draft: 'model' }).params.draft).toBe('model');
   });
 
   test('seeds differ unless given', () => {
-    expect(generateOptions({}).seed).not.toBe(generateOptions({}).seed);
-    expect(generateOptions({ seed: 7 }).seed).toBe(7);
+    expect(generateOptions({}).params.seed).not.toBe(generateOptions({}).params.seed);
+    expect(generateOptions({ seed: 7 }).params.seed).toBe(7);
   });
 
   const wrong: [GenerateOptions | Record<string, unknown>, typeof TypeError | typeof RangeError, string][] = [
