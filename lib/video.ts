@@ -156,7 +156,7 @@ async function probe(
 
 /**
  * Times of the frames: each 1 / fps from 0 on, or `maxFrames` from the first frame to the last at equal distances (also where
- * `fps` would be more than that).
+ * `fps` would be more than that); never more than the video has.
  */
 export function frameTimes(
   seconds: number,
@@ -241,11 +241,13 @@ export async function* videoFrames(
     'pipe:1',
   ];
   const input = [...INPUT, '-i', `file:${path}`];
+  // A seek finds the first picture that is not before a time: the one on screen began up to a frame earlier.
+  const seek = (time: number) => Math.max(0, time - frameSeconds * 0.9).toFixed(6);
   // One pass hands over the picture on screen at each multiple of the step: round=up dates a picture to the first multiple
   // that is not before it. Or a pass of its own for each time.
   const passes =
     step > SEEK_SECONDS
-      ? times.map((time) => ['-ss', time.toFixed(6), ...input, '-frames:v', '1', ...output])
+      ? times.map((time) => ['-ss', seek(time), ...input, '-frames:v', '1', ...output])
       : [[...input, '-vf', `fps=fps=${1 / step}:round=up:start_time=0`, '-frames:v', String(times.length), ...output]];
   for (const [first, pass] of passes.entries()) {
     const decoder = new Decoder(['-loglevel', 'error', ...pass], stop);

@@ -185,7 +185,7 @@ describe('token sequences', () => {
     const native = await new Promise<NativeModel>((resolve, reject) =>
       addon().load({ path: realModel(), contextSize: 64 }, (event) => {
         if (event.kind === 'loaded') resolve(event.model);
-        else if (event.kind === 'failed') reject(event.error);
+        else if (event.kind === 'failed') reject(new Error(String(event.error)));
       }),
     );
     try {
