@@ -7,14 +7,16 @@
 
 namespace gemma {
 
+// Without branches, so that loops over it become vectors.
 inline float f16_to_f32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
-  const uint32_t exponent = (h >> 10) & 0x1fu;
-  const uint32_t mantissa = h & 0x3ffu;
-  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;  // zero and subnormals, exact
-  return sign ? -magnitude : magnitude;
+  const uint32_t magnitude = h & 0x7fffu;
+  const uint32_t normal = (magnitude << 13) + (112u << 23);
+  const uint32_t special = (magnitude << 13) | 0x7f800000u;  // infinity and NaN
+  // Zero and subnormals, exact.
+  const uint32_t small = std::bit_cast<uint32_t>(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
+  const uint32_t large = magnitude < 0x7c00u ? normal : special;
+  return std::bit_cast<float>(sign | (magnitude < 0x400u ? small : large));
 }
 
 inline uint16_t f32_to_f16(float f) {

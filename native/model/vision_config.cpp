@@ -115,8 +115,9 @@ void check_tensors(const GgufFile& file, const VisionConfig& config) {
       bad_tensor(name, std::string("expected F32, F16 or BF16, file has ") + type_traits(tensor->type).name);
     known.insert(tensor->name);
   }
+  const bool has_text = has_vision(file);
   for (const GgufTensor& tensor : file.tensors()) {
-    if (known.contains(tensor.name) || (has_vision(file) && !is_vision_tensor(tensor.name))) continue;
+    if (known.contains(tensor.name) || (has_text && !is_vision_tensor(tensor.name))) continue;
     bad_tensor(tensor.name, "no such tensor in a vision encoder of " + std::to_string(config.n_layers) + " layers");
   }
 }

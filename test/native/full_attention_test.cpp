@@ -12,6 +12,9 @@ using namespace gemma::cpu;
 namespace {
 
 constexpr double kHalfUlp = 0x1p-24;
+// Of fast results, in deviations of the values.
+constexpr double kDeviation = 0.01;
+constexpr double kLargest = 0.06;
 
 // Rows of one head, `stride` apart; between them NaN that nobody may use or overwrite.
 struct Rows {
@@ -151,6 +154,97 @@ TEST("full_attention exact: every set equals a softmax in double, odd sizes, NaN
                                std::to_string(want.tolerance[i]));
               }
             }
+          }
+        });
+      }
+    }
+  }
+}
+
+TEST("full_attention fast: rows whose codes are exact and whose weights are one key's get that key's values") {
+  std::mt19937 rng(64);
+  for (const int n : {2, 5, 16, 17, 64, 95, 96, 97, 98, 131, 191, 192, 193, 300}) {
+    for (const int head_dim : kHeadDims) {
+      // Whole numbers up to 127 that one in each row and column of a tile reaches, in pairs of both signs: means are 0,
+      // steps 1. An odd row at the end is zero.
+      HeadCase c{Rows(n, head_dim), Rows(n, head_dim), Rows(n, head_dim), 0.05f};
+      for (Rows* rows : {&c.q, &c.k, &c.v}) {
+        for (int r = 0; r < n; r += 2) {
+          for (int j = 0; j < head_dim; ++j) {
+            const bool largest = j == r % head_dim || (rows == &c.v && r % 96 == 0);
+            const float value = largest ? 127.0f : static_cast<float>(static_cast<int>(rng() % 255) - 127);
+            rows->at(r)[j] = r + 1 < n ? value : 0;
+            if (r + 1 < n) rows->at(r + 1)[j] = -value;
+          }
+        }
+      }
+      std::vector<int> chosen(static_cast<size_t>(n), -1);  // -1: no key is alone at the top
+      int n_chosen = 0;
+      for (int r = 0; r < n; ++r) {
+        double best = -std::numeric_limits<double>::infinity();
+        double second = best;
+        for (int p = 0; p < n; ++p) {
+          double score = 0;
+          for (int j = 0; j < head_dim; ++j) score += static_cast<double>(c.q.at(r)[j]) * c.k.at(p)[j] * c.scale;
+          if (score > best) {
+            second = best;
+            best = score;
+            chosen[static_cast<size_t>(r)] = p;
+          } else {
+            second = std::max(second, score);
+          }
+        }
+        if (!(best - second > 20)) chosen[static_cast<size_t>(r)] = -1;
+        if (best - second > 20) ++n_chosen;
+      }
+      if (n >= 16 && head_dim >= 16) CHECK(n_chosen > n / 2);
+      test::for_each_set([&](const Kernels& kernels) {
+        const std::string what =
+            std::string(kernels.isa) + " rows " + std::to_string(n) + " head_dim " + std::to_string(head_dim);
+        const Rows got = attend(kernels.fast_attention, c, what);
+        for (int r = 0; r < n; ++r) {
+          const int p = chosen[static_cast<size_t>(r)];
+          for (int j = 0; p >= 0 && j < head_dim; ++j) {
+            if (!(std::fabs(got.at(r)[j] - c.v.at(p)[j]) <= 1e-4f)) {
+              test::fail(__FILE__, __LINE__,
+                         what + " at " + std::to_string(r) + ", " + std::to_string(j) + ": got " +
+                             test::describe(got.at(r)[j]) + ", want " + std::to_string(c.v.at(p)[j]));
+            }
+          }
+        }
+      });
+    }
+  }
+}
+
+TEST("full_attention fast: the error of 8 bits, however large what all rows share") {
+  std::mt19937 rng(65);
+  for (const int n : kRowCounts) {
+    for (const int head_dim : kHeadDims) {
+      if (n > 100 && head_dim > 80) continue;
+      for (const float shared : {0.0f, 10.0f}) {
+        const HeadCase c = random_case(rng, n, head_dim, 1.0f, shared);
+        std::vector<Exact> exact;
+        for (int r = 0; r < n; ++r) exact.push_back(exact_row(c, r));
+        test::for_each_set([&](const Kernels& kernels) {
+          const std::string what = std::string(kernels.isa) + " rows " + std::to_string(n) + " head_dim " +
+                                   std::to_string(head_dim) + " shared " + std::to_string(shared);
+          const Rows got = attend(kernels.fast_attention, c, what);
+          double squares = 0;
+          double largest = 0;
+          for (int r = 0; r < n; ++r) {
+            for (int j = 0; j < head_dim; ++j) {
+              const double error = std::fabs(got.at(r)[j] - exact[static_cast<size_t>(r)].out[static_cast<size_t>(j)]);
+              if (!(error <= 1)) test::fail(__FILE__, __LINE__, what + ": off by " + std::to_string(error));
+              squares += error * error;
+              largest = std::max(largest, error);
+            }
+          }
+          // Values deviate by 1 from their mean.
+          const double deviation = std::sqrt(squares / (n * head_dim));
+          if (!(deviation <= kDeviation && largest <= kLargest)) {
+            test::fail(__FILE__, __LINE__,
+                       what + ": deviation " + std::to_string(deviation) + ", largest " + std::to_string(largest));
           }
         });
       }

@@ -217,6 +217,9 @@ struct FastAttention {
   static_assert(kTile % kColumns == 0 && kTile % 4 == 0);
   static constexpr float kNever = -1e30f;  // the score of a key that does not exist
 
+  static constexpr size_t kPad = 48;  // whole vectors and whole columns
+  static_assert(kPad % V::kLanes == 0 && kPad % kColumns == 0);
+
   // Four codes of a key or a value.
   using Four = uint32_t;
 
@@ -224,14 +227,15 @@ struct FastAttention {
     size_t n_keys;      // n_rows rounded up to whole tiles
     size_t n_groups;    // of four dimensions
     size_t width;       // head_dim rounded up to kColumns
+    size_t padded;      // head_dim rounded up to kPad
     Four* keys;         // [n_keys / kColumns][n_groups][kColumns]
     Four* values;       // [n_keys / 4][width]
     float* key_step;    // [n_keys]
     float* key_base;    // [n_keys] what the query offset adds to a key's products, to be added
     float* key_bias;    // [n_keys] product with the mean of q, times log2(e)
     float* value_step;  // [n_keys / kTile][width]
-    float* q_mean;      // [n_groups * 4]
-    float* v_mean;      // [width]
+    float* q_mean;      // [padded]
+    float* v_mean;      // [padded]
     float* poison;      // 0, or NaN when q or k are not finite
     size_t bytes;
 
@@ -240,14 +244,15 @@ struct FastAttention {
       n_keys = round_up(static_cast<size_t>(n_rows), kTile);
       n_groups = round_up(static_cast<size_t>(head_dim), 4) / 4;
       width = round_up(static_cast<size_t>(head_dim), kColumns);
+      padded = round_up(static_cast<size_t>(head_dim), kPad);
       keys = carve.take<Four>(n_keys * n_groups);
       values = carve.take<Four>(n_keys / 4 * width);
       key_step = carve.take<float>(n_keys);
       key_base = carve.take<float>(n_keys);
       key_bias = carve.take<float>(n_keys);
       value_step = carve.take<float>(n_keys / kTile * width);
-      q_mean = carve.take<float>(n_groups * 4);
-      v_mean = carve.take<float>(width);
+      q_mean = carve.take<float>(padded);
+      v_mean = carve.take<float>(padded);
       poison = carve.take<float>(1);
       bytes = carve.used();
     }
@@ -255,45 +260,46 @@ struct FastAttention {
 
   static size_t packed_bytes(int n_rows, int head_dim) { return Packed(nullptr, n_rows, head_dim).bytes; }
 
+  // Rows as vectors; what is past head_dim is 0.
+  static Float part(const float* row, int j, int head_dim) { return V::load_first(row + j, head_dim - j); }
+  static Float magnitude(Float v) { return V::max(v, V::sub(V::set1(0), v)); }
+
   static void mean_of(const float* rows, const FullAttentionHead& head, float* mean) {
-    for (int j = 0; j < head.head_dim; ++j) mean[j] = 0;
-    for (int p = 0; p < head.n_rows; ++p) {
-      const float* row = rows + static_cast<size_t>(p) * head.stride;
-      for (int j = 0; j < head.head_dim; ++j) mean[j] += row[j];
+    const Float inverse = V::set1(1.0f / static_cast<float>(head.n_rows));
+    for (int j = 0; j < head.head_dim; j += V::kLanes) {
+      Float sum = V::set1(0);
+      for (int p = 0; p < head.n_rows; ++p)
+        sum = V::add(sum, part(rows + static_cast<size_t>(p) * head.stride, j, head.head_dim));
+      V::store(mean + j, V::mul(sum, inverse));
     }
-    for (int j = 0; j < head.head_dim; ++j) mean[j] /= static_cast<float>(head.n_rows);
   }
 
-  // round(x), which is at most 127 but for rounding; anything for NaN.
-  static int8_t code(float x) {
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: in this range floats are integers
-    const float low = x > -127.0f ? x : -127.0f;
-    const float clamped = low < 127.0f ? low : 127.0f;
-    return static_cast<int8_t>(static_cast<int>((clamped + kRound) - kRound));
-  }
+  // What a step of 127 codes for the largest magnitude is, and its inverse. Below 1e-30 the inverse would overflow;
+  // what is so small is zero for all that follows.
+  static float step_of(float largest) { return largest > 1e-30f ? largest * (1.0f / 127) : 0.0f; }
+  static float inverse_step_of(float largest) { return largest > 1e-30f ? 127.0f / largest : 0.0f; }
 
-  // x - mean as codes of one step, which is returned; n values and zeros up to a multiple of four. difference: [n].
-  static float quantize_row(const float* x, const float* mean, int n, float* difference, int8_t* codes) {
-    float largest = 0;
-    for (int j = 0; j < n; ++j) {
-      difference[j] = x[j] - mean[j];
-      const float magnitude = difference[j] < 0 ? -difference[j] : difference[j];
-      largest = magnitude > largest ? magnitude : largest;
+  // row - mean as codes of one step, which is returned. difference, codes: [head_dim rounded up to kPad], also written.
+  static float quantize_row(const float* row, const float* mean, int head_dim, float* difference, int8_t* codes) {
+    Float largest = V::set1(0);
+    for (int j = 0; j < head_dim; j += V::kLanes) {
+      const Float v = V::sub(part(row, j, head_dim), V::load(mean + j));
+      V::store(difference + j, v);
+      largest = V::max(magnitude(v), largest);
     }
-    // Below 1e-30 the reciprocal would overflow; such a row is zero for all that follows.
-    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-    for (int j = 0; j < n; ++j) codes[j] = code(difference[j] * inverse);
-    for (int j = n; j % 4 != 0; ++j) codes[j] = 0;
-    return largest > 1e-30f ? largest * (1.0f / 127) : 0.0f;
+    const float most = V::max_lanes(largest);
+    const Float inverse = V::set1(inverse_step_of(most));
+    for (int j = 0; j < head_dim; j += V::kLanes) V::store_codes8(codes + j, V::mul(V::load(difference + j), inverse));
+    return step_of(most);
   }
 
   static void pack(const FullAttentionHead& head, const Scratch& scratch) {
     const Packed packed(head.packed, head.n_rows, head.head_dim);
     const int dim = head.head_dim;
     Carve carve(scratch.data);
-    float* k_mean = carve.take<float>(packed.width);
-    float* difference = carve.take<float>(packed.width);
-    int8_t* codes = carve.take<int8_t>(packed.n_groups * 4);
+    float* k_mean = carve.take<float>(packed.padded);
+    float* difference = carve.take<float>(packed.padded);
+    int8_t* codes = carve.take<int8_t>(packed.padded);
     mean_of(head.q, head, packed.q_mean);
     mean_of(head.k, head, k_mean);
     float poison = 0;
@@ -312,54 +318,60 @@ struct FastAttention {
       const float step = quantize_row(head.k + p * head.stride, k_mean, dim, difference, codes);
       int32_t sum = 0;
       for (int j = 0; j < dim; ++j) sum += codes[j];
-      float bias = 0;
-      for (int j = 0; j < dim; ++j) bias += packed.q_mean[j] * difference[j];
+      Float bias = V::set1(0);
+      for (int j = 0; j < dim; j += V::kLanes) bias = V::fma(V::load(packed.q_mean + j), V::load(difference + j), bias);
       packed.key_step[p] = step;
       packed.key_base[p] = static_cast<float>(-V::kQueryOffset * sum) * step;
-      packed.key_bias[p] = bias * to_log2;
+      packed.key_bias[p] = V::sum_lanes(bias) * to_log2;
       for (size_t g = 0; g < packed.n_groups; ++g) std::memcpy(keys + g * kColumns, codes + 4 * g, 4);
     }
     pack_values(head, packed, scratch.data);
   }
 
   static void pack_values(const FullAttentionHead& head, const Packed& packed, std::byte* memory) {
-    const size_t dim = static_cast<size_t>(head.head_dim);
+    const int dim = head.head_dim;
     Carve carve(memory);
-    float* largest = carve.take<float>(packed.width);
-    int8_t* codes = carve.take<int8_t>(4 * packed.width);
+    float* differences = carve.take<float>(kTile * packed.padded);
+    float* largest = carve.take<float>(packed.padded);
+    int8_t* codes = carve.take<int8_t>(4 * packed.padded);
+    std::memset(codes, 0, 4 * packed.padded);
+    std::memset(largest, 0, packed.padded * sizeof(float));
     mean_of(head.v, head, packed.v_mean);
     float* steps = packed.value_step;
     Four* values = packed.values;
     for (size_t tile = 0; tile < packed.n_keys; tile += kTile, steps += packed.width) {
       const size_t left = static_cast<size_t>(head.n_rows) - tile;
       const size_t n = left < kTile ? left : kTile;
-      for (size_t j = 0; j < packed.width; ++j) largest[j] = 0;
-      for (size_t p = 0; p < n; ++p) {
-        const float* v = head.v + (tile + p) * head.stride;
-        for (size_t j = 0; j < dim; ++j) {
-          const float difference = v[j] - packed.v_mean[j];
-          const float magnitude = difference < 0 ? -difference : difference;
-          largest[j] = magnitude > largest[j] ? magnitude : largest[j];
+      for (int j = 0; j < dim; j += V::kLanes) {
+        Float most = V::set1(0);
+        const Float mean = V::load(packed.v_mean + j);
+        for (size_t p = 0; p < n; ++p) {
+          const Float v = V::sub(part(head.v + (tile + p) * head.stride, j, dim), mean);
+          V::store(differences + p * packed.padded + j, v);
+          most = V::max(magnitude(v), most);
         }
+        V::store(largest + j, most);
       }
       for (size_t j = 0; j < packed.width; ++j) {
-        steps[j] = largest[j] > 1e-30f ? largest[j] * (1.0f / 127) : 0.0f;
-        largest[j] = largest[j] > 1e-30f ? 127.0f / largest[j] : 0.0f;  // the inverse from here on
+        steps[j] = step_of(largest[j]);
+        largest[j] = inverse_step_of(largest[j]);
       }
       for (size_t p = 0; p < kTile; p += 4, values += packed.width) {
-        std::memset(codes, 0, 4 * packed.width);
-        for (size_t i = 0; i < 4 && p + i < n; ++i) {
-          const float* v = head.v + (tile + p + i) * head.stride;
-          for (size_t j = 0; j < dim; ++j) codes[i * packed.width + j] = code((v[j] - packed.v_mean[j]) * largest[j]);
-        }
-        for (size_t j = 0; j < packed.width; ++j) {
-          Four four = 0;
-          for (size_t i = 0; i < 4; ++i) {
-            const int shifted = codes[i * packed.width + j] + V::kValueOffset;
-            four |= static_cast<Four>(static_cast<uint8_t>(shifted)) << (8 * i);
+        for (size_t i = 0; i < 4; ++i) {
+          int8_t* row = codes + i * packed.padded;
+          if (p + i >= n) {
+            std::memset(row, 0, packed.padded);
+            continue;
           }
-          values[j] = four;
+          for (int j = 0; j < dim; j += V::kLanes) {
+            V::store_codes8(row + j, V::mul(V::load(differences + (p + i) * packed.padded + j), V::load(largest + j)));
+          }
         }
+        const auto shifted = [&](size_t i, size_t j) {
+          return static_cast<Four>(static_cast<uint8_t>(codes[i * packed.padded + j] + V::kValueOffset)) << (8 * i);
+        };
+        for (size_t j = 0; j < packed.width; ++j)
+          values[j] = shifted(0, j) | shifted(1, j) | shifted(2, j) | shifted(3, j);
       }
     }
   }
@@ -378,8 +390,8 @@ struct FastAttention {
     float* scores = carve.take<float>(size_t{kTile} * kRows);
     Four* weights = carve.take<Four>(size_t{kTile} / 4 * kRows);
     float* out = carve.take<float>(packed.width * kRows);
-    float* difference = carve.take<float>(packed.width);
-    int8_t* codes = carve.take<int8_t>(packed.n_groups * 4);
+    float* difference = carve.take<float>(packed.padded);
+    int8_t* codes = carve.take<int8_t>(packed.padded);
     std::memset(q, 0, packed.n_groups * kRows * sizeof(Four));
     std::memset(q_step, 0, kRows * sizeof(float));
     for (int r = 0; r < n_rows; ++r) {

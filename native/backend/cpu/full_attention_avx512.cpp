@@ -4,6 +4,7 @@
 #include "backend/cpu/exp_avx512.h"
 #include "backend/cpu/full_attention.h"
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/lanes_avx512.h"
 
 namespace gemma::cpu {
 namespace {
@@ -53,6 +54,14 @@ struct Vector {
     const Int low = _mm512_or_si512(a, _mm512_slli_epi32(b, 8));
     return _mm512_ternarylogic_epi32(low, _mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24), kOr);
   }
+  static Float load_first(const float* p, int n) {
+    return n >= kLanes ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(first_lanes(n), p);
+  }
+  static void store_codes8(int8_t* p, Float x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+  }
+  static float max_lanes(Float v) { return _mm512_reduce_max_ps(v); }
+  static float sum_lanes(Float v) { return _mm512_reduce_add_ps(v); }
   static void store_codes(uint32_t* p, Int v) { _mm512_store_si512(p, v); }
 };
 

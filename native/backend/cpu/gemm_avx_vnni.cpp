@@ -1,10 +1,10 @@
 // Quantised matrix products with AVX-VNNI (Alder Lake, Zen 5 and later): the panels of AVX2 (gemm_panels_avx2.h), bytes
 // multiplied and added up in 32 bits by one instruction, vpdpbusd. It takes unsigned codes times signed x, so codes of
-// all 8 bits are stored with an offset of 128. Everything but these products is AVX2's.
+// all 8 bits are stored with an offset of 128. Everything but these products and the fast attention is AVX2's.
 #include <immintrin.h>
 
 #include "backend/cpu/gemm_panels_avx2.h"
-#include "backend/cpu/kernels.h"
+#include "backend/cpu/kernels_avx2.h"
 
 namespace gemma::cpu {
 namespace {
@@ -42,6 +42,7 @@ const Kernels& kernels_avx_vnni() {
     Kernels k = kernels_avx2();
     k.isa = "avx_vnni";
     k.gemm_quantized = gemm_quantized_avx_vnni;
+    k.fast_attention = kFastAttentionAvxVnni;
     return k;
   }();
   return kernels;

@@ -14,5 +14,6 @@ bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, flo
 void screen_bound_avx2(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries);
 extern const FullAttention kExactAttentionAvx2;
+extern const FullAttention kFastAttentionAvxVnni;
 
 }  // namespace gemma::cpu

@@ -17,5 +17,6 @@ bool screen_pack_neon(float* columns, int n_cols, int block, uint8_t* codes, flo
 void screen_bound_neon(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries);
 extern const FullAttention kExactAttentionNeon;
+extern const FullAttention kFastAttentionNeonDotprod;
 
 }  // namespace gemma::cpu

@@ -243,7 +243,7 @@ Kernels with_products(const char* isa, decltype(Kernels::gemm_quantized) gemm_qu
           bias_gelu_neon,
           add_residual_bias_neon,
           kExactAttentionNeon,
-          kExactAttentionNeon};
+          kFastAttentionNeonDotprod};
 }
 
 }  // namespace
