@@ -7,7 +7,7 @@ import { pathToFileURL } from 'node:url';
 import { Gemma, type Message, type VideoPart } from '../../lib/index.js';
 import { videoLimits } from '../../lib/options.js';
 import { frameTimes, timeLabel, videoFrames } from '../../lib/video.js';
-import { cli, data, rejection, runNode, withModel } from './helpers.js';
+import { cli, data, rejection, root, runNode, withModel } from './helpers.js';
 
 const model = join(data, 'mm-a-f16.gguf');
 const limits = { ...videoLimits({}), maxPixels: 1e6 };
@@ -176,6 +176,13 @@ describe('in a prompt', () => {
       model,
     );
     expect(readdirSync(cache)).toHaveLength(1);
+  });
+
+  test('the example', async () => {
+    const example = join(root, 'examples', 'caption-video.mjs');
+    const exit = await runNode([example, model, join(folder, 'lossless.mkv')]);
+    expect(exit).toMatchObject({ code: 0, stderr: '' });
+    expect(exit.stdout).toContain('(256 tokens of frames)');
   });
 
   test('on the command line', async () => {
