@@ -1,27 +1,32 @@
-import { readdir, stat } from 'node:fs/promises';
 import { freemem } from 'node:os';
-import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { abortable, Cancellation } from './cancellation.js';
-import { renderChat, type Message } from './chat-template.js';
+import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
-import { GemmaStream, runGeneration, type GenerateResult } from './generation.js';
+import { emptyResult, GemmaStream, runGeneration, type GenerateResult, type Sink } from './generation.js';
+import { drawCrops, prepareImage, readImage, type ImageInput } from './image.js';
+import { findModelFile, findVisionFile, type VisionFile } from './model-files.js';
 import {
   addon,
   MARKER_BOS,
+  type Crop,
   type Device,
   type EngineStats,
   type MemoryPlan,
   type ModelSummary,
   type NativeEvaluateEvent,
   type NativeEvaluateParams,
+  type NativeGenerateParams,
   type NativeModel,
   type NativeModelInfo,
   type PromptPart,
   type TokenScore,
 } from './native.js';
 import * as check from './options.js';
+import { PromptBuilder, type Input, type Prompt } from './prompt.js';
+import { ImageEncoder, type ImageEmbedding } from './vision.js';
 import type {
+  CropsOptions,
+  EmbedImageOptions,
   EstimateOptions,
   GenerateOptions,
   InspectOptions,
@@ -30,12 +35,6 @@ import type {
   PerplexityOptions,
   PromptOptions,
 } from './options.js';
-
-/**
- * What a model is asked: a string (one user turn for an instruction-tuned model, text to continue for a pretrained one or with
- * `raw: true`), a conversation, or token ids taken as they are.
- */
-export type Input = string | readonly Message[] | readonly number[];
 
 /** A loaded model: where it runs and what it is. */
 export interface ModelInfo extends NativeModelInfo {
@@ -71,53 +70,31 @@ export interface PerplexityResult {
   tokens: number;
 }
 
+export interface CropsResult {
+  /** of the picture, upright */
+  width: number;
+  height: number;
+  /** in the order in which the model sees them, after the whole picture */
+  crops: Crop[];
+  /** with `draw`: the picture with the frames of the crops, a PNG file */
+  png?: Uint8Array;
+}
+
 const DEFAULT_CONTEXT_LADDER = [2048, 8192, 32768, 131072];
+
+const DEFAULT_PREFIX_CACHE = 512 << 20; // without a vision encoder the engine keeps nothing
+const MEMORY_KEYS = ['weightsBytes', 'kvBytes', 'scratchBytes', 'screenBytes', 'visionBytes', 'totalBytes'] as const;
+
+function visionSettings({ path, wanted }: VisionFile): { mmproj?: string; vision: boolean } {
+  return { ...(path !== undefined && { mmproj: path }), vision: wanted };
+}
 
 // How far the engine may run ahead of a stream's reader, in events.
 const MAX_UNREAD = 256;
 
-async function findModelFile(model: string | URL, name = 'model'): Promise<string> {
-  let path: string;
-  if (model instanceof URL || (typeof model === 'string' && model.startsWith('file:'))) {
-    const url = new URL(model);
-    if (url.protocol !== 'file:') throw new TypeError(`${name}: expected a path or a file: URL, found ${url.protocol}`);
-    path = fileURLToPath(url);
-  } else if (typeof model === 'string' && model !== '') {
-    path = model;
-  } else {
-    throw new TypeError(`${name}: expected the path or file: URL of a GGUF file or of a folder that holds one`);
-  }
-  const found = await stat(path).catch((error: unknown) => {
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new GemmaError(
-      'ERR_FILE',
-      `${path}: cannot be opened (${reason}). Expected a GGUF file or a folder that holds one`,
-    );
-  });
-  if (!found.isDirectory()) return path;
-  // A model in several files counts once, by its first part; vision files go beside it.
-  const files = (await readdir(path))
-    .filter((name) => name.endsWith('.gguf') && !/mmproj/i.test(name))
-    .filter((name) => !/-\d{5}-of-\d{5}\.gguf$/.test(name) || /-00001-of-\d{5}\.gguf$/.test(name))
-    .sort();
-  const [file] = files;
-  if (file === undefined || files.length > 1) {
-    throw new GemmaError(
-      'ERR_FILE',
-      `${path}: expected one .gguf file in the folder, found ${files.length === 0 ? 'none' : files.join(', ')}; name the file`,
-      'AMBIGUOUS_FOLDER',
-    );
-  }
-  return join(path, file);
-}
-
 function availableMemory(): number {
   const limit = process.constrainedMemory(); // of the container; 0 or huge without one
   return limit > 0 ? Math.min(freemem(), limit) : freemem();
-}
-
-function isTokens(input: Input): input is readonly number[] {
-  return Array.isArray(input) && typeof input[0] === 'number';
 }
 
 /**
@@ -131,11 +108,19 @@ export class Gemma {
   /** Where the model runs and what it is. */
   readonly info: ModelInfo;
   readonly #model: NativeModel;
+  readonly #prompts: PromptBuilder;
+  readonly #encoder: ImageEncoder | undefined;
   #disposed: Promise<void> | undefined;
 
-  private constructor(model: NativeModel, loadMs: number) {
+  private constructor(model: NativeModel, loadMs: number, cache: EmbeddingCache, noVision: string) {
     this.#model = model;
     this.info = { ...model.info(), loadMs };
+    const live = () => this.#live();
+    const { vision, config } = this.info;
+    if (vision) {
+      this.#encoder = new ImageEncoder(live, vision.imageSize, vision.tokensPerImage, config.modelDim, cache);
+    }
+    this.#prompts = new PromptBuilder(live, this.info, this.#encoder, noVision);
   }
 
   /**
@@ -147,13 +132,16 @@ export class Gemma {
    */
   static async load(model: string | URL, options: LoadOptions = {}): Promise<Gemma> {
     const settings = check.loadOptions(options);
+    const { maxBytes, folder } = check.imageCacheOptions(options);
     const { onProgress } = options;
     return abortable(options.signal, async (cancellation) => {
       const path = await findModelFile(model);
       const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
+      const vision = await findVisionFile(path, options.mmproj);
       const start = performance.now();
       const native = await new Promise<NativeModel>((resolve, reject) => {
-        const id = addon().load({ path, ...settings, ...(draft !== undefined && { draft }) }, (event) => {
+        const files = { path, ...(draft !== undefined && { draft }), ...visionSettings(vision) };
+        const id = addon().load({ prefixCacheBytes: DEFAULT_PREFIX_CACHE, ...files, ...settings }, (event) => {
           if (event.kind === 'progress') {
             if (cancellation.cancelled) return;
             try {
@@ -174,7 +162,12 @@ export class Gemma {
         });
         cancellation.onCancel(() => addon().cancel(id));
       });
-      return new Gemma(native, performance.now() - start);
+      const loadMs = performance.now() - start;
+      // What an embedding depends on beside the picture: the encoder's weights and its arithmetic.
+      const precision = native.info().vision?.precision ?? '';
+      const identity = async () => `${await fileIdentity(vision.path ?? path)} ${precision}`;
+      const cache = new EmbeddingCache(maxBytes, folder === undefined ? undefined : { path: folder, identity });
+      return new Gemma(native, loadMs, cache, vision.reason);
     });
   }
 
@@ -186,13 +179,14 @@ export class Gemma {
   static async estimate(model: string | URL, options: EstimateOptions = {}): Promise<Estimate> {
     const { contextSize = 0, ...settings } = check.estimateOptions(options);
     const path = await findModelFile(model);
-    const summary = await addon().inspect({ path, contexts: [contextSize], ...settings });
+    const vision = visionSettings(await findVisionFile(path, options.mmproj));
+    const summary = await addon().inspect({ path, contexts: [contextSize], ...vision, ...settings });
     const [plan] = summary.memory;
     if (!plan) throw new GemmaError('ERR_INTERNAL', 'no memory plan');
     if (options.draft !== undefined) {
       const draft = await findModelFile(options.draft, 'draft');
-      const beside = await addon().inspect({ path: draft, contexts: [plan.contextSize], ...settings });
-      for (const key of ['weightsBytes', 'kvBytes', 'scratchBytes', 'screenBytes', 'totalBytes'] as const) {
+      const beside = await addon().inspect({ path: draft, contexts: [plan.contextSize], vision: false, ...settings });
+      for (const key of MEMORY_KEYS) {
         plan[key] += beside.memory[0]?.[key] ?? 0;
       }
     }
@@ -208,7 +202,9 @@ export class Gemma {
   static async inspect(model: string | URL, options: InspectOptions = {}): Promise<ModelSummary> {
     const { contexts, ...settings } = check.inspectOptions(options);
     const path = await findModelFile(model);
-    const summary = await addon().inspect({ path, contexts: contexts ?? DEFAULT_CONTEXT_LADDER, ...settings });
+    const vision = visionSettings(await findVisionFile(path, options.mmproj));
+    const ladder = contexts ?? DEFAULT_CONTEXT_LADDER;
+    const summary = await addon().inspect({ path, contexts: ladder, ...vision, ...settings });
     if (!contexts) {
       const { trainedContext } = summary.config;
       summary.memory = summary.memory.filter((plan) => plan.contextSize <= trainedContext);
@@ -219,6 +215,21 @@ export class Gemma {
   /** The devices this build can compute on, usable ones first, and the instruction set each would take. */
   static async devices(): Promise<Device[]> {
     return addon().devices();
+  }
+
+  /**
+   * How a picture is cut, without a model: by Pan & Scan (the default here) or into tiles.
+   *
+   * @throws GemmaError `ERR_FILE`, `ERR_IMAGE` (`IMAGE_LIMIT`, `IMAGE_DECODE`, `IMAGE_FETCH`, `SSRF_BLOCKED`)
+   */
+  static async crops(image: ImageInput, options: CropsOptions = {}): Promise<CropsResult> {
+    const { limits, crops: cut, draw } = check.cropsOptions(options);
+    return abortable(options.signal, async () => {
+      const pixels = await readImage(image, 'image', limits, options.signal);
+      const { width, height } = pixels;
+      const crops = addon().cropBoxes({ width, height, ...cut });
+      return { width, height, crops, ...(draw && { png: await drawCrops(pixels, crops) }) };
+    });
   }
 
   /** The backend that was compiled in: `'cpu'`. */
@@ -233,10 +244,10 @@ export class Gemma {
    * out of order, a token id past the vocabulary), `ERR_NON_FINITE`, `ERR_DISPOSED`; the signal's reason after an abort
    */
   async generate(input: Input, options: GenerateOptions = {}): Promise<GenerateResult> {
-    const settings = check.generateOptions(options);
+    const { params, prompt: settings } = check.generateOptions(options);
     return abortable(options.signal, async (cancellation) => {
-      const tokens = await this.#encode(input, options);
-      return runGeneration(this.#live(), { ...settings, tokens, maxUnread: 0 }, cancellation);
+      const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
+      return this.#generate(prompt, { ...params, maxUnread: 0 }, options, cancellation);
     });
   }
 
@@ -245,26 +256,23 @@ export class Gemma {
    * promise of what `generate` would return. Options that are wrong throw here, everything else when the stream is read.
    */
   stream(input: Input, options: GenerateOptions = {}): GemmaStream {
-    const settings = check.generateOptions(options);
+    const { params, prompt: settings } = check.generateOptions(options);
     const cancellation = new Cancellation();
-    return new GemmaStream(
-      (sink) =>
-        abortable(
-          options.signal,
-          async () => {
-            const tokens = await this.#encode(input, options);
-            return runGeneration(this.#live(), { ...settings, tokens, maxUnread: MAX_UNREAD }, cancellation, sink);
-          },
-          cancellation,
-        ),
-      cancellation,
-    );
+    const run = async (sink: Sink) => {
+      try {
+        const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
+        return await this.#generate(prompt, { ...params, maxUnread: MAX_UNREAD }, options, cancellation, sink);
+      } catch (error) {
+        if (cancellation.cancelled) return emptyResult(params.seed); // left while its pictures were being encoded
+        throw error;
+      }
+    };
+    return new GemmaStream((sink) => abortable(options.signal, () => run(sink), cancellation), cancellation);
   }
 
-  /** How many tokens the prompt of an input has, template and `<bos>` included. */
+  /** How many tokens the prompt of an input has, template, `<bos>` and pictures included. Encodes no picture. */
   async countTokens(input: Input, options: PromptOptions = {}): Promise<number> {
-    check.checkPromptOptions(options);
-    return (await this.#encode(input, options)).length;
+    return (await this.#prompts.layOut(input, check.checkPromptOptions(options))).tokens.length;
   }
 
   /**
@@ -296,17 +304,17 @@ export class Gemma {
    * @throws as `generate`
    */
   async logits(input: Input, options: LogitsOptions = {}): Promise<LogitsResult> {
-    const { all, rows, top } = check.logitsOptions(options);
+    const { all, rows, top, prompt } = check.logitsOptions(options);
     const { onRow } = options;
     return abortable(options.signal, async (cancellation) => {
-      const tokens = await this.#encode(input, options);
+      const { tokens, images } = await this.#promptFor(input, prompt, 0, {}, cancellation);
       const vocabulary = this.info.config.vocabularySize;
       const positions = all ? tokens.length : 1;
       const first = tokens.length - positions;
       const collect = rows && !onRow;
       const data = allocate(collect ? positions * vocabulary : 0);
       const best: TokenScore[][] = [];
-      await this.#evaluate({ tokens, all, rows, top, next: false }, cancellation, (event) => {
+      await this.#evaluate({ tokens, images, all, rows, top, next: false }, cancellation, (event) => {
         if (event.top) best.push(event.top);
         if (!event.row) return;
         if (collect) data.set(event.row, (event.position - first) * vocabulary);
@@ -353,6 +361,49 @@ export class Gemma {
     });
   }
 
+  /**
+   * What the vision encoder makes of a picture, or of several: rows of the model's width, to compare pictures by (with
+   * `pooling: 'mean'`) or to put into messages instead of the picture. Pictures that were seen before come from the cache.
+   *
+   * @throws GemmaError `ERR_UNSUPPORTED_INPUT` (`NO_VISION`), `ERR_FILE`, `ERR_IMAGE`; as `generate`
+   */
+  embedImage(image: ImageInput, options?: EmbedImageOptions): Promise<ImageEmbedding>;
+  embedImage(images: readonly ImageInput[], options?: EmbedImageOptions): Promise<ImageEmbedding[]>;
+  async embedImage(
+    image: ImageInput | readonly ImageInput[],
+    options: EmbedImageOptions = {},
+  ): Promise<ImageEmbedding | ImageEmbedding[]> {
+    const { limits, crops: cut, pooling } = check.embedImageOptions(options);
+    const several = Array.isArray(image);
+    const images = (several ? image : [image]) as readonly ImageInput[];
+    return abortable(options.signal, async (cancellation) => {
+      const { encoder, imageSize, tokensPerImage } = this.#prompts.vision();
+      const { modelDim } = this.info.config;
+      const crops: Crop[][] = [];
+      const squares = await encoder.embed(
+        images.length,
+        async (i) => {
+          const name = several ? `images[${i}]` : 'image';
+          if (cancellation.cancelled) throw new GemmaError('ERR_DISPOSED', 'cancelled');
+          const pixels = await readImage(images[i] as ImageInput, name, limits, options.signal);
+          const prepared = await prepareImage(pixels, imageSize, cut);
+          crops[i] = prepared.crops;
+          return prepared;
+        },
+        cancellation,
+        options.onProgress,
+      );
+      const results = squares.map((rows, i): ImageEmbedding => {
+        const data = new Float32Array(rows.length * tokensPerImage * modelDim);
+        rows.forEach((square, k) => data.set(square, k * tokensPerImage * modelDim));
+        const shape: [number, number] = [rows.length * tokensPerImage, modelDim];
+        const embedding = { data, shape, crops: crops[i] ?? [] };
+        return pooling === 'mean' ? meanOf(embedding) : embedding;
+      });
+      return several ? results : (results[0] as ImageEmbedding);
+    });
+  }
+
   /** What the engine is doing now. */
   stats(): EngineStats {
     return this.#live().stats();
@@ -376,25 +427,26 @@ export class Gemma {
     return this.#model;
   }
 
-  async #encode(input: Input, { raw = false, bos = true }: PromptOptions): Promise<Int32Array> {
-    const model = this.#live();
-    let tokens: Int32Array;
-    if (typeof input === 'string') {
-      const parts: PromptPart[] =
-        raw || !this.info.instructionTuned
-          ? [...(bos ? ([MARKER_BOS] as const) : []), input]
-          : renderChat([{ role: 'user', content: input }]);
-      tokens = await model.encode(parts, false);
-    } else if (isTokens(input)) {
-      tokens = check.tokenIds('input', input);
-    } else if (Array.isArray(input)) {
-      if (raw) throw new TypeError('raw: only strings can be raw text, found messages');
-      tokens = await model.encode(renderChat(input as readonly Message[]), false);
-    } else {
-      throw new TypeError(`input: expected a string, messages or token ids, found ${typeof input}`);
-    }
-    if (tokens.length === 0) throw new RangeError('input: expected at least one token, found none');
-    return tokens;
+  async #promptFor(
+    input: Input,
+    settings: check.PromptSettings,
+    maxOutputTokens: number,
+    { onProgress, signal }: Pick<GenerateOptions, 'onProgress' | 'signal'>,
+    cancellation: Cancellation,
+  ): Promise<Prompt> {
+    const layout = await this.#prompts.layOut(input, settings, { maxOutputTokens, signal });
+    return this.#prompts.fill(layout, cancellation, (fraction) => onProgress?.({ stage: 'images', fraction }));
+  }
+
+  #generate(
+    { tokens, images, imageTokens }: Prompt,
+    params: Omit<NativeGenerateParams, 'tokens' | 'images'>,
+    { onProgress }: GenerateOptions,
+    cancellation: Cancellation,
+    sink?: Sink,
+  ): Promise<GenerateResult> {
+    const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
+    return runGeneration(this.#live(), { ...params, tokens, images }, imageTokens, cancellation, onPrompt, sink);
   }
 
   #evaluate(
@@ -423,6 +475,12 @@ export class Gemma {
       cancellation.onCancel(() => addon().cancel(id));
     });
   }
+}
+
+function meanOf({ data, shape: [n, width], crops }: ImageEmbedding): ImageEmbedding {
+  const sums = new Float64Array(width);
+  for (let i = 0; i < data.length; ++i) sums[i % width] = (sums[i % width] ?? 0) + (data[i] ?? NaN);
+  return { data: Float32Array.from(sums, (sum) => sum / n), shape: [1, width], crops };
 }
 
 function allocate(length: number): Float32Array {

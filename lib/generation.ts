@@ -76,11 +76,33 @@ function rate(tokens: number, ms: number): number {
   return ms > 0 ? (tokens * 1000) / ms : 0;
 }
 
+/** Of a generation that was left before it began. */
+export function emptyResult(seed: number): GenerateResult {
+  return {
+    text: '',
+    finishReason: 'other',
+    usage: { inputTokens: 0, outputTokens: 0, imageTokens: 0, cachedInputTokens: 0 },
+    timings: {
+      queueMs: 0,
+      prefillMs: 0,
+      decodeMs: 0,
+      prefillTokensPerSecond: 0,
+      decodeTokensPerSecond: 0,
+      draftedTokens: 0,
+      acceptedTokens: 0,
+    },
+    tokens: [],
+    seed,
+  };
+}
+
 /** Settles when the engine's last event is here. A cancelled generation resolves with what there is. */
 export function runGeneration(
   model: NativeModel,
   params: NativeGenerateParams,
+  imageTokens: number,
   cancellation: Cancellation,
+  onPrompt?: (fraction: number) => void,
   sink?: Sink,
 ): Promise<GenerateResult> {
   return new Promise((resolve, reject) => {
@@ -108,6 +130,14 @@ export function runGeneration(
       switch (event.kind) {
         case 'prefill':
           acknowledge(1);
+          if (cancellation.cancelled) break;
+          try {
+            onPrompt?.(event.done / params.tokens.length);
+          } catch (error) {
+            cancellation.cancel();
+            // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- the callback's own error
+            reject(error);
+          }
           break;
         case 'token':
           tokens.push(event.token);
@@ -129,8 +159,8 @@ export function runGeneration(
               usage: {
                 inputTokens: event.inputTokens,
                 outputTokens: event.outputTokens,
-                imageTokens: 0,
-                cachedInputTokens: 0,
+                imageTokens,
+                cachedInputTokens: event.cachedInputTokens,
               },
               timings: {
                 queueMs: event.queueMs,

@@ -225,6 +225,30 @@ export interface EngineStats {
   prefixes: number;
 }
 
+/** Pixels x .. x + width - 1, y .. y + height - 1 of a picture. */
+export interface Crop {
+  x: number;
+  y: number;
+  width: number;
+  height: number;
+}
+
+/** Bytes of a pixel. */
+export type PixelLayout = 'grey' | 'grey-alpha' | 'rgb' | 'rgba' | 'cmyk';
+
+/** How a picture is cut; neither: not at all. */
+export interface NativeCropOptions {
+  panAndScan?: { minCropSize?: number; maxCrops?: number; minRatio?: number };
+  /** tiles along the shorter side */
+  tile?: number;
+}
+
+export interface PreparedImage {
+  /** [1 + crops, imageSize, imageSize, 3], RGB: the whole picture, then its crops */
+  pixels: Uint8Array;
+  crops: Crop[];
+}
+
 /** Prompt parts: text, or a marker by number. */
 export const MARKER_BOS = 0;
 export const MARKER_START_OF_TURN = 1;
@@ -268,6 +292,17 @@ export interface NativeAddon {
     vision?: boolean;
     visionPrecision?: 'int8' | 'exact';
   }): Promise<ModelSummary>;
+  cropBoxes(options: NativeCropOptions & { width: number; height: number }): Crop[];
+  /** Reads `data` on another thread, where it is: hand over an array that nobody else has. */
+  prepareImage(
+    options: NativeCropOptions & {
+      data: Uint8Array;
+      width: number;
+      height: number;
+      layout: PixelLayout;
+      imageSize: number;
+    },
+  ): Promise<PreparedImage>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
   /** Stops a load, generate, evaluate or encodeImages by its id. */
   cancel(id: number): void;

@@ -2,7 +2,10 @@
 // out of range RangeError; the message begins with the option's name.
 import { randomInt } from 'node:crypto';
 import { GemmaError } from './errors.js';
-import type { NativeGenerateParams, NativeLoadOptions } from './native.js';
+import type { ImageInput, ImageLimits } from './image.js';
+import type { NativeCropOptions, NativeGenerateParams, NativeLoadOptions } from './native.js';
+import type { VideoLimits } from './video.js';
+import type { ImageEmbedding } from './vision.js';
 
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
 
@@ -36,12 +39,34 @@ export interface LoadOptions {
    * of another vocabulary is `ERR_UNSUPPORTED_MODEL` (`DRAFT_VOCABULARY`).
    */
   draft?: string | URL;
-  /** Vision comes in a later version; anything but `false` is `ERR_UNSUPPORTED_INPUT`. */
+  /**
+   * The model's vision encoder: path or `file:` URL of its mmproj GGUF file. Default: the one inside the model's file, or a file
+   * beside it with `mmproj` in its name that fits. False: none.
+   */
   mmproj?: string | URL | false;
+  /**
+   * How the vision encoder computes: `'int8'` (default: weights requantised to 8 bits) or `'exact'` (its float weights in
+   * float32, several times slower).
+   */
+  visionPrecision?: 'int8' | 'exact';
+  /** Where embeddings of pictures are kept, so that no picture is encoded twice. False: nowhere. */
+  imageCache?: ImageCacheOptions | false;
+  /**
+   * Memory for the keys and values of prompts with images: a second question about the same pictures does not read them again.
+   * Taken as it is needed. Default: 512 MiB with a vision encoder, else 0.
+   */
+  prefixCacheBytes?: number;
   /** Called with the fraction that is loaded, 0 to 1. */
   onProgress?: (fraction: number) => void;
   /** Aborting rejects `load` with the signal's reason. */
   signal?: AbortSignal;
+}
+
+export interface ImageCacheOptions {
+  /** Memory at most. Default: 256 MiB (a picture of a 4B model takes 2.6 MB). */
+  maxBytes?: number;
+  /** Folder to keep embeddings in as well, for later processes; made when it is not there. It grows without a limit. */
+  folder?: string;
 }
 
 export interface EstimateOptions {
@@ -51,19 +76,36 @@ export interface EstimateOptions {
   screenLogits?: boolean;
   /** A draft model that is to be loaded beside. */
   draft?: string | URL;
+  /** As in `load`. */
+  mmproj?: string | URL | false;
+  visionPrecision?: 'int8' | 'exact';
 }
 
 export interface InspectOptions {
   /** Context sizes to plan memory for. Default: a ladder up to the model's own. */
   contexts?: readonly number[];
   kvCache?: KvCacheType;
+  /** As in `load`. */
+  mmproj?: string | URL | false;
 }
 
-export interface PromptOptions {
+export interface PromptOptions extends ImageOptions, CropOptions, VideoOptions {
   /** Take a string as text to continue, also with an instruction-tuned model. Default false. */
   raw?: boolean;
   /** Begin raw text with `<bos>`. Default true. */
   bos?: boolean;
+  /**
+   * Pictures for an input that is no conversation: they stand before a string; in token ids they fill the runs of the image
+   * token, in order.
+   */
+  images?: readonly (ImageInput | ImageEmbedding)[];
+}
+
+/** How far a prompt with pictures is: `'images'` are decoded and encoded, then the `'prompt'` is read. */
+export interface PromptProgress {
+  stage: 'images' | 'prompt';
+  /** 0 to 1 */
+  fraction: number;
 }
 
 export interface GenerateOptions extends PromptOptions {
@@ -105,7 +147,72 @@ export interface GenerateOptions extends PromptOptions {
    * `'truncate'` ends the output where the context ends.
    */
   onOverflow?: 'error' | 'truncate';
+  /** Called while pictures are encoded and the prompt is read, which takes seconds. */
+  onProgress?: (progress: PromptProgress) => void;
   /** Aborting rejects with the signal's reason at once and stops the work. */
+  signal?: AbortSignal;
+}
+
+/** What is accepted as a picture. */
+export interface ImageOptions {
+  /** Bytes of a file at most. Default: 64 MiB. */
+  maxImageBytes?: number;
+  /** Pixels of a picture at most, checked before it is decoded. Default: 100 million. A side has at most 65535. */
+  maxImagePixels?: number;
+  /**
+   * Fetch pictures from http(s) URLs. True: from public addresses only, `'private'`: also from this machine and its network;
+   * set that only for URLs you wrote yourself. Default false.
+   */
+  allowRemote?: boolean | 'private';
+  /** How long fetching may take, in milliseconds. Default: 30000. */
+  remoteTimeoutMs?: number;
+}
+
+/**
+ * Pan & Scan, as Hugging Face's image processor does it: a picture that is wider or higher than a square is seen whole and once
+ * more in 2 or more crops side by side, so that small text stays legible.
+ */
+export interface PanAndScanOptions {
+  /** Pixels a crop must have in width and height. Default 256. */
+  minCropSize?: number;
+  /** Default 4. */
+  maxCrops?: number;
+  /** Longer side divided by the shorter one from which on a picture is cropped. Default 1.2. */
+  minRatio?: number;
+}
+
+/** How pictures are cut. */
+export interface CropOptions {
+  /** Default false, as in the reference. */
+  panAndScan?: boolean | PanAndScanOptions;
+  /**
+   * Instead of Pan & Scan: cut every picture into nearly square tiles, so many along its shorter side (a square page into
+   * n x n). For dense pages, where Pan & Scan does nothing. At most 256 tiles. Each costs as much as a picture.
+   */
+  tile?: number;
+}
+
+/** How videos are read. */
+export interface VideoOptions {
+  /** Videos longer than this are refused. Default: 4 hours. */
+  maxVideoSeconds?: number;
+  /** Larger files are refused. Default: 16 GiB. */
+  maxVideoBytes?: number;
+  /** How long decoding one may take, in milliseconds. Default: 10 minutes. */
+  videoTimeoutMs?: number;
+}
+
+export interface EmbedImageOptions extends ImageOptions, CropOptions {
+  /** `'mean'`: one row for a picture, the mean of all of them, to compare pictures by. Default `'none'`. */
+  pooling?: 'none' | 'mean';
+  /** Called with the fraction that is done, 0 to 1. */
+  onProgress?: (fraction: number) => void;
+  signal?: AbortSignal;
+}
+
+export interface CropsOptions extends ImageOptions, CropOptions {
+  /** Also return the picture with a frame around each crop, as PNG. Default false. */
+  draw?: boolean;
   signal?: AbortSignal;
 }
 
@@ -131,7 +238,8 @@ export interface PerplexityOptions {
 
 const MAX_INT32 = 2 ** 31 - 1;
 
-function show(value: unknown): string {
+/** A value as messages show it. */
+export function show(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}...` : value);
   if (typeof value === 'number' || typeof value === 'bigint' || typeof value === 'boolean') return String(value);
   return value === null ? 'null' : Array.isArray(value) ? 'an array' : typeof value;
@@ -179,9 +287,9 @@ function signal(value: unknown): void {
 }
 
 // Misspelt options would otherwise be ignored without a word.
-function known(options: unknown, names: readonly string[]): void {
+function known(options: unknown, names: readonly string[], what = 'options'): void {
   if (typeof options !== 'object' || options === null || Array.isArray(options)) {
-    throw new TypeError(`options: expected an object, found ${show(options)}`);
+    throw new TypeError(`${what}: expected an object, found ${show(options)}`);
   }
   for (const name of Object.keys(options)) {
     if (!names.includes(name)) throw new TypeError(`${name}: no such option; there are ${names.join(', ')}`);
@@ -207,7 +315,7 @@ function environmentThreads(): number | undefined {
 const KV_CACHE_TYPES = ['f32', 'f16', 'q8_0'] as const;
 
 /** Everything but the paths. */
-export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path' | 'draft'> {
+export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path' | 'draft' | 'mmproj' | 'vision'> {
   known(options, [
     'device',
     'isa',
@@ -219,10 +327,12 @@ export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path
     'screenLogits',
     'draft',
     'mmproj',
+    'visionPrecision',
+    'imageCache',
+    'prefixCacheBytes',
     'onProgress',
     'signal',
   ]);
-  unsupported('mmproj', options.mmproj, 'vision');
   callback('onProgress', options.onProgress);
   signal(options.signal);
   const device = options.device ?? (process.env.GEMMA_DEVICE || 'auto');
@@ -234,6 +344,19 @@ export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path
     ...(threads !== undefined && { threads: integer('threads', threads, 1, 1024) }),
     ...memoryOptions(options),
     ...(options.mmap !== undefined && { mmap: boolean('mmap', options.mmap) }),
+    ...(options.prefixCacheBytes !== undefined && {
+      prefixCacheBytes: integer('prefixCacheBytes', options.prefixCacheBytes, 0, Number.MAX_SAFE_INTEGER),
+    }),
+  };
+}
+
+export function imageCacheOptions({ imageCache = {} }: LoadOptions): { maxBytes: number; folder?: string } {
+  if (imageCache === false) return { maxBytes: 0 };
+  known(imageCache, ['maxBytes', 'folder'], 'imageCache');
+  const { maxBytes = 256 << 20, folder } = imageCache;
+  return {
+    maxBytes: integer('imageCache.maxBytes', maxBytes, 0, Number.MAX_SAFE_INTEGER),
+    ...(folder !== undefined && { folder: string('imageCache.folder', folder) }),
   };
 }
 
@@ -242,8 +365,12 @@ function memoryOptions(options: EstimateOptions): {
   batchSize?: number;
   kvCache?: KvCacheType;
   screenLogits?: boolean;
+  visionPrecision?: 'int8' | 'exact';
 } {
   return {
+    ...(options.visionPrecision !== undefined && {
+      visionPrecision: oneOf('visionPrecision', options.visionPrecision, ['int8', 'exact']),
+    }),
     ...(options.contextSize !== undefined && { contextSize: integer('contextSize', options.contextSize, 1) }),
     ...(options.batchSize !== undefined && { batchSize: integer('batchSize', options.batchSize, 1, 65536) }),
     ...(options.kvCache !== undefined && { kvCache: oneOf('kvCache', options.kvCache, KV_CACHE_TYPES) }),
@@ -252,12 +379,12 @@ function memoryOptions(options: EstimateOptions): {
 }
 
 export function estimateOptions(options: EstimateOptions): ReturnType<typeof memoryOptions> {
-  known(options, ['contextSize', 'batchSize', 'kvCache', 'screenLogits', 'draft']);
+  known(options, ['contextSize', 'batchSize', 'kvCache', 'screenLogits', 'draft', 'mmproj', 'visionPrecision']);
   return memoryOptions(options);
 }
 
 export function inspectOptions(options: InspectOptions): { contexts?: number[]; kvCache?: KvCacheType } {
-  known(options, ['contexts', 'kvCache']);
+  known(options, ['contexts', 'kvCache', 'mmproj']);
   if (options.contexts !== undefined && !Array.isArray(options.contexts)) {
     throw new TypeError(`contexts: expected an array of integers, found ${show(options.contexts)}`);
   }
@@ -267,20 +394,44 @@ export function inspectOptions(options: InspectOptions): { contexts?: number[]; 
   };
 }
 
-const PROMPT_OPTIONS = ['raw', 'bos'];
+const IMAGE_OPTIONS = ['maxImageBytes', 'maxImagePixels', 'allowRemote', 'remoteTimeoutMs'];
+const CROP_OPTIONS = ['panAndScan', 'tile'];
+const VIDEO_OPTIONS = ['maxVideoSeconds', 'maxVideoBytes', 'videoTimeoutMs'];
+const PROMPT_OPTIONS = ['raw', 'bos', 'images', ...IMAGE_OPTIONS, ...CROP_OPTIONS, ...VIDEO_OPTIONS];
 
-function promptOptions(options: PromptOptions): void {
-  if (options.raw !== undefined) boolean('raw', options.raw);
-  if (options.bos !== undefined) boolean('bos', options.bos);
+/** What a prompt is made with, defaults filled in. */
+export interface PromptSettings {
+  raw: boolean;
+  bos: boolean;
+  images: readonly (ImageInput | ImageEmbedding)[];
+  limits: ImageLimits;
+  crops: NativeCropOptions;
+  videoLimits: VideoLimits;
 }
 
-export function checkPromptOptions(options: PromptOptions): void {
+function promptOptions(options: PromptOptions): PromptSettings {
+  const { raw = false, bos = true, images = [] } = options;
+  if (!Array.isArray(images)) throw new TypeError(`images: expected an array, found ${show(images)}`);
+  return {
+    raw: boolean('raw', raw),
+    bos: boolean('bos', bos),
+    images: images as PromptSettings['images'],
+    limits: imageLimits(options),
+    crops: cropOptions(options),
+    videoLimits: videoLimits(options),
+  };
+}
+
+export function checkPromptOptions(options: PromptOptions): PromptSettings {
   known(options, PROMPT_OPTIONS);
-  promptOptions(options);
+  return promptOptions(options);
 }
 
-/** Everything but the tokens. */
-export function generateOptions(options: GenerateOptions): Omit<NativeGenerateParams, 'tokens' | 'maxUnread'> {
+/** Everything but the tokens and their images. */
+export function generateOptions(options: GenerateOptions): {
+  params: Omit<NativeGenerateParams, 'tokens' | 'images' | 'maxUnread'>;
+  prompt: PromptSettings;
+} {
   known(options, [
     ...PROMPT_OPTIONS,
     'maxOutputTokens',
@@ -298,16 +449,15 @@ export function generateOptions(options: GenerateOptions): Omit<NativeGeneratePa
     'draft',
     'logprobs',
     'onOverflow',
+    'onProgress',
     'signal',
     'schema',
     'tools',
-    'panAndScan',
   ]);
-  const later = options as { schema?: unknown; tools?: unknown; panAndScan?: unknown };
+  const later = options as { schema?: unknown; tools?: unknown };
   unsupported('schema', later.schema, 'structured output');
   unsupported('tools', later.tools, 'tools');
-  unsupported('panAndScan', later.panAndScan, 'vision');
-  promptOptions(options);
+  callback('onProgress', options.onProgress);
   signal(options.signal);
   const {
     temperature = 1,
@@ -328,7 +478,7 @@ export function generateOptions(options: GenerateOptions): Omit<NativeGeneratePa
   if (!Array.isArray(stopSequences)) {
     throw new TypeError(`stopSequences: expected an array of strings, found ${show(stopSequences)}`);
   }
-  return {
+  const params: Omit<NativeGenerateParams, 'tokens' | 'images' | 'maxUnread'> = {
     maxOutputTokens: maxOutputTokens === undefined ? -1 : integer('maxOutputTokens', maxOutputTokens, 1),
     overflowIsError: oneOf('onOverflow', onOverflow, ['error', 'truncate']) === 'error',
     stopSequences: stopSequences.map((text: unknown, i) => {
@@ -353,6 +503,7 @@ export function generateOptions(options: GenerateOptions): Omit<NativeGeneratePa
     logitBias: logitBias(options.logitBias),
     logprobs: typeof logprobs === 'boolean' ? Number(logprobs) : integer('logprobs', logprobs, 0, 100),
   };
+  return { params, prompt: promptOptions(options) };
 }
 
 function logitBias(bias: unknown): Float64Array {
@@ -368,9 +519,13 @@ function logitBias(bias: unknown): Float64Array {
   );
 }
 
-export function logitsOptions(options: LogitsOptions): { all: boolean; rows: boolean; top: number } {
+export function logitsOptions(options: LogitsOptions): {
+  all: boolean;
+  rows: boolean;
+  top: number;
+  prompt: PromptSettings;
+} {
   known(options, [...PROMPT_OPTIONS, 'all', 'top', 'data', 'onRow', 'signal']);
-  promptOptions(options);
   callback('onRow', options.onRow);
   signal(options.signal);
   const { all = false, top = 0, data = true } = options;
@@ -378,6 +533,7 @@ export function logitsOptions(options: LogitsOptions): { all: boolean; rows: boo
     all: boolean('all', all),
     top: integer('top', top, 0, 1000),
     rows: boolean('data', data) || !!options.onRow,
+    prompt: promptOptions(options),
   };
 }
 
@@ -386,6 +542,89 @@ export function perplexityOptions(options: PerplexityOptions, contextSize: numbe
   callback('onProgress', options.onProgress);
   signal(options.signal);
   return { contextSize: integer('contextSize', options.contextSize ?? Math.min(512, contextSize), 2, contextSize) };
+}
+
+export function imageLimits(options: ImageOptions): ImageLimits {
+  const { maxImageBytes = 64 << 20, maxImagePixels = 100e6, allowRemote = false, remoteTimeoutMs = 30_000 } = options;
+  if (typeof allowRemote !== 'boolean' && allowRemote !== 'private') {
+    throw new TypeError(`allowRemote: expected true, false or 'private', found ${show(allowRemote)}`);
+  }
+  return {
+    maxBytes: integer('maxImageBytes', maxImageBytes, 1),
+    maxPixels: integer('maxImagePixels', maxImagePixels, 1),
+    allowRemote,
+    timeoutMs: integer('remoteTimeoutMs', remoteTimeoutMs, 1),
+  };
+}
+
+const MAX_CROPS = 256; // kMaxCrops in native/image/image.h
+
+export function cropOptions({ panAndScan = false, tile }: CropOptions): NativeCropOptions {
+  if (typeof panAndScan !== 'boolean') known(panAndScan, ['minCropSize', 'maxCrops', 'minRatio'], 'panAndScan');
+  if (tile !== undefined) {
+    if (panAndScan !== false) throw new TypeError('tile: a picture is cut by panAndScan or into tiles, not both');
+    return { tile: integer('tile', tile, 1, MAX_CROPS) };
+  }
+  if (panAndScan === false) return {};
+  const { minCropSize, maxCrops, minRatio } = panAndScan === true ? {} : panAndScan;
+  return {
+    panAndScan: {
+      ...(minCropSize !== undefined && { minCropSize: integer('panAndScan.minCropSize', minCropSize, 1) }),
+      ...(maxCrops !== undefined && { maxCrops: integer('panAndScan.maxCrops', maxCrops, 1, MAX_CROPS) }),
+      ...(minRatio !== undefined && {
+        minRatio: number('panAndScan.minRatio', minRatio, (n) => n >= 0, 'a number of at least 0'),
+      }),
+    },
+  };
+}
+
+export function videoLimits(options: VideoOptions): VideoLimits {
+  const { maxVideoSeconds = 4 * 3600, maxVideoBytes = 16 * 2 ** 30, videoTimeoutMs = 600_000 } = options;
+  return {
+    maxSeconds: number('maxVideoSeconds', maxVideoSeconds, (n) => n > 0, 'a number above 0'),
+    maxBytes: integer('maxVideoBytes', maxVideoBytes, 1, Number.MAX_SAFE_INTEGER),
+    timeoutMs: integer('videoTimeoutMs', videoTimeoutMs, 1),
+  };
+}
+
+/** How many frames of a video part are wanted; undefined: as many as there is room for. */
+export function frameOptions(
+  name: string,
+  { fps, maxFrames }: { fps?: number | undefined; maxFrames?: number | undefined },
+): { fps?: number; maxFrames?: number } {
+  if (fps !== undefined) number(`${name}.fps`, fps, (n) => n > 0 && n <= 1000, 'a number above 0, at most 1000');
+  if (maxFrames !== undefined) integer(`${name}.maxFrames`, maxFrames, 1);
+  if (fps === undefined) return { maxFrames: maxFrames ?? 16 };
+  return { fps, ...(maxFrames !== undefined && { maxFrames }) };
+}
+
+export function embedImageOptions(options: EmbedImageOptions): {
+  limits: ImageLimits;
+  crops: NativeCropOptions;
+  pooling: 'none' | 'mean';
+} {
+  known(options, [...IMAGE_OPTIONS, ...CROP_OPTIONS, 'pooling', 'onProgress', 'signal']);
+  callback('onProgress', options.onProgress);
+  signal(options.signal);
+  return {
+    limits: imageLimits(options),
+    crops: cropOptions(options),
+    pooling: oneOf('pooling', options.pooling ?? 'none', ['none', 'mean']),
+  };
+}
+
+export function cropsOptions(options: CropsOptions): {
+  limits: ImageLimits;
+  crops: NativeCropOptions;
+  draw: boolean;
+} {
+  known(options, [...IMAGE_OPTIONS, ...CROP_OPTIONS, 'draw', 'signal']);
+  signal(options.signal);
+  return {
+    limits: imageLimits(options),
+    crops: cropOptions({ panAndScan: options.tile === undefined, ...options }),
+    draw: boolean('draw', options.draw ?? false),
+  };
 }
 
 export function tokenizeOptions(options: { special?: boolean; bos?: boolean }): { special: boolean; bos: boolean } {

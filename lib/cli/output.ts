@@ -1,6 +1,6 @@
 // What the terminal sees: results on stdout, everything else on stderr.
 import { SingleBar } from 'cli-progress';
-import { GemmaError } from '../index.js';
+import { GemmaError, type PromptProgress } from '../index.js';
 
 export const EXIT_FAILED = 1;
 export const EXIT_USAGE = 2;
@@ -21,6 +21,13 @@ export function note(line: string): void {
   process.stderr.write(`${line}\n`);
 }
 
+function bar(label: string): SingleBar {
+  const format = `${label} [{bar}] {percentage} %`;
+  const shown = new SingleBar({ format, clearOnComplete: true, stream: process.stderr, hideCursor: true });
+  shown.start(100, 0);
+  return shown;
+}
+
 /** A bar on the terminal while something takes a fraction from 0 to 1; silent where nobody watches. */
 export async function withProgress<T>(
   label: string,
@@ -28,18 +35,34 @@ export async function withProgress<T>(
   work: (onProgress: (fraction: number) => void) => Promise<T>,
 ): Promise<T> {
   if (silent || !process.stderr.isTTY) return work(() => {});
-  const bar = new SingleBar({
-    format: `${label} [{bar}] {percentage} %`,
-    clearOnComplete: true,
-    stream: process.stderr,
-    hideCursor: true,
-  });
-  bar.start(100, 0);
+  const shown = bar(label);
   try {
-    return await work((fraction) => bar.update(Math.round(fraction * 100)));
+    return await work((fraction) => shown.update(Math.round(fraction * 100)));
   } finally {
-    bar.stop();
+    shown.stop();
   }
+}
+
+/** The same for a prompt with pictures, a bar for each stage; nothing for the moment that text alone takes. */
+export function promptProgress(silent: boolean): { update: (progress: PromptProgress) => void; stop: () => void } {
+  if (silent || !process.stderr.isTTY) return { update: () => {}, stop: () => {} };
+  let shown: SingleBar | undefined;
+  let stage: string | undefined;
+  const stop = () => {
+    shown?.stop();
+    shown = undefined;
+  };
+  const update = (progress: PromptProgress) => {
+    if (progress.stage !== stage) {
+      stop();
+      if (progress.stage === 'images' || stage === 'images') {
+        shown = bar(progress.stage === 'images' ? 'Looking' : 'Reading');
+      }
+      stage = progress.stage;
+    }
+    shown?.update(Math.round(progress.fraction * 100));
+  };
+  return { update, stop };
 }
 
 /** Tells of a failure and returns the exit code. */

@@ -1,5 +1,5 @@
 // The command line: parses, calls the public API, prints.
-import { closeSync, openSync, readFileSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs';
 import { text as readAll } from 'node:stream/consumers';
 import { Argument, Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { Gemma, GemmaError, type Input, type LoadOptions, type TokenScore } from '../index.js';
@@ -9,6 +9,7 @@ import {
   note,
   printJson,
   printLine,
+  promptProgress,
   reportFailure,
   table,
   UsageError,
@@ -26,12 +27,33 @@ interface ModelFlags {
   mmap?: boolean;
   screen?: boolean;
   draft?: string | false;
+  mmproj?: string | false;
+}
+
+interface ImageFlags {
+  image?: string[];
+  panAndScan?: boolean;
+  tile?: number;
+}
+
+/** Pictures named on the command line are the user's own: URLs too. */
+function imageOptions({ image, panAndScan, tile }: ImageFlags) {
+  return {
+    allowRemote: 'private',
+    ...(image && { images: image }),
+    ...(panAndScan && { panAndScan: true }),
+    ...(tile !== undefined && { tile }),
+  } as const;
 }
 
 function number(text: string): number {
   const value = Number(text);
   if (text.trim() === '' || Number.isNaN(value)) throw new InvalidArgumentError('Expected a number.');
   return value;
+}
+
+function collect(text: string, all: string[] = []): string[] {
+  return [...all, text];
 }
 
 function tokenList(text: string): number[] {
@@ -54,6 +76,18 @@ function withModel(command: Command): Command {
     .option('--json', 'print one JSON object');
 }
 
+function withImages(command: Command): Command {
+  return command
+    .option('--mmproj <file>', 'vision encoder; default: the one beside the model or inside of it')
+    .option('--no-mmproj', 'without vision encoder')
+    .option('--pan-and-scan', 'see wide and high pictures in crops as well')
+    .addOption(
+      new Option('--tile <n>', 'see pictures in tiles as well, so many along the shorter side')
+        .argParser(number)
+        .conflicts('panAndScan'),
+    );
+}
+
 /** Loads the model of the flags, works with it, frees it. */
 async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (gemma: Gemma) => Promise<T>): Promise<T> {
   const options: LoadOptions = {
@@ -65,6 +99,7 @@ async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (gemma: Ge
     ...(flags.mmap === false && { mmap: false }),
     ...(flags.screen === false && { screenLogits: false }),
     ...(flags.draft && { draft: flags.draft }),
+    ...(flags.mmproj !== undefined && { mmproj: flags.mmproj }),
     signal,
   };
   const gemma = await withProgress('Loading', !!flags.json, (onProgress) =>
@@ -91,11 +126,10 @@ function speed(tokens: number, ms: number, rate: number): string {
   return `${tokens} tokens in ${(ms / 1000).toFixed(2)} s (${rate.toFixed(1)}/s)`;
 }
 
-interface RunFlags extends ModelFlags {
-  mmproj?: string;
-  image?: string[];
+interface RunFlags extends ModelFlags, ImageFlags {
   video?: string[];
-  panAndScan?: boolean;
+  fps?: number;
+  maxFrames?: number;
   raw?: boolean;
   system?: string;
   maxTokens?: number;
@@ -108,26 +142,37 @@ interface RunFlags extends ModelFlags {
   promptLookup?: boolean;
 }
 
+/** A prompt with what stands before it: pictures, videos, a system message. */
+function inputOf(prompt: string, flags: RunFlags): Input {
+  const { system, image = [], video = [], fps, maxFrames } = flags;
+  if (system === undefined && video.length === 0) return prompt; // images go in by an option
+  const frames = { ...(fps !== undefined && { fps }), ...(maxFrames !== undefined && { maxFrames }) };
+  return [
+    ...(system === undefined ? [] : [{ role: 'system' as const, content: system }]),
+    {
+      role: 'user',
+      content: [
+        ...image.map((path) => ({ type: 'image' as const, image: path })),
+        ...video.map((path) => ({ type: 'video' as const, video: path, ...frames })),
+        { type: 'text', text: prompt },
+      ],
+    },
+  ];
+}
+
 async function run(argument: string | undefined, flags: RunFlags, signal: AbortSignal): Promise<void> {
-  if (flags.image || flags.video || flags.mmproj || flags.panAndScan) {
-    throw new GemmaError(
-      'ERR_UNSUPPORTED_INPUT',
-      'this version of gemma-native reads text only, no images or video',
-      'NO_VISION',
-    );
-  }
+  if (flags.raw && flags.video) throw new UsageError('--video: raw text has no video');
   if (flags.raw && flags.system !== undefined) throw new UsageError('--system: raw text has no system message');
   const prompt = await textFrom(argument, undefined, 'prompt');
-  const input: Input =
-    flags.system === undefined
-      ? prompt
-      : [
-          { role: 'system', content: flags.system },
-          { role: 'user', content: prompt },
-        ];
+  const input = inputOf(prompt, flags);
+  const { images, ...seen } = imageOptions(flags);
   await using(flags, signal, async (gemma) => {
+    const progress = promptProgress(!!flags.json);
     const stream = gemma.stream(input, {
       signal,
+      ...seen,
+      ...(typeof input === 'string' && images && { images }),
+      onProgress: progress.update,
       ...(flags.raw && { raw: true }),
       ...(flags.maxTokens !== undefined && { maxOutputTokens: flags.maxTokens }),
       ...(flags.temperature !== undefined && { temperature: flags.temperature }),
@@ -139,11 +184,19 @@ async function run(argument: string | undefined, flags: RunFlags, signal: AbortS
       ...(flags.draft === false && { draft: false }),
       ...(flags.promptLookup && { draft: 'prompt-lookup' }),
     });
-    if (!flags.json) {
-      for await (const part of stream) process.stdout.write(part.text);
-      process.stdout.write('\n');
+    let result;
+    try {
+      if (!flags.json) {
+        for await (const part of stream) {
+          progress.stop();
+          process.stdout.write(part.text);
+        }
+        process.stdout.write('\n');
+      }
+      result = await stream.result;
+    } finally {
+      progress.stop();
     }
-    const result = await stream.result;
     const { usage, timings } = result;
     const { loadMs } = gemma.info;
     if (flags.json) {
@@ -180,23 +233,15 @@ async function detokenize(tokens: number[], flags: ModelFlags, signal: AbortSign
   else printLine(text);
 }
 
-interface LogitsFlags extends ModelFlags {
+interface LogitsFlags extends ModelFlags, ImageFlags {
   raw?: boolean;
   bos?: boolean;
   all?: boolean;
   out?: string;
   tokens?: number[];
-  image?: string[];
 }
 
 async function logits(argument: string | undefined, flags: LogitsFlags, signal: AbortSignal): Promise<void> {
-  if (flags.image) {
-    throw new GemmaError(
-      'ERR_UNSUPPORTED_INPUT',
-      'this version of gemma-native reads text only, no images',
-      'NO_VISION',
-    );
-  }
   if (flags.tokens && argument !== undefined) throw new UsageError('give a prompt or --tokens, not both');
   const input = flags.tokens ?? (await textFrom(argument, undefined, 'prompt'));
   await using(flags, signal, async (gemma) => {
@@ -210,6 +255,7 @@ async function logits(argument: string | undefined, flags: LogitsFlags, signal: 
         all: !!flags.all,
         top: 5,
         signal,
+        ...imageOptions(flags),
         // Literally raw: only what was given, <bos> when asked for.
         ...(flags.raw && { raw: true, bos: !!flags.bos }),
         ...(file === undefined
@@ -221,6 +267,23 @@ async function logits(argument: string | undefined, flags: LogitsFlags, signal: 
     } finally {
       if (file !== undefined) closeSync(file);
     }
+  });
+}
+
+interface EmbedImageFlags extends ModelFlags, ImageFlags {
+  out?: string;
+}
+
+async function embedImage(file: string, flags: EmbedImageFlags, signal: AbortSignal): Promise<void> {
+  await using(flags, signal, async (gemma) => {
+    const { data, shape, crops } = await withProgress('Encoding', !!flags.json, (onProgress) =>
+      gemma.embedImage(file, { ...imageOptions(flags), onProgress, signal }),
+    );
+    if (flags.out !== undefined)
+      writeFileSync(flags.out, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    const tokensPerImage = gemma.info.vision?.tokensPerImage;
+    if (flags.json) printJson({ shape, crops, tokensPerImage });
+    else printLine(`${shape[0]} tokens of ${shape[1]}: the picture and ${crops.length} crops`);
   });
 }
 
@@ -303,6 +366,33 @@ async function inspect(model: string, flags: InspectFlags): Promise<void> {
   );
 }
 
+interface CropsFlags {
+  json?: boolean;
+  minCropSize?: number;
+  maxCrops?: number;
+  minRatio?: number;
+  tile?: number;
+  draw?: string;
+}
+
+async function crops(file: string, flags: CropsFlags, signal: AbortSignal): Promise<void> {
+  const { minCropSize, maxCrops, minRatio, tile, draw } = flags;
+  const panAndScan = {
+    ...(minCropSize !== undefined && { minCropSize }),
+    ...(maxCrops !== undefined && { maxCrops }),
+    ...(minRatio !== undefined && { minRatio }),
+  };
+  const { png, ...result } = await Gemma.crops(file, {
+    signal,
+    ...(tile === undefined ? { panAndScan } : { tile }),
+    ...(draw !== undefined && { draw: true }),
+  });
+  if (draw !== undefined && png) writeFileSync(draw, png);
+  if (flags.json) return printJson(result);
+  printLine(`${result.width} x ${result.height}, ${result.crops.length} crops`);
+  printLine(table(result.crops.map(({ x, y, width, height }) => ['  ', `${width} x ${height}`, `at ${x}, ${y}`])));
+}
+
 async function devices(flags: { json?: boolean }): Promise<void> {
   const found = await Gemma.devices();
   const backends = [Gemma.backend];
@@ -336,7 +426,7 @@ function build(signal: AbortSignal): Command {
   const command = (definition: string, summary: string) =>
     program.command(definition).description(summary).exitOverride().allowExcessArguments(false);
 
-  withModel(command('run [prompt]', 'answer or continue a prompt'))
+  withImages(withModel(command('run [prompt]', 'answer or continue a prompt')))
     .option('--raw', 'continue the text, also with an instruction-tuned model')
     .option('--system <text>', 'system message')
     .option('--max-tokens <n>', 'tokens at most', number)
@@ -349,10 +439,10 @@ function build(signal: AbortSignal): Command {
     .option('--draft <file>', 'smaller model of the same vocabulary that guesses tokens ahead')
     .addOption(new Option('--prompt-lookup', 'guess ahead from the text so far').conflicts('draft'))
     .option('--no-draft', 'guess nothing ahead')
-    .addOption(new Option('--mmproj <file>').hideHelp())
-    .addOption(new Option('--image <file...>').hideHelp())
-    .addOption(new Option('--video <file...>').hideHelp())
-    .addOption(new Option('--pan-and-scan').hideHelp())
+    .option('--image <file>', 'a picture to look at, before the prompt; as often as wanted', collect)
+    .option('--video <file>', 'a video to look at; as often as wanted', collect)
+    .option('--fps <n>', 'frames of a video per second, instead of evenly spaced ones', number)
+    .option('--max-frames <n>', 'frames of a video at most (16)', number)
     .action((prompt: string | undefined, flags: RunFlags) => run(prompt, flags, signal));
   withModel(command('tokenize [text]', 'text to token ids'))
     .option('--special', 'parse control strings such as <start_of_turn>')
@@ -367,14 +457,17 @@ function build(signal: AbortSignal): Command {
       }),
     )
     .action((ids: number[], flags: ModelFlags) => detokenize(ids, flags, signal));
-  withModel(command('logits [prompt]', "the model's scores for the next token"))
+  withImages(withModel(command('logits [prompt]', "the model's scores for the next token")))
     .option('--raw', 'the text as it is, without template and <bos>')
     .option('--bos', 'with --raw: begin with <bos>')
     .option('--tokens <ids>', 'token ids instead of a prompt, separated by commas', tokenList)
     .option('--all', 'for every position, not only the last')
     .option('--out <file>', 'write all scores, float32 little endian')
-    .addOption(new Option('--image <file...>').hideHelp())
+    .option('--image <file>', 'a picture before the prompt, or for a run of image tokens; as often as wanted', collect)
     .action((prompt: string | undefined, flags: LogitsFlags) => logits(prompt, flags, signal));
+  withImages(withModel(command('embed-image <file>', 'what the vision encoder makes of a picture')))
+    .option('--out <file>', 'write all rows, float32 little endian')
+    .action((file: string, flags: EmbedImageFlags) => embedImage(file, flags, signal));
   withModel(command('perplexity', 'how well the model predicts a text'))
     .requiredOption('--file <file>', 'the text')
     .action((flags: PerplexityFlags) => perplexity(flags, signal));
@@ -382,6 +475,18 @@ function build(signal: AbortSignal): Command {
     .addOption(new Option('--kv <type>', 'type of the key/value cache').choices(['f32', 'f16', 'q8_0']))
     .option('--json', 'print one JSON object')
     .action((model: string, flags: InspectFlags) => inspect(model, flags));
+  command('crops <file>', 'how Pan & Scan, or a grid of tiles, cuts a picture')
+    .option('--min-crop-size <pixels>', 'width and height a crop must have', number)
+    .option('--max-crops <n>', 'crops at most', number)
+    .option('--min-ratio <r>', 'longer side by shorter side from which on a picture is cropped', number)
+    .addOption(
+      new Option('--tile <n>', 'tiles along the shorter side, instead of Pan & Scan')
+        .argParser(number)
+        .conflicts(['minCropSize', 'maxCrops', 'minRatio']),
+    )
+    .option('--draw <file>', 'write the picture with the frames of its crops, as PNG')
+    .option('--json', 'print one JSON object')
+    .action((file: string, flags: CropsFlags) => crops(file, flags, signal));
   command('devices', 'what this build can compute on')
     .option('--json', 'print one JSON object')
     .action((flags: { json?: boolean }) => devices(flags));

@@ -8,6 +8,8 @@ const char* error_code_name(ErrorCode code) {
     case ErrorCode::kGgufInvalid: return "ERR_GGUF_INVALID";
     case ErrorCode::kUnsupportedModel: return "ERR_UNSUPPORTED_MODEL";
     case ErrorCode::kUnsupportedInput: return "ERR_UNSUPPORTED_INPUT";
+    case ErrorCode::kImage: return "ERR_IMAGE";
+    case ErrorCode::kVideo: return "ERR_VIDEO";
     case ErrorCode::kContextFull: return "ERR_CONTEXT_FULL";
     case ErrorCode::kNonFinite: return "ERR_NON_FINITE";
     case ErrorCode::kOutOfMemory: return "ERR_OUT_OF_MEMORY";

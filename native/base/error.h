@@ -13,7 +13,9 @@ enum class ErrorCode {
   kFile,                // ERR_FILE: cannot open or read
   kGgufInvalid,         // ERR_GGUF_INVALID: the file breaks the format or its own metadata
   kUnsupportedModel,    // ERR_UNSUPPORTED_MODEL: a sound file of something else
-  kUnsupportedInput,    // ERR_UNSUPPORTED_INPUT: a message part or option this version does not have
+  kUnsupportedInput,    // ERR_UNSUPPORTED_INPUT: what this model or version cannot take
+  kImage,               // ERR_IMAGE: a picture that cannot be fetched or decoded, or is too large
+  kVideo,               // ERR_VIDEO: the same of a video
   kContextFull,         // ERR_CONTEXT_FULL: prompt and output do not fit into the context
   kNonFinite,           // ERR_NON_FINITE: NaN or infinity in the logits
   kOutOfMemory,         // ERR_OUT_OF_MEMORY

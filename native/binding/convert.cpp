@@ -71,11 +71,24 @@ void read(const Napi::Object& options, const char* key, int* out) {
 void read(const Napi::Object& options, const char* key, float* out) {
   read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::Number>().FloatValue(); });
 }
+void read(const Napi::Object& options, const char* key, double* out) {
+  read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::Number>().DoubleValue(); });
+}
 void read(const Napi::Object& options, const char* key, bool* out) {
   read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::Boolean>().Value(); });
 }
 void read(const Napi::Object& options, const char* key, std::string* out) {
   read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::String>().Utf8Value(); });
+}
+
+// The bytes of a Uint8Array where they are.
+std::span<const uint8_t> bytes_of(const Napi::Object& options, const char* key) {
+  const Napi::Value value = options.Get(key);
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    throw Napi::TypeError::New(options.Env(), std::string(key) + ": expected a Uint8Array");
+  }
+  const auto array = value.As<Napi::Uint8Array>();
+  return {array.Data(), array.ElementLength()};
 }
 
 }  // namespace
@@ -228,6 +241,41 @@ std::vector<TokenId> to_tokens(const Napi::Value& value) {
   return {array.Data(), array.Data() + array.ElementLength()};
 }
 
+CropOptions to_crop_options(const Napi::Object& options) {
+  CropOptions result;
+  read(options, "panAndScan", [&](const Napi::Value& value) {
+    const auto object = value.As<Napi::Object>();
+    PanAndScan pan_and_scan;
+    read(object, "minCropSize", &pan_and_scan.min_crop_size);
+    read(object, "maxCrops", &pan_and_scan.max_crops);
+    read(object, "minRatio", &pan_and_scan.min_ratio);
+    result.pan_and_scan = pan_and_scan;
+  });
+  read(options, "tile", &result.tile);
+  return result;
+}
+
+Image to_image(const Napi::Object& options) {
+  Image image;
+  image.data = bytes_of(options, "data");
+  read(options, "width", &image.width);
+  read(options, "height", &image.height);
+  std::string name = "rgb";
+  read(options, "layout", &name);
+  if (name == "grey") {
+    image.layout = PixelLayout::kGrey;
+  } else if (name == "grey-alpha") {
+    image.layout = PixelLayout::kGreyAlpha;
+  } else if (name == "rgba") {
+    image.layout = PixelLayout::kRgba;
+  } else if (name == "cmyk") {
+    image.layout = PixelLayout::kCmyk;
+  } else if (name != "rgb") {
+    throw Error(ErrorCode::kInvalidArgument, "", "layout: expected grey, grey-alpha, rgb, rgba or cmyk, found " + name);
+  }
+  return image;
+}
+
 std::vector<PromptImage> to_prompt_images(const Napi::Value& value) {
   std::vector<PromptImage> images;
   if (value.IsUndefined()) return images;
@@ -245,17 +293,36 @@ std::vector<PromptImage> to_prompt_images(const Napi::Value& value) {
 }
 
 EncodeParams to_encode_params(const Napi::Object& params) {
-  const Napi::Value pixels = params.Get("pixels");
-  if (!pixels.IsTypedArray() || pixels.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
-    throw Napi::TypeError::New(params.Env(), "pixels: expected a Uint8Array");
-  const auto array = pixels.As<Napi::Uint8Array>();
-  return {{array.Data(), array.Data() + array.ElementLength()}, params.Get("n").As<Napi::Number>().Int32Value()};
+  const std::span<const uint8_t> pixels = bytes_of(params, "pixels");
+  return {{pixels.begin(), pixels.end()}, params.Get("n").As<Napi::Number>().Int32Value()};
 }
 
 Napi::Value to_js(Napi::Env env, std::span<const TokenId> tokens) {
   auto array = Napi::Int32Array::New(env, tokens.size());
   if (!tokens.empty()) std::memcpy(array.Data(), tokens.data(), tokens.size_bytes());
   return array;
+}
+
+Napi::Value to_js(Napi::Env env, const std::vector<Box>& boxes) {
+  Napi::Array array = Napi::Array::New(env, boxes.size());
+  for (uint32_t i = 0; i < boxes.size(); ++i) {
+    Napi::Object object = Napi::Object::New(env);
+    object["x"] = boxes[i].x;
+    object["y"] = boxes[i].y;
+    object["width"] = boxes[i].width;
+    object["height"] = boxes[i].height;
+    array.Set(i, object);
+  }
+  return array;
+}
+
+Napi::Value to_js(Napi::Env env, const PreparedImage& prepared) {
+  Napi::Object object = Napi::Object::New(env);
+  auto pixels = Napi::Uint8Array::New(env, prepared.pixels.size());
+  std::copy(prepared.pixels.begin(), prepared.pixels.end(), pixels.Data());
+  object["pixels"] = pixels;
+  object["crops"] = to_js(env, prepared.crops);
+  return object;
 }
 
 Napi::Value to_js(Napi::Env env, const ModelConfig& config) {

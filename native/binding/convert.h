@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "image/image.h"
 #include "runtime/engine.h"
 
 namespace gemma::binding {
@@ -54,12 +55,17 @@ GenerateParams to_generate_params(const Napi::Object& params);
 KvType to_kv_type(const std::string& name);                // throws Error{kInvalidArgument}
 DraftMode to_draft_mode(const std::string& name);          // throws Error{kInvalidArgument}
 std::vector<TokenId> to_tokens(const Napi::Value& value);  // Int32Array
+CropOptions to_crop_options(const Napi::Object& options);  // { panAndScan?: { minCropSize, .. }, tile? }
+// { data: Uint8Array, width, height, layout }: a view of the array, which must stay alive and unchanged.
+Image to_image(const Napi::Object& options);
 // [{ first: number, embedding: Float32Array }], or undefined
 std::vector<PromptImage> to_prompt_images(const Napi::Value& value);
 EncodeParams to_encode_params(const Napi::Object& params);  // { pixels: Uint8Array, n: number }
 
 // C++ to JavaScript.
 Napi::Value to_js(Napi::Env env, std::span<const TokenId> tokens);  // Int32Array
+Napi::Value to_js(Napi::Env env, const std::vector<Box>& boxes);    // { x, y, width, height }[]
+Napi::Value to_js(Napi::Env env, const PreparedImage& prepared);    // { pixels: Uint8Array, crops }
 Napi::Value to_js(Napi::Env env, const ModelConfig& config);
 Napi::Value to_js(Napi::Env env, const VisionConfig& vision);
 Napi::Value to_js(Napi::Env env, const MemoryPlan& memory);

@@ -22,6 +22,8 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : mailbox_(std::ma
                            InstanceMethod("init", &Environment::init),
                            InstanceMethod("devices", &Environment::devices),
                            InstanceMethod("inspect", &Environment::inspect),
+                           InstanceMethod("cropBoxes", &Environment::crop_boxes),
+                           InstanceMethod("prepareImage", &Environment::prepare_image),
                            InstanceMethod("load", &Environment::load),
                            InstanceMethod("cancel", &Environment::cancel),
                            InstanceValue("backend", Napi::String::New(env, compiled_backend())),
@@ -107,6 +109,33 @@ Napi::Value Environment::inspect(const Napi::CallbackInfo& info) {
     return PoolTask<FileSummary>::run(
         info.Env(), [load_options, contexts] { return summarize_file(load_options, contexts); },
         [](Napi::Env env, FileSummary&& summary) { return to_js(env, summary); });
+  });
+}
+
+// cropBoxes({ width, height, panAndScan?, tile? }) -> { x, y, width, height }[]
+Napi::Value Environment::crop_boxes(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const auto options = info[0].As<Napi::Object>();
+    const int width = options.Get("width").As<Napi::Number>().Int32Value();
+    const int height = options.Get("height").As<Napi::Number>().Int32Value();
+    return to_js(info.Env(), gemma::crop_boxes(width, height, to_crop_options(options)));
+  });
+}
+
+// prepareImage({ data, width, height, layout, imageSize, panAndScan?, tile? }) -> Promise<{ pixels, crops }>. The data
+// is read where it is, on another thread, without a copy: its array must not change, move or be handed to anyone until
+// then.
+Napi::Value Environment::prepare_image(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const auto options = info[0].As<Napi::Object>();
+    const Image image = to_image(options);
+    check_image(image);
+    const int size = options.Get("imageSize").As<Napi::Number>().Int32Value();
+    const auto keep = std::make_shared<Napi::ObjectReference>(Napi::Persistent(options.Get("data").As<Napi::Object>()));
+    return PoolTask<PreparedImage>::run(
+        info.Env(),
+        [image, size, keep, crops = to_crop_options(options)] { return gemma::prepare_image(image, size, crops); },
+        [](Napi::Env env, PreparedImage&& prepared) { return to_js(env, prepared); });
   });
 }
 

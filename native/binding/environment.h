@@ -65,6 +65,8 @@ class Environment : public Napi::Addon<Environment> {
   Napi::Value init(const Napi::CallbackInfo& info);
   Napi::Value devices(const Napi::CallbackInfo& info);
   Napi::Value inspect(const Napi::CallbackInfo& info);
+  Napi::Value crop_boxes(const Napi::CallbackInfo& info);
+  Napi::Value prepare_image(const Napi::CallbackInfo& info);
   Napi::Value load(const Napi::CallbackInfo& info);
   Napi::Value cancel(const Napi::CallbackInfo& info);
   void shut_down();

@@ -77,7 +77,8 @@ describe('loading', () => {
   });
 
   test('vision files', async () => {
-    expect(await codeOf(Gemma.load(tiny, { mmproj: 'x.gguf' }))).toBe('ERR_UNSUPPORTED_INPUT');
+    expect(await codeOf(Gemma.load(tiny, { mmproj: 'x.gguf' }))).toBe('ERR_FILE');
+    expect(await codeOf(Gemma.load(tiny, { mmproj: tiny }))).toBe('ERR_UNSUPPORTED_MODEL');
   });
 });
 

@@ -1,6 +1,6 @@
 // The examples run as they are, against the package under its own name.
 import { join } from 'node:path';
-import { realModel, root, runNode } from './helpers.js';
+import { data, realModel, root, runNode } from './helpers.js';
 
 const examples: [string, RegExp][] = [
   ['five-lines.mjs', /France/],
@@ -11,6 +11,24 @@ const examples: [string, RegExp][] = [
 
 test.each(examples)('%s', async (name, output) => {
   const exit = await runNode([join(root, 'examples', name), realModel()]);
+  expect(exit).toMatchObject({ code: 0, stderr: '' });
+  expect(exit.stdout).toMatch(output);
+});
+
+// Those with pictures run on the tiny model, whose answers say nothing.
+const seeing = join(data, 'mm-a-f16.gguf');
+const picture = (name: string) => join(data, 'images', name);
+
+const withPictures: [string, string[], RegExp][] = [
+  ['describe-picture.mjs', [picture('photo.png')], /\n$/],
+  ['compare-pictures.mjs', [picture('odd.png'), picture('photo.png')], /> What is[^]*> Which of[^]*s; [1-9]\d* of/],
+  ['read-page.mjs', [picture('wide.png')], /330 x 96, 0 crops\n\nWithout[^]*\n\nWith/],
+  ['near-duplicates.mjs', [], /^\d+ pairs among 100 pictures\n[^]*drawn 0 {2}drawn 90\n/],
+  ['near-duplicates.mjs', [join(data, 'images')], /^\d+ pairs among 14 pictures\n/],
+];
+
+test.each(withPictures)('%s', async (name, args, output) => {
+  const exit = await runNode([join(root, 'examples', name), seeing, ...args]);
   expect(exit).toMatchObject({ code: 0, stderr: '' });
   expect(exit.stdout).toMatch(output);
 });

@@ -4,7 +4,7 @@ import { rejection, tiny } from './helpers.js';
 
 describe('generate options', () => {
   test('defaults are those of Gemma', () => {
-    expect(generateOptions({})).toMatchObject({
+    expect(generateOptions({}).params).toMatchObject({
       temperature: 1,
       topK: 64,
       topP: 0.95,
@@ -15,14 +15,14 @@ describe('generate options', () => {
   });
 
   test('drafting', () => {
-    expect(generateOptions({}).draft).toBe('auto');
-    expect(generateOptions({ draft: false }).draft).toBe('off');
-    expect(generateOptions({ draft: 'model' }).draft).toBe('model');
+    expect(generateOptions({}).params.draft).toBe('auto');
+    expect(generateOptions({ draft: false }).params.draft).toBe('off');
+    expect(generateOptions({ draft: 'model' }).params.draft).toBe('model');
   });
 
   test('seeds differ unless given', () => {
-    expect(generateOptions({}).seed).not.toBe(generateOptions({}).seed);
-    expect(generateOptions({ seed: 7 }).seed).toBe(7);
+    expect(generateOptions({}).params.seed).not.toBe(generateOptions({}).params.seed);
+    expect(generateOptions({ seed: 7 }).params.seed).toBe(7);
   });
 
   const wrong: [GenerateOptions | Record<string, unknown>, typeof TypeError | typeof RangeError, string][] = [
@@ -31,6 +31,19 @@ describe('generate options', () => {
     [{ temperature: Infinity }, RangeError, 'temperature'],
     [{ temperature: '1' }, TypeError, 'temperature'],
     [{ temperature: null }, TypeError, 'temperature'],
+    [{ panAndScan: 1 }, TypeError, 'panAndScan'],
+    [{ panAndScan: { maxCrops: 0 } }, RangeError, 'panAndScan.maxCrops'],
+    [{ panAndScan: { maxCrops: 257 } }, RangeError, 'panAndScan.maxCrops'],
+    [{ panAndScan: { crops: 3 } }, TypeError, 'crops'],
+    [{ tile: 2.5 }, RangeError, 'tile'],
+    [{ tile: 2, panAndScan: true }, TypeError, 'tile'],
+    [{ images: 'a.png' }, TypeError, 'images'],
+    [{ allowRemote: 1 }, TypeError, 'allowRemote'],
+    [{ maxImageBytes: 0 }, RangeError, 'maxImageBytes'],
+    [{ maxImagePixels: '9' }, TypeError, 'maxImagePixels'],
+    [{ maxVideoSeconds: NaN }, RangeError, 'maxVideoSeconds'],
+    [{ videoTimeoutMs: -1 }, RangeError, 'videoTimeoutMs'],
+    [{ onProgress: 1 }, TypeError, 'onProgress'],
     [{ topK: 1.5 }, RangeError, 'topK'],
     [{ topK: -1 }, RangeError, 'topK'],
     [{ topK: 2 ** 31 }, RangeError, 'topK'],
@@ -69,7 +82,7 @@ describe('generate options', () => {
   });
 
   test('what later versions bring', () => {
-    for (const option of ['schema', 'tools', 'panAndScan']) {
+    for (const option of ['schema', 'tools']) {
       expect(() => generateOptions({ [option]: true })).toThrow(
         expect.objectContaining({ code: 'ERR_UNSUPPORTED_INPUT' }),
       );

@@ -59,6 +59,9 @@ export class Tensors {
   i32(name: string): Int32Array {
     return new Int32Array(this.#slice(name, 'I32'));
   }
+  u8(name: string): Uint8Array {
+    return new Uint8Array(this.#slice(name, 'U8'));
+  }
 }
 
 export interface Distance {

@@ -1,0 +1,78 @@
+// From a decoded picture to the squares that the vision encoder takes: resize as Pillow does, Pan & Scan as Hugging
+// Face does, free tiling. Bytes in, bytes out; the normalisation belongs to the encoder.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+namespace gemma {
+
+// What is taken at most; past it Error{kImage, "IMAGE_LIMIT"}. A side is what JPEG can hold.
+inline constexpr int kMaxImageSide = 65535;
+inline constexpr int kMaxSquareSide = 8192;
+inline constexpr int kMaxCrops = 256;
+
+// Bytes of a pixel, in this order.
+enum class PixelLayout { kGrey, kGreyAlpha, kRgb, kRgba, kCmyk };
+int n_channels(PixelLayout layout);
+
+// A picture that belongs to somebody else: row-major pixels of 8-bit channels, no gaps between rows.
+struct Image {
+  std::span<const uint8_t> data;
+  int width = 0;
+  int height = 0;
+  PixelLayout layout = PixelLayout::kRgb;
+};
+// Throws Error{kImage, "IMAGE_LIMIT"} for sides that are not 1 to kMaxImageSide, Error{kInvalidArgument, "BAD_SHAPE"}
+// for data that is not width * height pixels.
+void check_image(const Image& image);
+
+// Pixels x .. x + width - 1, y .. y + height - 1.
+struct Box {
+  int x = 0;
+  int y = 0;
+  int width = 0;
+  int height = 0;
+  bool operator==(const Box&) const = default;
+};
+
+// out[out_height, out_width, 3] = the pixels of box as RGB, stretched. Equal to the byte to what Pillow 13 makes of
+// image.convert("RGB").crop(box).resize(.., BILINEAR): a triangle as wide as the reduction, weights of 22 bits, bytes
+// between the passes, rows before columns where the height shrinks by more than twice as much as the width (older
+// Pillow always began with the columns, which differs by one level in some bytes of tall images). Alpha is dropped,
+// CMYK is (255 - K) * (255 - C) / 255 and so on. box must lie in the image; the image must have passed check_image.
+void resize_bilinear(const Image& image, const Box& box, int out_width, int out_height, uint8_t* out);
+
+// Hugging Face's pan_and_scan (transformers 5.23, Gemma3ImageProcessorPil): 2 or more crops side by side along the
+// longer side, none where the image is nearly square or they would be small. Crops that its arithmetic leaves empty are
+// left out (the reference fails on them).
+struct PanAndScan {
+  int min_crop_size = 256;
+  int max_crops = 4;
+  double min_ratio = 1.2;
+};
+std::vector<Box> pan_and_scan_boxes(int width, int height, const PanAndScan& options);
+
+// A grid of nearly square tiles without overlap, n along the shorter side, row by row: n x n for a square page. Sides
+// shorter than n pixels get a tile a pixel. Throws Error{kImage, "IMAGE_LIMIT"} for more than kMaxCrops tiles.
+std::vector<Box> tile_boxes(int width, int height, int n);
+
+// How a picture is cut: by Pan & Scan, into tiles, or (neither) not at all.
+struct CropOptions {
+  std::optional<PanAndScan> pan_and_scan;
+  int tile = 0;  // 0: none
+};
+// Throws Error{kInvalidArgument} for both at once or values below 1, Error{kImage, "IMAGE_LIMIT"} as above.
+std::vector<Box> crop_boxes(int width, int height, const CropOptions& options);
+
+struct PreparedImage {
+  std::vector<Box> crops;
+  std::vector<uint8_t> pixels;  // [1 + crops, size, size, 3]: the whole picture first, then its crops
+};
+// Each stretched to size x size. Checks the image; throws as the functions above.
+PreparedImage prepare_image(const Image& image, int size, const CropOptions& options);
+
+}  // namespace gemma
