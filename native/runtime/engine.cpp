@@ -733,7 +733,10 @@ class EngineImpl final : public Engine {
       if (reason == FinishReason::kCancelled)
         error = std::make_shared<const Error>(ErrorCode::kDisposed, "CANCELLED", "cancelled");
       if (job.on_images) {
-        job.on_images(error ? std::vector<float>() : encoder_->take(), error);
+        job.pictures = {};  // handles may stay for long, pixels are large
+        job.on_progress = nullptr;
+        const auto on_images = std::move(job.on_images);
+        on_images(error ? std::vector<float>() : encoder_->take(), error);
       } else {
         job.on_done(error);
       }
