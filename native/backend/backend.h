@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "quant/types.h"
 
@@ -77,12 +78,17 @@ struct TopRows {
   std::span<const int32_t> never;   // these not; they do not count either
 };
 
+// The products of one row of x that were computed.
+struct TopProducts {
+  bool all = true;            // every one: they are in the output, nothing is here
+  std::vector<int32_t> rows;  // of the matrix: first those of TopRows::always as they came, then others in no order
+  std::vector<float> values;  // one for each of rows
+};
+
 // An output matrix with what the backend keeps to find the largest products sooner.
 class OutputMatrix {
  public:
   virtual ~OutputMatrix() = default;
-  virtual size_t bytes() const = 0;  // memory kept now, beside the weight
-  virtual bool ready() const = 0;    // whatever is kept is complete: rows of the weight are read one by one from now on
 };
 
 // How full_attention computes.
@@ -134,9 +140,11 @@ class Backend {
   // screened: keep what top_linear needs to be faster than linear; it is built during the first calls.
   virtual std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened) = 0;
 
-  // out[n, n_out] = x[n, n_in] * weight^T like linear, to the same bits, for the products that wanted[i] asks of row i;
-  // the others may be -infinity instead. A best product is missed with a chance below 1e-9.
-  virtual void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> wanted) = 0;
+  // Products of x[n, n_in] with the rows of the matrix, to the same bits as linear: for row i of x those that wanted[i]
+  // asks for (and some more) into found[i], which is host memory, or all of them into row i of out[n, n_out]. A best
+  // product is missed with a chance below 1e-9.
+  virtual void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> wanted,
+                          std::span<TopProducts> found) = 0;
 
   // table[n, head_dim]: cos then sin of positions[i] * inv_freq[j], j < head_dim / 2, in float32 as the reference does.
   virtual void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) = 0;

@@ -34,13 +34,12 @@ Model::Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_ty
   for (std::unique_ptr<Buffer>& table : rope_) table = rows(max_batch, config_.head_dim);
   head_x_ = rows(std::min(max_batch, kLogitRows), config_.model_dim);
   logits_ = rows(std::min(max_batch, kLogitRows), config_.n_vocab);
-  host_logits_.resize(static_cast<size_t>(config_.n_vocab));
-  // A cap would make -infinity a number.
+  found_.resize(kLogitRows);
   output_ = backend_.make_output(weights_.output, screened && config_.final_softcap == 0);
 }
 
 size_t Model::scratch_bytes() const {
-  size_t bytes = host_logits_.size() * sizeof(float);
+  size_t bytes = static_cast<size_t>(config_.n_vocab) * sizeof(float);  // host_logits_
   for (const Buffer* b : {x_.get(), h_.get(), q_.get(), k_.get(), v_.get(), attn_.get(), gate_.get(), up_.get(),
                           rope_[0].get(), rope_[1].get(), head_x_.get(), logits_.get()}) {
     bytes += b->bytes();
@@ -83,7 +82,7 @@ void Model::plan(std::span<const SequenceInput> inputs) {
 }
 
 bool Model::forward(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop,
-                    const std::function<void(size_t sequence, int index, std::span<float> logits)>& on_logits) {
+                    const std::function<void(size_t sequence, int index, const Logits& logits)>& on_logits) {
   plan(inputs);
   const ModelConfig& c = config_;
   // sqrt(model_dim) in float32; the reference in bfloat16 rounds it, which float32 weights do not ask for.
@@ -125,12 +124,18 @@ bool Model::forward(std::span<const SequenceInput> inputs, const std::function<b
                       c.rms_eps);
     TopRows tops[kLogitRows];
     for (size_t i = 0; i < n; ++i) tops[i] = inputs[wanted[begin + i].sequence].top;
-    backend_.top_linear(*output_, logits_->floats(), head_x_->floats(), static_cast<int>(n), std::span(tops).first(n));
+    backend_.top_linear(*output_, logits_->floats(), head_x_->floats(), static_cast<int>(n), std::span(tops).first(n),
+                        std::span(found_).first(n));
     if (c.final_softcap > 0) backend_.softcap(logits_->floats(), n * static_cast<size_t>(c.n_vocab), c.final_softcap);
     for (size_t i = 0; i < n; ++i) {
-      backend_.download(host_logits_.data(), logits_->floats() + i * static_cast<size_t>(c.n_vocab),
-                        host_logits_.size() * sizeof(float));
-      on_logits(wanted[begin + i].sequence, wanted[begin + i].index, host_logits_);
+      Logits logits{found_[i].values, found_[i].rows, tops[i].always.size()};
+      if (found_[i].all) {
+        host_logits_.resize(static_cast<size_t>(c.n_vocab));
+        backend_.download(host_logits_.data(), logits_->floats() + i * host_logits_.size(),
+                          host_logits_.size() * sizeof(float));
+        logits = {host_logits_, {}, 0};
+      }
+      on_logits(wanted[begin + i].sequence, wanted[begin + i].index, logits);
     }
   }
   return true;

@@ -10,6 +10,7 @@
 #include "backend/backend.h"
 #include "model/cache.h"
 #include "model/config.h"
+#include "model/logits.h"
 #include "model/weights.h"
 
 namespace gemma {
@@ -27,7 +28,7 @@ struct SequenceInput {
   int first_position = 0;
   std::span<const int32_t> tokens;
   int n_logits = 0;  // logits are wanted for this many of the last tokens
-  TopRows top;       // which of a row's logits are needed; the others may be -infinity
+  TopRows top;       // which of a row's logits are needed; the others may be left out
   // The sequence's images in order; one that the step touches lies in it as a whole. Tokens in their place mean
   // nothing.
   std::span<const ImageRows> images = {};
@@ -44,12 +45,12 @@ class Model {
   // Bytes of activation buffers.
   size_t scratch_bytes() const;
 
-  // Runs the tokens of all sequences through the layers and calls on_logits(sequence, index, logits[n_vocab]) for every
-  // wanted row, in order; logits may be changed in place and are valid during the call. should_stop is asked between
+  // Runs the tokens of all sequences through the layers and calls on_logits(sequence, index, logits) for every wanted
+  // row, in order; logits may be changed in place and are valid during the call. should_stop is asked between
   // layers; when it says true the step is given up and false returned: nothing is lost but the work, the step can be
   // repeated. Throws Error{kOutOfMemory} when the cache cannot grow.
   bool forward(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop,
-               const std::function<void(size_t sequence, int index, std::span<float> logits)>& on_logits);
+               const std::function<void(size_t sequence, int index, const Logits& logits)>& on_logits);
 
  private:
   // One step's rows, as the backend wants them. Kept, so that a step allocates nothing.
@@ -96,6 +97,7 @@ class Model {
   std::unique_ptr<Buffer> head_x_;   // [kLogitRows, model_dim]
   std::unique_ptr<Buffer> logits_;   // [kLogitRows, n_vocab]
   std::vector<float> host_logits_;
+  std::vector<TopProducts> found_;  // [kLogitRows]
   std::unique_ptr<OutputMatrix> output_;
 };
 

@@ -325,11 +325,13 @@ bool Drafter::run_model(std::span<const SequenceInput> inputs, std::span<const D
   // Guesses are drawn by a copy of the request's sampler: the same penalties, and the same random numbers, so where the
   // two models agree about the probabilities they mostly draw the same token.
   std::vector<std::optional<TokenId>> drawn(inputs.size());
-  const bool done = model_->forward(inputs, should_stop, [&](size_t i, int, std::span<float> logits) {
+  const bool done = model_->forward(inputs, should_stop, [&](size_t i, int, const Logits& logits) {
     try {
       Sampler& sampler = *owners[i]->state->sampler_;
-      const size_t n = std::min(logits.size(), static_cast<size_t>(n_vocab_));
-      drawn[i] = sampler.sample(logits.first(n)).token;
+      Logits known = logits;  // in the vocabulary of the large model, when all are here
+      if (logits.tokens.empty())
+        known.values = logits.values.first(std::min(logits.values.size(), static_cast<size_t>(n_vocab_)));
+      drawn[i] = sampler.sample(known).token;
       sampler.accept(*drawn[i]);
     } catch (const Error&) {
       drawn[i].reset();  // damaged weights, or nothing this model may say

@@ -599,7 +599,7 @@ class EngineImpl final : public Engine {
     try {
       done = model_->forward(
           step_inputs_, [this] { return should_stop(step_jobs_); },
-          [&](size_t i, int index, std::span<float> logits) { take_logits(*step_jobs_[i], index, logits); });
+          [&](size_t i, int index, const Logits& logits) { take_logits(*step_jobs_[i], index, logits); });
     } catch (const Error& error) {
       if (error.code() == ErrorCode::kOutOfMemory && !prefixes_->empty()) {
         prefixes_->clear();  // what is kept gives way; the step is repeated
@@ -630,7 +630,7 @@ class EngineImpl final : public Engine {
   }
 
   // Called within the step, once per wanted row.
-  void take_logits(Job& job, int index, std::span<float> logits) {
+  void take_logits(Job& job, int index, const Logits& logits) {
     if (job.failure || job.diverged) return;
     try {
       if (job.is_generate) {
@@ -641,12 +641,12 @@ class EngineImpl final : public Engine {
         job.diverged = !job.decoding() || next >= job.step_tokens.size() || job.step_tokens[next] != token;
         return;
       }
-      if (!is_finite_row(logits)) {
+      if (!is_finite_row(logits.values)) {
         throw Error(ErrorCode::kNonFinite, "NONFINITE",
                     "logits of position " + std::to_string(job.n_done + index) +
                         " hold NaN or infinity: the weights are damaged");
       }
-      job.on_row(job.n_done + index, logits);
+      job.on_row(job.n_done + index, logits.values);  // all: none was left out
       ++job.n_taken;
     } catch (const Error& error) {
       job.failure = error;

@@ -49,7 +49,7 @@ float max_of_block(std::span<const float> block) {
   return *std::max_element(std::begin(lanes), std::end(lanes));
 }
 
-// The k best logits above -infinity, best first, of equals the lower id. make(logit, token) is appended to out.
+// The k best logits above -infinity, best first, of equals the lower id. make(logit, index) is appended to out.
 // With n logits in blocks, the k-th best block maximum bounds the k-th best logit from below, so one vectorised pass
 // and a look into few blocks is all that most of the n logits cost.
 template <typename T, typename Make>
@@ -93,6 +93,17 @@ std::vector<TokenLogprob> top_logprobs(std::span<const float> logits, int n, dou
 [[noreturn]] void bad_sampling(const char* name, const char* expected, double found) {
   throw Error(ErrorCode::kInvalidArgument, "BAD_SAMPLING",
               std::string(name) + ": expected " + expected + ", found " + std::to_string(found));
+}
+
+// Where the logit of a token is, null where there is none.
+float* find(const Logits& logits, TokenId token) {
+  if (logits.tokens.empty()) {
+    const bool is_here = token >= 0 && static_cast<size_t>(token) < logits.values.size();
+    return is_here ? &logits.values[static_cast<size_t>(token)] : nullptr;
+  }
+  const std::span<const int32_t> always = logits.tokens.first(logits.n_always);
+  const auto at = std::lower_bound(always.begin(), always.end(), token);
+  return at != always.end() && *at == token ? &logits.values[static_cast<size_t>(at - always.begin())] : nullptr;
 }
 
 uint64_t splitmix64(uint64_t* state) {
@@ -174,30 +185,31 @@ TopRows Sampler::wanted(std::span<const TokenId> next) {
   return top;
 }
 
-void Sampler::change(std::span<float> logits, TokenId token, float value) {
-  if (token < 0 || static_cast<size_t>(token) >= logits.size()) {
+void Sampler::change(const Logits& logits, TokenId token, float value) {
+  float* logit = find(logits, token);
+  if (logit == nullptr) {
     throw Error(ErrorCode::kInvalidArgument, "BAD_TOKEN",
-                "token id " + std::to_string(token) + " is outside of 0.." + std::to_string(logits.size() - 1));
+                "there is no logit for token id " + std::to_string(token) + ": expected an id of the vocabulary");
   }
-  float& logit = logits[static_cast<size_t>(token)];
-  changed_.emplace_back(token, logit);
-  logit = std::min(value, kMaxFloat);
+  changed_.emplace_back(token, *logit);
+  *logit = std::min(value, kMaxFloat);
 }
 
-SampledToken Sampler::sample(std::span<float> logits) {
-  if (has_nan_or_infinity(logits)) {
+SampledToken Sampler::sample(const Logits& logits) {
+  if (has_nan_or_infinity(logits.values)) {
     throw Error(ErrorCode::kNonFinite, "NONFINITE", "the model's logits hold NaN or infinity");
   }
   SampledToken sampled;
   double normaliser = 0;
   if (params_.n_logprobs > 0) {
-    normaliser = log_sum_exp(logits);
-    sampled.top = top_logprobs(logits, params_.n_logprobs, normaliser);
+    normaliser = log_sum_exp(logits.values);
+    sampled.top = top_logprobs(logits.values, params_.n_logprobs, normaliser);
   }
 
   changed_.clear();
   const auto at = [&](TokenId token) {
-    return token >= 0 && static_cast<size_t>(token) < logits.size() ? logits[static_cast<size_t>(token)] : 0.0f;
+    const float* logit = find(logits, token);
+    return logit != nullptr ? *logit : 0.0f;
   };
   for (const auto& [token, bias] : params_.logit_bias) change(logits, token, at(token) + bias);
   if (has_penalties_) {
@@ -208,8 +220,10 @@ SampledToken Sampler::sample(std::span<float> logits) {
       change(logits, token, logit);
     }
   }
-  for (const TokenId token : banned_) {
-    if (static_cast<size_t>(token) < logits.size()) change(logits, token, -kInfinity);
+  if (logits.tokens.empty() || logits.n_always > 0) {  // else none of them is here
+    for (const TokenId token : banned_) {
+      if (find(logits, token) != nullptr) change(logits, token, -kInfinity);
+    }
   }
 
   sampled.token = draw(logits);
@@ -223,8 +237,11 @@ SampledToken Sampler::sample(std::span<float> logits) {
   return sampled;
 }
 
-TokenId Sampler::draw(std::span<const float> logits) {
-  const auto make = [](float logit, TokenId token) { return Candidate{logit, token, 0}; };
+TokenId Sampler::draw(const Logits& row) {
+  const std::span<const float> logits = row.values;
+  const auto make = [&](float logit, TokenId i) {
+    return Candidate{logit, row.tokens.empty() ? i : row.tokens[static_cast<size_t>(i)], 0};
+  };
   const bool is_greedy = params_.temperature == 0.0f;
   const auto take_best = [&](size_t k) {
     candidates_.clear();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/logits.h"
 #include "tokenizer/tokenizer.h"
 
 namespace gemma {
@@ -49,13 +50,14 @@ class Sampler {
   // Adds a token of the prompt or the output to the penalty window.
   void accept(TokenId token);
 
-  // Which logits sample() needs next; the others may be -infinity. next: tokens that may be accepted before it. The
+  // Which logits sample() needs next; the others may be left out. next: tokens that may be accepted before it. The
   // spans are valid until the sampler is used again.
   TopRows wanted(std::span<const TokenId> next = {});
 
-  // logits[n_vocab] are changed in place. Throws Error: kNonFinite, NONFINITE when they hold NaN or +infinity;
+  // logits are changed in place. Throws Error: kNonFinite, NONFINITE when they hold NaN or +infinity;
   // kInvalidArgument, ALL_BANNED when no token is left; kInvalidArgument, BAD_TOKEN for a biased id past the end.
-  SampledToken sample(std::span<float> logits);
+  SampledToken sample(const Logits& logits);
+  SampledToken sample(std::span<float> logits) { return sample(Logits{logits, {}, 0}); }
 
  private:
   struct Candidate {
@@ -74,8 +76,8 @@ class Sampler {
   std::vector<std::pair<TokenId, float>> changed_;  // of this step: logits as the model gave them
   uint64_t rng_state_[4];
 
-  void change(std::span<float> logits, TokenId token, float value);
-  TokenId draw(std::span<const float> logits);
+  void change(const Logits& logits, TokenId token, float value);
+  TokenId draw(const Logits& logits);
   double next_uniform();  // in [0, 1)
 };
 

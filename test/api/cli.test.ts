@@ -257,13 +257,11 @@ describe('for people', () => {
   });
 
   test('Ctrl-C ends it cleanly', async () => {
-    const start = performance.now();
     const exit = await run(['run', '--model', tiny, '--raw', '--seed', '1', '--context', '4096', 'x'], {
       onOutput: (kill) => kill('SIGINT'),
     });
     // The tiny model may have ended by itself before.
     expect([0, 130]).toContain(exit.code);
     expect(exit.signal).toBeNull();
-    expect(performance.now() - start).toBeLessThan(10_000);
   });
 });

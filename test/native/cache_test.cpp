@@ -35,7 +35,8 @@ class MemoryBackend final : public Backend {
   void add_rms_norm(float*, const float*, const float*, int, int, float) override {}
   void linear(std::span<const LinearJob>, const float*, int) override {}
   std::unique_ptr<OutputMatrix> make_output(const Weight&, bool) override { return nullptr; }
-  void top_linear(OutputMatrix&, float*, const float*, int, std::span<const TopRows>) override {}
+  void top_linear(OutputMatrix&, float*, const float*, int, std::span<const TopRows>, std::span<TopProducts>) override {
+  }
   void rope_table(float*, const int32_t*, const float*, int, int) override {}
   void norm_rope(float*, const float*, const float*, int, int, int, float, float) override {}
   void store_kv(const KvLayout&, std::span<const BatchSequence>, const int32_t*, const float*, const float*) override {}

@@ -372,6 +372,50 @@ TEST("extreme finite values") {
   CHECK(Sampler(only_temperature(0), banned).sample(logits).token == 1);
 }
 
+TEST("the logits that wanted() asks for give the token that all of them give") {
+  constexpr int kVocab = 3001;
+  const std::vector<TokenId> banned = {5, 77, 2999};
+  std::mt19937 rng(31);
+  for (int run = 0; run < 300; ++run) {
+    SamplingParams p;
+    p.temperature = run % 3 == 0 ? 0.0f : 0.7f;
+    p.top_k = 1 + static_cast<int>(rng() % 40);
+    p.seed = rng();
+    if (run % 2 == 0) p.repetition_penalty = 1.3f, p.frequency_penalty = 0.2f;
+    // A banned one among them, and the best.
+    if (run % 5 < 3) p.logit_bias = {{77, 9.0f}, {12, 4.0f}, {2000, -kInf}};
+    Sampler dense(p, banned);
+    Sampler sparse(p, banned);
+    for (int step = 0; step < 5; ++step) {
+      // Few different values: equals are decided by their ids.
+      std::vector<float> all(kVocab);
+      for (float& x : all) x = static_cast<float>(rng() % 64) / 8;
+      const TopRows top = sparse.wanted();
+      std::vector<int32_t> tokens(top.always.begin(), top.always.end());
+      std::vector<int32_t> others;
+      for (int32_t id = 0; id < kVocab; ++id) {
+        if (std::find(top.always.begin(), top.always.end(), id) == top.always.end() &&
+            std::find(top.never.begin(), top.never.end(), id) == top.never.end())
+          others.push_back(id);
+      }
+      const auto value = [&](int32_t id) { return all[static_cast<size_t>(id)]; };
+      std::shuffle(others.begin(), others.end(), rng);
+      std::stable_sort(others.begin(), others.end(), [&](int32_t a, int32_t b) { return value(a) > value(b); });
+      const float least = value(others[static_cast<size_t>(top.n_best) - 1]);
+      for (const int32_t id : others) {
+        if (value(id) >= least || rng() % 100 == 0) tokens.push_back(id);
+      }
+      std::shuffle(tokens.begin() + static_cast<ptrdiff_t>(top.always.size()), tokens.end(), rng);
+      std::vector<float> values;
+      for (const int32_t id : tokens) values.push_back(value(id));
+      const TokenId got = sparse.sample(Logits{values, tokens, top.always.size()}).token;
+      CHECK(got == dense.sample(all).token);
+      dense.accept(got);
+      sparse.accept(got);
+    }
+  }
+}
+
 TEST("parameters outside of their range") {
   const auto refuse = [](auto change) {
     SamplingParams p;

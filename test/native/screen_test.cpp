@@ -16,19 +16,19 @@ namespace {
 
 struct Panel {
   std::vector<uint8_t> codes;
-  std::vector<float> step, residual, norm;
+  std::vector<float> step, deviation, rounding;
   bool finite = false;
 
   Panel(const Kernels& kernels, const std::vector<float>& rows, int n_cols, int block)
       : codes(static_cast<size_t>(n_cols) * 8 + 1, 0xee),
         step(17, test::kUntouched),
-        residual(17, test::kUntouched),
-        norm(17, test::kUntouched) {
+        deviation(17, test::kUntouched),
+        rounding(17, test::kUntouched) {
     std::vector<float> columns(rows.size());
     for (size_t i = 0; i < rows.size(); ++i)
       columns[i % static_cast<size_t>(n_cols) * 16 + i / static_cast<size_t>(n_cols)] = rows[i];
-    finite =
-        kernels.screen_pack(columns.data(), n_cols, block, codes.data(), step.data(), residual.data(), norm.data());
+    finite = kernels.screen_pack(columns.data(), n_cols, block, codes.data(), step.data(), deviation.data(),
+                                 rounding.data());
   }
 };
 
@@ -110,8 +110,8 @@ TEST("screen_pack: every set equals ref bit for bit; codes give the row back wit
             std::string(kernels.isa) + " columns " + std::to_string(n_cols) + " block " + std::to_string(block);
         if (got.codes != want.codes) test::fail(__FILE__, __LINE__, what + ": codes differ");
         test::check_same_bits(got.step, want.step, what + " step");
-        test::check_same_bits(got.residual, want.residual, what + " residual");
-        test::check_same_bits(got.norm, want.norm, what + " norm");
+        test::check_same_bits(got.deviation, want.deviation, what + " deviation");
+        test::check_same_bits(got.rounding, want.rounding, what + " rounding");
       });
       if (block != 1) continue;
       for (size_t lane = 0; lane < 16; ++lane) {
@@ -124,8 +124,9 @@ TEST("screen_pack: every set equals ref bit for bit; codes give the row back wit
           left += (w - want.step[lane] * (code - 7.5)) * (w - want.step[lane] * (code - 7.5));
           norm += w * w;
         }
-        CHECK(std::fabs(norm - want.norm[lane]) <= 1e-4 * norm + 1e-37);
-        CHECK(std::fabs(left - want.residual[lane]) <= 1e-3 * norm + 1e-37);
+        const double deviation = static_cast<double>(want.deviation[lane]);
+        CHECK(std::fabs(norm - 2 * deviation * static_cast<double>(want.rounding[lane])) <= 1e-4 * norm + 1e-37);
+        CHECK(std::fabs(left - deviation * deviation) <= 1e-3 * norm + 1e-37);
         if (lane != 5 && norm > 1e-20 && n_cols >= 64) CHECK(left < 0.03 * norm);
       }
     }
@@ -145,23 +146,23 @@ TEST("screen_bound: every set equals ref bit for bit") {
   std::mt19937 rng(23);
   for (const int n_cols : {8, 40, 640}) {
     constexpr size_t kPanels = 5;
+    constexpr int kQueries = 11;  // more than any set takes at a time
     const size_t cols = static_cast<size_t>(n_cols);
     std::vector<uint8_t> codes(kPanels * cols * 8);
     for (uint8_t& c : codes) c = static_cast<uint8_t>(rng());
     std::fill_n(codes.begin(), cols * 8, 0xff);
     const std::vector<float> step = test::random_floats(rng, kPanels * 16);
-    std::vector<float> residual = test::random_floats(rng, kPanels * 16);
-    for (float& r : residual) r *= r;
-    std::vector<int8_t> q(kScreenQueries * cols);
+    const std::vector<float> margin = test::random_floats(rng, kPanels * 16);
+    std::vector<int8_t> q(kQueries * cols);
     for (size_t i = 0; i < q.size(); ++i)
       q[i] = i < cols ? 127 : (i < 2 * cols ? -127 : static_cast<int8_t>(rng() % 255 - 127));
-    const ScreenTable table{n_cols, codes.data(), step.data(), residual.data(), residual.data()};
-    for (int n = 1; n <= kScreenQueries; ++n) {
+    const ScreenTable table{n_cols, codes.data(), step.data(), margin.data(), margin.data()};
+    for (int n = 1; n <= kQueries; ++n) {
       const auto run = [&](const Kernels& kernels, std::vector<float>* bounds, std::vector<float>* maxima) {
-        bounds->assign(kScreenQueries * kPanels * 16, test::kUntouched);
-        maxima->assign(kScreenQueries * kPanels, test::kUntouched);
-        ScreenQuery queries[kScreenQueries];
-        for (size_t i = 0; i < kScreenQueries; ++i) {
+        bounds->assign(kQueries * kPanels * 16, test::kUntouched);
+        maxima->assign(kQueries * kPanels, test::kUntouched);
+        ScreenQuery queries[kQueries];
+        for (size_t i = 0; i < kQueries; ++i) {
           queries[i] = {q.data() + i * cols,
                         0.01f * static_cast<float>(i + 1),
                         -7.5f * static_cast<float>(i),
@@ -190,7 +191,7 @@ TEST("screen_bound: every set equals ref bit for bit") {
 TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is missed, every type") {
   std::mt19937 rng(24);
   constexpr int kOut = 5003;  // the last panel is not full
-  constexpr int kRows = 6;    // more than the queries of one call
+  constexpr int kRows = 6;
   for (const TensorType type : kTensorTypes) {
     const int n_in = 256;
     const std::vector<std::byte> data = matrix(rng, type, kOut, n_in);
@@ -215,12 +216,23 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
       std::vector<TopRows> wanted;
       for (int i = 0; i < kRows; ++i) wanted.push_back({i % 2 == 0 ? 1 : 40, always, never});
       for (int call = 0; call < Screen::kSlices + 2; ++call) {
-        CHECK(output->ready() == (call >= Screen::kSlices));
         std::vector<float> got(kRows * kOut, test::kUntouched);
-        backend->top_linear(*output, got.data(), x.data(), kRows, wanted);
-        if (!output->ready() || call == Screen::kSlices - 1) {
+        std::vector<TopProducts> found(kRows);
+        backend->top_linear(*output, got.data(), x.data(), kRows, wanted, found);
+        for (const TopProducts& row : found) CHECK(row.all == (call < Screen::kSlices));
+        if (found[0].all) {
           test::check_same_bits(got, want, what + " while building");
           continue;
+        }
+        for (size_t i = 0; i < kRows; ++i) {
+          const TopProducts& row = found[i];
+          CHECK(row.rows.size() == row.values.size() && std::equal(always.begin(), always.end(), row.rows.begin()));
+          std::fill_n(got.begin() + static_cast<ptrdiff_t>(i * kOut), kOut, -std::numeric_limits<float>::infinity());
+          for (size_t r = 0; r < row.rows.size(); ++r) {
+            float& product = got[i * kOut + static_cast<size_t>(row.rows[r])];
+            CHECK(product == -std::numeric_limits<float>::infinity());  // each once
+            product = row.values[r];
+          }
         }
         size_t n_computed = 0;
         for (int i = 0; i < kRows; ++i) {
@@ -254,7 +266,9 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
       // One row that wants everything.
       wanted[2].n_best = 0;
       std::vector<float> got(kRows * kOut, test::kUntouched);
-      backend->top_linear(*output, got.data(), x.data(), kRows, wanted);
+      std::vector<TopProducts> found(kRows);
+      backend->top_linear(*output, got.data(), x.data(), kRows, wanted, found);
+      for (const TopProducts& row : found) CHECK(row.all && row.rows.empty());
       test::check_same_bits(got, want, what + " all rows");
     });
   }
@@ -276,18 +290,42 @@ TEST("top_linear: x or weights with NaN or infinity take the exhaustive path") {
     const Weight weight = backend->load_weight(TensorType::kF32, kOut, kIn, data.data());
     const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true);
     std::vector<float> got(kOut);
-    for (int call = 0; call < Screen::kSlices; ++call)
-      backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1});
-    CHECK(output->ready() == !in_weights);
-    CHECK((output->bytes() > 0) == !in_weights);
+    TopProducts found;
+    for (int call = 0; call < Screen::kSlices + 1; ++call)
+      backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1}, {&found, 1});
+    CHECK(found.all == in_weights);
     std::vector<float> bad_x = x;
     if (!in_weights) bad_x[5] = std::numeric_limits<float>::quiet_NaN();
     std::vector<float> want(kOut);
     const LinearJob job{&weight, want.data()};
     backend->linear({&job, 1}, bad_x.data(), 1);
-    backend->top_linear(*output, got.data(), bad_x.data(), 1, {&wanted, 1});
+    backend->top_linear(*output, got.data(), bad_x.data(), 1, {&wanted, 1}, {&found, 1});
+    CHECK(found.all);
     test::check_same_bits(got, want, in_weights ? "weights" : "x");
   }
+}
+
+TEST("top_linear: the widest rows a model may have fit into the working memory") {
+  std::mt19937 rng(27);
+  constexpr int kOut = 4099;
+  constexpr int kIn = 65536;  // kMaxModelDim
+  const size_t stored = row_bytes(TensorType::kQ8_0, kIn);
+  const std::vector<std::byte> one = test::random_weights(rng, TensorType::kQ8_0, 1, kIn);
+  std::vector<std::byte> data(stored * kOut);
+  for (size_t r = 0; r < kOut; ++r)
+    std::copy(one.begin(), one.end(), data.begin() + static_cast<ptrdiff_t>(r * stored));
+  const std::vector<float> x = activations(rng, 1, kIn);
+  const std::unique_ptr<Backend> backend = make_cpu_backend("", 2);
+  const Weight weight = backend->load_weight(TensorType::kQ8_0, kOut, kIn, data.data());
+  const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true);
+  const TopRows wanted{7, {}, {}};
+  std::vector<float> got(kOut);
+  TopProducts found;
+  for (int call = 0; call < Screen::kSlices; ++call)
+    backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1}, {&found, 1});
+  backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1}, {&found, 1});
+  CHECK(!found.all && found.rows.size() == kOut);  // all rows are the same
+  for (const float value : found.values) CHECK(test::same_bits(value, got[0]));
 }
 
 TEST("bounds: the margin is kScreenSigmas true standard deviations, also along rows of the matrix") {

@@ -180,11 +180,17 @@ class CpuBackend final : public Backend {
     return std::make_unique<cpu::Screen>(*this, weight, screened);
   }
 
-  void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> wanted) override {
+  void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> wanted,
+                  std::span<TopProducts> found) override {
     cpu::Screen& screen = static_cast<cpu::Screen&>(matrix);
     const Weight& weight = screen.weight();
     const size_t n_in = static_cast<size_t>(weight.n_in);
     const size_t n_out = static_cast<size_t>(weight.n_out);
+    for (TopProducts& row : found) {
+      row.all = true;
+      row.rows.clear();
+      row.values.clear();
+    }
     const auto all_rows = [&] {
       const LinearJob job{&weight, out};
       linear({&job, 1}, x, n);
@@ -206,24 +212,28 @@ class CpuBackend final : public Backend {
       screened_x = rounded_.data();
     }
     if (!screen.bound(kernels_, pool_, screened_x, n)) return all_rows();
-    for (int i = 0; i < n; ++i) {
+    // The k with the largest bounds: the least of their products is at most the k-th largest of all.
+    for_rows(n, 1, [&](int i) {
       const TopRows& top = wanted[static_cast<size_t>(i)];
-      const size_t k = static_cast<size_t>(top.n_best);
-      float* row = out + static_cast<size_t>(i) * n_out;
-      std::fill(row, row + n_out, -std::numeric_limits<float>::infinity());
+      TopProducts& row = found[static_cast<size_t>(i)];
+      row.all = false;
+      row.rows.assign(top.always.begin(), top.always.end());
       screen.exclude(i, top.never);
       screen.exclude(i, top.always);
-      compute_rows(weight, x, quantized, i, top.always, row);
-      // The k with the largest bounds: the least of their products is at most the k-th largest of all.
-      screen.best(i, k, &chosen_);
-      compute_rows(weight, x, quantized, i, chosen_, row);
-      if (chosen_.size() < k) continue;
-      float least = std::numeric_limits<float>::infinity();
-      for (const int32_t r : chosen_) least = std::min(least, row[r]);
-      screen.exclude(i, chosen_);
-      screen.at_least(i, least, &chosen_);
-      compute_rows(weight, x, quantized, i, chosen_, row);
-    }
+      screen.best(i, static_cast<size_t>(top.n_best), &row.rows);
+    });
+    compute_rows(weight, x, quantized, found);
+    // All that can exceed it.
+    for_rows(n, 1, [&](int i) {
+      const TopRows& top = wanted[static_cast<size_t>(i)];
+      TopProducts& row = found[static_cast<size_t>(i)];
+      const size_t n_always = top.always.size();
+      if (row.rows.size() - n_always < static_cast<size_t>(top.n_best)) return;
+      const float least = *std::min_element(row.values.begin() + static_cast<ptrdiff_t>(n_always), row.values.end());
+      screen.exclude(i, std::span(row.rows).subspan(n_always));
+      screen.at_least(i, least, &row.rows);
+    });
+    compute_rows(weight, x, quantized, found);
   }
 
   void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) override {
@@ -427,6 +437,11 @@ class CpuBackend final : public Backend {
     int first_chunk;
     int rows;
   };
+  struct RowPart {  // of found[row].rows
+    size_t row;
+    size_t first;
+    size_t n;
+  };
   struct AttentionItem {
     const std::byte* const* pages = nullptr;
     int first_row = 0;
@@ -461,41 +476,52 @@ class CpuBackend final : public Backend {
   }
 
   // Weight rows per chunk: with few rows of x 64 to 256 KiB of weights, large enough that the start of a chunk, which
-  // nobody has fetched ahead, costs little; with many the two panels of 16 that the widest kernel works on.
+  // nobody has fetched ahead, costs little; with many as many panels as a kernel unpacks at a time, so that it reads x
+  // seldom, but several chunks for each thread.
   int chunk_rows(const Weight& weight, int n) const {
-    if (n > 16) return 32;
+    constexpr int kGranularity = 32;
+    if (n > 16) {
+      const int share = weight.n_out / (8 * n_threads()) / kGranularity * kGranularity;
+      return std::clamp(share, kGranularity, 4 * kGranularity);
+    }
     const size_t bytes = std::max<size_t>(row_bytes(weight.type, weight.n_in), 1);
     const size_t share = bytes * static_cast<size_t>(weight.n_out) / (16 * static_cast<size_t>(n_threads()));
-    return static_cast<int>(round_up(std::max<size_t>(std::clamp<size_t>(share, 65536, 262144) / bytes, 1), 32));
+    return static_cast<int>(
+        round_up(std::max<size_t>(std::clamp<size_t>(share, 65536, 262144) / bytes, 1), kGranularity));
   }
 
-  // out[r] = row i of x . row r of the weight, for the listed r. To the same bits as linear().
-  void compute_rows(const Weight& weight, const float* x, const QuantizedRows& quantized, int i,
-                    std::span<const int32_t> rows, float* out) {
+  // The products of row i of x with found[i].rows that are not in found[i].values yet. To the same bits as linear().
+  void compute_rows(const Weight& weight, const float* x, const QuantizedRows& quantized,
+                    std::span<TopProducts> found) {
     const size_t stored = row_bytes(weight.type, weight.n_in);
-    const size_t index = static_cast<size_t>(i);
-    constexpr int kRows = 16;  // what the widest kernel takes at a time
-    const int n_rows = static_cast<int>(rows.size());
-    pool_.parallel_for((n_rows + kRows - 1) / kRows, [&](int chunk, int thread) {
-      const std::span<const int32_t> part = rows.subspan(static_cast<size_t>(chunk) * kRows)
-                                                .first(static_cast<size_t>(std::min(kRows, n_rows - chunk * kRows)));
+    // What the widest kernel takes at a time; less when so many rows would crowd the working memory.
+    constexpr size_t kRows = 16;
+    const size_t n_part = std::clamp<size_t>(cpu::kScratchBytes / 4 / stored, 1, kRows);
+    parts_.clear();
+    for (size_t i = 0; i < found.size(); ++i) {
+      const size_t n_rows = found[i].rows.size();
+      for (size_t first = found[i].values.size(); first < n_rows; first += n_part)
+        parts_.push_back({i, first, std::min(n_part, n_rows - first)});
+      found[i].values.resize(n_rows);
+    }
+    pool_.parallel_for(static_cast<int>(parts_.size()), [&](int chunk, int thread) {
+      const auto [i, first, n] = parts_[static_cast<size_t>(chunk)];
+      const int32_t* rows = &found[i].rows[first];
+      float* products = &found[i].values[first];
       const Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+      const auto row = [&](size_t r) { return weight.data + static_cast<size_t>(rows[r]) * stored; };
       if (is_float_type(weight.type)) {
-        const float* xi = x + index * static_cast<size_t>(weight.n_in);
-        for (const int32_t r : part) {
-          const cpu::WeightRows one{weight.type, weight.data, stored, r, r + 1};
-          kernels_.gemm_float(one, xi, 1, weight.n_in, out, static_cast<size_t>(weight.n_out), scratch);
-        }
+        const float* xi = x + i * static_cast<size_t>(weight.n_in);
+        for (size_t r = 0; r < n; ++r)
+          kernels_.gemm_float({weight.type, row(r), stored, 0, 1}, xi, 1, weight.n_in, products + r, 1, scratch);
         return;
       }
       // Side by side in working memory, then one product.
-      for (size_t r = 0; r < part.size(); ++r)
-        std::memcpy(scratch.data + r * stored, weight.data + static_cast<size_t>(part[r]) * stored, stored);
-      const size_t used = round_up(kRows * stored, 64);
-      const cpu::WeightRows gathered{weight.type, scratch.data, stored, 0, static_cast<int>(part.size())};
-      float products[kRows];
-      kernels_.gemm_quantized(gathered, quantized.row(i), products, kRows, {scratch.data + used, scratch.bytes - used});
-      for (size_t r = 0; r < part.size(); ++r) out[part[r]] = products[r];
+      for (size_t r = 0; r < n; ++r) std::memcpy(scratch.data + r * stored, row(r), stored);
+      const size_t used = round_up(n * stored, 64);
+      const cpu::WeightRows gathered{weight.type, scratch.data, stored, 0, static_cast<int>(n)};
+      kernels_.gemm_quantized(gathered, quantized.row(static_cast<int>(i)), products, n,
+                              {scratch.data + used, scratch.bytes - used});
     });
   }
 
@@ -625,7 +651,7 @@ class CpuBackend final : public Backend {
   Workspace partials_;
   Workspace packed_;  // keys and values of the heads that full_attention works on
   std::vector<float> rounded_;
-  std::vector<int32_t> chosen_;
+  std::vector<RowPart> parts_;
   std::vector<JobChunks> job_chunks_;
   std::vector<AttentionItem> items_;
 };

@@ -398,8 +398,9 @@ struct FastAttention {
       const float* row = head.q + static_cast<size_t>(first_row + r) * head.stride;
       q_step[r] = quantize_row(row, packed.q_mean, dim, difference, codes) * (head.scale * kLog2E);
       for (size_t g = 0; g < packed.n_groups; ++g) {
-        for (size_t i = 0; i < 4; ++i) codes[4 * g + i] = static_cast<int8_t>(codes[4 * g + i] ^ V::kQueryOffset);
-        std::memcpy(q + g * kRows + static_cast<size_t>(r), codes + 4 * g, 4);
+        Four four = 0;
+        std::memcpy(&four, codes + 4 * g, 4);
+        q[g * kRows + static_cast<size_t>(r)] = four ^ (V::kQueryOffset * Four{0x01010101});  // 128: the highest bits
       }
     }
     std::memset(out, 0, packed.width * kRows * sizeof(float));

@@ -25,9 +25,10 @@ struct alignas(64) PanelBlock {
 };
 
 // Columns that are unpacked at a time: a multiple of every type's block.
-constexpr int kFewColumns = 256;    // one panel of 10 KiB, stays in L1
-constexpr int kManyColumns = 1024;  // two panels of 24 KiB each
+constexpr int kFewColumns = 256;    // one panel of 6 KiB, stays in L1
+constexpr int kManyColumns = 1024;  // at most: eight panels of 24 KiB each, in L2
 constexpr int kBlocksMany = kManyColumns / 32;
+constexpr int kPanelsMany = 8;
 
 // A value whose origin the compiler forgets, so that it keeps it in a register instead of deriving it again.
 inline size_t opaque(size_t value) {
@@ -782,6 +783,20 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
   }
 }
 
+constexpr __mmask16 kAllLanes = 0xffff;
+
+// Fetches a share of the columns of the rows of x that come next: of n_parts shares, part and the one after it.
+inline void prefetch_rows(const QuantizedRows& x, int first_row, int n_rows, int first_block, int n_blocks, int part,
+                          int n_parts) {
+  const int begin = n_blocks * part / n_parts / 2 * 2;  // two blocks are a cache line
+  const int end = n_blocks * std::min(part + 2, n_parts) / n_parts;
+  for (int r = first_row; r < std::min(first_row + n_rows, x.n_rows); ++r) {
+    const int8_t* q = x.q + static_cast<size_t>(r) * static_cast<size_t>(x.n_cols) + first_block * 32;
+    for (int b = begin; b < end; b += 2) _mm_prefetch(reinterpret_cast<const char*>(q + 32 * b), _MM_HINT_T1);
+  }
+}
+
+// The same for n_rows <= kRows rows.
 template <int kShift, bool kMin, bool kHalves, int kPanels, int kRows>
 void multiply_tail(int n_rows, const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x,
                    int first_row, int first_block, float* out, size_t out_stride, bool first, const __mmask16* lanes) {
@@ -796,19 +811,31 @@ void multiply_tail(int n_rows, const PanelBlock* panels, size_t panel_stride, in
   }
 }
 
-template <int kShift, bool kMin, bool kHalves, int kPanels>
-void multiply_all(const PanelBlock* panels, size_t panel_stride, int n_blocks, const QuantizedRows& x, int first_block,
-                  float* out, size_t out_stride, bool first, const __mmask16* lanes) {
-  constexpr int kRows = kPanels == 1 ? 8 : 6;  // accumulators and dot products of a tile fit into 32 registers
-  int r = 0;
-  for (; r + kRows <= x.n_rows; r += kRows) {
-    multiply<kShift, kMin, kHalves, kPanels, kRows>(panels, panel_stride, n_blocks, x, r, first_block,
-                                                    out + static_cast<size_t>(r) * out_stride, out_stride, first,
-                                                    lanes);
+// The rows of x in tiles, each with all panels before the next one, so that a tile is read from far away once. n_panels
+// panels, kBlocksMany apart; lanes of the last one only.
+template <int kShift, bool kMin, bool kHalves>
+void multiply_all(const PanelBlock* panels, int n_panels, int n_blocks, const QuantizedRows& x, int first_block,
+                  float* out, size_t out_stride, bool first, __mmask16 last_lanes) {
+  // Accumulators and dot products of a tile fit into 32 registers.
+  constexpr int kRows = 6;
+  constexpr int kRowsAlone = 8;
+  const int tile = n_panels == 1 ? kRowsAlone : kRows;
+  for (int r = 0; r < x.n_rows; r += tile) {
+    const int n = std::min(tile, x.n_rows - r);
+    float* o = out + static_cast<size_t>(r) * out_stride;
+    for (int p = 0; p < n_panels; p += 2) {
+      prefetch_rows(x, r + tile, tile, first_block, n_blocks, p, n_panels);
+      const PanelBlock* panel = panels + static_cast<size_t>(p) * kBlocksMany;
+      const __mmask16 lanes[2] = {p + 1 < n_panels ? kAllLanes : last_lanes, p + 2 < n_panels ? kAllLanes : last_lanes};
+      if (p + 1 < n_panels) {
+        multiply_tail<kShift, kMin, kHalves, 2, kRows>(n, panel, kBlocksMany, n_blocks, x, r, first_block,
+                                                       o + p * kLanes, out_stride, first, lanes);
+      } else {
+        multiply_tail<kShift, kMin, kHalves, 1, kRowsAlone>(n, panel, kBlocksMany, n_blocks, x, r, first_block,
+                                                            o + p * kLanes, out_stride, first, lanes);
+      }
+    }
   }
-  multiply_tail<kShift, kMin, kHalves, kPanels, kRows - 1>(x.n_rows - r, panels, panel_stride, n_blocks, x, r,
-                                                           first_block, out + static_cast<size_t>(r) * out_stride,
-                                                           out_stride, first, lanes);
 }
 
 // Panels of 16 rows over the wanted range. unpack(rows, first_block, n_blocks, panel) fills a panel.
@@ -818,24 +845,18 @@ void run_panels(const WeightRows& w, const QuantizedRows& x, float* out, size_t 
   const int n_blocks = x.n_cols / 32;
   PanelBlock* panels = reinterpret_cast<PanelBlock*>(scratch.data);
   const bool many = x.n_rows > 8;
-  const int step = (many ? kManyColumns : kFewColumns) / 32;
-  const int rows_step = many ? 2 * kLanes : kLanes;
+  // Many: steps of about equal length, in whole groups of 8 blocks.
+  const int n_steps = (n_blocks + kBlocksMany - 1) / kBlocksMany;
+  const int step = many ? ((n_blocks + n_steps - 1) / n_steps + 7) / 8 * 8 : kFewColumns / 32;
+  const int rows_step = many ? kPanelsMany * kLanes : kLanes;
   for (int row = w.row_begin; row < w.row_end; row += rows_step) {
-    const int n_panels = std::min(rows_step, w.row_end - row) > kLanes ? 2 : 1;
-    __mmask16 lanes[2] = {0, 0};
-    for (int p = 0; p < n_panels; ++p) {
-      const int left = std::min(kLanes, w.row_end - row - p * kLanes);
-      lanes[p] = static_cast<__mmask16>((1u << left) - 1u);
-    }
+    const int n_rows = std::min(rows_step, w.row_end - row);
+    const int n_panels = (n_rows + kLanes - 1) / kLanes;
+    const __mmask16 last_lanes = static_cast<__mmask16>((1u << (n_rows - (n_panels - 1) * kLanes)) - 1u);
     for (int b = 0; b < n_blocks; b += step) {
       const int n = std::min(step, n_blocks - b);
       for (int p = 0; p < n_panels; ++p) unpack(row + p * kLanes, b, n, panels + p * kBlocksMany);
-      float* o = out + row;
-      if (n_panels == 2) {
-        multiply_all<kShift, kMin, kHalves, 2>(panels, kBlocksMany, n, x, b, o, out_stride, b == 0, lanes);
-      } else {
-        multiply_all<kShift, kMin, kHalves, 1>(panels, kBlocksMany, n, x, b, o, out_stride, b == 0, lanes);
-      }
+      multiply_all<kShift, kMin, kHalves>(panels, n_panels, n, x, b, out + row, out_stride, b == 0, last_lanes);
     }
   }
 }
@@ -898,7 +919,7 @@ GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, Pane
 template <class Type>
 void gemm_type(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch) {
   if (x.n_rows == 1) return gemv_type<Type>(w, x, out, scratch);
-  uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data) + 2 * kBlocksMany * sizeof(PanelBlock);
+  uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data) + kPanelsMany * kBlocksMany * sizeof(PanelBlock);
   run_panels<Type::kOffsetShift, Type::kMin, Type::kHalves>(
       w, x, out, out_stride, scratch,
       [&](int row, int b, int n, PanelBlock* panel) { unpack_panel<Type>(w, row, b, n, panel, tail); });

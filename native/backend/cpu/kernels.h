@@ -100,24 +100,23 @@ inline constexpr int kSegment = 256;
 // 64 bytes of group g of a panel holds the codes of columns 8 * g + i (low nibble) and 8 * g + 4 + i (high nibble).
 inline constexpr int kScreenLanes = 16;
 struct ScreenTable {
-  int n_cols = 0;                   // a multiple of 8
-  const uint8_t* codes = nullptr;   // [panels][n_cols / 8][64]
-  const float* step = nullptr;      // [panels][16]
-  const float* residual = nullptr;  // [panels][16] squared norm of what the codes leave out
-  const float* norm = nullptr;      // [panels][16] squared norm of the row
+  int n_cols = 0;                    // a multiple of 8
+  const uint8_t* codes = nullptr;    // [panels][n_cols / 8][64]
+  const float* step = nullptr;       // [panels][16]
+  const float* deviation = nullptr;  // [panels][16] length of what the codes leave out, never much below the row's
+  const float* rounding = nullptr;   // [panels][16] squared length of the row / (2 * deviation)
 };
 // A row of x, rotated and rounded: x ~ scale * q. The bound of a row of the matrix is
-//   step * scale * (<code, q> + offset) + sqrt(residual * residual_part + norm * norm_part).
+//   step * scale * (<code, q> + offset) + deviation * deviation_part + rounding * rounding_part.
 struct ScreenQuery {
   const int8_t* q = nullptr;  // [n_cols]
   float scale = 0;
   float offset = 0;  // -7.5 * sum of q
-  float residual_part = 0;
-  float norm_part = 0;
+  float deviation_part = 0;
+  float rounding_part = 0;
   float* bounds = nullptr;  // [panels][16], written
   float* maxima = nullptr;  // [panels], written: the largest bound of each panel
 };
-inline constexpr int kScreenQueries = 4;
 
 // One head of one group of full_attention (backend.h). Pointers are at the head's part of the group's first row; rows
 // are `stride` floats apart.
@@ -184,8 +183,9 @@ struct Kernels {
   void (*load_columns)(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch);
   // Columns of 16 rows into a panel: rotated in place, in blocks of a power of two that divides n_cols, and coded.
   // False when a row holds NaN, infinity or values whose squares overflow.
-  bool (*screen_pack)(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm);
-  // Bounds of panels panel_begin..panel_end-1 for up to kScreenQueries queries.
+  bool (*screen_pack)(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* deviation,
+                      float* rounding);
+  // Bounds of panels panel_begin..panel_end-1 for each of the queries.
   void (*screen_bound)(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries);
 

@@ -10,7 +10,8 @@ void gemm_quantized_avx2(const WeightRows& w, const QuantizedRows& x, float* out
 void gemm_float_avx2(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                      const Scratch& scratch);
 void attention_avx2(const AttentionTile& tile, const Scratch& scratch);
-bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm);
+bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* deviation,
+                      float* rounding);
 void screen_bound_avx2(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries);
 extern const FullAttention kExactAttentionAvx2;

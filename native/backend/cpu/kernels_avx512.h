@@ -11,8 +11,8 @@ void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols,
                        const Scratch& scratch);
 void attention_avx512(const AttentionTile& tile, const Scratch& scratch);
 void load_columns_avx512(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch);
-bool screen_pack_avx512(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual,
-                        float* norm);
+bool screen_pack_avx512(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* deviation,
+                        float* rounding);
 void screen_bound_avx512_vnni(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                               int n_queries);
 extern const FullAttention kExactAttentionAvx512;

@@ -13,7 +13,8 @@ void gemm_quantized_neon_i8mm(const WeightRows& w, const QuantizedRows& x, float
 void gemm_float_neon(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                      const Scratch& scratch);
 void attention_neon(const AttentionTile& tile, const Scratch& scratch);
-bool screen_pack_neon(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm);
+bool screen_pack_neon(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* deviation,
+                      float* rounding);
 void screen_bound_neon(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries);
 extern const FullAttention kExactAttentionNeon;

@@ -18,7 +18,8 @@ void store_kv_row_ref(KvType type, const float* x, std::byte* row, int head_dim)
 void attention_ref(const AttentionTile& tile, const Scratch& scratch);
 void merge_segments_ref(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, int head_dim);
 void load_columns_ref(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch);
-bool screen_pack_ref(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm);
+bool screen_pack_ref(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* deviation,
+                     float* rounding);
 void screen_bound_ref(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                       int n_queries);
 void layer_norm_ref(float* out, const float* x, const float* weight, const float* bias, int dim, float eps);

@@ -51,11 +51,6 @@ Screen::Screen(Backend& backend, const Weight& weight, bool enabled)
       n_panels_((weight.n_out + kScreenLanes - 1) / kScreenLanes),
       block_(largest_block(weight.n_in)) {}
 
-size_t Screen::bytes() const {
-  const size_t floats = step_.size() + residual_.size() + norm_.size() + bounds_.size() + maxima_.size();
-  return (codes_ ? codes_->bytes() : 0) + floats * sizeof(float);
-}
-
 std::span<float> Screen::maxima(int query) {
   const size_t stride = static_cast<size_t>(n_panels_);
   return std::span(maxima_).subspan(static_cast<size_t>(query) * stride, stride);
@@ -64,7 +59,7 @@ std::span<float> Screen::maxima(int query) {
 void Screen::disable() {
   enabled_ = false;
   codes_.reset();
-  step_ = residual_ = norm_ = {};
+  step_ = deviation_ = rounding_ = {};
 }
 
 void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<const Scratch> scratch) {
@@ -76,7 +71,7 @@ void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<con
     memory.resize(static_cast<size_t>(pool.n_threads()) * n_cols * kScreenLanes);
     if (!codes_) {
       codes_ = backend_.allocate(static_cast<size_t>(n_panels_) * panel_bytes);
-      for (std::vector<float>* v : {&step_, &residual_, &norm_})
+      for (std::vector<float>* v : {&step_, &deviation_, &rounding_})
         v->resize(static_cast<size_t>(n_panels_) * kScreenLanes);
     }
   } catch (const std::bad_alloc&) {
@@ -97,8 +92,8 @@ void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<con
                          weight_.n_in, columns, scratch[static_cast<size_t>(thread)]);
     const size_t p = static_cast<size_t>(panel);
     const size_t lanes = p * kScreenLanes;
-    if (!kernels.screen_pack(columns, weight_.n_in, block_, codes + p * panel_bytes, &step_[lanes], &residual_[lanes],
-                             &norm_[lanes])) {
+    if (!kernels.screen_pack(columns, weight_.n_in, block_, codes + p * panel_bytes, &step_[lanes], &deviation_[lanes],
+                             &rounding_[lanes])) {
       finite.store(false, std::memory_order_relaxed);
     }
   });
@@ -113,10 +108,11 @@ bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int
   q_.resize(static_cast<size_t>(n) * n_cols);
   bounds_.resize(static_cast<size_t>(n) * n_rows);
   maxima_.resize(static_cast<size_t>(n) * static_cast<size_t>(n_panels_));
+  sorted_.resize(maxima_.size());
   rotate(rotated_.data(), n * weight_.n_in, block_);
 
   const ScreenTable table{weight_.n_in, reinterpret_cast<const uint8_t*>(codes_->data()), step_.data(),
-                          residual_.data(), norm_.data()};
+                          deviation_.data(), rounding_.data()};
   queries_.clear();
   for (size_t query = 0; query < static_cast<size_t>(n); ++query) {
     const float* y = rotated_.data() + query * n_cols;
@@ -135,18 +131,17 @@ bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int
       q[j] = static_cast<int8_t>(std::nearbyint(y[j] * inverse));
       sum += q[j];
     }
-    constexpr double kVariances = static_cast<double>(kScreenSigmas) * kScreenSigmas;
-    queries_.push_back({q, scale, -7.5f * static_cast<float>(sum),
-                        static_cast<float>(kVariances * norm / static_cast<double>(n_cols)),
-                        static_cast<float>(kVariances * static_cast<double>(scale) * scale / 12),
+    // The margin is sqrt(a^2 + b^2) with a from the codes and b from rounding x, which is far smaller:
+    // a + b^2 / (2 a) is hardly more, and needs no root for each row.
+    const double deviation = kScreenSigmas * std::sqrt(norm / static_cast<double>(n_cols));
+    const double rounding = kScreenSigmas * static_cast<double>(scale) / std::sqrt(12.0);
+    queries_.push_back({q, scale, -7.5f * static_cast<float>(sum), static_cast<float>(deviation),
+                        deviation > 0 ? static_cast<float>(rounding * rounding / deviation) : 0.0f,
                         bounds_.data() + query * n_rows, maxima_.data() + query * static_cast<size_t>(n_panels_)});
   }
   constexpr int kPanels = 64;  // of a chunk: its codes stay in cache for all queries
   pool.parallel_for((n_panels_ + kPanels - 1) / kPanels, [&](int chunk, int /*thread*/) {
-    for (int first = 0; first < n; first += kScreenQueries) {
-      kernels.screen_bound(table, chunk * kPanels, std::min(n_panels_, (chunk + 1) * kPanels),
-                           &queries_[static_cast<size_t>(first)], std::min(kScreenQueries, n - first));
-    }
+    kernels.screen_bound(table, chunk * kPanels, std::min(n_panels_, (chunk + 1) * kPanels), queries_.data(), n);
   });
   for (int i = 0; i < n; ++i) {  // lanes past the last row
     float* row = bounds_.data() + static_cast<size_t>(i) * n_rows;
@@ -177,21 +172,24 @@ void Screen::best(int query, size_t k, std::vector<int32_t>* rows) {
   const std::span<const float> largest = maxima(query);
   float least = -kInfinity;
   if (k <= largest.size()) {
-    sorted_.assign(largest.begin(), largest.end());
-    std::nth_element(sorted_.begin(), sorted_.begin() + static_cast<ptrdiff_t>(k - 1), sorted_.end(), std::greater<>());
-    least = sorted_[k - 1];
+    const std::span<float> sorted =
+        std::span(sorted_).subspan(static_cast<size_t>(query) * largest.size(), largest.size());
+    std::copy(largest.begin(), largest.end(), sorted.begin());
+    std::nth_element(sorted.begin(), sorted.begin() + static_cast<ptrdiff_t>(k - 1), sorted.end(), std::greater<>());
+    least = sorted[k - 1];
   }
+  const size_t first = rows->size();
   at_least(query, least, rows);
-  if (rows->size() <= k) return;
+  if (rows->size() - first <= k) return;
   const std::span<const float> values = bounds(query);
-  std::nth_element(rows->begin(), rows->begin() + static_cast<ptrdiff_t>(k), rows->end(), [&](int32_t a, int32_t b) {
+  const auto begin = rows->begin() + static_cast<ptrdiff_t>(first);
+  std::nth_element(begin, begin + static_cast<ptrdiff_t>(k), rows->end(), [&](int32_t a, int32_t b) {
     return values[static_cast<size_t>(a)] > values[static_cast<size_t>(b)];
   });
-  rows->resize(k);
+  rows->resize(first + k);
 }
 
 void Screen::at_least(int query, float least, std::vector<int32_t>* rows) {
-  rows->clear();
   const std::span<const float> values = bounds(query);
   const std::span<const float> largest = maxima(query);
   for (size_t panel = 0; panel < largest.size(); ++panel) {
@@ -210,7 +208,7 @@ namespace gemma {
 uint64_t screen_bytes(int n_out, int n_in) {
   if (!cpu::can_screen(n_out, n_in)) return 0;
   const uint64_t n_panels = static_cast<uint64_t>((n_out + cpu::kScreenLanes - 1) / cpu::kScreenLanes);
-  // Codes; step, residual, norm and bound of each lane; the panel's largest bound.
+  // Codes; step, deviation, rounding and bound of each lane; the panel's largest bound.
   return n_panels * (static_cast<uint64_t>(n_in) * 8 + 4 * cpu::kScreenLanes * sizeof(float) + sizeof(float));
 }
 

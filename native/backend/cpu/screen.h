@@ -32,8 +32,7 @@ class Screen final : public OutputMatrix {
   Screen(Backend& backend, const Weight& weight, bool enabled);
 
   const Weight& weight() const { return weight_; }
-  size_t bytes() const override;
-  bool ready() const override { return enabled_ && n_built_ == n_panels_; }
+  bool ready() const { return enabled_ && n_built_ == n_panels_; }
 
   // Builds the next part, one of kSlices, so that no token waits long. Does nothing when ready or when there is none:
   // the matrix holds NaN or infinity, or memory ran out.
@@ -47,11 +46,12 @@ class Screen final : public OutputMatrix {
     const size_t stride = static_cast<size_t>(n_panels_) * kScreenLanes;
     return std::span(bounds_).subspan(static_cast<size_t>(query) * stride, static_cast<size_t>(weight_.n_out));
   }
+  // These may be asked about different queries at a time.
   // Takes rows out of the choice.
   void exclude(int query, std::span<const int32_t> rows);
-  // The k >= 1 rows with the largest bounds, in no order; fewer when fewer are above -infinity.
+  // The k >= 1 rows with the largest bounds are appended, in no order; fewer when fewer are above -infinity.
   void best(int query, size_t k, std::vector<int32_t>* rows);
-  // All rows with a bound of at least `least` and above -infinity, ascending.
+  // All rows with a bound of at least `least` and above -infinity are appended, ascending.
   void at_least(int query, float least, std::vector<int32_t>* rows);
 
  private:
@@ -66,14 +66,14 @@ class Screen final : public OutputMatrix {
   int block_;
   int n_built_ = 0;
   std::unique_ptr<Buffer> codes_;
-  std::vector<float> step_, residual_, norm_;
+  std::vector<float> step_, deviation_, rounding_;
   // of a step
   std::vector<float> rotated_;
   std::vector<int8_t> q_;
   std::vector<ScreenQuery> queries_;
   std::vector<float> bounds_;
   std::vector<float> maxima_;  // of each panel
-  std::vector<float> sorted_;
+  std::vector<float> sorted_;  // a copy that best() may reorder
 };
 
 }  // namespace gemma::cpu

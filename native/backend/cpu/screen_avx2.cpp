@@ -10,6 +10,12 @@
 namespace gemma::cpu {
 namespace {
 
+inline __m256i broadcast4(const int8_t* q) {
+  int32_t four = 0;
+  std::memcpy(&four, q, 4);
+  return _mm256_set1_epi32(four);
+}
+
 template <int kQueries>
 void bound(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries) {
   const size_t n_groups = static_cast<size_t>(table.n_cols / 8);
@@ -28,24 +34,24 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
           const __m256i first = _mm256_and_si256(both, low);
           const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
           for (int i = 0; i < kQueries; ++i) {
-            int32_t q[2];
-            std::memcpy(q, queries[i].q + k * 8, 8);
-            pairs[i] = _mm256_add_epi16(pairs[i], _mm256_maddubs_epi16(first, _mm256_set1_epi32(q[0])));
-            pairs[i] = _mm256_add_epi16(pairs[i], _mm256_maddubs_epi16(second, _mm256_set1_epi32(q[1])));
+            // Each broadcast a load of its own: taking both from one would cost a shuffle each.
+            const int8_t* q = queries[i].q + k * 8;
+            pairs[i] = _mm256_add_epi16(pairs[i], _mm256_maddubs_epi16(first, broadcast4(q)));
+            pairs[i] = _mm256_add_epi16(pairs[i], _mm256_maddubs_epi16(second, broadcast4(q + 4)));
           }
         }
         for (int i = 0; i < kQueries; ++i) dot[i] = _mm256_add_epi32(dot[i], _mm256_madd_epi16(pairs[i], ones));
       }
       const size_t row = panel * kScreenLanes + half * 8;
       const __m256 step = _mm256_loadu_ps(table.step + row);
-      const __m256 residual = _mm256_loadu_ps(table.residual + row);
-      const __m256 norm = _mm256_loadu_ps(table.norm + row);
+      const __m256 deviation = _mm256_loadu_ps(table.deviation + row);
+      const __m256 rounding = _mm256_loadu_ps(table.rounding + row);
       for (int i = 0; i < kQueries; ++i) {
         const ScreenQuery& query = queries[i];
         const __m256 product = _mm256_mul_ps(_mm256_add_ps(_mm256_cvtepi32_ps(dot[i]), _mm256_set1_ps(query.offset)),
                                              _mm256_mul_ps(step, _mm256_set1_ps(query.scale)));
-        const __m256 margin = _mm256_sqrt_ps(_mm256_add_ps(_mm256_mul_ps(residual, _mm256_set1_ps(query.residual_part)),
-                                                           _mm256_mul_ps(norm, _mm256_set1_ps(query.norm_part))));
+        const __m256 margin = _mm256_add_ps(_mm256_mul_ps(deviation, _mm256_set1_ps(query.deviation_part)),
+                                            _mm256_mul_ps(rounding, _mm256_set1_ps(query.rounding_part)));
         const __m256 upper = _mm256_add_ps(product, margin);
         _mm256_storeu_ps(query.bounds + row, upper);
         __m128 largest = _mm_max_ps(_mm256_castps256_ps128(upper), _mm256_extractf128_ps(upper, 1));
@@ -59,8 +65,8 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
 
 }  // namespace
 
-bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual,
-                      float* norm) {
+bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* deviation,
+                      float* rounding) {
   float squares[kScreenLanes];
   float inverse[kScreenLanes];
   float product[kScreenLanes];
@@ -90,18 +96,14 @@ bool screen_pack_avx2(float* columns, int n_cols, int block, uint8_t* codes, flo
     _mm256_storeu_ps(product + half, products);
     _mm256_storeu_ps(length + half, lengths);
   }
-  finish_panel(squares, inverse, product, length, step, residual, norm);
+  finish_panel(squares, inverse, product, length, step, deviation, rounding);
   return true;
 }
 
 void screen_bound_avx2(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries) {
-  switch (n_queries) {
-    case 1: return bound<1>(table, panel_begin, panel_end, queries);
-    case 2: return bound<2>(table, panel_begin, panel_end, queries);
-    case 3: return bound<3>(table, panel_begin, panel_end, queries);
-    default: return bound<4>(table, panel_begin, panel_end, queries);
-  }
+  in_groups<4>(n_queries,
+               [&](auto n, int first) { bound<decltype(n)::value>(table, panel_begin, panel_end, queries + first); });
 }
 
 }  // namespace gemma::cpu

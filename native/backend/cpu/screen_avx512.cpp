@@ -9,6 +9,12 @@
 namespace gemma::cpu {
 namespace {
 
+inline __m512i broadcast4(const int8_t* q) {
+  int32_t four = 0;
+  std::memcpy(&four, q, 4);
+  return _mm512_set1_epi32(four);
+}
+
 template <int kQueries>
 void bound(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries) {
   const size_t n_groups = static_cast<size_t>(table.n_cols / 8);
@@ -23,23 +29,22 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
       const __m512i first = _mm512_and_si512(both, low);
       const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
       for (int i = 0; i < kQueries; ++i) {
-        int32_t q[2];
-        std::memcpy(q, queries[i].q + g * 8, 8);
-        dot[i][0] = _mm512_dpbusd_epi32(dot[i][0], first, _mm512_set1_epi32(q[0]));
-        dot[i][1] = _mm512_dpbusd_epi32(dot[i][1], second, _mm512_set1_epi32(q[1]));
+        // Each broadcast a load of its own: taking both from one would cost a shuffle each.
+        dot[i][0] = _mm512_dpbusd_epi32(dot[i][0], first, broadcast4(queries[i].q + g * 8));
+        dot[i][1] = _mm512_dpbusd_epi32(dot[i][1], second, broadcast4(queries[i].q + g * 8 + 4));
       }
     }
     const size_t row = panel * kScreenLanes;
     const __m512 step = _mm512_loadu_ps(table.step + row);
-    const __m512 residual = _mm512_loadu_ps(table.residual + row);
-    const __m512 norm = _mm512_loadu_ps(table.norm + row);
+    const __m512 deviation = _mm512_loadu_ps(table.deviation + row);
+    const __m512 rounding = _mm512_loadu_ps(table.rounding + row);
     for (int i = 0; i < kQueries; ++i) {
       const ScreenQuery& query = queries[i];
       const __m512 exact = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[i][0], dot[i][1]));
       const __m512 product = _mm512_mul_ps(_mm512_add_ps(exact, _mm512_set1_ps(query.offset)),
                                            _mm512_mul_ps(step, _mm512_set1_ps(query.scale)));
-      const __m512 margin = _mm512_sqrt_ps(_mm512_add_ps(_mm512_mul_ps(residual, _mm512_set1_ps(query.residual_part)),
-                                                         _mm512_mul_ps(norm, _mm512_set1_ps(query.norm_part))));
+      const __m512 margin = _mm512_add_ps(_mm512_mul_ps(deviation, _mm512_set1_ps(query.deviation_part)),
+                                          _mm512_mul_ps(rounding, _mm512_set1_ps(query.rounding_part)));
       const __m512 upper = _mm512_add_ps(product, margin);
       _mm512_storeu_ps(query.bounds + row, upper);
       query.maxima[panel] = _mm512_reduce_max_ps(upper);
@@ -49,8 +54,8 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
 
 }  // namespace
 
-bool screen_pack_avx512(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual,
-                        float* norm) {
+bool screen_pack_avx512(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* deviation,
+                        float* rounding) {
   float squares[kScreenLanes];
   float inverse[kScreenLanes];
   float product[kScreenLanes];
@@ -77,18 +82,14 @@ bool screen_pack_avx512(float* columns, int n_cols, int block, uint8_t* codes, f
   }
   _mm512_storeu_ps(product, products);
   _mm512_storeu_ps(length, lengths);
-  finish_panel(squares, inverse, product, length, step, residual, norm);
+  finish_panel(squares, inverse, product, length, step, deviation, rounding);
   return true;
 }
 
 void screen_bound_avx512_vnni(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                               int n_queries) {
-  switch (n_queries) {
-    case 1: return bound<1>(table, panel_begin, panel_end, queries);
-    case 2: return bound<2>(table, panel_begin, panel_end, queries);
-    case 3: return bound<3>(table, panel_begin, panel_end, queries);
-    default: return bound<4>(table, panel_begin, panel_end, queries);
-  }
+  in_groups<8>(n_queries,
+               [&](auto n, int first) { bound<decltype(n)::value>(table, panel_begin, panel_end, queries + first); });
 }
 
 }  // namespace gemma::cpu

@@ -5,11 +5,22 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <type_traits>
 
 #include "backend/cpu/kernels.h"
 
 namespace gemma::cpu {
 namespace {
+
+// n items in groups of kMost, the last one smaller: f(std::integral_constant<int, size>, first).
+template <int kMost, class F>
+inline void in_groups(int n, const F& f) {
+  int first = 0;
+  for (; first + kMost <= n; first += kMost) f(std::integral_constant<int, kMost>(), first);
+  if constexpr (kMost > 1) {
+    if (first < n) in_groups<kMost - 1>(n - first, [&](auto size, int i) { f(size, first + i); });
+  }
+}
 
 // Walsh-Hadamard transform along the columns, lane by lane, and the squared norms. False: NaN, infinity or overflow.
 inline bool rotate_columns(float* columns, int n_cols, int block, float* squares) {
@@ -56,12 +67,14 @@ inline void level_widths(const float* squares, int n_cols, float* inverse) {
 
 // product: <w, code - 7.5>; length: |code - 7.5|^2.
 inline void finish_panel(const float* squares, const float* inverse, const float* product, const float* length,
-                         float* step, float* residual, float* norm) {
+                         float* step, float* deviation, float* rounding) {
   for (int lane = 0; lane < kScreenLanes; ++lane) {
     const bool usable = inverse[lane] > 0;
     step[lane] = usable ? squares[lane] / product[lane] : 0.0f;
-    norm[lane] = squares[lane];
-    residual[lane] = usable ? std::max(step[lane] * step[lane] * length[lane] - squares[lane], 0.0f) : squares[lane];
+    const float left = usable ? std::max(step[lane] * step[lane] * length[lane] - squares[lane], 0.0f) : squares[lane];
+    // A floor, for rows that the codes hit exactly.
+    deviation[lane] = std::sqrt(std::max(left, 1e-6f * squares[lane]));
+    rounding[lane] = deviation[lane] > 0 ? squares[lane] / (2 * deviation[lane]) : 0.0f;
   }
 }
 

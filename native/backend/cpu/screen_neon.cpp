@@ -45,9 +45,8 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
         const int32x4_t sum = kChains == 1 ? dot[i][k][0] : vaddq_s32(dot[i][k][0], dot[i][k][kChains - 1]);
         const float32x4_t product = vmulq_f32(vaddq_f32(vcvtq_f32_s32(sum), vdupq_n_f32(query.offset)),
                                               vmulq_n_f32(vld1q_f32(table.step + at), query.scale));
-        const float32x4_t margin =
-            vsqrtq_f32(vaddq_f32(vmulq_n_f32(vld1q_f32(table.residual + at), query.residual_part),
-                                 vmulq_n_f32(vld1q_f32(table.norm + at), query.norm_part)));
+        const float32x4_t margin = vaddq_f32(vmulq_n_f32(vld1q_f32(table.deviation + at), query.deviation_part),
+                                             vmulq_n_f32(vld1q_f32(table.rounding + at), query.rounding_part));
         const float32x4_t upper = vaddq_f32(product, margin);
         vst1q_f32(query.bounds + at, upper);
         largest = k == 0 ? upper : vmaxq_f32(largest, upper);
@@ -59,8 +58,8 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
 
 }  // namespace
 
-bool screen_pack_neon(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual,
-                      float* norm) {
+bool screen_pack_neon(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* deviation,
+                      float* rounding) {
   float squares[kScreenLanes];
   float inverse[kScreenLanes];
   float product[kScreenLanes];
@@ -87,18 +86,14 @@ bool screen_pack_neon(float* columns, int n_cols, int block, uint8_t* codes, flo
     vst1q_f32(product + lane, products);
     vst1q_f32(length + lane, lengths);
   }
-  finish_panel(squares, inverse, product, length, step, residual, norm);
+  finish_panel(squares, inverse, product, length, step, deviation, rounding);
   return true;
 }
 
 void screen_bound_neon(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries,
                        int n_queries) {
-  switch (n_queries) {
-    case 1: return bound<1>(table, panel_begin, panel_end, queries);
-    case 2: return bound<2>(table, panel_begin, panel_end, queries);
-    case 3: return bound<3>(table, panel_begin, panel_end, queries);
-    default: return bound<4>(table, panel_begin, panel_end, queries);
-  }
+  in_groups<4>(n_queries,
+               [&](auto n, int first) { bound<decltype(n)::value>(table, panel_begin, panel_end, queries + first); });
 }
 
 }  // namespace gemma::cpu

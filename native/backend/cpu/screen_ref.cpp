@@ -21,7 +21,8 @@ void load_columns_ref(const WeightRows& w, int n_cols, float* columns, const Scr
   }
 }
 
-bool screen_pack_ref(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* residual, float* norm) {
+bool screen_pack_ref(float* columns, int n_cols, int block, uint8_t* codes, float* step, float* deviation,
+                     float* rounding) {
   constexpr size_t kLanes = kScreenLanes;
   float squares[kLanes];
   float inverse[kLanes];
@@ -41,7 +42,7 @@ bool screen_pack_ref(float* columns, int n_cols, int block, uint8_t* codes, floa
       byte = static_cast<uint8_t>(c % 8 < 4 ? code : byte | code << 4);
     }
   }
-  finish_panel(squares, inverse, product, length, step, residual, norm);
+  finish_panel(squares, inverse, product, length, step, deviation, rounding);
   return true;
 }
 
@@ -62,7 +63,7 @@ void screen_bound_ref(const ScreenTable& table, int panel_begin, int panel_end, 
         const size_t row = panel * kScreenLanes + lane;
         const float product = (static_cast<float>(dot) + query.offset) * (table.step[row] * query.scale);
         const float bound =
-            product + std::sqrt(table.residual[row] * query.residual_part + table.norm[row] * query.norm_part);
+            product + (table.deviation[row] * query.deviation_part + table.rounding[row] * query.rounding_part);
         query.bounds[row] = bound;
         largest = std::max(largest, bound);
       }
