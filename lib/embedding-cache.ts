@@ -8,8 +8,8 @@ const MAGIC = Buffer.from('gemma-native embedding 1\n\0\0\0\0\0\0\0', 'latin1');
 const HEADER = MAGIC.length + 32; // and the SHA-256 of the floats; they follow, little-endian
 
 /** Hex SHA-256, computed on another thread. */
-export async function digest(...data: readonly Uint8Array[]): Promise<string> {
-  return Buffer.from(await webcrypto.subtle.digest('SHA-256', Buffer.concat(data))).toString('hex');
+export async function digest(data: Uint8Array): Promise<string> {
+  return Buffer.from(await webcrypto.subtle.digest('SHA-256', data)).toString('hex');
 }
 
 /**
@@ -27,7 +27,7 @@ export async function fileIdentity(path: string): Promise<string> {
       const { bytesRead } = await file.read(block, 0, block.length, place);
       blocks.push(block.subarray(0, bytesRead));
     }
-    return await digest(...blocks);
+    return await digest(Buffer.concat(blocks));
   } finally {
     await file.close();
   }

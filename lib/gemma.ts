@@ -263,7 +263,9 @@ export class Gemma {
         const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
         return await this.#generate(prompt, { ...params, maxUnread: MAX_UNREAD }, options, cancellation, sink);
       } catch (error) {
-        if (cancellation.cancelled) return emptyResult(params.seed); // left while its pictures were being encoded
+        // Left while its pictures were being encoded.
+        const left = cancellation.cancelled && error instanceof GemmaError && error.code === 'ERR_DISPOSED';
+        if (left && !this.#disposed) return emptyResult(params.seed);
         throw error;
       }
     };

@@ -42,6 +42,7 @@ export interface Pixels {
   layout: PixelLayout;
 }
 
+const DECODE_SECONDS = 300; // a picture can be made to take far longer than its size suggests
 const MAX_SIDE = 65535; // kMaxImageSide in native/image/image.h
 const LAYOUTS: readonly PixelLayout[] = ['grey', 'grey-alpha', 'rgb', 'rgba'];
 
@@ -215,6 +216,7 @@ async function decode(bytes: Uint8Array, name: string, limits: ImageLimits): Pro
       isCmyk ? upright.pipelineColourspace('cmyk').toColourspace('cmyk') : upright.toColourspace('srgb')
     )
       .raw({ depth: 'uchar' })
+      .timeout({ seconds: DECODE_SECONDS })
       .toBuffer({ resolveWithObject: true });
     const layout = isCmyk ? 'cmyk' : LAYOUTS[info.channels - 1];
     const expected = info.width * info.height * info.channels;

@@ -201,6 +201,7 @@ export class PromptBuilder {
     { limits, crops }: PromptSettings,
     { signal }: LayoutOptions,
   ): Promise<Picture> {
+    signal?.throwIfAborted();
     const { imageSize, tokensPerImage } = this.vision();
     if (isEmbedding(image)) return { rows: rowsOfEmbedding(image, name, tokensPerImage, this.#info.config.modelDim) };
     return prepareImage(await readImage(image, name, limits, signal), imageSize, crops);

@@ -20,7 +20,7 @@ export interface ImageEmbedding {
 export type Picture = PreparedImage | { rows: Float32Array[] };
 
 // Squares of one call of the encoder. It works through them one after another; a few are enough to keep it busy.
-const SQUARES_PER_CALL = 8;
+const SQUARES_PER_CALL = 4;
 
 export function isEmbedding(value: unknown): value is ImageEmbedding {
   return typeof value === 'object' && value !== null && (value as ImageEmbedding).data instanceof Float32Array;

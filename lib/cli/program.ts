@@ -335,7 +335,7 @@ interface InspectFlags {
 async function inspect(model: string, flags: InspectFlags): Promise<void> {
   const summary = await Gemma.inspect(model, flags.kv !== undefined ? { kvCache: flags.kv } : {});
   if (flags.json) return printJson(summary);
-  const { config } = summary;
+  const { config, vision } = summary;
   printLine(
     table([
       [
@@ -348,6 +348,14 @@ async function inspect(model: string, flags: InspectFlags): Promise<void> {
       ['heads', `${config.heads} of ${config.headDim}, ${config.kvHeads} for keys and values`],
       ['vocabulary', String(config.vocabularySize)],
       ['context', `${config.trainedContext} positions`],
+      ...(vision
+        ? [
+            [
+              'vision',
+              `${vision.imageSize} pixels a side, ${vision.layers} layers, ${vision.tokensPerImage} tokens a picture`,
+            ],
+          ]
+        : []),
     ]),
   );
   printLine('\ntensor types');
@@ -360,7 +368,7 @@ async function inspect(model: string, flags: InspectFlags): Promise<void> {
       summary.memory.map((plan) => [
         '  ',
         plan.contextSize,
-        `${bytes(plan.totalBytes)} = weights ${bytes(plan.weightsBytes)} + cache ${bytes(plan.kvBytes)} + work ${bytes(plan.scratchBytes)} + screen ${bytes(plan.screenBytes)}`,
+        `${bytes(plan.totalBytes)} = weights ${bytes(plan.weightsBytes)} + cache ${bytes(plan.kvBytes)} + work ${bytes(plan.scratchBytes)} + screen ${bytes(plan.screenBytes)}${plan.visionBytes > 0 ? ` + vision ${bytes(plan.visionBytes)}` : ''}`,
       ]),
     ),
   );

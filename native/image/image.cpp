@@ -19,6 +19,12 @@ struct Filter {
 
 constexpr int kWeightBits = 32 - 8 - 2;  // Pillow's: a byte times a weight, and their sum, stay within 32 bits
 
+// Toward zero, as a cast in C: what Pillow rounds with after it has added a half.
+template <class Int>
+Int truncated(double value) {
+  return static_cast<Int>(value);
+}
+
 // As Pillow's precompute_coeffs and normalize_coeffs_8bpc, in the same order of double operations.
 Filter triangle_filter(int n_in, int n_out) {
   const double scale = static_cast<double>(n_in) / n_out;
@@ -33,8 +39,8 @@ Filter triangle_filter(int n_in, int n_out) {
   std::vector<double> weights(taps);
   for (size_t i = 0; i < static_cast<size_t>(n_out); ++i) {
     const double center = (static_cast<double>(i) + 0.5) * scale;
-    const int first = std::max(0, static_cast<int>(center - support + 0.5));
-    const int count = std::min(n_in, static_cast<int>(center + support + 0.5)) - first;
+    const int first = std::max(0, truncated<int>(center - support + 0.5));
+    const int count = std::min(n_in, truncated<int>(center + support + 0.5)) - first;
     double sum = 0;
     for (int t = 0; t < count; ++t) {
       const double weight = std::max(0.0, 1.0 - std::fabs((t + first - center + 0.5) * inverse));
@@ -44,7 +50,7 @@ Filter triangle_filter(int n_in, int n_out) {
     for (int t = 0; t < count; ++t) {
       const double weight = weights[static_cast<size_t>(t)];
       const double share = sum != 0.0 ? weight / sum : weight;
-      filter.weights[i * taps + static_cast<size_t>(t)] = static_cast<int32_t>(0.5 + share * (1 << kWeightBits));
+      filter.weights[i * taps + static_cast<size_t>(t)] = truncated<int32_t>(0.5 + share * (1 << kWeightBits));
     }
     filter.first[i] = first;
     filter.count[i] = count;

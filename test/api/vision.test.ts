@@ -369,7 +369,7 @@ describe('a picture is encoded once', () => {
     expect(calls.reduce((sum, n) => sum + n, 0)).toBe(5);
     const before = calls.length;
     await embed(...Array.from({ length: 20 }, (_, i) => 100 + i));
-    expect(calls.slice(before)).toEqual([8, 8, 4]);
+    expect(calls.slice(before)).toEqual([4, 4, 4, 4, 4]);
   });
 
   test('what was used longest ago makes room', async () => {
@@ -536,6 +536,21 @@ describe('limits and abort', () => {
         expect((await gemma.generate('x', { maxOutputTokens: 2 })).tokens.length).toBeGreaterThan(0);
       },
       { imageCache: false },
+      model,
+    );
+  });
+
+  test('a callback that throws ends the call with its error', async () => {
+    await withModel(
+      async (gemma) => {
+        const onProgress = () => {
+          throw new RangeError('stop');
+        };
+        const options = { images: [picture('photo.png')], onProgress, maxOutputTokens: 1 };
+        expect(await rejection(gemma.generate('x', options))).toMatchObject({ message: 'stop' });
+        expect(await rejection(gemma.stream('x', options).result)).toMatchObject({ message: 'stop' });
+      },
+      {},
       model,
     );
   });

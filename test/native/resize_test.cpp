@@ -1,12 +1,11 @@
 // Resizing against Pillow's bytes, crops against Hugging Face's boxes (test/reference/make_resize.py), tiles, limits.
-#include "image/image.h"
-
 #include <array>
 #include <cstring>
 #include <fstream>
 #include <sstream>
 
 #include "check.h"
+#include "image/image.h"
 
 using namespace gemma;
 
