@@ -10,7 +10,7 @@ import { mkdtemp, open, readdir, readFile, rm, writeFile } from 'node:fs/promise
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { batchedBench, complete, decodeAt, llamaBench, observe, run, tokenizeRates } from './peers.mjs';
+import { batchedBench, complete, decodeAt, encodeImage, llamaBench, observe, run, tokenizeRates } from './peers.mjs';
 
 const HERE = dirname(fileURLToPath(import.meta.url));
 const ROOT = dirname(HERE);
@@ -27,6 +27,7 @@ export const GROUPS = {
   start: { title: 'From nothing to the first token', models: ['4b', '4b-k'], measure: start },
   memory: { title: 'Peak of resident memory', models: ['4b'], measure: memory },
   tokenizer: { title: 'Tokenizer', models: ['270m'], measure: tokenizer },
+  image: { title: 'Image of 896 x 896', models: ['4b'], measure: image },
 };
 
 async function ours(task, settings, bench) {
@@ -371,6 +372,59 @@ async function tokenizer(bench, model) {
       },
     ];
   });
+}
+
+// Random weights of the size of Gemma's vision encoder. One round: a peer takes minutes for an image.
+async function image(bench, model) {
+  const mmproj = await bench.findVision();
+  const { default: sharp } = await import('sharp');
+  const temporary = await mkdtemp(join(tmpdir(), 'gemma-bench-'));
+  try {
+    const file = join(temporary, 'image.png');
+    const noise = { type: 'gaussian', mean: 128, sigma: 40 };
+    await sharp({ create: { width: 896, height: 896, channels: 3, noise } })
+      .png()
+      .toFile(file);
+    const engines = { [OURS]: () => ours('image', { model, mmproj, file }, bench) };
+    const peer = bench.peers.find(({ tools }) => tools['llama-mtmd-cli']);
+    if (peer) engines[peer.name] = () => encodeImage(peer, { model, mmproj, image: file, threads: bench.threads });
+    const { results, peaks } = await alternate(bench, model, engines, { rounds: 1 });
+    const figure = (what, values, rest = {}) => ({
+      group: 'image',
+      what,
+      unit: 'ms',
+      lowerIsBetter: true,
+      engines: values,
+      peaks,
+      ...rest,
+    });
+    const mine = (pick) => engineValues({ [OURS]: results[OURS] }, pick, peaks);
+    const one = engineValues(results, (r) => r.ms, peaks);
+    // The encoder's operations: 4096 patches through 27 layers of 1152 and 4304, attention of all with all.
+    const operations = 2 * 4096 * (27 * (4 * 1152 ** 2 + 2 * 1152 * 4304 + 2 * 4096 * 1152) + 588 * 1152);
+    if (peaks[0].int8Gops > 0) {
+      for (const engine of Object.values(one))
+        engine.ofPeak = engine.values.map((ms) => operations / (ms * 1e6) / peaks[0].int8Gops);
+    }
+    const firstQuestion = {
+      what: 'the first question',
+      engines: { [OURS]: results[OURS].map((r) => r.firstQuestionMs) },
+    };
+    return [
+      figure('encoding one image', one, { peakNote: PEAK_NOTES.int8Gops }),
+      figure(
+        'encoding an image with four crops',
+        mine((r) => r.fiveMs),
+      ),
+      figure(
+        'second question about an image',
+        mine((r) => r.secondQuestionMs),
+        { baseline: firstQuestion },
+      ),
+    ];
+  } finally {
+    await rm(temporary, { recursive: true });
+  }
 }
 
 // A file with the first `length` characters of a text: the story of the tests, then this repository's sources.

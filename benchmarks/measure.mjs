@@ -10,6 +10,7 @@
 //   complete   text, context             the first token of an answer, printed as text
 //   fill       context                   peak of memory with a full cache (the caller looks at this process)
 //   tokenize   file, rounds              bytes per second
+//   image      mmproj, file              milliseconds of one image, of five crops, of a first and a second question
 import { readFileSync } from 'node:fs';
 
 const { Gemma } = await import('../dist/index.mjs');
@@ -21,7 +22,7 @@ const greedy = (maxOutputTokens) => ({ temperature: 0, maxOutputTokens, draft: f
 const WARM_UP = 24;
 
 function load(contextSize) {
-  return Gemma.load(model, { contextSize, ...(threads && { threads }), ...(isa && { isa }) });
+  return Gemma.load(model, { mmproj: false, contextSize, ...(threads && { threads }), ...(isa && { isa }) });
 }
 
 // Ids from the whole vocabulary, so that reading the embedding is not easier than for a text. <bos> in front, as in every prompt.
@@ -124,6 +125,44 @@ const tasks = {
     await gemma.generate(ids(context - 8, 1), greedy(8));
     const { contextSize, memory } = gemma.info;
     return { contextSize, plan: memory, kvBytesResident: gemma.stats().kvBytesResident };
+  },
+
+  async image({ mmproj, file }) {
+    const gemma = await Gemma.load(model, {
+      mmproj,
+      contextSize: 2048,
+      ...(threads && { threads }),
+      ...(isa && { isa }),
+    });
+    const noise = (width, height) => {
+      let state = width;
+      const data = new Uint8Array(width * height * 3);
+      for (let i = 0; i < data.length; i++) {
+        state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+        data[i] = state >>> 24;
+      }
+      return { data, width, height };
+    };
+    const timed = async (work) => {
+      const start = performance.now();
+      const result = await work();
+      return { ms: performance.now() - start, result };
+    };
+    await gemma.embedImage(noise(100, 100)); // weights to 8 bits
+    const one = await timed(() => gemma.embedImage(file));
+    const five = await timed(() => gemma.embedImage(noise(2000, 500), { panAndScan: true }));
+    if (five.result.crops.length !== 4) throw new Error(`expected 4 crops, found ${five.result.crops.length}`);
+    const picture = noise(300, 200);
+    const ask = (text) => {
+      const content = [
+        { type: 'image', image: picture },
+        { type: 'text', text },
+      ];
+      return timed(() => gemma.generate([{ role: 'user', content }], greedy(1)));
+    };
+    const first = await ask('What is this?');
+    const second = await ask('Which colours does it have?');
+    return { ms: one.ms, fiveMs: five.ms, firstQuestionMs: first.ms, secondQuestionMs: second.ms };
   },
 
   async tokenize({ file, rounds }) {

@@ -22,8 +22,8 @@ const CMAKE_OPTIONS = [
 const SUFFIX = process.platform === 'win32' ? '.exe' : '';
 
 /**
- * Runs a program. Resolves with `{ out, firstMs, peakBytes }`: what it printed, when the first byte of that came (after the
- * start, milliseconds), the most memory it had resident (Linux; looked at every few milliseconds). An error has the end of what
+ * Runs a program. Resolves with `{ out, errors, firstMs, peakBytes }`: what it printed, when the first byte of that came (after
+ * the start, milliseconds), the most memory it had resident (Linux; looked at every few milliseconds). An error has the end of what
  * it printed.
  */
 export function observe(command, args, options = {}) {
@@ -53,7 +53,7 @@ export function observe(command, args, options = {}) {
     });
     child.on('close', (code, signal) => {
       clearInterval(look);
-      if (code === 0) return done({ out, firstMs: firstMs ?? performance.now() - start, peakBytes });
+      if (code === 0) return done({ out, errors, firstMs: firstMs ?? performance.now() - start, peakBytes });
       const said = (errors || out).trim().slice(-2000);
       reject(new Error(`${command} ${args.join(' ')} failed (${signal ?? code}):\n${said}`));
     });
@@ -83,7 +83,12 @@ export async function buildLlamaCpp(log) {
     await rm(work, { recursive: true });
   }
   const build = join(folder, 'llama.cpp-build');
-  const tools = await buildTools(source, build, ['llama-bench', 'llama-batched-bench', 'llama-completion'], log);
+  const tools = await buildTools(
+    source,
+    build,
+    ['llama-bench', 'llama-batched-bench', 'llama-completion', 'llama-mtmd-cli'],
+    log,
+  );
   return { name: 'llama.cpp', tools: { ...tools, own: await buildOwn(source, build) } };
 }
 
@@ -184,6 +189,15 @@ export async function complete({ tools }, { model, text, file, context, threads 
     ...prompt,
     ...rest,
   ]);
+}
+
+/** Milliseconds that the encoder takes for an image, without loading. */
+export async function encodeImage({ tools }, { model, mmproj, image, threads }) {
+  const files = ['-m', model, '--mmproj', mmproj, '--image', image, '-p', 'What is this?', '-n', '1', '-c', '1024'];
+  const { out, errors } = await observe(tools['llama-mtmd-cli'], [...files, '-t', String(threads), '--no-warmup']);
+  const ms = /image slice encoded in (\d+) ms/.exec(out + errors)?.[1];
+  if (!ms) throw new Error(`llama-mtmd-cli says nothing of the image:\n${errors.slice(-2000)}`);
+  return { ms: Number(ms) };
 }
 
 /** Bytes of text per second, of each round. */

@@ -7,7 +7,7 @@
 import { existsSync } from 'node:fs';
 import { mkdir, rename, writeFile } from 'node:fs/promises';
 import { availableParallelism, cpus, loadavg, release, totalmem } from 'node:os';
-import { basename, dirname, join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { cacheDirectory, fetchTestModel } from '../scripts/fetch-test-model.mjs';
@@ -71,19 +71,28 @@ async function findModel(name) {
     return { file: resolve(name) };
   }
   const [size, style] = RANDOM_MODELS[name];
-  const file = join(cacheDirectory(), `gemma-3-${size}-random-${style}.gguf`);
+  const vocabulary = ['--style', style, '--vocab-from', await fetchTestModel(log)];
+  return {
+    short: name,
+    file: await randomModel(`gemma-3-${size}-random-${style}.gguf`, ['--size', size, ...vocabulary]),
+  };
+}
+
+/** The vision encoder of the 4B in random weights. */
+const findVision = () => randomModel('mmproj-gemma-3-4b-random-f16.gguf', ['--size', '4b', '--mmproj']);
+
+async function randomModel(name, args) {
+  const file = join(cacheDirectory(), name);
   if (!existsSync(file)) {
-    log(`${basename(file)}: writing random weights`);
-    const vocabulary = await fetchTestModel(log);
+    log(`${name}: writing random weights`);
     const script = join(ROOT, 'test', 'reference', 'random_gguf.py');
     // .part first, so that an interrupted write leaves no file that looks whole
-    const args = ['--size', size, '--style', style, '--vocab-from', vocabulary, '--out', `${file}.part`];
-    await run(process.env.PYTHON ?? 'python3', [script, ...args]).catch((error) => {
+    await run(process.env.PYTHON ?? 'python3', [script, ...args, '--out', `${file}.part`]).catch((error) => {
       throw new Error(`random_gguf.py needs Python 3 with numpy (set PYTHON to name another one)\n${error.message}`);
     });
     await rename(`${file}.part`, file);
   }
-  return { short: name, file };
+  return file;
 }
 
 /** Paths of the native programs. */
@@ -124,7 +133,7 @@ async function main() {
 
   const measurePeaks = async () => JSON.parse(await run(programs.peaks, ['--threads', String(threads), '--ms', '20']));
   const [loadBefore] = loadavg();
-  const bench = { peers, rounds, threads, isa, log, measurePeaks };
+  const bench = { peers, rounds, threads, isa, log, measurePeaks, findVision };
   const measured = await measureGroups(bench, groups, models);
   let kernels;
   if (groups.includes('kernels')) {
