@@ -130,6 +130,8 @@ describe('where pictures come from', () => {
     ] as const) {
       const image = { data: new Uint8Array(35 * channels), width: 7, height: 5 };
       expect((await readImage(image, 'image', limits)).layout).toBe(layout);
+      expect((await readImage({ ...image, channels }, 'image', limits)).layout).toBe(layout);
+      expect(await rejection(readImage({ ...image, channels: 4 }, 'image', limits))).toBeInstanceOf(RangeError);
     }
   });
 
