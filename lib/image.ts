@@ -19,6 +19,8 @@ export interface RawImage {
   data: Uint8Array | Uint8ClampedArray;
   width: number;
   height: number;
+  /** Default: what the data has for each pixel. */
+  channels?: 1 | 2 | 3 | 4;
 }
 
 /**
@@ -244,9 +246,10 @@ async function copyOfRaw(image: RawImage, name: string, limits: ImageLimits): Pr
   checkSize(width, height, name, limits);
   const channels = data.length / (width * height);
   const layout = LAYOUTS[channels - 1];
-  if (!layout) {
+  const expected = image.channels ?? '1 to 4';
+  if (!layout || (image.channels !== undefined && image.channels !== channels)) {
     throw new RangeError(
-      `${name}.data: expected 1 to 4 bytes for each of ${width} x ${height} pixels, found ${data.length} bytes`,
+      `${name}.data: expected ${expected} bytes for each of ${width} x ${height} pixels, found ${data.length} bytes`,
     );
   }
   return { data: await copyOf(data), width, height, layout };

@@ -130,6 +130,8 @@ describe('where pictures come from', () => {
     ] as const) {
       const image = { data: new Uint8Array(35 * channels), width: 7, height: 5 };
       expect((await readImage(image, 'image', limits)).layout).toBe(layout);
+      expect((await readImage({ ...image, channels }, 'image', limits)).layout).toBe(layout);
+      expect(await rejection(readImage({ ...image, channels: 4 }, 'image', limits))).toBeInstanceOf(RangeError);
     }
   });
 
@@ -221,6 +223,23 @@ describe('hostile pictures', () => {
       expect(await rejection(Gemma.crops(image))).toMatchObject({ code: 'ERR_IMAGE', detail: 'IMAGE_DECODE' });
     }
     await Gemma.crops(gif).catch((error: unknown) => expect(error).toMatchObject({ code: 'ERR_IMAGE' }));
+  });
+
+  test.each([
+    '420.jpg',
+    'progressive.jpg',
+    'rgba.png',
+    'palette.png',
+    'lossy.webp',
+    'rgba.webp',
+    'lzw.tiff',
+    '420.avif',
+  ])('%s, cut: no picture', async (file) => {
+    const whole = readFileSync(join(formats, file));
+    for (const share of [0.3, 0.6, 0.9]) {
+      const cut = whole.subarray(0, Math.floor(whole.length * share));
+      expect(await rejection(Gemma.crops(cut))).toMatchObject({ code: 'ERR_IMAGE', detail: 'IMAGE_DECODE' });
+    }
   });
 
   test.each(['420.jpg', 'rgba.png', 'lossy.webp', 'animated.gif', 'lzw.tiff', '420.avif'])(
