@@ -31,7 +31,7 @@ struct SequenceInput {
   TopRows top;       // which of a row's logits are needed; the others may be left out
   // The sequence's images in order; one that the step touches lies in it as a whole. Tokens in their place mean
   // nothing.
-  std::span<const ImageRows> images = {};
+  std::span<const ImageRows> images;
 };
 
 class Model {

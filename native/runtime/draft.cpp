@@ -282,7 +282,7 @@ void Drafter::guess_by_model(std::span<const DraftRequest> requests, const std::
     if (lacking.empty()) continue;
     budget -= static_cast<int>(lacking.size());
     if (decoding) state.sampler_ = *request.sampler;
-    inputs.push_back({state.kv_.get(), state.n_cached_, lacking, decoding && all ? 1 : 0, {}});
+    inputs.push_back({state.kv_.get(), state.n_cached_, lacking, decoding && all ? 1 : 0, {}, {}});
     if (decoding) inputs.back().top = wanted(*state.sampler_);
     owners.push_back(&request);
   }
@@ -303,7 +303,7 @@ void Drafter::guess_by_model(std::span<const DraftRequest> requests, const std::
     });
     for (const DraftRequest* owner : owners) {
       DraftState& state = *owner->state;
-      inputs.push_back({state.kv_.get(), state.n_cached_, {&state.guesses_.back(), 1}, 1, wanted(*state.sampler_)});
+      inputs.push_back({state.kv_.get(), state.n_cached_, {&state.guesses_.back(), 1}, 1, wanted(*state.sampler_), {}});
     }
   }
 }

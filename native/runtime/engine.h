@@ -100,7 +100,7 @@ struct GenerateEvent {
 struct LogitsParams {
   std::vector<TokenId> tokens;
   bool all = false;  // every position, not only the last
-  std::vector<PromptImage> images = {};
+  std::vector<PromptImage> images;
 };
 
 // Pictures for the vision encoder.

@@ -75,7 +75,7 @@ int compare(const std::string& path, const std::string& text_path, size_t n_posi
       for (const bool screened : {false, true}) {  // the same positions twice
         Sampler sampler(params, {});
         for (size_t i = 0; i <= at; ++i) sampler.accept(piece[i]);
-        SequenceInput input{&kv, position, rows, static_cast<int>(rows.size()), {}};
+        SequenceInput input{&kv, position, rows, static_cast<int>(rows.size()), {}, {}};
         if (screened) input.top = sampler.wanted(rows);  // the penalties of later rows besides
         const auto on_logits = [&](size_t, int index, const Logits& logits) {
           const auto i = static_cast<size_t>(index);
