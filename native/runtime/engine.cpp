@@ -430,7 +430,8 @@ class EngineImpl final : public Engine {
         PrefixCache::Match match = prefixes_->find(job.tokens, job.images);
         job.kv = std::move(match.kv);
         job.n_done = job.n_cached = match.n;
-      } catch (const std::exception&) {  // no memory for a copy of a page: read anew
+      } catch (const std::exception&) {
+        job.n_done = job.n_cached = 0;  // no memory for a copy of a page: all is read anew
       }
     }
     if (job.kv == nullptr) job.kv = std::make_unique<KvSequence>(model_->kv_pool(), config_.n_window);
