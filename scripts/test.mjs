@@ -63,12 +63,12 @@ async function runNativeTests(folder, name, environment, { only, except, paralle
   count(passed, failed);
 }
 
-// All tests run where all sets of kernels do, except those of drafting, which emulated take as long as all others together
-// and call no kernel that these do not. The other processors must choose the best set that they have, and must find no
-// instruction in it that they lack: for that the tests of its files are enough.
+// All tests run where all sets of kernels do, except those of drafting and of images in the engine, which emulated take longer
+// than all others together and call no kernel that the others do not. The other processors must choose the best set that they
+// have, and must find no instruction in it that they lack: for that the tests of its files are enough.
 const arm64Processors = [
-  { cpu: 'max', isa: 'neon_i8mm', except: ['draft'] },
-  { cpu: 'neoverse-n1', isa: 'neon_dotprod', only: ['gemm', 'vector'] },
+  { cpu: 'max', isa: 'neon_i8mm', except: ['draft', 'images'] },
+  { cpu: 'neoverse-n1', isa: 'neon_dotprod', only: ['gemm', 'vector', 'full_attention'] },
   { cpu: 'cortex-a72', isa: 'ref', only: ['gemm', 'vector'] },
 ];
 
@@ -117,14 +117,15 @@ await main(async () => {
 
   await runNativeTests(await buildNativeTests(''), 'optimised', {});
   if (!arguments_.includes('--quick') && process.platform === 'linux') {
-    await runNativeTests(await buildNativeTests('address'), 'AddressSanitizer, UndefinedBehaviorSanitizer', {
-      ASAN_OPTIONS: 'detect_leaks=1:strict_string_checks=1',
-      UBSAN_OPTIONS: 'print_stacktrace=1',
+    const address = { ASAN_OPTIONS: 'detect_leaks=1:strict_string_checks=1', UBSAN_OPTIONS: 'print_stacktrace=1' };
+    await runNativeTests(await buildNativeTests('address'), 'AddressSanitizer, UndefinedBehaviorSanitizer', address, {
+      parallel: jobs,
     });
     // Only what has threads.
-    const environment = { TSAN_OPTIONS: 'halt_on_error=1' };
-    await runNativeTests(await buildNativeTests('thread'), 'ThreadSanitizer', environment, {
-      only: ['base', 'engine'],
+    const thread = { TSAN_OPTIONS: 'halt_on_error=1' };
+    await runNativeTests(await buildNativeTests('thread'), 'ThreadSanitizer', thread, {
+      only: ['base', 'engine', 'images'],
+      parallel: jobs,
     });
   }
   if (!arguments_.includes('--quick')) await runArm64Tests();
