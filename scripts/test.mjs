@@ -45,7 +45,7 @@ async function runNativeTests(folder, name, environment, { only, except, paralle
       '--parallel',
       parallel,
       '--timeout',
-      '900',
+      '1800',
       ...(only ? ['--tests-regex', `^(${only.join('|')})$`] : []),
       ...(except ? ['--exclude-regex', `^(${except.join('|')})$`] : []),
     ],
@@ -63,11 +63,11 @@ async function runNativeTests(folder, name, environment, { only, except, paralle
   count(passed, failed);
 }
 
-// All tests run where all sets of kernels do, except those of drafting and of images in the engine, which emulated take longer
-// than all others together and call no kernel that the others do not. The other processors must choose the best set that they
-// have, and must find no instruction in it that they lack: for that the tests of its files are enough.
+// All tests run where all sets of kernels do, except those of drafting and of whole images, which emulated take longer than all
+// others together and call no kernel that the others do not. The other processors must choose the best set that they have, and
+// must find no instruction in it that they lack: for that the tests of its files are enough.
 const arm64Processors = [
-  { cpu: 'max', isa: 'neon_i8mm', except: ['draft', 'images'] },
+  { cpu: 'max', isa: 'neon_i8mm', except: ['draft', 'images', 'vision'] },
   { cpu: 'neoverse-n1', isa: 'neon_dotprod', only: ['gemm', 'vector', 'full_attention'] },
   { cpu: 'cortex-a72', isa: 'ref', only: ['gemm', 'vector'] },
 ];
