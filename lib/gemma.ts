@@ -4,7 +4,7 @@ import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
 import { emptyResult, GemmaStream, runGeneration, type GenerateResult, type Sink } from './generation.js';
 import { drawCrops, prepareImage, readImage, type ImageInput } from './image.js';
-import { findModelFile, findVisionFile, type VisionFile } from './model-files.js';
+import { demoModel, findModelFile, findVisionFile, type VisionFile } from './model-files.js';
 import {
   addon,
   MARKER_BOS,
@@ -105,6 +105,12 @@ function availableMemory(): number {
  * `dispose()` every call is `ERR_DISPOSED`.
  */
 export class Gemma {
+  /**
+   * Path of the small model inside this package, which `load('demo')` loads: for a first try and for tests. It describes pictures
+   * of coloured shapes, reads short words, and knows a few sentences; it is a demonstration, not Google's Gemma.
+   */
+  static readonly demoModel: string = demoModel;
+
   /** Where the model runs and what it is. */
   readonly info: ModelInfo;
   readonly #model: NativeModel;
@@ -126,7 +132,8 @@ export class Gemma {
   /**
    * Loads a model.
    *
-   * @param model path or `file:` URL of a GGUF file (of a split model the first), or of a folder that holds one model
+   * @param model path or `file:` URL of a GGUF file (of a split model the first), or of a folder that holds one model; `'demo'` is the
+   * demonstration model inside this package (`Gemma.demoModel`), `'./demo'` a folder of that name
    * @throws GemmaError `ERR_FILE`, `ERR_GGUF_INVALID` (with a detail), `ERR_UNSUPPORTED_MODEL`, `ERR_OUT_OF_MEMORY`,
    * `ERR_BACKEND_UNAVAILABLE`
    */

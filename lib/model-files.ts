@@ -5,6 +5,12 @@ import { fileURLToPath } from 'node:url';
 import { GemmaError } from './errors.js';
 import { addon } from './native.js';
 
+/** What stands for the demonstration model inside this package, wherever a model is named. */
+const DEMO = 'demo';
+
+/** Path of the demonstration model that comes with the package, its vision encoder beside it. */
+export const demoModel = join(__dirname, '..', 'models', 'demo.gguf');
+
 /** The file of a model that was named by path or URL, itself or its folder. Throws TypeError, GemmaError `ERR_FILE`. */
 export async function findModelFile(model: string | URL, name = 'model'): Promise<string> {
   let path: string;
@@ -13,7 +19,7 @@ export async function findModelFile(model: string | URL, name = 'model'): Promis
     if (url.protocol !== 'file:') throw new TypeError(`${name}: expected a path or a file: URL, found ${url.protocol}`);
     path = fileURLToPath(url);
   } else if (typeof model === 'string' && model !== '') {
-    path = model;
+    path = model === DEMO ? demoModel : model;
   } else {
     throw new TypeError(`${name}: expected the path or file: URL of a GGUF file or of a folder that holds one`);
   }

@@ -54,9 +54,11 @@ test('holds what it needs and no more', () => {
       'dist/index.d.ts',
       'dist/index.d.mts',
       'dist/cli/main.js',
+      'models/demo.gguf',
+      'models/mmproj-demo.gguf',
     ]),
   );
-  expect(files.filter((path) => !/^(dist\/|prebuilds\/|package\.json$|README\.md$|LICENSE$)/.test(path))).toEqual([]);
+  expect(files.filter((path) => !/^(dist\/|models\/|prebuilds\/|package\.json$|README\.md$|LICENSE$)/.test(path))).toEqual([]);
 });
 
 const USE = `
