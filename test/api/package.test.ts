@@ -58,7 +58,9 @@ test('holds what it needs and no more', () => {
       'models/mmproj-demo.gguf',
     ]),
   );
-  expect(files.filter((path) => !/^(dist\/|models\/|prebuilds\/|package\.json$|README\.md$|LICENSE$)/.test(path))).toEqual([]);
+  expect(
+    files.filter((path) => !/^(dist\/|models\/|prebuilds\/|package\.json$|README\.md$|LICENSE$)/.test(path)),
+  ).toEqual([]);
 });
 
 const USE = `
