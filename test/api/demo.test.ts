@@ -38,7 +38,7 @@ function share(questions: readonly Item[], found: readonly string[]): number {
 }
 
 /** Of words and numbers without a wrong letter. */
-const READING = 0.35;
+const READING = 0.65;
 
 let gemma: Gemma;
 let exact: Gemma;
@@ -59,7 +59,7 @@ test('is small', () => {
 
 test.each(['shape', 'colour', 'where', 'count'])('sees: %s', async (kind) => {
   const questions = of(kind, 60);
-  expect(share(questions, await answers(gemma, questions))).toBeGreaterThanOrEqual(0.85);
+  expect(share(questions, await answers(gemma, questions))).toBeGreaterThanOrEqual(0.9);
 });
 
 test('reads', async () => {
@@ -72,7 +72,7 @@ test('reads wide pictures better with Pan & Scan', async () => {
   const without = share(questions, await answers(gemma, questions));
   const scanned = share(questions, await answers(gemma, questions, { panAndScan: true }));
   expect(scanned).toBeGreaterThanOrEqual(READING);
-  expect(without).toBeLessThan(scanned - 0.25);
+  expect(without).toBeLessThan(scanned - 0.5);
 });
 
 test('Q8_0 and an encoder in 8 bits answer as F16 and exact arithmetic', async () => {
