@@ -40,7 +40,7 @@ async function draw(file, columns) {
 const gemma = await Gemma.load('demo', { imageCache: { maxBytes: 0 } });
 const { config, loadMs } = gemma.info;
 console.log(
-  `The demonstration model: ${config.nLayers} layers, loaded in ${Math.round(loadMs)} ms. It is no Gemma of Google's.`,
+  `The demonstration model: ${config.layers} layers, loaded in ${Math.round(loadMs)} ms. It is no Gemma of Google's.`,
 );
 
 /** Asks and prints the answer as it comes. */
@@ -59,7 +59,7 @@ await draw(shapes, 36);
 await ask('Describe the picture.', [shapes]);
 await ask('Beschreibe das Bild.', [shapes]);
 await ask('How many shapes are there?', [shapes]);
-await ask('What is different?', [one, other]);
+await ask('Compare the two pictures.', [one, other]);
 
 console.log(`\n${sign}\n`);
 await draw(sign, 96);

@@ -155,4 +155,5 @@ test('the demonstration of npm start', async () => {
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
   expect(stdout).toMatch(/> \[shapes\.png\] Describe the picture\.\n {2}\S[^]*\.\n/);
   expect(stdout).toContain('What does it say?   (with Pan & Scan');
+  expect(stdout).toMatch(/^The demonstration model: 6 layers/);
 });
