@@ -66,7 +66,7 @@ test('the event loop stays free while all cores compute', async () => {
   let running = true;
   const turn = () => {
     ++turns;
-    if (running) setTimeout(turn, 0);
+    if (running) setImmediate(turn);
   };
   turn();
   const seeds = [1, 2, 3];
@@ -80,7 +80,7 @@ test('the event loop stays free while all cores compute', async () => {
     `event loop delay while generating: p99 ${p99.toFixed(1)} ms, most ${(delay.max / 1e6).toFixed(1)} ms\n`,
   );
   // A loop that waited for steps would turn once or twice in each of the sixty.
-  expect(turns).toBeGreaterThan(4 * 60);
+  expect(turns).toBeGreaterThan(10 * 60);
 });
 
 test('an abort is answered at once and stops the work', async () => {
