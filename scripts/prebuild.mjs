@@ -11,7 +11,7 @@ import { execFileSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { basename, join, relative } from 'node:path';
 import { glibcOf, hostTarget, targets } from './targets.mjs';
-import { jobs, main, root, run, say, SetupError } from './steps.mjs';
+import { jobs, main, quietly, root, run, say, SetupError, version } from './steps.mjs';
 
 const ZIG_VERSION = '0.17.1';
 const MAX_GLIBC = [2, 28];
@@ -32,18 +32,19 @@ async function build(name, compiler) {
   const { triple } = targets[name];
   say(`Building ${name}`);
   const folder = join(root, 'build', 'cross', name);
-  await run('cmake', [
+  const ninja = version('ninja') ? ['-G', 'Ninja'] : [];
+  await quietly('cmake', [
     '-S',
     root,
     '-B',
     folder,
-    '--log-level=WARNING',
+    ...ninja,
     `-DCMAKE_TOOLCHAIN_FILE=${join(root, 'cmake', 'toolchains', 'zig.cmake')}`,
     `-DZIG=${compiler}`,
     `-DZIG_TARGET=${triple}`,
     '-DCMAKE_BUILD_TYPE=Release',
   ]);
-  await run('cmake', ['--build', folder, '--parallel', jobs, '--target', 'gemma_native', '--', '--quiet']);
+  await quietly('cmake', ['--build', folder, '--parallel', jobs, '--target', 'gemma_native']);
   return join(folder, 'gemma_native.node');
 }
 
@@ -82,7 +83,9 @@ await main(async () => {
     if (target.libc === 'glibc') {
       const [major, minor] = glibcOf(readFileSync(path));
       if (major > MAX_GLIBC[0] || minor > MAX_GLIBC[1]) {
-        throw new SetupError(`${basename(path)}: needs glibc ${major}.${minor}, expected ${MAX_GLIBC.join('.')} at most`);
+        throw new SetupError(
+          `${basename(path)}: needs glibc ${major}.${minor}, expected ${MAX_GLIBC.join('.')} at most`,
+        );
       }
     }
     process.stdout.write(`${relative(root, path)}: ${(statSync(path).size / 1e6).toFixed(1)} MB\n`);

@@ -23,6 +23,9 @@ export function hostTarget() {
 
 /** The newest version of glibc that a binary asks for, as [major, minor]. */
 export function glibcOf(bytes) {
-  const versions = [...bytes.toString('latin1').matchAll(/GLIBC_(\d+)\.(\d+)/g)].map(([, a, b]) => [Number(a), Number(b)]);
+  const versions = [...bytes.toString('latin1').matchAll(/GLIBC_(\d+)\.(\d+)/g)].map(([, a, b]) => [
+    Number(a),
+    Number(b),
+  ]);
   return versions.sort(([a, b], [c, d]) => a - c || b - d).at(-1) ?? [0, 0];
 }

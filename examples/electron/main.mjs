@@ -5,11 +5,14 @@
 //   electron . [--model=/path/to/model.gguf]      or GEMMA_MODEL; otherwise the demo model that comes with gemma-native
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { app, BrowserWindow, dialog, Menu, MessageChannelMain, shell, utilityProcess } from 'electron';
+import { basename, dirname, join } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+import { app, BrowserWindow, dialog, Menu, MessageChannelMain, net, protocol, shell, utilityProcess } from 'electron';
 
 const here = dirname(fileURLToPath(import.meta.url));
+
+// The page has a scheme of its own: file: would let it read whatever the user may, and load no ES modules.
+protocol.registerSchemesAsPrivileged([{ scheme: 'app', privileges: { standard: true, secure: true } }]);
 
 let modelPath = app.commandLine.getSwitchValue('model') || process.env.GEMMA_MODEL || demoModel();
 let window;
@@ -78,7 +81,7 @@ function createWindow() {
     window = undefined;
     model?.kill();
   });
-  void window.loadFile(join(here, 'page', 'index.html'));
+  void window.loadURL('app://gemma/index.html');
 }
 
 function createMenu() {
@@ -100,6 +103,10 @@ function createMenu() {
 }
 
 await app.whenReady();
+protocol.handle('app', ({ url }) => {
+  const file = join(here, 'page', basename(new URL(url).pathname)); // the files of that one folder
+  return net.fetch(pathToFileURL(file).href);
+});
 createMenu();
 createWindow();
 app.on('activate', () => {

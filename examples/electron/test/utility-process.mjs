@@ -6,8 +6,7 @@ import { MessagePort, parentPort, workerData } from 'node:worker_threads';
 function electronPort(port) {
   return {
     postMessage: (message) => port.postMessage(message),
-    on: (event, listener) =>
-      port.on(event, event === 'message' ? (data) => listener({ data }) : listener),
+    on: (event, listener) => port.on(event, event === 'message' ? (data) => listener({ data }) : listener),
     start: () => port.start(),
   };
 }
@@ -15,8 +14,6 @@ function electronPort(port) {
 process.argv.push(workerData.model);
 process.parentPort = {
   on: (event, listener) =>
-    parentPort.on(event, (data) =>
-      listener({ data, ports: data instanceof MessagePort ? [electronPort(data)] : [] }),
-    ),
+    parentPort.on(event, (data) => listener({ data, ports: data instanceof MessagePort ? [electronPort(data)] : [] })),
 };
 await import('../model-process.mjs');
