@@ -245,15 +245,9 @@ await main(async () => {
       const bundled = (file) =>
         expect(run('node', [file]).trim() !== '' && statSync(join(app, file)).size < 20_000, `${file}: not external`);
       check('esbuild, external', () => {
-        run('node', [
-          'node_modules/esbuild/bin/esbuild',
-          'example.mjs',
-          '--bundle',
-          '--platform=node',
-          '--format=esm',
-          '--external:gemma-native',
-          '--outfile=out/esbuild.mjs',
-        ]);
+        const options = { entryPoints: ['example.mjs'], bundle: true, platform: 'node', format: 'esm' };
+        Object.assign(options, { external: ['gemma-native'], outfile: 'out/esbuild.mjs' });
+        run('node', ['-e', `require('esbuild').buildSync(${JSON.stringify(options)})`]);
         bundled('out/esbuild.mjs');
       });
       check('webpack, external', () => {
