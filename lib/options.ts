@@ -13,7 +13,7 @@ export interface LoadOptions {
   /** `'auto'` (default, or the environment variable GEMMA_DEVICE) or `'cpu'`. */
   device?: string;
   /**
-   * Forces an instruction set: `'avx512_vnni'`, `'avx_vnni'`, `'avx2'`, `'ref'`. Default: the environment variable
+   * Forces an instruction set: `'amx_bf16'`, `'avx512_vnni'`, `'avx_vnni'`, `'avx2'`, `'ref'`. Default: the environment variable
    * GEMMA_ISA, else the best one here. One that is unknown or not usable here is `ERR_BACKEND_UNAVAILABLE`.
    */
   isa?: string;

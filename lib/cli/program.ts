@@ -67,7 +67,7 @@ function withModel(command: Command): Command {
   return command
     .requiredOption('--model <file>', 'GGUF file, or folder that holds one')
     .option('--device <name>', 'auto or cpu (GEMMA_DEVICE)')
-    .option('--isa <name>', 'force an instruction set: avx512_vnni, avx_vnni, avx2, ref (GEMMA_ISA)')
+    .option('--isa <name>', 'force an instruction set: amx_bf16, avx512_vnni, avx_vnni, avx2, ref (GEMMA_ISA)')
     .option('--threads <n>', 'threads that compute (GEMMA_THREADS)', number)
     .option('--context <n>', 'positions of prompt and answer together', number)
     .addOption(new Option('--kv <type>', 'type of the key/value cache').choices(['f32', 'f16', 'q8_0']))

@@ -12,7 +12,7 @@ void Model::attention_block(int layer) {
 
   backend_.rms_norm(h_->floats(), x_->floats(), w.attn_norm, n, c.model_dim, c.rms_eps);
   const LinearJob qkv[] = {{&w.attn_q, q_->floats()}, {&w.attn_k, k_->floats()}, {&w.attn_v, v_->floats()}};
-  backend_.linear(qkv, h_->floats(), n);
+  backend_.linear(qkv, h_->floats(), n, batch_.bulk);
   // The norm of queries and keys comes before the rotation; the query scale is folded in after it.
   const float* rope = rope_[group]->floats();
   backend_.norm_rope(q_->floats(), w.attn_q_norm, rope, n, c.n_heads, c.head_dim, c.rms_eps, c.query_scale);
@@ -21,7 +21,7 @@ void Model::attention_block(int layer) {
   backend_.attention(attn_->floats(), q_->floats(), layout, batch_.sequences[group], batch_.spans[group].data(),
                      c.n_heads);
   const LinearJob output[] = {{&w.attn_output, h_->floats()}};
-  backend_.linear(output, attn_->floats(), n);
+  backend_.linear(output, attn_->floats(), n, batch_.bulk);
   backend_.add_rms_norm(x_->floats(), h_->floats(), w.post_attention_norm, n, c.model_dim, c.rms_eps);
 }
 

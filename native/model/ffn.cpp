@@ -10,10 +10,10 @@ void Model::ffn_block(int layer) {
 
   backend_.rms_norm(h_->floats(), x_->floats(), w.ffn_norm, n, c.model_dim, c.rms_eps);
   const LinearJob gate_up[] = {{&w.ffn_gate, gate_->floats()}, {&w.ffn_up, up_->floats()}};
-  backend_.linear(gate_up, h_->floats(), n);
+  backend_.linear(gate_up, h_->floats(), n, batch_.bulk);
   backend_.geglu(gate_->floats(), gate_->floats(), up_->floats(), n, c.ffn_dim);
   const LinearJob down[] = {{&w.ffn_down, h_->floats()}};
-  backend_.linear(down, gate_->floats(), n);
+  backend_.linear(down, gate_->floats(), n, batch_.bulk);
   backend_.add_rms_norm(x_->floats(), h_->floats(), w.post_ffw_norm, n, c.model_dim, c.rms_eps);
 }
 

@@ -47,11 +47,21 @@ size_t Model::scratch_bytes() const {
   return bytes;
 }
 
+bool Model::computes_prompts_apart() const {
+  const auto is_quantized = [](const Weight& weight) { return !is_float_type(weight.type); };
+  return backend_.has_bulk() && std::any_of(weights_.layers.begin(), weights_.layers.end(), [&](const LayerWeights& w) {
+           return is_quantized(w.attn_q) || is_quantized(w.attn_k) || is_quantized(w.attn_v) ||
+                  is_quantized(w.attn_output) || is_quantized(w.ffn_gate) || is_quantized(w.ffn_up) ||
+                  is_quantized(w.ffn_down);
+         });
+}
+
 void Model::plan(std::span<const SequenceInput> inputs) {
   batch_.n = 0;
   batch_.tokens.clear();
   batch_.positions.clear();
   batch_.images.clear();
+  batch_.bulk = {};
   for (auto& spans : batch_.spans) spans.clear();
   for (auto& sequences : batch_.sequences) sequences.clear();
   for (const SequenceInput& input : inputs) {
@@ -78,6 +88,7 @@ void Model::plan(std::span<const SequenceInput> inputs) {
       batch_.spans[static_cast<size_t>(KvGroup::kGlobal)].push_back({0, end});
     }
     batch_.n += n;
+    if (input.is_prompt) batch_.bulk.n_rows += n;
   }
 }
 

@@ -166,7 +166,9 @@ class EngineImpl final : public Engine {
     model_ =
         std::make_unique<Model>(*backend_, config_, std::move(weights), info_.kv_type, n_batch, options.screen_logits);
     if (vision) {
-      info_.memory.add_vision(plan_vision_bytes(*vision->file, vision->config, options.vision_arithmetic));
+      info_.memory.add_vision(
+          plan_vision_bytes(*vision->file, vision->config,
+                            vision_requantizes(vision->config, options.vision_arithmetic, backend_->has_bulk())));
       encoder_ = std::make_unique<VisionEncoder>(*backend_, vision->file, vision->config, options.vision_arithmetic);
     }
     prefixes_ = std::make_unique<PrefixCache>(model_->kv_pool(), config_.model_dim, options.prefix_cache_bytes);
@@ -558,6 +560,7 @@ class EngineImpl final : public Engine {
       // The first token of several is in the window already.
       input.top = job->sampler->wanted(job->decoding() ? tokens.subspan(1) : std::span<const TokenId>());
     }
+    input.is_prompt = !job->decoding();
     step_inputs_.push_back(input);
   }
 
@@ -665,6 +668,9 @@ class EngineImpl final : public Engine {
     if (job.is_generate && was_prefill && !job.image_rows.empty()) {
       const int image_end = job.image_rows.back().first_position + job.image_rows.back().n;
       if (job.n_done - n < image_end && job.n_done >= image_end) keep_prefix(job, image_end, true);
+      // An answer that is asked about has become part of a prompt. Where those are computed apart, what was kept of it
+      // as an answer would make the result depend on what the cache holds: the prompt is all that is kept.
+      if (job.decoding() && model_->computes_prompts_apart()) keep_prefix(job, job.n_done, true);
     }
     job.kv->trim(job.n_done);
     if (!job.is_generate) {
@@ -722,7 +728,7 @@ class EngineImpl final : public Engine {
   // The last word to the caller. Pages go back first, so that a caller who asks sees them gone.
   void finish(Job& job, FinishReason reason) {
     const bool is_whole = reason == FinishReason::kStop || reason == FinishReason::kLength;
-    if (job.is_generate && is_whole && !job.image_rows.empty()) {
+    if (job.is_generate && is_whole && !job.image_rows.empty() && !model_->computes_prompts_apart()) {
       // Guesses behind the last token may have come true as well.
       keep_prefix(job, std::min(job.n_done, static_cast<int>(job.tokens.size())), false);
     }
