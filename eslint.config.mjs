@@ -4,7 +4,16 @@ import { defineConfig, globalIgnores } from 'eslint/config';
 import tseslint from 'typescript-eslint';
 
 export default defineConfig(
-  globalIgnores(['dist', 'build', 'prebuilds', 'node_modules', '.cache', 'test/reference', 'benchmarks/results']),
+  globalIgnores([
+    'dist',
+    'build',
+    'prebuilds',
+    'node_modules',
+    '.cache',
+    'test/reference',
+    'benchmarks/results',
+    'docs/site',
+  ]),
   js.configs.recommended,
   {
     files: ['**/*.{ts,mts}'],
@@ -46,6 +55,14 @@ export default defineConfig(
           'AbortSignal',
           'fetch',
         ].map((name) => [name, 'readonly']),
+      ),
+    },
+  },
+  {
+    files: ['examples/electron/**'],
+    languageOptions: {
+      globals: Object.fromEntries(
+        ['window', 'document', 'File', 'DataTransfer', 'atob'].map((name) => [name, 'readonly']),
       ),
     },
   },

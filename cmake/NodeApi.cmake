@@ -11,7 +11,11 @@ execute_process(COMMAND node -p "require('node-addon-api').include_dir" WORKING_
 cmake_path(ABSOLUTE_PATH node_addon_api_dir BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR} NORMALIZE)
 list(APPEND node_api_include_dirs ${node_addon_api_dir})
 
-add_library(gemma_native MODULE
+set(kind MODULE)
+if(APPLE AND GEMMA_ZIG)
+  set(kind SHARED)  # zig 0.17 loses objects of a bundle or crashes; Node loads either
+endif()
+add_library(gemma_native ${kind}
   native/binding/addon.cpp
   native/binding/convert.cpp
   native/binding/environment.cpp
@@ -38,10 +42,22 @@ elseif(MSVC)
   endif()
   target_link_options(gemma_native PRIVATE /DELAYLOAD:node.exe)
   target_link_libraries(gemma_native PRIVATE delayimp)
+elseif(WIN32)
+  # MinGW and zig have no delay-load hook. The pointers that stand for imported functions are filled from the program that
+  # runs when the addon is loaded, so it may be called node.exe, electron.exe or by an app's own name.
+  set(imports ${CMAKE_CURRENT_BINARY_DIR}/node_api_imports.cpp)
+  add_custom_command(OUTPUT ${imports} COMMAND node ${CMAKE_CURRENT_SOURCE_DIR}/scripts/node-api-imports.mjs ${imports}
+    DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/scripts/node-api-imports.mjs WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR} VERBATIM)
+  target_sources(gemma_native PRIVATE ${imports})
 else()
-  # One file that runs beside any other libstdc++ and shows no symbol of its own.
+  # One file that runs beside any other C++ library and shows no symbol of its own. zig links its library in anyway.
+  if(NOT GEMMA_ZIG)
+    target_link_options(gemma_native PRIVATE -static-libstdc++ -static-libgcc)
+  endif()
   target_link_options(gemma_native PRIVATE
-    -static-libstdc++ -static-libgcc -Wl,--gc-sections
-    -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports.map)
+    -Wl,--gc-sections -Wl,--version-script=${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports.map)
   set_target_properties(gemma_native PROPERTIES LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports.map)
+endif()
+if(GEMMA_ZIG)
+  target_link_options(gemma_native PRIVATE -s)  # without symbols
 endif()

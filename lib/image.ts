@@ -288,7 +288,7 @@ export function prepareImage(pixels: Pixels, imageSize: number, crops: NativeCro
 }
 
 /** The picture as PNG, shrunk to at most 2000 pixels a side, with a frame around each crop. */
-export async function drawCrops(pixels: Pixels, crops: readonly Crop[]): Promise<Buffer> {
+export async function drawCrops(pixels: Pixels, crops: readonly Crop[]): Promise<Uint8Array> {
   const sharp = await loadSharp();
   const { width, height } = pixels;
   const scale = Math.min(1, 2000 / Math.max(width, height));

@@ -319,8 +319,10 @@ export function addon(): NativeAddon {
     } catch (error) {
       throw new GemmaError(
         'ERR_BACKEND_UNAVAILABLE',
-        `gemma-native has no binary for ${process.platform}-${process.arch} in ${root} that loads here. In a clone of the ` +
-          'repository, `npm run build:native` builds one (needs CMake 3.21 and a C++20 compiler). ' +
+        `gemma-native has no binary for ${process.platform}-${process.arch} in ${root} that loads here. The published package ` +
+          'has them for Linux (x64, arm64; glibc 2.28 or musl), Windows (x64) and macOS 11 (x64, arm64): where the system is one of ' +
+          'these, install the package again, on this system and with its files prebuilds/ (bundlers and asar archives must leave ' +
+          'them outside). In a clone of the repository, `npm run build:native` builds one (needs CMake 3.21 and a C++20 compiler). ' +
           `Reason: ${error instanceof Error ? error.message : String(error)}`,
         'NO_BINARY',
       );

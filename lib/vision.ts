@@ -10,7 +10,7 @@ import { show } from './options.js';
 export interface ImageEmbedding {
   /** row-major `shape` */
   data: Float32Array;
-  /** [tokens, modelDim]: the rows of the whole picture, then those of each crop; with `pooling: 'mean'` [1, modelDim] */
+  /** `[tokens, modelDim]`: the rows of the whole picture, then those of each crop; with `pooling: 'mean'` `[1, modelDim]` */
   shape: [number, number];
   /** where the picture was cut */
   crops: Crop[];

@@ -1,5 +1,5 @@
 // Builds the addon into build/Release with CMake, through cmake-js (which knows where Node's headers are, without a download).
-// The one entry for npm scripts, binding.gyp and prebuildify. GEMMA_BACKEND=cpu|cuda|rocm chooses the backend.
+// The one entry for npm scripts and binding.gyp. GEMMA_BACKEND=cpu|cuda|rocm chooses the backend.
 import { join } from 'node:path';
 import { jobs, main, root, run } from './steps.mjs';
 

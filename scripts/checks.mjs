@@ -69,6 +69,9 @@ export const checks = [
       await run('python3', [runner, ...flags, '-j', jobs, '-quiet', '/native/'], { env });
     },
   },
+  { name: 'Documentation', work: () => node(join(root, 'scripts', 'docs.mjs')) },
+  { name: 'Prebuilt binary of this system', work: () => node(join(root, 'scripts', 'prebuild.mjs')) },
+  { name: 'Package, installed from its archive', work: () => node(join(root, 'scripts', 'test-package.mjs')) },
   {
     name: 'Package (publint, are the types wrong)',
     work: async () => {

@@ -1,10 +1,93 @@
-// Puts the addon for this machine into prebuilds/, where the published package finds it.
-import { join } from 'node:path';
-import { buildNative, main, root, run } from './steps.mjs';
+// Builds addons for other systems too, and lays them out as the published package carries them: prebuilds/<system>-<processor>/,
+// where node-gyp-build finds the one that fits.
+//
+//   npm run prebuilds                                this machine's
+//   npm run prebuilds -- linux-x64-musl win32-x64    these
+//   npm run prebuilds -- --all                       every one that is published
+//
+// The compiler is zig's C++ compiler from the Python package ziglang: it brings what it needs for every target, and the binaries
+// for Linux run with glibc 2.28 (2018) and newer whatever this machine has. Runs on Linux and macOS.
+import { execFileSync } from 'node:child_process';
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { basename, join, relative } from 'node:path';
+import { glibcOf, hostTarget, targets } from './targets.mjs';
+import { jobs, main, quietly, root, run, say, SetupError, version } from './steps.mjs';
+
+const ZIG_VERSION = '0.17.1';
+const MAX_GLIBC = [2, 28];
+
+// From the Python package index into a folder of its own, like the other tools.
+async function zig() {
+  const folder = join(root, '.cache', `ziglang-${ZIG_VERSION}`);
+  const path = join(folder, 'ziglang', process.platform === 'win32' ? 'zig.exe' : 'zig');
+  if (!existsSync(path)) {
+    say('Getting the cross compiler (100 MB)');
+    const quiet = ['--quiet', '--disable-pip-version-check'];
+    await run('python3', ['-m', 'pip', 'install', ...quiet, '--target', folder, `ziglang==${ZIG_VERSION}`]);
+  }
+  return path;
+}
+
+async function build(name, compiler) {
+  const { triple } = targets[name];
+  say(`Building ${name}`);
+  const folder = join(root, 'build', 'cross', name);
+  const ninja = version('ninja') ? ['-G', 'Ninja'] : [];
+  await quietly('cmake', [
+    '-S',
+    root,
+    '-B',
+    folder,
+    ...ninja,
+    `-DCMAKE_TOOLCHAIN_FILE=${join(root, 'cmake', 'toolchains', 'zig.cmake')}`,
+    `-DZIG=${compiler}`,
+    `-DZIG_TARGET=${triple}`,
+    '-DCMAKE_BUILD_TYPE=Release',
+  ]);
+  await quietly('cmake', ['--build', folder, '--parallel', jobs, '--target', 'gemma_native']);
+  return join(folder, 'gemma_native.node');
+}
+
+// Asks the resolver that runs at the user's, which takes the system and processor from its environment.
+function resolve({ platform, arch, libc }) {
+  const script = `process.stdout.write(require('node-gyp-build').resolve(${JSON.stringify(root)}))`;
+  const env = {
+    ...process.env,
+    PREBUILDS_ONLY: '1',
+    npm_config_platform: platform,
+    npm_config_arch: arch,
+    LIBC: libc ?? '',
+  };
+  return execFileSync(process.execPath, ['-e', script], { cwd: root, env, encoding: 'utf8' });
+}
 
 await main(async () => {
-  const prebuildify = join(root, 'node_modules', 'prebuildify', 'bin.js');
-  const env = { ...process.env, PREBUILD_NODE_GYP: join(root, 'scripts', 'gyp-shim.cjs') };
-  await run(process.execPath, [prebuildify, '-t', '20.0.0', '--napi', '--strip', '--tag-libc'], { env });
-  await buildNative(); // prebuildify moves the file away
+  const wanted = process.argv.slice(2);
+  const names = wanted.includes('--all') ? Object.keys(targets) : wanted.length > 0 ? wanted : [hostTarget()];
+  for (const name of names) {
+    if (!targets[name]) {
+      throw new SetupError(`${name}: no such target; expected --all or some of ${Object.keys(targets).join(', ')}`);
+    }
+  }
+  const compiler = await zig();
+  if (wanted.includes('--all')) rmSync(join(root, 'prebuilds'), { recursive: true, force: true });
+  for (const name of names) {
+    const target = targets[name];
+    const built = await build(name, compiler);
+    const path = join(root, target.path);
+    mkdirSync(join(path, '..'), { recursive: true });
+    copyFileSync(built, path);
+
+    const found = resolve(target);
+    if (found !== path) throw new SetupError(`${name}: node-gyp-build takes ${found}, expected ${path}`);
+    if (target.libc === 'glibc') {
+      const [major, minor] = glibcOf(readFileSync(path));
+      if (major > MAX_GLIBC[0] || minor > MAX_GLIBC[1]) {
+        throw new SetupError(
+          `${basename(path)}: needs glibc ${major}.${minor}, expected ${MAX_GLIBC.join('.')} at most`,
+        );
+      }
+    }
+    process.stdout.write(`${relative(root, path)}: ${(statSync(path).size / 1e6).toFixed(1)} MB\n`);
+  }
 });

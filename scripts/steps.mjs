@@ -41,14 +41,15 @@ export function capture(command, args, options = {}) {
   });
 }
 
-async function quietly(command, args, options) {
+/** Runs a program whose output matters only when it fails; rejects then. */
+export async function quietly(command, args, options) {
   const { ok, status, output } = await capture(command, args, options);
   if (ok) return;
   process.stdout.write(output);
   throw new SetupError(`${[command, ...args].join(' ')} failed (${status})`);
 }
 
-function version(command) {
+export function version(command) {
   const { status, stdout } = spawnSync(command, ['--version'], { encoding: 'utf8' });
   return status === 0 ? stdout : undefined;
 }
