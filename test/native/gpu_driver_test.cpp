@@ -1,5 +1,5 @@
-// The devices behind drivers, on fake drivers (gpu/fake_driver.cpp): what is called, and what becomes of every call that
-// fails.
+// The devices behind drivers, on fake drivers (gpu/fake_driver.cpp): what is called, and what becomes of every call
+// that fails.
 #include <dlfcn.h>
 
 #include <cstring>

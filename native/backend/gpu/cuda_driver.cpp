@@ -1,5 +1,5 @@
-// NVIDIA's driver. Source of names, signatures and numbers: CUDA Driver API, cuda.h of CUDA 13.0; functions that changed
-// over time are taken by the symbol of the signature used here (_v2).
+// NVIDIA's driver. Source of names, signatures and numbers: CUDA Driver API, cuda.h of CUDA 13.0; functions that
+// changed over time are taken by the symbol of the signature used here (_v2).
 #include <map>
 #include <mutex>
 
@@ -58,15 +58,18 @@ class CudaDriver final : public Driver {
     if (version < kDriverVersion) {
       throw Error(ErrorCode::kBackendUnavailable, "OLD_DRIVER",
                   "NVIDIA's driver is for CUDA " + std::to_string(version / 1000) + "." +
-                      std::to_string(version % 1000 / 10) + ", this build needs one for CUDA 13.0: install driver 580 or newer");
+                      std::to_string(version % 1000 / 10) +
+                      ", this build needs one for CUDA 13.0: install driver 580 or newer");
     }
   }
 
   std::vector<DeviceInfo> devices() override {
     int n = 0;
     const int error = device_count_(&n);
-    if (error == kNoDevice) n = 0;
-    else check(error, "cuDeviceGetCount");
+    if (error == kNoDevice)
+      n = 0;
+    else
+      check(error, "cuDeviceGetCount");
     std::vector<DeviceInfo> devices;
     for (int i = 0; i < n; ++i) {
       DeviceInfo info;

@@ -14,7 +14,7 @@ namespace {
 constexpr size_t kHalfBytes = size_t{1} << 20;
 // Kernels read vectors of 16 bytes; drivers align to 256.
 constexpr size_t kAlignment = 64;
-constexpr unsigned kNonBlockingStream = 1;  // CU_STREAM_NON_BLOCKING, hipStreamNonBlocking
+constexpr unsigned kNonBlockingStream = 1;   // CU_STREAM_NON_BLOCKING, hipStreamNonBlocking
 constexpr unsigned kEventWithoutTiming = 2;  // CU_EVENT_DISABLE_TIMING, hipEventDisableTiming
 
 std::string megabytes(uint64_t bytes) {
@@ -238,10 +238,12 @@ void Driver::check(int error, const std::string& doing) {
 std::unique_ptr<Device> open_driver_device(std::shared_ptr<Driver> driver, int index,
                                            std::span<const DeviceImage> images) {
   const std::vector<DeviceInfo> devices = driver->devices();
-  const auto found = std::find_if(devices.begin(), devices.end(), [&](const DeviceInfo& d) { return d.index == index; });
+  const auto found =
+      std::find_if(devices.begin(), devices.end(), [&](const DeviceInfo& d) { return d.index == index; });
   if (found == devices.end()) {
-    throw Error(ErrorCode::kBackendUnavailable, "NO_DEVICE",
-                "device " + std::to_string(index) + ": the driver shows " + std::to_string(devices.size()) + " devices");
+    throw Error(
+        ErrorCode::kBackendUnavailable, "NO_DEVICE",
+        "device " + std::to_string(index) + ": the driver shows " + std::to_string(devices.size()) + " devices");
   }
   const std::vector<const DeviceImage*> fitting = images_for(images, found->chip);
   if (fitting.empty()) {

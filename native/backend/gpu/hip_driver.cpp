@@ -61,13 +61,15 @@ class HipDriver final : public Driver {
   std::vector<DeviceInfo> devices() override {
     int n = 0;
     const int error = device_count_(&n);
-    if (error == kNoDevice) n = 0;
-    else check(error, "hipGetDeviceCount");
+    if (error == kNoDevice)
+      n = 0;
+    else
+      check(error, "hipGetDeviceCount");
     std::vector<DeviceInfo> devices;
     for (int i = 0; i < n; ++i) {
       PropertiesR0000 properties{};
       check(properties_(&properties, i), "rocm:" + std::to_string(i) + ", hipGetDeviceProperties");
-      const auto text = [](const char(&field)[256]) { return std::string(field, strnlen(field, sizeof field)); };
+      const auto text = [](const char (&field)[256]) { return std::string(field, strnlen(field, sizeof field)); };
       DeviceInfo info;
       info.kind = "rocm";
       info.index = i;

@@ -88,11 +88,15 @@ int function_of(void** function, const char* name) {
 
 #define FAKE extern "C" __attribute__((visibility("default")))
 
-FAKE FakeDriver* fake_driver() { return &state; }
+FAKE FakeDriver* fake_driver() {
+  return &state;
+}
 
 #ifdef FAKE_CUDA
 #define NAME(cuda, hip) cuda
-FAKE int cuInit(unsigned) { return call(); }
+FAKE int cuInit(unsigned) {
+  return call();
+}
 FAKE int cuDriverGetVersion(int* version) {
   *version = state.version;
   return call();
@@ -146,8 +150,12 @@ FAKE int cuCtxSetCurrent(void* context) {
 }
 #else
 #define NAME(cuda, hip) hip
-FAKE int hipInit(unsigned) { return call(); }
-FAKE const char* hipGetErrorName(int) { return "hipErrorFake"; }
+FAKE int hipInit(unsigned) {
+  return call();
+}
+FAKE const char* hipGetErrorName(int) {
+  return "hipErrorFake";
+}
 FAKE int hipGetDeviceCount(int* n) {
   *n = state.n_devices;
   return call();
@@ -172,8 +180,12 @@ FAKE int hipSetDevice(int device) {
 }
 #endif
 
-FAKE int NAME(cuMemAlloc_v2, hipMalloc)(void** memory, size_t bytes) { return take_memory(memory, bytes); }
-FAKE int NAME(cuMemFree_v2, hipFree)(void* memory) { return give_memory(memory); }
+FAKE int NAME(cuMemAlloc_v2, hipMalloc)(void** memory, size_t bytes) {
+  return take_memory(memory, bytes);
+}
+FAKE int NAME(cuMemFree_v2, hipFree)(void* memory) {
+  return give_memory(memory);
+}
 FAKE int NAME(cuMemHostAlloc, hipHostMalloc)(void** memory, size_t bytes, unsigned) {
   *memory = nullptr;
   if (const int error = call()) return error;
@@ -181,7 +193,9 @@ FAKE int NAME(cuMemHostAlloc, hipHostMalloc)(void** memory, size_t bytes, unsign
   ++state.n_live;
   return 0;
 }
-FAKE int NAME(cuMemFreeHost, hipHostFree)(void* memory) { return unmake(memory); }
+FAKE int NAME(cuMemFreeHost, hipHostFree)(void* memory) {
+  return unmake(memory);
+}
 FAKE int NAME(cuMemGetInfo_v2, hipMemGetInfo)(size_t* free, size_t* total) {
   *free = state.memory_bytes - state.used_bytes;
   *total = state.memory_bytes;
@@ -201,15 +215,33 @@ FAKE int NAME(cuMemsetD8Async, hipMemsetD8Async)(void* dst, unsigned char value,
   std::memset(dst, value, n);
   return 0;
 }
-FAKE int NAME(cuStreamCreate, hipStreamCreateWithFlags)(void** stream, unsigned) { return make(stream); }
-FAKE int NAME(cuStreamDestroy_v2, hipStreamDestroy)(void* stream) { return unmake(stream); }
-FAKE int NAME(cuStreamSynchronize, hipStreamSynchronize)(void*) { return call(); }
-FAKE int NAME(cuEventCreate, hipEventCreateWithFlags)(void** event, unsigned) { return make(event); }
-FAKE int NAME(cuEventDestroy_v2, hipEventDestroy)(void* event) { return unmake(event); }
-FAKE int NAME(cuEventRecord, hipEventRecord)(void*, void*) { return call(); }
-FAKE int NAME(cuEventSynchronize, hipEventSynchronize)(void*) { return call(); }
-FAKE int NAME(cuModuleLoadData, hipModuleLoadData)(void** module, const void*) { return make(module); }
-FAKE int NAME(cuModuleUnload, hipModuleUnload)(void* module) { return unmake(module); }
+FAKE int NAME(cuStreamCreate, hipStreamCreateWithFlags)(void** stream, unsigned) {
+  return make(stream);
+}
+FAKE int NAME(cuStreamDestroy_v2, hipStreamDestroy)(void* stream) {
+  return unmake(stream);
+}
+FAKE int NAME(cuStreamSynchronize, hipStreamSynchronize)(void*) {
+  return call();
+}
+FAKE int NAME(cuEventCreate, hipEventCreateWithFlags)(void** event, unsigned) {
+  return make(event);
+}
+FAKE int NAME(cuEventDestroy_v2, hipEventDestroy)(void* event) {
+  return unmake(event);
+}
+FAKE int NAME(cuEventRecord, hipEventRecord)(void*, void*) {
+  return call();
+}
+FAKE int NAME(cuEventSynchronize, hipEventSynchronize)(void*) {
+  return call();
+}
+FAKE int NAME(cuModuleLoadData, hipModuleLoadData)(void** module, const void*) {
+  return make(module);
+}
+FAKE int NAME(cuModuleUnload, hipModuleUnload)(void* module) {
+  return unmake(module);
+}
 FAKE int NAME(cuModuleGetFunction, hipModuleGetFunction)(void** function, void*, const char* name) {
   return function_of(function, name);
 }
