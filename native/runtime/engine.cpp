@@ -162,9 +162,10 @@ class EngineImpl final : public Engine {
     const int n_batch = rows_per_step(options.n_batch > 0 ? options.n_batch : kDefaultBatch, info_.vision);
     max_image_rows_ = n_batch - static_cast<int>(kMaxRunning);
     info_.memory = plan_memory(*file, config_, info_.n_ctx, info_.kv_type, n_batch, options.screen_logits);
-    Weights weights = load_weights(*backend_, file, config_);
+    const Stage all[] = {{backend_.get(), 0, config_.n_layers}};
+    Weights weights = load_weights(all, file, config_);
     model_ =
-        std::make_unique<Model>(*backend_, config_, std::move(weights), info_.kv_type, n_batch, options.screen_logits);
+        std::make_unique<Model>(all, config_, std::move(weights), info_.kv_type, n_batch, options.screen_logits);
     if (vision) {
       info_.memory.add_vision(plan_vision_bytes(*vision->file, vision->config, options.vision_arithmetic));
       encoder_ = std::make_unique<VisionEncoder>(*backend_, vision->file, vision->config, options.vision_arithmetic);
