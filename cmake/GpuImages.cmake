@@ -95,7 +95,7 @@ function(gemma_add_gpu_images target)
           set(portable true)
         endif()
         gemma_gpu_blob(blob ${source} ${chip} ${GEMMA_NVCC} -ccbin ${CMAKE_CXX_COMPILER} -x cu -std=c++17 -O3 -fatbin
-          -gencode arch=compute_${chip},code=${code} -Xfatbin=-compress-all -Werror all-warnings
+          -gencode arch=compute_${chip},code=${code} -Xfatbin=-compress-all --expt-relaxed-constexpr -Werror all-warnings
           -Xcompiler=-Wall,-Wextra ${include})
         set(name "sm_${chip}")
       else()
