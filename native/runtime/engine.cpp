@@ -13,6 +13,7 @@
 #include <optional>
 #include <thread>
 
+#include "backend/backends.h"
 #include "backend/cpu/cpu_features.h"
 #include "backend/cpu/kernels.h"
 #include "model/forward.h"
@@ -130,12 +131,8 @@ class EngineImpl final : public Engine {
       if (options.on_progress) options.on_progress(fraction);
     };
     progress(0.0);
-    if (options.device != "auto" && options.device != "cpu") {
-      throw Error(ErrorCode::kBackendUnavailable, "DEVICE",
-                  "device " + options.device + ": this build has the backend " + compiled_backend() + " only");
-    }
     info_.n_threads = options.n_threads > 0 ? options.n_threads : cpu::usable_cores();
-    backend_ = make_cpu_backend(options.isa, info_.n_threads);
+    backend_ = make_backend(options.device == "auto" ? "cpu" : options.device, options.isa, info_.n_threads);
     info_.device = backend_->device();
     info_.isa = backend_->isa();
 
