@@ -167,16 +167,15 @@ class EngineImpl final : public Engine {
     PlacementRequest request{options.device, options.n_gpu_layers, options.isa, info_.n_threads,
                              info_.memory.vision_bytes};
     if (!options.draft_path.empty()) request.other_bytes += draft_bytes(options.draft_path, open_options);
-    Placement placement =
-        open_devices(request, layer_costs(*file, config_, info_.n_ctx, info_.kv_type, n_batch));
+    Placement placement = open_devices(request, layer_costs(*file, config_, info_.n_ctx, info_.kv_type, n_batch));
     backends_ = std::move(placement.backends);
     Backend& last = *backends_.back();
     info_.device = placement.device;
     info_.isa = last.isa();
     info_.n_gpu_layers = placement.n_gpu_layers;
     Weights weights = load_weights(placement.stages, file, config_);
-    model_ =
-        std::make_unique<Model>(placement.stages, config_, std::move(weights), info_.kv_type, n_batch, options.screen_logits);
+    model_ = std::make_unique<Model>(placement.stages, config_, std::move(weights), info_.kv_type, n_batch,
+                                     options.screen_logits);
     if (vision) {
       encoder_ = std::make_unique<VisionEncoder>(last, vision->file, vision->config, options.vision_arithmetic);
     }

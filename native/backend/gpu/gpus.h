@@ -1,8 +1,8 @@
-// The GPUs that this build can use. Which file defines these functions is the build's choice: driver_gpus.cpp for CUDA
-// and ROCm, no_gpu.cpp for builds without.
+// The GPUs that this build can use, by kind.
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -21,11 +21,16 @@ struct GpuList {
   std::string reason;  // why there are none; "" where there are some
 };
 
-// "cuda", "rocm", or "" for a build without GPUs: what device names begin with.
-const char* gpu_kind();
-// Looks at the driver and its devices. Never throws Error: what is wrong is in the reasons.
-GpuList list_gpus();
-// Throws Error{kBackendUnavailable}, kOutOfMemory.
-std::unique_ptr<Device> open_gpu(int index);
+struct GpuKind {
+  const char* name;  // "cuda", "rocm", "emulated"
+  bool is_emulated;  // for tests: taken when named only; a chip may stand in place of an index
+  // Looks at the driver and its devices. What is wrong is in the reasons.
+  GpuList (*list)();
+  // The backend on a device. Throws Error{kBackendUnavailable}, kOutOfMemory.
+  std::unique_ptr<Backend> (*open)(int index, int n_threads);
+};
+
+// None in a build for the CPU alone.
+std::span<const GpuKind> gpu_kinds();
 
 }  // namespace gemma::gpu
