@@ -128,7 +128,9 @@ export function findHipCompiler() {
 export async function gpuOptions(backend, { install = false } = {}) {
   if (backend === 'cpu') return [];
   if (process.platform !== 'linux')
-    throw new SetupError(`GEMMA_BACKEND=${backend}: GPU backends are built on Linux only so far; use GEMMA_BACKEND=cpu`);
+    throw new SetupError(
+      `GEMMA_BACKEND=${backend}: GPU backends are built on Linux only so far; use GEMMA_BACKEND=cpu`,
+    );
   // Empty: CMakeLists.txt's defaults, whatever an earlier build was told.
   const chips = (name) => `${name}=${(process.env[name] ?? '').trim().replaceAll(/[,;\s]+/g, ';')}`;
   if (backend === 'cuda') return [`GEMMA_NVCC=${await findNvcc({ install })}`, chips('GEMMA_CUDA_CHIPS')];

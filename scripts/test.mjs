@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { checks } from './checks.mjs';
 import {
   buildArm64Tests,
+  buildGpuAddons,
   buildNative,
   buildNativeTests,
   buildTypeScript,
@@ -129,6 +130,12 @@ await main(async () => {
     });
   }
   if (!arguments_.includes('--quick')) await runArm64Tests();
+  if (!arguments_.includes('--quick')) {
+    // Where everything must hold, a missing compiler is a failure; the tests look for what was built.
+    const required = arguments_.includes('--checks');
+    if (required) process.env.GEMMA_TEST_GPU_BUILDS = '1';
+    for (const reason of await buildGpuAddons({ required })) say(`GPU builds not tested: ${reason}`);
+  }
   await runJest();
   if (arguments_.includes('--checks')) {
     for (const { name, work } of checks) {

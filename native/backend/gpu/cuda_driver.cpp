@@ -66,10 +66,11 @@ class CudaDriver final : public Driver {
   std::vector<DeviceInfo> devices() override {
     int n = 0;
     const int error = device_count_(&n);
-    if (error == kNoDevice)
+    if (error == kNoDevice) {
       n = 0;
-    else
+    } else {
       check(error, "cuDeviceGetCount");
+    }
     std::vector<DeviceInfo> devices;
     for (int i = 0; i < n; ++i) {
       DeviceInfo info;

@@ -8,7 +8,10 @@
 namespace gemma::gpu {
 namespace {
 
-constexpr int kNoDevice = 100;  // hipErrorNoDevice
+// Where there is no GPU: hipErrorNoDevice, and from hipInit hipErrorInvalidDevice.
+bool is_no_device(int error) {
+  return error == 100 || error == 101;
+}
 
 // hipDeviceProp_t as ROCm 5 has it; later releases fill it as well, under the symbol hipGetDevicePropertiesR0000.
 struct PropertiesR0000 {
@@ -55,16 +58,17 @@ class HipDriver final : public Driver {
     library_.find(calls_.module_unload, "hipModuleUnload");
     library_.find(calls_.module_function, "hipModuleGetFunction");
     library_.find(calls_.launch, "hipModuleLaunchKernel");
-    if (const int error = init_(0); error != kNoDevice) check(error, "hipInit");
+    if (const int error = init_(0); !is_no_device(error)) check(error, "hipInit");
   }
 
   std::vector<DeviceInfo> devices() override {
     int n = 0;
     const int error = device_count_(&n);
-    if (error == kNoDevice)
+    if (is_no_device(error)) {
       n = 0;
-    else
+    } else {
       check(error, "hipGetDeviceCount");
+    }
     std::vector<DeviceInfo> devices;
     for (int i = 0; i < n; ++i) {
       PropertiesR0000 properties{};

@@ -9,7 +9,20 @@
 
 namespace {
 
-FakeDriver state;
+// Of a process that no test program controls: from the environment.
+FakeDriver initial() {
+  FakeDriver driver;
+  if (const char* chip = std::getenv("FAKE_GPU_CHIP")) driver.chip = chip;
+  if (const char* bytes = std::getenv("FAKE_GPU_BYTES")) driver.memory_bytes = std::strtoull(bytes, nullptr, 10);
+  if (const char* call = std::getenv("FAKE_GPU_LOST_AT")) {
+    driver.fail_at = std::atoi(call);
+    driver.fail_on = true;
+    driver.error = 719;
+  }
+  return driver;
+}
+
+FakeDriver state = initial();
 std::map<void*, size_t> allocations;
 std::map<std::string, std::string> functions;
 
