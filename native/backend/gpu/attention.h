@@ -98,7 +98,7 @@ GPU_KERNEL(store_kv)(const StoreKvArguments a) {
   }
 }
 
-GPU_KERNEL(attention)(const AttentionArguments a) {
+GPU_KERNEL_WITH_REGISTERS(attention)(const AttentionArguments a) {
   constexpr int kDims = kMaxHeadDim / kLanes;
   GPU_SHARED(float, queries, [kWarps][kMaxHeadDim]);
   GPU_SHARED(float, weights, [kWarps][kPage]);

@@ -1,5 +1,5 @@
-// One name for CUDA, HIP and the emulator; the only file of the kernels that knows a vendor. Kernels use what is defined
-// here and nothing else.
+// One name for CUDA, HIP and the emulator; the only file of the kernels that knows a vendor. Kernels use what is
+// defined here and nothing else.
 //   nvcc                        CUDA
 //   clang -x hip, hipcc         HIP
 //   any C++20 compiler with GEMMA_EMULATED=sm_75|sm_80|gfx906|gfx90a|gfx942|gfx1030|gfx1100|gfx1201  (a namespace) and
@@ -30,6 +30,7 @@
 #define GPU_CHIP_NAMESPACE GEMMA_EMULATED
 #define GPU_FUNCTION inline
 #define GPU_KERNEL(name) static void name
+#define GPU_KERNEL_WITH_REGISTERS(name) GPU_KERNEL(name)
 #define GPU_SHARED(type, name, dims) \
   static const char name##_key = 0;  \
   typedef type name##_type dims;     \
@@ -69,6 +70,13 @@ struct alignas(16) float4 {
 #define GPU_CHIP_NAMESPACE device_code
 #define GPU_FUNCTION static __device__ __forceinline__
 #define GPU_KERNEL(name) extern "C" __global__ void __launch_bounds__(::gemma::gpu::kThreads) gemma_##name
+// Where nvcc, left to itself, would rather spill than have fewer blocks on a multiprocessor: three are enough.
+#if defined(__CUDACC__)
+#define GPU_KERNEL_WITH_REGISTERS(name) \
+  extern "C" __global__ void __launch_bounds__(::gemma::gpu::kThreads, 3) gemma_##name
+#else
+#define GPU_KERNEL_WITH_REGISTERS(name) GPU_KERNEL(name)
+#endif
 #define GPU_SHARED(type, name, dims) __shared__ __align__(16) type name dims
 #define GPU_UNROLL _Pragma("unroll")
 #if defined(__HIP__) || defined(__HIPCC__)
@@ -113,13 +121,25 @@ constexpr int kWarps = kThreads / kLanes;
 
 #define GPU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-inline int thread_index() { return static_cast<int>(emulator::current->index); }
-inline int block_x() { return static_cast<int>(emulator::current->block.x); }
-inline int block_y() { return static_cast<int>(emulator::current->block.y); }
-inline int block_z() { return static_cast<int>(emulator::current->block.z); }
+inline int thread_index() {
+  return static_cast<int>(emulator::current->index);
+}
+inline int block_x() {
+  return static_cast<int>(emulator::current->block.x);
+}
+inline int block_y() {
+  return static_cast<int>(emulator::current->block.y);
+}
+inline int block_z() {
+  return static_cast<int>(emulator::current->block.z);
+}
 
-inline void block_barrier(GPU_HERE) { emulator::barrier({"barrier", file, line}); }
-inline void warp_barrier(GPU_HERE) { emulator::warp_barrier({"warp barrier", file, line}); }
+inline void block_barrier(GPU_HERE) {
+  emulator::barrier({"barrier", file, line});
+}
+inline void warp_barrier(GPU_HERE) {
+  emulator::warp_barrier({"warp barrier", file, line});
+}
 
 // What lane source of the logical warp passes.
 template <class T>
@@ -145,8 +165,12 @@ inline void copy16_async(void* dst, const void* src, GPU_HERE) {
   if (emulator::traffic_counter != nullptr) emulator::traffic_counter->read(src, 16);
   emulator::copy_async(dst, src, {"copy16_async", file, line});
 }
-inline void commit_copies() { emulator::commit_copies(); }
-inline void wait_copies() { emulator::wait_copies(0); }
+inline void commit_copies() {
+  emulator::commit_copies();
+}
+inline void wait_copies() {
+  emulator::wait_copies(0);
+}
 
 // A read of device memory that nobody writes during the kernel.
 template <class T>
@@ -157,7 +181,8 @@ inline T load(const T* p) {
 
 inline int dot4(int a, int b, int c) {
   for (int i = 0; i < 4; ++i)
-    c += static_cast<int8_t>(static_cast<unsigned>(a) >> (8 * i)) * static_cast<int8_t>(static_cast<unsigned>(b) >> (8 * i));
+    c += static_cast<int8_t>(static_cast<unsigned>(a) >> (8 * i)) *
+         static_cast<int8_t>(static_cast<unsigned>(b) >> (8 * i));
   return c;
 }
 inline float half_to_float(uint16_t h) {
@@ -200,19 +225,33 @@ inline float bits_to_float(uint32_t bits) {
 
 #else
 
-GPU_FUNCTION int thread_index() { return threadIdx.x; }
-GPU_FUNCTION int block_x() { return blockIdx.x; }
-GPU_FUNCTION int block_y() { return blockIdx.y; }
-GPU_FUNCTION int block_z() { return blockIdx.z; }
-GPU_FUNCTION void block_barrier() { __syncthreads(); }
-GPU_FUNCTION float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
+GPU_FUNCTION int thread_index() {
+  return threadIdx.x;
+}
+GPU_FUNCTION int block_x() {
+  return blockIdx.x;
+}
+GPU_FUNCTION int block_y() {
+  return blockIdx.y;
+}
+GPU_FUNCTION int block_z() {
+  return blockIdx.z;
+}
+GPU_FUNCTION void block_barrier() {
+  __syncthreads();
+}
+GPU_FUNCTION float bits_to_float(uint32_t bits) {
+  return __uint_as_float(bits);
+}
 template <class T>
 GPU_FUNCTION T load(const T* p) {
   return *p;
 }
 
 #if defined(GPU_CUDA)
-GPU_FUNCTION void warp_barrier() { __syncwarp(); }
+GPU_FUNCTION void warp_barrier() {
+  __syncwarp();
+}
 template <class T>
 GPU_FUNCTION T shuffle(T v, int source) {
   return __shfl_sync(0xffffffffu, v, source, kLanes);
@@ -221,18 +260,27 @@ template <class T>
 GPU_FUNCTION T shuffle_xor(T v, int mask) {
   return __shfl_xor_sync(0xffffffffu, v, mask, kLanes);
 }
-GPU_FUNCTION int dot4(int a, int b, int c) { return __dp4a(a, b, c); }
-GPU_FUNCTION float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
-GPU_FUNCTION uint16_t float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
+GPU_FUNCTION int dot4(int a, int b, int c) {
+  return __dp4a(a, b, c);
+}
+GPU_FUNCTION float half_to_float(uint16_t h) {
+  return __half2float(__ushort_as_half(h));
+}
+GPU_FUNCTION uint16_t float_to_half(float f) {
+  return __half_as_ushort(__float2half_rn(f));
+}
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 GPU_FUNCTION void copy16_async(void* dst, const void* src) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(dst))),
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(dst))),
                "l"(src)
                : "memory");
 }
-GPU_FUNCTION void commit_copies() { asm volatile("cp.async.commit_group;"); }
-GPU_FUNCTION void wait_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+GPU_FUNCTION void commit_copies() {
+  asm volatile("cp.async.commit_group;");
+}
+GPU_FUNCTION void wait_copies() {
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
 #define GPU_HAS_ASYNC_COPY 1
 #endif
 #else
@@ -256,13 +304,16 @@ GPU_FUNCTION int dot4(int a, int b, int c) {
   return __builtin_amdgcn_sdot4(a, b, c, false);
 #else
   GPU_UNROLL
-  for (int i = 0; i < 4; ++i)
-    c += int(int8_t(unsigned(a) >> (8 * i))) * int(int8_t(unsigned(b) >> (8 * i)));
+  for (int i = 0; i < 4; ++i) c += int(int8_t(unsigned(a) >> (8 * i))) * int(int8_t(unsigned(b) >> (8 * i)));
   return c;
 #endif
 }
-GPU_FUNCTION float half_to_float(uint16_t h) { return static_cast<float>(__builtin_bit_cast(_Float16, h)); }
-GPU_FUNCTION uint16_t float_to_half(float f) { return __builtin_bit_cast(uint16_t, static_cast<_Float16>(f)); }
+GPU_FUNCTION float half_to_float(uint16_t h) {
+  return static_cast<float>(__builtin_bit_cast(_Float16, h));
+}
+GPU_FUNCTION uint16_t float_to_half(float f) {
+  return __builtin_bit_cast(uint16_t, static_cast<_Float16>(f));
+}
 #endif
 
 #if !defined(GPU_HAS_ASYNC_COPY)

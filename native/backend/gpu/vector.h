@@ -151,7 +151,7 @@ GPU_KERNEL(embed)(const EmbedArguments a) {
 }
 
 // quantize_row_q8_0 (quant/dequantize.h): the step is rounded to half first. Values that are not finite: a block of NaN.
-GPU_KERNEL(requantize)(const RequantizeArguments a) {
+GPU_KERNEL_WITH_REGISTERS(requantize)(const RequantizeArguments a) {
   const int n_blocks = a.n_in / 32;
   const int b = block_x() * kThreads + thread_index();
   const int row = block_y();
