@@ -31,8 +31,8 @@ export const GROUPS = {
 };
 
 async function ours(task, settings, bench) {
-  const { threads, isa } = bench;
-  const json = JSON.stringify({ task, threads, isa, ...settings });
+  const { threads, isa, device } = bench;
+  const json = JSON.stringify({ task, threads, isa, device, ...settings });
   return JSON.parse(await run(process.execPath, [join(HERE, 'measure.mjs'), json]));
 }
 

@@ -1,6 +1,7 @@
 #include "model/placement.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <string>
 
@@ -88,7 +89,8 @@ std::vector<LayerRange> place_layers(const LayerCosts& costs, std::span<const ui
   for (size_t g = 0; g < free_bytes.size() && first < n_layers; ++g) {
     const int n_left = n_layers - first;
     const double share = left > 0 ? static_cast<double>(free_bytes[g]) / static_cast<double>(left) : 1.0;
-    const int n = g + 1 == free_bytes.size() ? n_left : std::clamp(static_cast<int>(n_left * share + 0.5), 0, n_left);
+    const bool is_last = g + 1 == free_bytes.size();
+    const int n = is_last ? n_left : std::clamp(static_cast<int>(std::lround(n_left * share)), 0, n_left);
     left -= free_bytes[g];
     if (n == 0) continue;
     ranges.push_back({static_cast<int>(g), first, first + n});

@@ -66,10 +66,9 @@ Chosen choose_gpus(const std::string& device) {
       rest.remove_prefix(std::min(rest.size(), part.size() + 1));
       const gpu::Gpu* gpu = find_gpu(kind, list, part);
       if (gpu == nullptr) {
-        unavailable(device, list.gpus.empty()
-                                ? list.reason
-                                : "no " + std::string(part) + " here: expected " + name + ":0 to " + name + ":" +
-                                      std::to_string(list.gpus.size() - 1) + ", several with commas between");
+        std::string reason = "no " + std::string(part) + " here: expected " + name + ":0 to " + name + ":";
+        reason.append(std::to_string(list.gpus.size() - 1)).append(", several with commas between");
+        unavailable(device, list.gpus.empty() ? list.reason : reason);
       }
       if (!gpu->reason.empty()) unavailable(device, gpu->reason);
       for (const gpu::Gpu& other : chosen.gpus) {
