@@ -66,8 +66,9 @@ Chosen choose_gpus(const std::string& device) {
       rest.remove_prefix(std::min(rest.size(), part.size() + 1));
       const gpu::Gpu* gpu = find_gpu(kind, list, part);
       if (gpu == nullptr) {
-        std::string reason = "no " + std::string(part) + " here: expected " + name + ":0 to " + name + ":";
-        reason.append(std::to_string(list.gpus.size() - 1)).append(", several with commas between");
+        std::string reason = "expected ";
+        reason.append(name).append(":0 to ").append(name).append(":").append(std::to_string(list.gpus.size() - 1));
+        reason.append(", several with commas between, found ").append(part);
         unavailable(device, list.gpus.empty() ? list.reason : reason);
       }
       if (!gpu->reason.empty()) unavailable(device, gpu->reason);

@@ -173,6 +173,10 @@ class EngineImpl final : public Engine {
     info_.device = placement.device;
     info_.isa = last.isa();
     info_.n_gpu_layers = placement.n_gpu_layers;
+    if (placement.n_gpu_layers > 0) {  // GPUs read the output matrix itself
+      info_.memory.total_bytes -= info_.memory.screen_bytes;
+      info_.memory.screen_bytes = 0;
+    }
     Weights weights = load_weights(placement.stages, file, config_);
     model_ = std::make_unique<Model>(placement.stages, config_, std::move(weights), info_.kv_type, n_batch,
                                      options.screen_logits);
