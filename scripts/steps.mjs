@@ -104,7 +104,7 @@ export async function buildNative() {
 }
 
 // Chips that tests compile kernels for: one of each vendor's families of instructions is enough to link and load.
-const testChips = { GEMMA_CUDA_CHIPS: '75 80', GEMMA_ROCM_CHIPS: 'gfx90a gfx1100' };
+const testChips = { cuda: '75 80', rocm: 'gfx90a gfx1100' };
 
 /**
  * Builds the addons for CUDA and ROCm into build/cuda and build/rocm, each where its compiler is. required: get NVIDIA's
@@ -122,8 +122,9 @@ export async function buildGpuAddons({ required }) {
       missing.push(error.message);
       continue;
     }
-    say(`Building the addon for ${backend} (kernels for ${Object.values(testChips).join(' or ')})`);
-    const env = { ...process.env, ...testChips, GEMMA_BUILD_DIR: join('build', backend) };
+    say(`Building the addon for ${backend} (kernels for ${testChips[backend]})`);
+    const chips = { [`GEMMA_${backend.toUpperCase()}_CHIPS`]: testChips[backend] };
+    const env = { ...process.env, ...chips, GEMMA_BUILD_DIR: join('build', backend) };
     await quietly(process.execPath, [join(root, 'scripts', 'build-native.mjs'), backend], { env });
   }
   return missing;
