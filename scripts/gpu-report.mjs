@@ -5,7 +5,8 @@
 import { mkdirSync, readFileSync, statSync, existsSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { findCudaDisassembler, findHipCompiler, findNvcc } from './gpu-toolchain.mjs';
-import { SetupError, capture, main, root, say } from './steps.mjs';
+import { fetchTestModel } from './fetch-test-model.mjs';
+import { SetupError, capture, jobs, main, root, say } from './steps.mjs';
 
 const SOURCE = join(root, 'native', 'backend', 'gpu', 'kernels.cu');
 const folder = join(root, 'build', 'gpu-report');
@@ -220,8 +221,21 @@ function sizes() {
 }
 
 async function traffic() {
-  const tool = join(root, 'build', 'tests', 'gpu_traffic_tool');
-  return existsSync(tool) ? (await output(tool, [])).trim().split('\n') : [];
+  const build = join(root, 'build', 'tests');
+  await output('cmake', [
+    '-S',
+    root,
+    '-B',
+    build,
+    '-DGEMMA_TESTS=ON',
+    '-DGEMMA_ADDON=OFF',
+    '-DCMAKE_BUILD_TYPE=Release',
+  ]);
+  await output('cmake', ['--build', build, '--parallel', jobs, '--target', 'gpu_traffic_tool']);
+  const model = await fetchTestModel();
+  return (await output(join(build, 'gpu_traffic_tool'), [model, '200', 'sm_80', 'gfx90a', 'gfx1100']))
+    .trim()
+    .split('\n');
 }
 
 await main(async () => {
@@ -260,7 +274,7 @@ await main(async () => {
       ? [
           '## Bytes read from device memory per decoded token',
           '',
-          'Counted by the emulator, in sectors of 32 bytes.',
+          'Gemma 3 270M, Q4_K_M; counted by the emulator, in sectors of 32 bytes, each once for a launch. Weights: every matrix once.',
           '',
           ...bytes,
           '',

@@ -68,7 +68,7 @@ async function runNativeTests(folder, name, environment, { only, except, paralle
 // others together and call no kernel that the others do not. The other processors must choose the best set that they have, and
 // must find no instruction in it that they lack: for that the tests of its files are enough.
 const arm64Processors = [
-  { cpu: 'max', isa: 'neon_i8mm', except: ['draft', 'images', 'vision'] },
+  { cpu: 'max', isa: 'neon_i8mm', except: ['draft', 'images', 'vision', 'gpu_engine', 'gpu_split'] },
   { cpu: 'neoverse-n1', isa: 'neon_dotprod', only: ['gemm', 'vector', 'full_attention'] },
   { cpu: 'cortex-a72', isa: 'ref', only: ['gemm', 'vector'] },
 ];

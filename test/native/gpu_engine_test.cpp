@@ -112,6 +112,7 @@ TEST("every type agrees with transformers' as on the CPU") {
     for (const auto& entry : std::filesystem::directory_iterator(data("types"))) {
       if (entry.path().extension() != ".gguf") continue;
       const std::string type = entry.path().stem();
+      if (!golden.contains(type + ".logits")) continue;  // float matrices, whose bounds are the float models'
       LoadOptions o = options("types/" + type + ".gguf");
       const std::vector<float> cpu = logits_of(*Engine::load(o), tokens);
       o.device = "emulated:" + chip;
@@ -123,7 +124,7 @@ TEST("every type agrees with transformers' as on the CPU") {
       CHECK(normalised_error(got, want) < 1.05 * normalised_error(cpu, want) + 1e-4);
       ++n_types;
     }
-    CHECK(n_types >= 15);
+    CHECK(n_types == 14);
   }
 }
 
