@@ -22,7 +22,7 @@ export interface LoadOptions {
    */
   gpuLayers?: number | 'auto';
   /**
-   * Forces an instruction set: `'avx512_vnni'`, `'avx_vnni'`, `'avx2'`, `'ref'`. Default: the environment variable
+   * Forces an instruction set: `'amx_bf16'`, `'avx512_vnni'`, `'avx_vnni'`, `'avx2'`, `'ref'`. Default: the environment variable
    * GEMMA_ISA, else the best one here. One that is unknown or not usable here is `ERR_BACKEND_UNAVAILABLE`.
    */
   isa?: string;

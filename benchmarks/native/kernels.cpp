@@ -119,12 +119,13 @@ void linear(Backend& backend, TensorType type, const Settings& settings) {
       sizeof(float));
   for (const int rows : {1, 4, 8, 16}) {
     const LinearJob job{&stream, out->floats()};
-    const double rate = calls_per_second(settings.ms, [&] { backend.linear({&job, 1}, x.data(), rows); });
+    const double rate = calls_per_second(settings.ms, [&] { backend.linear({&job, 1}, x.data(), rows, {}); });
     print("linear", backend.isa(), name, rows, "GBps", rate * static_cast<double>(data.size()));
   }
   const Weight matrix = backend.load_weight(type, kManyOut, kInner, data.data());
   const LinearJob job{&matrix, out->floats()};
-  const double rate = calls_per_second(settings.ms, [&] { backend.linear({&job, 1}, x.data(), kManyRows); });
+  const double rate =
+      calls_per_second(settings.ms, [&] { backend.linear({&job, 1}, x.data(), kManyRows, {kManyRows, true}); });
   print("linear", backend.isa(), name, kManyRows, "Gops", rate * 2.0 * kManyRows * kManyOut * kInner);
 }
 

@@ -14,6 +14,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -93,10 +97,42 @@ void f32_avx2(int64_t rounds) {
 #undef LOOP
 #undef CLOBBERED
 
+// Four tiles of sums: a product takes 16 cycles and comes back after 52.
+void bf16_amx(int64_t rounds) {
+  struct alignas(64) {
+    uint8_t palette = 1;
+    uint8_t rest[15] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  __asm__ volatile(
+      "ldtilecfg %1\n tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3\n"
+      "tilezero %%tmm4\n tilezero %%tmm5\n tilezero %%tmm6\n tilezero %%tmm7\n"
+      "1:\n tdpbf16ps %%tmm6, %%tmm4, %%tmm0\n tdpbf16ps %%tmm7, %%tmm4, %%tmm1\n"
+      "tdpbf16ps %%tmm6, %%tmm5, %%tmm2\n tdpbf16ps %%tmm7, %%tmm5, %%tmm3\n"
+      "dec %0\n jnz 1b\n tilerelease\n"
+      : "+r"(rounds)
+      : "m"(config)
+      : "cc");
+}
+
 // gcc 12 knows no name for AVX-VNNI here, so the bit is read where it is defined: leaf 7, subleaf 1, EAX bit 4.
 bool has_avx_vnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
+// Leaf 7, EDX bits 22 and 24; Linux grants the tiles' state to a process that asks for it.
+bool has_amx_bf16() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 Loop int8_loop() {
@@ -107,6 +143,7 @@ Loop int8_loop() {
 }
 
 [[maybe_unused]] Loop bf16_loop() {
+  if (has_amx_bf16()) return {"amx_bf16", 4 * 2.0 * 16 * 16 * 32, bf16_amx};
   if (__builtin_cpu_supports("avx512bf16")) return {"avx512_bf16", 2.0 * 32 * kAccumulators, bf16_avx512};
   return {nullptr, 0, nullptr};
 }

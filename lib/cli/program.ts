@@ -69,7 +69,7 @@ function withModel(command: Command): Command {
     .requiredOption('--model <file>', 'GGUF file, or folder that holds one')
     .option('--device <name>', 'auto, cpu, or as `gemma-native devices` lists them, with commas between (GEMMA_DEVICE)')
     .option('--gpu-layers <n>', 'so many of the last layers on GPUs; default: as memory allows', number)
-    .option('--isa <name>', 'force an instruction set: avx512_vnni, avx_vnni, avx2, ref (GEMMA_ISA)')
+    .option('--isa <name>', 'force an instruction set: amx_bf16, avx512_vnni, avx_vnni, avx2, ref (GEMMA_ISA)')
     .option('--threads <n>', 'threads that compute (GEMMA_THREADS)', number)
     .option('--context <n>', 'positions of prompt and answer together', number)
     .addOption(new Option('--kv <type>', 'type of the key/value cache').choices(['f32', 'f16', 'q8_0']))

@@ -2,7 +2,8 @@
 // nothing of models. Pointers named x, out, q, k, v point into buffers of this backend; on a GPU they are device
 // pointers. All matrices are row-major; n is the number of rows of the batch. Operations run in the order they are
 // called. Row i of every result depends on row i of the inputs (and the cache) alone, with one order of arithmetic for
-// all batch shapes and thread counts: a token's logits do not change with its company.
+// all batch shapes and thread counts: a token's logits do not change with its company. (Of its role they may: see
+// Bulk.)
 #pragma once
 
 #include <cstddef>
@@ -71,6 +72,14 @@ struct LinearJob {
   float* out = nullptr;  // [n, weight->n_out]
 };
 
+// The last n_rows rows of a batch are many, or part of many (a prompt, the patches of an image), so that how fast they
+// are computed counts more than that a row computed alone, as the next token is, gets the same bits: a backend that has
+// faster arithmetic for many rows uses it for these, however few they are this time.
+struct Bulk {
+  int n_rows = 0;
+  bool float_weights = false;  // also with weights in floats, whose products are exact otherwise
+};
+
 // What is wanted of the products of one row of x with all rows of an output matrix.
 struct TopRows {
   int n_best = 0;                   // the n largest; 0: all products
@@ -135,7 +144,10 @@ class Backend {
   virtual void add_rms_norm(float* x, const float* branch, const float* weight, int n, int dim, float eps) = 0;
 
   // For each job: out[n, n_out] = x[n, n_in] * weight^T. All jobs share n_in (and so the quantised x).
-  virtual void linear(std::span<const LinearJob> jobs, const float* x, int n) = 0;
+  virtual void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) = 0;
+
+  // Whether Bulk makes a difference. It does as well with weights as they are stored: requantize() gains nothing.
+  virtual bool has_bulk() const = 0;
 
   // screened: keep what top_linear needs to be faster than linear; it is built during the first calls.
   virtual std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened) = 0;
@@ -195,5 +207,7 @@ class Backend {
 
 // isa: "" for the best; throws Error{kBackendUnavailable} for an unknown or missing one. n_threads >= 1.
 std::unique_ptr<Backend> make_cpu_backend(const std::string& isa, int n_threads);
+// What its has_bulk() says. Throws likewise.
+bool cpu_has_bulk(const std::string& isa);
 
 }  // namespace gemma

@@ -128,7 +128,9 @@ FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& c
   uint64_t vision_bytes = 0;
   if (const std::optional<VisionSource> vision = open_vision(options, file, summary.config, headers)) {
     summary.vision = vision->config;
-    vision_bytes = plan_vision_bytes(*vision->file, vision->config, options.vision_arithmetic);
+    vision_bytes =
+        plan_vision_bytes(*vision->file, vision->config,
+                          vision_requantizes(vision->config, options.vision_arithmetic, cpu_has_bulk(options.isa)));
   }
   summary.architecture = file->find_string("general.architecture").value_or("");
   summary.instruction_tuned = is_instruction_tuned(*file);

@@ -14,7 +14,7 @@ void Model::attention_block(size_t stage, int layer) {
 
   backend.rms_norm(s.h->floats(), s.x->floats(), w.attn_norm, n, c.model_dim, c.rms_eps);
   const LinearJob qkv[] = {{&w.attn_q, s.q->floats()}, {&w.attn_k, s.k->floats()}, {&w.attn_v, s.v->floats()}};
-  backend.linear(qkv, s.h->floats(), n);
+  backend.linear(qkv, s.h->floats(), n, batch_.bulk);
   // The norm of queries and keys comes before the rotation; the query scale is folded in after it.
   const float* rope = s.rope[group]->floats();
   backend.norm_rope(s.q->floats(), w.attn_q_norm, rope, n, c.n_heads, c.head_dim, c.rms_eps, c.query_scale);
@@ -23,7 +23,7 @@ void Model::attention_block(size_t stage, int layer) {
   backend.attention(s.attn->floats(), s.q->floats(), layout, batch_.sequences[stage].of[group],
                     batch_.spans[group].data(), c.n_heads);
   const LinearJob output[] = {{&w.attn_output, s.h->floats()}};
-  backend.linear(output, s.attn->floats(), n);
+  backend.linear(output, s.attn->floats(), n, batch_.bulk);
   backend.add_rms_norm(s.x->floats(), s.h->floats(), w.post_attention_norm, n, c.model_dim, c.rms_eps);
 }
 

@@ -11,10 +11,10 @@ void Model::ffn_block(const StageState& s, int layer) {
 
   backend.rms_norm(s.h->floats(), s.x->floats(), w.ffn_norm, n, c.model_dim, c.rms_eps);
   const LinearJob gate_up[] = {{&w.ffn_gate, s.gate->floats()}, {&w.ffn_up, s.up->floats()}};
-  backend.linear(gate_up, s.h->floats(), n);
+  backend.linear(gate_up, s.h->floats(), n, batch_.bulk);
   backend.geglu(s.gate->floats(), s.gate->floats(), s.up->floats(), n, c.ffn_dim);
   const LinearJob down[] = {{&w.ffn_down, s.h->floats()}};
-  backend.linear(down, s.gate->floats(), n);
+  backend.linear(down, s.gate->floats(), n, batch_.bulk);
   backend.add_rms_norm(s.x->floats(), s.h->floats(), w.post_ffw_norm, n, c.model_dim, c.rms_eps);
 }
 

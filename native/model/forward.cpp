@@ -59,11 +59,25 @@ size_t Model::scratch_bytes() const {
   return bytes + carried_.size() * sizeof(float) + head_x_->bytes() + logits_->bytes();
 }
 
+bool Model::computes_prompts_apart() const {
+  const auto is_quantized = [](const Weight& weight) { return !is_float_type(weight.type); };
+  return std::any_of(stages_.begin(), stages_.end(), [&](const StageState& s) {
+    return s.backend->has_bulk() && std::any_of(weights_.layers.begin() + s.first_layer,
+                                                weights_.layers.begin() + s.end_layer, [&](const LayerWeights& w) {
+                                                  return is_quantized(w.attn_q) || is_quantized(w.attn_k) ||
+                                                         is_quantized(w.attn_v) || is_quantized(w.attn_output) ||
+                                                         is_quantized(w.ffn_gate) || is_quantized(w.ffn_up) ||
+                                                         is_quantized(w.ffn_down);
+                                                });
+  });
+}
+
 void Model::plan(std::span<const SequenceInput> inputs) {
   batch_.n = 0;
   batch_.tokens.clear();
   batch_.positions.clear();
   batch_.images.clear();
+  batch_.bulk = {};
   for (auto& spans : batch_.spans) spans.clear();
   for (Batch::Sequences& sequences : batch_.sequences) {
     for (std::vector<BatchSequence>& of_group : sequences.of) of_group.clear();
@@ -94,6 +108,7 @@ void Model::plan(std::span<const SequenceInput> inputs) {
       batch_.spans[static_cast<size_t>(KvGroup::kGlobal)].push_back({0, end});
     }
     batch_.n += n;
+    if (input.is_prompt) batch_.bulk.n_rows += n;
   }
 }
 

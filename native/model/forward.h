@@ -32,6 +32,9 @@ struct SequenceInput {
   // The sequence's images in order; one that the step touches lies in it as a whole. Tokens in their place mean
   // nothing.
   std::span<const ImageRows> images;
+  // The tokens are part of a prompt: they may be computed by faster arithmetic than tokens that come one by one
+  // (Bulk). Of a step's inputs, those come last.
+  bool is_prompt = false;
 };
 
 class Model {
@@ -44,6 +47,8 @@ class Model {
   const ModelConfig& config() const { return config_; }
   KvPool& kv_pool() { return kv_pool_; }
   int max_batch() const { return max_batch_; }
+  // Whether a token of a prompt (SequenceInput::is_prompt) differs in the last bits from the same token coming alone.
+  bool computes_prompts_apart() const;
   // Bytes of activation buffers.
   size_t scratch_bytes() const;
 
@@ -77,6 +82,7 @@ class Model {
       const float* embedding;
     };
     std::vector<Image> images;  // rows that are no tokens
+    Bulk bulk;                  // rows of prompts
   };
   void plan(std::span<const SequenceInput> inputs);
   // A stage with its activations, [max_batch, width].

@@ -9,7 +9,11 @@ namespace gemma {
 
 VisionEncoder::VisionEncoder(Backend& backend, std::shared_ptr<const GgufFile> file, VisionConfig config,
                              Arithmetic arithmetic)
-    : backend_(backend), file_(std::move(file)), config_(config), arithmetic_(arithmetic) {}
+    : backend_(backend),
+      file_(std::move(file)),
+      config_(config),
+      arithmetic_(arithmetic),
+      requantizes_(vision_requantizes(config, arithmetic, backend.has_bulk())) {}
 
 void VisionEncoder::start(std::span<const uint8_t> pixels, int n_images) {
   pixels_ = pixels;
@@ -18,7 +22,7 @@ void VisionEncoder::start(std::span<const uint8_t> pixels, int n_images) {
   n_pass_ = std::min(n_images, vision_images_per_pass(config_));
   step_ = 0;
   embeddings_.clear();
-  if (weights_.layers.empty()) weights_ = load_vision_weights(backend_, file_, config_, arithmetic_);
+  if (weights_.layers.empty()) weights_ = load_vision_weights(backend_, file_, config_, requantizes_);
   const size_t n_rows = static_cast<size_t>(n_pass_) * static_cast<size_t>(config_.n_patches);
   const size_t n_chunk = std::min<size_t>(n_rows, kVisionChunkRows);
   const auto make = [&](std::unique_ptr<Buffer>& buffer, size_t rows, int width) {
@@ -51,7 +55,7 @@ bool VisionEncoder::advance(const std::function<bool()>& should_stop) {
     embed();
   } else if (step_ <= config_.n_layers) {
     VisionLayer& layer = weights_.layers[static_cast<size_t>(step_ - 1)];
-    requantize_layer(backend_, config_, arithmetic_, layer);
+    requantize_layer(backend_, config_, requantizes_, layer);
     if (!run_layer(layer, should_stop)) return true;
   } else {
     if (!finish_pass(should_stop)) return true;
@@ -104,7 +108,7 @@ void VisionEncoder::embed() {
                }
                backend_.upload(ffn_->data(), patches.data(), patches.size() * sizeof(float));
                const LinearJob job[] = {{&weights_.patch_embd, row(x_, first)}};
-               backend_.linear(job, ffn_->floats(), n);
+               backend_.linear(job, ffn_->floats(), n, bulk(n));
                backend_.add_bias(row(x_, first), weights_.patch_embd_bias, n, config_.model_dim);
              });
   // An image's rows are one row of n_patches * model_dim values, and so are all positions.
@@ -117,7 +121,7 @@ bool VisionEncoder::run_layer(VisionLayer& w, const std::function<bool()>& shoul
   bool done = for_chunks(should_stop, [&](size_t first, int n) {
     backend_.layer_norm(h_->floats(), row(x_, first), w.ln1_weight, w.ln1_bias, n, dim, eps);
     const LinearJob qkv[] = {{&w.attn_q, row(q_, first)}, {&w.attn_k, row(k_, first)}, {&w.attn_v, row(v_, first)}};
-    backend_.linear(qkv, h_->floats(), n);
+    backend_.linear(qkv, h_->floats(), n, bulk(n));
     backend_.add_bias(row(q_, first), w.attn_q_bias, n, dim);
     backend_.add_bias(row(k_, first), w.attn_k_bias, n, dim);
     backend_.add_bias(row(v_, first), w.attn_v_bias, n, dim);
@@ -129,14 +133,14 @@ bool VisionEncoder::run_layer(VisionLayer& w, const std::function<bool()>& shoul
   return for_chunks(should_stop, [&](size_t first, int n) {
     float* x = row(x_, first);
     const LinearJob out[] = {{&w.attn_out, h_->floats()}};
-    backend_.linear(out, row(q_, first), n);
+    backend_.linear(out, row(q_, first), n, bulk(n));
     backend_.add_residual_bias(x, h_->floats(), w.attn_out_bias, n, dim);
     backend_.layer_norm(h_->floats(), x, w.ln2_weight, w.ln2_bias, n, dim, eps);
     const LinearJob up[] = {{&w.ffn_up, ffn_->floats()}};
-    backend_.linear(up, h_->floats(), n);
+    backend_.linear(up, h_->floats(), n, bulk(n));
     backend_.bias_gelu(ffn_->floats(), w.ffn_up_bias, n, w.ffn_up.n_out);
     const LinearJob down[] = {{&w.ffn_down, h_->floats()}};
-    backend_.linear(down, ffn_->floats(), n);
+    backend_.linear(down, ffn_->floats(), n, bulk(n));
     backend_.add_residual_bias(x, h_->floats(), w.ffn_down_bias, n, dim);
   });
 }
@@ -174,7 +178,7 @@ bool VisionEncoder::finish_pass(const std::function<bool()>& should_stop) {
   const size_t n_values = static_cast<size_t>(n) * text_dim;
   const std::unique_ptr<Buffer> out = backend_.allocate(n_values * sizeof(float));
   const LinearJob projection[] = {{&weights_.mm_input_projection, out->floats()}};
-  backend_.linear(projection, x_->floats(), n);
+  backend_.linear(projection, x_->floats(), n, {});
   const size_t so_far = embeddings_.size();
   embeddings_.resize(so_far + n_values);
   backend_.download(embeddings_.data() + so_far, out->data(), n_values * sizeof(float));

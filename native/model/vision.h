@@ -46,6 +46,8 @@ class VisionEncoder {
   int n_steps_of_pass() const { return config_.n_layers + 2; }
   // Calls f(first row, rows) over the rows of the pass; false when should_stop said true.
   bool for_chunks(const std::function<bool()>& should_stop, const std::function<void(size_t first, int n)>& f);
+  // All rows are many.
+  Bulk bulk(int n) const { return arithmetic_ == Arithmetic::kFast ? Bulk{n, true} : Bulk{}; }
   float* row(const std::unique_ptr<Buffer>& buffer, size_t i) const {
     return buffer->floats() + i * static_cast<size_t>(config_.model_dim);
   }
@@ -54,6 +56,7 @@ class VisionEncoder {
   std::shared_ptr<const GgufFile> file_;
   VisionConfig config_;
   Arithmetic arithmetic_;
+  bool requantizes_;
   VisionWeights weights_;  // none before the first image
 
   std::span<const uint8_t> pixels_;

@@ -239,24 +239,24 @@ int vision_images_per_pass(const VisionConfig& config) {
   return std::max(1, kPassRows / config.n_patches);
 }
 
-bool vision_requantizes(const VisionConfig& config, Arithmetic arithmetic) {
-  return arithmetic == Arithmetic::kFast && config.model_dim % kBlock == 0;
+bool vision_requantizes(const VisionConfig& config, Arithmetic arithmetic, bool has_bulk) {
+  return !has_bulk && arithmetic == Arithmetic::kFast && config.model_dim % kBlock == 0;
 }
 
-int vision_ffn_dim(const VisionConfig& config, Arithmetic arithmetic) {
-  return vision_requantizes(config, arithmetic) ? (config.ffn_dim + kBlock - 1) / kBlock * kBlock : config.ffn_dim;
+int vision_ffn_dim(const VisionConfig& config, bool requantizes) {
+  return requantizes ? (config.ffn_dim + kBlock - 1) / kBlock * kBlock : config.ffn_dim;
 }
 
-uint64_t plan_vision_bytes(const GgufFile& file, const VisionConfig& config, Arithmetic arithmetic) {
+uint64_t plan_vision_bytes(const GgufFile& file, const VisionConfig& config, bool requantizes) {
   const uint64_t dim = static_cast<uint64_t>(config.model_dim);
-  const uint64_t ffn_dim = static_cast<uint64_t>(vision_ffn_dim(config, arithmetic));
+  const uint64_t ffn_dim = static_cast<uint64_t>(vision_ffn_dim(config, requantizes));
   uint64_t bytes = 0;
   for (const VisionTensor& t : vision_tensors(config)) {
     const GgufTensor& tensor = *find_vision_tensor(file, config, t.scope, t.field, t.suffix);
     const bool is_layer_matrix = t.shape.size() == 2 && t.scope.size() > 2 && t.scope != "mm.";
     if (!is_layer_matrix) {
       bytes += 4 * elements(tensor);  // float copies
-    } else if (vision_requantizes(config, arithmetic) && is_float_type(tensor.type)) {
+    } else if (requantizes && is_float_type(tensor.type)) {
       const bool is_ffn = std::string_view(t.field).starts_with("ffn");
       bytes += dim * (is_ffn ? ffn_dim : dim) / kBlock * 34;
     } else {

@@ -46,12 +46,13 @@ const GgufTensor* find_vision_tensor(const GgufFile& file, const VisionConfig& c
 int vision_images_per_pass(const VisionConfig& config);
 // Rows that go through its linear layers together, and what these hold.
 inline constexpr int kVisionChunkRows = 512;
-// Width of the feed-forward part as it is computed: padded with zeros so that rows are whole blocks of Q8_0.
-int vision_ffn_dim(const VisionConfig& config, Arithmetic arithmetic);
-// Whether a matrix of the layers with rows of n_in is requantised to Q8_0.
-bool vision_requantizes(const VisionConfig& config, Arithmetic arithmetic);
+// Whether the matrices of the layers are requantised to Q8_0. has_bulk: the backend's.
+bool vision_requantizes(const VisionConfig& config, Arithmetic arithmetic, bool has_bulk);
+// Width of the feed-forward part as it is computed: where it is requantised padded with zeros, so that rows are whole
+// blocks of Q8_0.
+int vision_ffn_dim(const VisionConfig& config, bool requantizes);
 
 // Bytes that an encoder keeps while it works: weights, and activations of one pass.
-uint64_t plan_vision_bytes(const GgufFile& file, const VisionConfig& config, Arithmetic arithmetic);
+uint64_t plan_vision_bytes(const GgufFile& file, const VisionConfig& config, bool requantizes);
 
 }  // namespace gemma

@@ -8,9 +8,9 @@
 namespace gemma {
 
 VisionWeights load_vision_weights(Backend& backend, std::shared_ptr<const GgufFile> file, const VisionConfig& config,
-                                  Arithmetic arithmetic) {
+                                  bool requantizes) {
   VisionWeights w;
-  w.ffn_dim = vision_ffn_dim(config, arithmetic);
+  w.ffn_dim = vision_ffn_dim(config, requantizes);
   SmallVectors small;
   std::string scope = "v.";
   const auto tensor = [&](const char* field, const char* suffix) -> const GgufTensor& {
@@ -74,9 +74,9 @@ VisionWeights load_vision_weights(Backend& backend, std::shared_ptr<const GgufFi
   return w;
 }
 
-void requantize_layer(Backend& backend, const VisionConfig& config, Arithmetic arithmetic, VisionLayer& layer) {
-  if (!vision_requantizes(config, arithmetic) || !layer.own.empty()) return;
-  const int ffn_dim = vision_ffn_dim(config, arithmetic);
+void requantize_layer(Backend& backend, const VisionConfig& config, bool requantizes, VisionLayer& layer) {
+  if (!requantizes || !layer.own.empty()) return;
+  const int ffn_dim = vision_ffn_dim(config, requantizes);
   std::vector<std::unique_ptr<Buffer>> own;
   const auto requantize = [&](Weight weight, int n_out, int n_in) {
     if (!is_float_type(weight.type) && weight.n_out == n_out && weight.n_in == n_in) return weight;

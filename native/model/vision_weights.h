@@ -45,10 +45,10 @@ struct VisionWeights {
 
 // Hands every tensor to the backend, matrices as they are stored. config must come from read_vision_config(file).
 VisionWeights load_vision_weights(Backend& backend, std::shared_ptr<const GgufFile> file, const VisionConfig& config,
-                                  Arithmetic arithmetic);
+                                  bool requantizes);
 
 // Makes the layer ready to be computed: in fast arithmetic its float matrices become Q8_0 in memory of their own, and
 // the feed-forward width is padded. Once per layer; it reads all of the layer's weights.
-void requantize_layer(Backend& backend, const VisionConfig& config, Arithmetic arithmetic, VisionLayer& layer);
+void requantize_layer(Backend& backend, const VisionConfig& config, bool requantizes, VisionLayer& layer);
 
 }  // namespace gemma

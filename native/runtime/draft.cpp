@@ -284,6 +284,7 @@ void Drafter::guess_by_model(std::span<const DraftRequest> requests, const std::
     budget -= static_cast<int>(lacking.size());
     if (decoding) state.sampler_ = *request.sampler;
     inputs.push_back({state.kv_.get(), state.n_cached_, lacking, decoding && all ? 1 : 0, {}, {}});
+    inputs.back().is_prompt = !decoding;
     if (decoding) inputs.back().top = wanted(*state.sampler_);
     owners.push_back(&request);
   }

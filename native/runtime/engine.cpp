@@ -163,9 +163,12 @@ class EngineImpl final : public Engine {
     const int n_batch = rows_per_step(options.n_batch > 0 ? options.n_batch : kDefaultBatch, info_.vision);
     max_image_rows_ = n_batch - static_cast<int>(kMaxRunning);
     info_.memory = plan_memory(*file, config_, info_.n_ctx, info_.kv_type, n_batch, options.screen_logits);
-    if (vision) info_.memory.add_vision(plan_vision_bytes(*vision->file, vision->config, options.vision_arithmetic));
-    PlacementRequest request{options.device, options.n_gpu_layers, options.isa, info_.n_threads,
-                             info_.memory.vision_bytes};
+    const auto vision_bytes = [&](bool has_bulk) {
+      const bool requantizes = vision_requantizes(vision->config, options.vision_arithmetic, has_bulk);
+      return plan_vision_bytes(*vision->file, vision->config, requantizes);
+    };
+    PlacementRequest request{options.device, options.n_gpu_layers, options.isa, info_.n_threads};
+    if (vision) request.other_bytes = std::max(vision_bytes(false), vision_bytes(true));
     if (!options.draft_path.empty()) request.other_bytes += draft_bytes(options.draft_path, open_options);
     Placement placement = open_devices(request, layer_costs(*file, config_, info_.n_ctx, info_.kv_type, n_batch));
     backends_ = std::move(placement.backends);
@@ -181,6 +184,7 @@ class EngineImpl final : public Engine {
     model_ = std::make_unique<Model>(placement.stages, config_, std::move(weights), info_.kv_type, n_batch,
                                      options.screen_logits);
     if (vision) {
+      info_.memory.add_vision(vision_bytes(last.has_bulk()));
       encoder_ = std::make_unique<VisionEncoder>(last, vision->file, vision->config, options.vision_arithmetic);
     }
     prefixes_ = std::make_unique<PrefixCache>(model_->kv_pool(), config_.model_dim, options.prefix_cache_bytes);
@@ -572,6 +576,7 @@ class EngineImpl final : public Engine {
       // The first token of several is in the window already.
       input.top = job->sampler->wanted(job->decoding() ? tokens.subspan(1) : std::span<const TokenId>());
     }
+    input.is_prompt = !job->decoding();
     step_inputs_.push_back(input);
   }
 
@@ -679,6 +684,9 @@ class EngineImpl final : public Engine {
     if (job.is_generate && was_prefill && !job.image_rows.empty()) {
       const int image_end = job.image_rows.back().first_position + job.image_rows.back().n;
       if (job.n_done - n < image_end && job.n_done >= image_end) keep_prefix(job, image_end, true);
+      // An answer that is asked about has become part of a prompt. Where those are computed apart, what was kept of it
+      // as an answer would make the result depend on what the cache holds: the prompt is all that is kept.
+      if (job.decoding() && model_->computes_prompts_apart()) keep_prefix(job, job.n_done, true);
     }
     job.kv->trim(job.n_done);
     if (!job.is_generate) {
@@ -736,7 +744,7 @@ class EngineImpl final : public Engine {
   // The last word to the caller. Pages go back first, so that a caller who asks sees them gone.
   void finish(Job& job, FinishReason reason) {
     const bool is_whole = reason == FinishReason::kStop || reason == FinishReason::kLength;
-    if (job.is_generate && is_whole && !job.image_rows.empty()) {
+    if (job.is_generate && is_whole && !job.image_rows.empty() && !model_->computes_prompts_apart()) {
       // Guesses behind the last token may have come true as well.
       keep_prefix(job, std::min(job.n_done, static_cast<int>(job.tokens.size())), false);
     }

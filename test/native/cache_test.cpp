@@ -33,7 +33,8 @@ class MemoryBackend final : public Backend {
   void embed(float*, const Weight&, const int32_t*, int, float) override {}
   void rms_norm(float*, const float*, const float*, int, int, float) override {}
   void add_rms_norm(float*, const float*, const float*, int, int, float) override {}
-  void linear(std::span<const LinearJob>, const float*, int) override {}
+  void linear(std::span<const LinearJob>, const float*, int, Bulk) override {}
+  bool has_bulk() const override { return false; }
   std::unique_ptr<OutputMatrix> make_output(const Weight&, bool) override { return nullptr; }
   void top_linear(OutputMatrix&, float*, const float*, int, std::span<const TopRows>, std::span<TopProducts>) override {
   }

@@ -334,12 +334,12 @@ TEST("backend linear: several jobs of mixed types, any set, batch and number of 
         std::vector<LinearJob> list;
         for (size_t i = 0; i < std::size(jobs); ++i) list.push_back({&weights[i], out[i].data()});
         // The rows of a batch are the last of x, so that a row meets different neighbours in different batches.
-        backend->linear(list, x.data() + static_cast<size_t>((kRows - n) * kCols), n);
+        backend->linear(list, x.data() + static_cast<size_t>((kRows - n) * kCols), n, {});
         for (size_t i = 0; i < std::size(jobs); ++i) {
           if (want.size() < std::size(jobs)) {  // rows of one set, thread and batch; computed from all rows at once
             std::vector<float> all(static_cast<size_t>(kRows * jobs[i].n_out), test::kUntouched);
             const LinearJob one{&weights[i], all.data()};
-            make_cpu_backend("ref", 1)->linear({&one, 1}, x.data(), kRows);
+            make_cpu_backend("ref", 1)->linear({&one, 1}, x.data(), kRows, {});
             want.push_back(all);
           }
           test::check_same_bits(out[i], std::span(want[i]).last(out[i].size()),

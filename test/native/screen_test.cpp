@@ -203,7 +203,7 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
       const Weight weight = backend->load_weight(type, kOut, n_in, data.data());
       std::vector<float> want(kRows * kOut);
       const LinearJob job{&weight, want.data()};
-      backend->linear({&job, 1}, x.data(), kRows);
+      backend->linear({&job, 1}, x.data(), kRows, {});
       const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true);
       const std::vector<int32_t> always = {0, 17, 4999, 5002};
       std::vector<int32_t> never = {1, 5001};
@@ -298,7 +298,7 @@ TEST("top_linear: x or weights with NaN or infinity take the exhaustive path") {
     if (!in_weights) bad_x[5] = std::numeric_limits<float>::quiet_NaN();
     std::vector<float> want(kOut);
     const LinearJob job{&weight, want.data()};
-    backend->linear({&job, 1}, bad_x.data(), 1);
+    backend->linear({&job, 1}, bad_x.data(), 1, {});
     backend->top_linear(*output, got.data(), bad_x.data(), 1, {&wanted, 1}, {&found, 1});
     CHECK(found.all);
     test::check_same_bits(got, want, in_weights ? "weights" : "x");
@@ -351,7 +351,7 @@ TEST("bounds: the margin is kScreenSigmas true standard deviations, also along r
   }
   std::vector<float> products(static_cast<size_t>(kOut) * kRows);
   const LinearJob job{&weight, products.data()};
-  backend->linear({&job, 1}, x.data(), kRows);
+  backend->linear({&job, 1}, x.data(), kRows, {});
   CHECK(screen.bound(kernels, pool, x.data(), kRows));
   // Over the rows of x, (bound - product) / |x| of a row of the matrix has the margin as its mean and the error's
   // deviation.

@@ -142,17 +142,30 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void linear(std::span<const LinearJob> jobs, const float* x, int n) override {
+  bool has_bulk() const override { return kernels_.bulk != nullptr; }
+
+  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) override {
     const int n_in = jobs.front().weight->n_in;
-    bool any_quantized = false;
-    for (const LinearJob& job : jobs) any_quantized = any_quantized || !is_float_type(job.weight->type);
-    const QuantizedRows quantized = any_quantized ? quantize(x, n, n_in) : QuantizedRows{};
+    // Of a job's rows these many come first and are computed as single rows are.
+    const auto n_exact = [&](const Weight& weight) {
+      const bool as_bulk = kernels_.bulk != nullptr && (bulk.float_weights || !is_float_type(weight.type));
+      return as_bulk ? n - bulk.n_rows : n;
+    };
+    int n_quantized = 0;
+    int n_bulk = 0;
+    for (const LinearJob& job : jobs) {
+      if (!is_float_type(job.weight->type)) n_quantized = std::max(n_quantized, n_exact(*job.weight));
+      n_bulk = std::max(n_bulk, n - n_exact(*job.weight));
+    }
+    const QuantizedRows quantized = n_quantized > 0 ? quantize(x, n_quantized, n_in) : QuantizedRows{};
+    const size_t cols = static_cast<size_t>(n_in);
+    const std::byte* packed = n_bulk > 0 ? pack(x + static_cast<size_t>(n - n_bulk) * cols, n_bulk, n_in) : nullptr;
 
     // All jobs in one go: threads take chunks of weight rows until none is left.
     int n_chunks = 0;
     job_chunks_.clear();
     for (const LinearJob& job : jobs) {
-      const int rows = chunk_rows(*job.weight, n);
+      const int rows = chunk_rows(*job.weight, n_exact(*job.weight), n);
       job_chunks_.push_back({n_chunks, rows});
       n_chunks += (job.weight->n_out + rows - 1) / rows;
     }
@@ -168,10 +181,15 @@ class CpuBackend final : public Backend {
       rows.row_end = std::min(weight.n_out, rows.row_begin + job_chunks_[j].rows);
       const size_t stride = static_cast<size_t>(weight.n_out);
       const Scratch& scratch = scratch_[static_cast<size_t>(thread)];
-      if (is_float_type(weight.type)) {
-        kernels_.gemm_float(rows, x, n, n_in, jobs[j].out, stride, scratch);
-      } else {
+      const int exact = n_exact(weight);
+      if (exact > 0 && is_float_type(weight.type)) {
+        kernels_.gemm_float(rows, x, exact, n_in, jobs[j].out, stride, scratch);
+      } else if (exact > 0) {
         kernels_.gemm_quantized(rows, quantized, jobs[j].out, stride, scratch);
+      }
+      if (exact < n) {
+        float* out = jobs[j].out + static_cast<size_t>(exact) * stride;
+        kernels_.bulk->multiply(rows, packed, n - exact, n_in, out, stride, scratch);
       }
     });
   }
@@ -193,7 +211,7 @@ class CpuBackend final : public Backend {
     }
     const auto all_rows = [&] {
       const LinearJob job{&weight, out};
-      linear({&job, 1}, x, n);
+      linear({&job, 1}, x, n, {});
     };
     for (const TopRows& top : wanted) {
       if (top.n_best == 0 || static_cast<size_t>(top.n_best) + top.always.size() > n_out / 32) return all_rows();
@@ -477,9 +495,14 @@ class CpuBackend final : public Backend {
 
   // Weight rows per chunk: with few rows of x 64 to 256 KiB of weights, large enough that the start of a chunk, which
   // nobody has fetched ahead, costs little; with many as many panels as a kernel unpacks at a time, so that it reads x
-  // seldom, but several chunks for each thread.
-  int chunk_rows(const Weight& weight, int n) const {
+  // seldom, but several chunks for each thread. The n_exact first of the n rows are not bulk, which wants larger
+  // chunks.
+  int chunk_rows(const Weight& weight, int n_exact, int n) const {
     constexpr int kGranularity = 32;
+    if (n_exact < n) {
+      const int share = weight.n_out / (4 * n_threads()) / kGranularity * kGranularity;
+      return std::clamp(share, kGranularity, 8 * kGranularity);
+    }
     if (n > 16) {
       const int share = weight.n_out / (8 * n_threads()) / kGranularity * kGranularity;
       return std::clamp(share, kGranularity, 4 * kGranularity);
@@ -550,6 +573,14 @@ class CpuBackend final : public Backend {
           {out.q + row * cols, out.d + b, out.neg_sum + b, out.neg_sum16 + 2 * b, out.dsum + b, out.dsum16 + 2 * b});
     });
     return {n, n_in, out.q, out.d, out.neg_sum, out.neg_sum16, out.dsum, out.dsum16};
+  }
+
+  const std::byte* pack(const float* x, int n, int n_in) {
+    std::byte* packed = packed_x_.reserve(kernels_.bulk->packed_bytes(n, n_in));
+    pool_.parallel_for((n + cpu::kBulkRows - 1) / cpu::kBulkRows, [&](int chunk, int /*thread*/) {
+      kernels_.bulk->pack(x, n, n_in, chunk * cpu::kBulkRows, packed);
+    });
+    return packed;
   }
 
   // What a tile has gathered from one segment: per row head_dim floats (padded to 16), a maximum and a sum.
@@ -648,6 +679,7 @@ class CpuBackend final : public Backend {
   Workspace scratch_memory_;
   std::vector<Scratch> scratch_;
   Workspace quantized_;
+  Workspace packed_x_;
   Workspace partials_;
   Workspace packed_;  // keys and values of the heads that full_attention works on
   std::vector<float> rounded_;
@@ -657,6 +689,10 @@ class CpuBackend final : public Backend {
 };
 
 }  // namespace
+
+bool cpu_has_bulk(const std::string& isa) {
+  return cpu::select_kernels(isa).bulk != nullptr;
+}
 
 std::unique_ptr<Backend> make_cpu_backend(const std::string& isa, int n_threads) {
   return std::make_unique<CpuBackend>(cpu::select_kernels(isa), std::max(1, n_threads));

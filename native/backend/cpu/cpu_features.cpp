@@ -24,6 +24,7 @@
 #endif
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
 #if defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
@@ -70,6 +71,7 @@ struct X86Features {
   bool avx2 = false;
   bool avx_vnni = false;
   bool avx512_vnni = false;
+  bool amx_bf16 = false;
   X86Features() {
     if (Cpuid(0, 0).a < 7) return;
     const Cpuid one(1, 0);
@@ -82,6 +84,15 @@ struct X86Features {
     avx_vnni = avx2 && seven.a >= 1 && bit(Cpuid(7, 1).a, 4);
     avx512_vnni =
         avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
+#if defined(__linux__) && defined(__x86_64__)
+    // Tiles are 8 KiB of state of every thread that uses them: Linux wants to be asked once by each process. It refuses
+    // where a thread has a signal stack that is too small for them.
+    constexpr uint64_t kTileState = 0x60000;
+    constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+    constexpr long kTileData = 18;
+    amx_bf16 = avx512_vnni && bit(seven.c, 1) && bit(seven.d, 22) && bit(seven.d, 24) && bit(Cpuid(7, 1).a, 5) &&
+               (xcr0 & kTileState) == kTileState && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#endif
   }
 };
 const X86Features& x86() {
@@ -185,6 +196,14 @@ bool has_avx_vnni() {
 bool has_avx512_vnni() {
 #if defined(__x86_64__) || defined(_M_X64)
   return x86().avx512_vnni;
+#else
+  return false;
+#endif
+}
+
+bool has_amx_bf16() {
+#if defined(__x86_64__) && defined(__linux__)
+  return x86().amx_bf16;
 #else
   return false;
 #endif

@@ -11,6 +11,7 @@ bool always();
 bool has_avx2();          // AVX2, FMA, F16C
 bool has_avx_vnni();      // the above and the 256-bit VNNI instructions
 bool has_avx512_vnni();   // AVX-512 F BW DQ VL VNNI
+bool has_amx_bf16();      // these, VBMI, BF16 and matrix tiles of bfloat16, which the system must grant
 bool has_neon_dotprod();  // ARMv8.2 dot products
 bool has_neon_i8mm();     // these and ARMv8.6 int8 matrix products
 std::string cpu_name();

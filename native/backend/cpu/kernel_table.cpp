@@ -11,6 +11,7 @@ namespace {
 
 const KernelRow kTable[] = {// best first
 #if defined(__x86_64__) || defined(_M_X64)
+                            {"amx_bf16", has_amx_bf16, kernels_amx_bf16},
                             {"avx512_vnni", has_avx512_vnni, kernels_avx512_vnni},
                             {"avx_vnni", has_avx_vnni, kernels_avx_vnni},
                             {"avx2", has_avx2, kernels_avx2},

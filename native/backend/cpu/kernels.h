@@ -154,6 +154,22 @@ struct FullAttention {
   void (*attend)(const FullAttentionHead& head, int row_begin, int row_end, const Scratch& scratch);
 };
 
+// Products of many rows in bfloat16 with float32 sums, where an instruction set has a unit for them: several times as
+// fast as gemm_quantized, and closer to the exact products, but not equal to them. What a row computes depends on the
+// row alone here too.
+struct BulkGemm {
+  // Bytes of x[n_rows, n_cols] as multiply wants it, aligned to 64.
+  size_t (*packed_bytes)(int n_rows, int n_cols);
+  // Rows first_row .. first_row + kBulkRows - 1 of x, as far as they exist, to their place in packed. first_row is a
+  // multiple of kBulkRows.
+  void (*pack)(const float* x, int n_rows, int n_cols, int first_row, std::byte* packed);
+  // out[r * out_stride + n] = x[r] . w[n] for n in row_begin..row_end-1 and all rows of x. Any type of weights; n_cols
+  // whole blocks of it.
+  void (*multiply)(const WeightRows& w, const std::byte* packed, int n_rows, int n_cols, float* out, size_t out_stride,
+                   const Scratch& scratch);
+};
+inline constexpr int kBulkRows = 16;
+
 struct Kernels {
   const char* isa;
 
@@ -196,12 +212,14 @@ struct Kernels {
   void (*add_residual_bias)(float* x, const float* branch, const float* bias, int dim);
   FullAttention exact_attention;
   FullAttention fast_attention;
+  const BulkGemm* bulk = nullptr;  // null where the set has no such unit
 };
 
 const Kernels& kernels_ref();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx_vnni();
 const Kernels& kernels_avx512_vnni();
+const Kernels& kernels_amx_bf16();
 const Kernels& kernels_neon_dotprod();
 const Kernels& kernels_neon_i8mm();
 

@@ -63,7 +63,8 @@ class Workspace {
 // turn for others, so the last few are kept.
 class Mirror {
  public:
-  explicit Mirror(Device& device) : device_(device), copies_{Copy(Workspace(device)), Copy(Workspace(device)), Copy(Workspace(device))} {}
+  explicit Mirror(Device& device)
+      : device_(device), copies_{Copy(Workspace(device)), Copy(Workspace(device)), Copy(Workspace(device))} {}
   template <class T>
   const T* get(std::span<const T> values) {
     const size_t bytes = values.size_bytes();
@@ -106,7 +107,8 @@ class GpuBackend final : public Backend {
       : device_(std::move(device)),
         pool_(n_threads),
         n_threads_(n_threads),
-        name_(device_->info().kind + (device_->info().kind == "emulated" ? "" : ":" + std::to_string(device_->info().index))),
+        name_(device_->info().kind +
+              (device_->info().kind == "emulated" ? "" : ":" + std::to_string(device_->info().index))),
         quantized_(*device_),
         partials_(*device_),
         tokens_(*device_),
@@ -177,7 +179,8 @@ class GpuBackend final : public Backend {
     a.out = out;
     a.n = n;
     a.scale = scale;
-    launch(Kernel::embed, {ceil_div(static_cast<size_t>((table.n_in + 31) / 32), kThreads), static_cast<unsigned>(n)}, a);
+    launch(Kernel::embed, {ceil_div(static_cast<size_t>((table.n_in + 31) / 32), kThreads), static_cast<unsigned>(n)},
+           a);
   }
 
   void rms_norm(float* out, const float* x, const float* weight, int n, int dim, float eps) override {
@@ -191,7 +194,9 @@ class GpuBackend final : public Backend {
     launch(Kernel::layer_norm, {static_cast<unsigned>(n)}, NormArguments{out, x, weight, bias, n, dim, eps, 0});
   }
 
-  void linear(std::span<const LinearJob> jobs, const float* x, int n) override {
+  // Rows are computed alike however many there are.
+  bool has_bulk() const override { return false; }
+  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk /*bulk*/) override {
     if (n == 0) return;
     QuantizedX quantized{};
     for (const LinearJob& job : jobs) {
@@ -224,7 +229,7 @@ class GpuBackend final : public Backend {
   void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> /*wanted*/,
                   std::span<TopProducts> found) override {
     const LinearJob job{&static_cast<GpuOutput&>(matrix).weight, out};
-    linear({&job, 1}, x, n);
+    linear({&job, 1}, x, n, {});
     for (TopProducts& row : found) {
       row.all = true;
       row.rows.clear();
@@ -233,9 +238,9 @@ class GpuBackend final : public Backend {
   }
 
   void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) override {
-    launch(Kernel::rope_table, {static_cast<unsigned>(n)},
-           RopeTableArguments{table, positions_.get(std::span(positions, static_cast<size_t>(n))), inv_freq, n,
-                              head_dim});
+    launch(
+        Kernel::rope_table, {static_cast<unsigned>(n)},
+        RopeTableArguments{table, positions_.get(std::span(positions, static_cast<size_t>(n))), inv_freq, n, head_dim});
   }
 
   void norm_rope(float* x, const float* weight, const float* table, int n, int n_heads, int head_dim, float eps,
@@ -294,8 +299,8 @@ class GpuBackend final : public Backend {
     }
     const size_t n_rows = next_row - first_row;
     if (n_rows == 0) return;
-    const uint8_t* const* pages = reinterpret_cast<const uint8_t* const*>(
-        pages_.get(std::span(std::as_const(host_pages_))));
+    const uint8_t* const* pages =
+        reinterpret_cast<const uint8_t* const*>(pages_.get(std::span(std::as_const(host_pages_))));
     const RowView* views = views_.get(std::span(std::as_const(host_views_)));
 
     const size_t row_floats = static_cast<size_t>(n_heads) * static_cast<size_t>(layout.head_dim);
@@ -308,7 +313,8 @@ class GpuBackend final : public Backend {
       for (; end < n_rows; ++end) {
         const int first = std::min(first_segment, host_views_[end].begin / kAttentionSegment);
         const int last = std::max(end_segment, (host_views_[end].end - 1) / kAttentionSegment + 1);
-        if (end > begin && static_cast<size_t>(last - first) * (end + 1 - begin) * partial_row > kMaxPartialBytes) break;
+        if (end > begin && static_cast<size_t>(last - first) * (end + 1 - begin) * partial_row > kMaxPartialBytes)
+          break;
         first_segment = first;
         end_segment = last;
       }
@@ -385,7 +391,7 @@ class GpuBackend final : public Backend {
   }
 
   static CacheLayout layout_of(const KvLayout& layout) {
-    return {static_cast<int>(layout.type), layout.n_kv_heads,   layout.head_dim,
+    return {static_cast<int>(layout.type),           layout.n_kv_heads,   layout.head_dim,
             static_cast<uint32_t>(layout.row_bytes), layout.layer_offset, layout.v_offset()};
   }
 

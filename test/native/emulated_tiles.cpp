@@ -1,0 +1,83 @@
+#include "emulated_tiles.h"
+
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "backend/cpu/bulk_tiles.h"
+
+namespace gemma::cpu {
+namespace {
+
+struct EmulatedTiles {
+  static inline thread_local float sums[2][2][16][16];
+  static inline thread_local uint16_t x[2][16][kTileColumns];
+  static inline thread_local uint32_t w[2][16][16];
+  static inline thread_local bool configured;
+
+  static void configure() { configured = true; }
+  static void release() {
+    configured = false;
+    std::memset(sums, 0xff, sizeof sums);  // nothing may be left for the next call
+    std::memset(x, 0xff, sizeof x);
+    std::memset(w, 0xff, sizeof w);
+  }
+  static void written() {}
+  template <int i, int j>
+  static void zero() {
+    std::memset(sums[i][j], 0, sizeof sums[i][j]);
+  }
+  template <int i, int j>
+  static void load_sums(const float (*rows)[kLanes]) {
+    std::memcpy(sums[i][j], rows, sizeof sums[i][j]);
+  }
+  template <int i, int j>
+  static void store_sums(float (*rows)[kLanes]) {
+    std::memcpy(rows, sums[i][j], sizeof sums[i][j]);
+  }
+  template <int i>
+  static void load_x(const uint16_t (*rows)[kTileColumns]) {
+    std::memcpy(x[i], rows, sizeof x[i]);
+  }
+  template <int j>
+  static void load_w(const uint32_t (*pairs)[kLanes]) {
+    std::memcpy(w[j], pairs, sizeof w[j]);
+  }
+  static float value(uint32_t half) {
+    const float v = std::bit_cast<float>(half << 16);
+    return std::fpclassify(v) == FP_SUBNORMAL ? 0.0f : v;
+  }
+  template <int i, int j>
+  static void multiply() {
+    if (!configured) std::memset(sums, 0xff, sizeof sums);
+    for (int r = 0; r < 16; ++r) {
+      for (int lane = 0; lane < 16; ++lane) {
+        float even = 0;
+        float odd = 0;
+        for (int k = 0; k < 16; ++k) {
+          even += value(x[i][r][2 * k]) * value(w[j][k][lane] & 0xffff);
+          odd += value(x[i][r][2 * k + 1]) * value(w[j][k][lane] >> 16);
+        }
+        sums[i][j][r][lane] += even + odd;
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace gemma::cpu
+
+const gemma::cpu::BulkGemm* gemma::test::emulated_bulk() {
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")
+             ? &cpu::BulkTiles<cpu::EmulatedTiles>::kKernel
+             : nullptr;
+}
+
+#else
+
+const gemma::cpu::BulkGemm* gemma::test::emulated_bulk() {
+  return nullptr;
+}
+
+#endif
