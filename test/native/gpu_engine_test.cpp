@@ -1,6 +1,6 @@
 // Whole models on the emulated device of every chip: logits against transformers' with the bounds that the CPU has
-// (test/api/exactness.test.ts), equal to the bit however a prompt is cut and in whatever company, images, the real model.
-// GEMMA_TEST_CHIPS="sm_80 gfx942" runs only those.
+// (test/api/exactness.test.ts), equal to the bit however a prompt is cut and in whatever company, images, the real
+// model. GEMMA_TEST_CHIPS="sm_80 gfx942" runs only those.
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
@@ -57,8 +57,7 @@ void check_rows(std::span<const float> got, std::span<const float> want, size_t 
 
 TEST("float models agree with transformers'") {
   for (const std::string& chip : chips()) {
-    for (const auto& [name, cases] :
-         std::vector<std::pair<std::string, std::vector<std::string>>>{
+    for (const auto& [name, cases] : std::vector<std::pair<std::string, std::vector<std::string>>>{
              {"text-a", {"bos", "text", "unicode", "window-1", "window+0", "window+1", "window+2", "long"}},
              {"text-27b", {"text", "window+1", "long"}}}) {
       for (const KvType kv : {KvType::kF32, KvType::kF16}) {
@@ -227,7 +226,8 @@ TEST("images: embeddings and logits agree with transformers'") {
         }
         std::vector<float> got = logits_of(*engine, want.tokens, true, std::move(images));
         const size_t n_vocab = got.size() / want.tokens.size();
-        got.erase(got.begin(), got.end() - static_cast<std::ptrdiff_t>(want.logits.size()));  // the last ones are golden
+        got.erase(got.begin(),
+                  got.end() - static_cast<std::ptrdiff_t>(want.logits.size()));  // the last ones are golden
         check_rows(got, want.logits, n_vocab, 3e-4);
       }
     }

@@ -1,7 +1,7 @@
-// Attention. Over the paged cache: spans are cut into segments, each of which one warp goes through page by page with the
-// running softmax of Milakov and Gimelshein (arXiv 1805.02867), and which attention_merge puts together in order; so a
-// row's result depends on its span alone. In the vision encoder: every row sees all rows of its group, 32 at a time.
-// A lane scores one position, then sums up its share of the head's dimensions over all positions.
+// Attention. Over the paged cache: spans are cut into segments, each of which one warp goes through page by page with
+// the running softmax of Milakov and Gimelshein (arXiv 1805.02867), and which attention_merge puts together in order;
+// so a row's result depends on its span alone. In the vision encoder: every row sees all rows of its group, 32 at a
+// time. A lane scores one position, then sums up its share of the head's dimensions over all positions.
 #pragma once
 
 #include "backend/gpu/blocks.h"
@@ -66,8 +66,9 @@ GPU_KERNEL(store_kv)(const StoreKvArguments a) {
   const int head = item / 2 % layout.n_kv_heads;
   const bool is_value = item % 2 != 0;
   const int position = a.positions[row];
-  const size_t source = (static_cast<size_t>(row) * static_cast<size_t>(layout.n_kv_heads) + static_cast<size_t>(head)) *
-                        static_cast<size_t>(layout.head_dim);
+  const size_t source =
+      (static_cast<size_t>(row) * static_cast<size_t>(layout.n_kv_heads) + static_cast<size_t>(head)) *
+      static_cast<size_t>(layout.head_dim);
   const float* x = (is_value ? a.v : a.k) + source;
   uint8_t* out = a.pages[row] + (is_value ? layout.v_offset : layout.k_offset) +
                  static_cast<size_t>(head * kPage + position % kPage) * layout.row_bytes;
@@ -113,8 +114,8 @@ GPU_KERNEL_WITH_REGISTERS(attention)(const AttentionArguments a) {
   const bool used = first_pair + warp < n_pairs;
   const int pair = used ? first_pair + warp : n_pairs - 1;
   const int row = pair / group;
-  const size_t head = static_cast<size_t>(row) * static_cast<size_t>(a.n_heads) +
-                      static_cast<size_t>(kv_head * group + pair % group);
+  const size_t head =
+      static_cast<size_t>(row) * static_cast<size_t>(a.n_heads) + static_cast<size_t>(kv_head * group + pair % group);
   const float* q = a.q + head * static_cast<size_t>(layout.head_dim);
   for (int j = lane; j < layout.head_dim; j += kLanes) queries[warp][j] = q[j];
   const RowView view = a.rows[row];
@@ -175,8 +176,8 @@ GPU_KERNEL_WITH_REGISTERS(attention)(const AttentionArguments a) {
   sum = warp_sum(sum);
   if (!used) return;
   const size_t n_heads_all = static_cast<size_t>(a.n) * static_cast<size_t>(a.n_heads);
-  float* partial = a.partial + (static_cast<size_t>(block_z()) * n_heads_all + head) *
-                                   static_cast<size_t>(layout.head_dim + 2);
+  float* partial =
+      a.partial + (static_cast<size_t>(block_z()) * n_heads_all + head) * static_cast<size_t>(layout.head_dim + 2);
   GPU_UNROLL
   for (int e = 0; e < kDims; ++e) {
     const int j = e * kLanes + lane;
@@ -197,8 +198,8 @@ GPU_KERNEL(attention_merge)(const AttentionMergeArguments a) {
   const size_t stride = static_cast<size_t>(a.n) * static_cast<size_t>(a.n_heads) * static_cast<size_t>(a.head_dim + 2);
   const int first = view.begin / kAttentionSegment - a.first_segment;
   const int last = (view.end - 1) / kAttentionSegment - a.first_segment;
-  const float* partial = a.partial + static_cast<size_t>(first) * stride +
-                         static_cast<size_t>(item) * static_cast<size_t>(a.head_dim + 2);
+  const float* partial =
+      a.partial + static_cast<size_t>(first) * stride + static_cast<size_t>(item) * static_cast<size_t>(a.head_dim + 2);
   for (int j = lane; j < a.head_dim; j += kLanes) {
     const float* part = partial;
     float out = part[j];
@@ -230,7 +231,8 @@ GPU_FUNCTION void attend_all(const FullAttentionArguments& a, float (*queries)[k
   for (int i = 0; i < kQueries; ++i) {
     const int row = first_row + i < a.group_rows ? first_row + i : a.group_rows - 1;
     for (int j = lane; j < a.head_dim; j += kLanes)
-      queries[warp * kQueries + i][j] = a.q[head + static_cast<size_t>(row) * stride + static_cast<size_t>(j)] * a.scale;
+      queries[warp * kQueries + i][j] =
+          a.q[head + static_cast<size_t>(row) * stride + static_cast<size_t>(j)] * a.scale;
   }
   block_barrier();
   float largest[kQueries];

@@ -16,13 +16,13 @@
 namespace gemma::gpu {
 
 struct DeviceInfo {
-  std::string kind;          // "cuda", "rocm", "emulated"
-  int index = 0;             // as in "cuda:0"
-  std::string name;          // "NVIDIA H100 80GB HBM3"
-  std::string chip;          // "sm_90", "gfx1100"
-  int warp = 32;             // lanes of a hardware warp: 32 or 64
-  int n_processors = 1;      // streaming multiprocessors or compute units
-  size_t shared_bytes = 0;   // of a block, without asking for more: 48 KiB at least
+  std::string kind;         // "cuda", "rocm", "emulated"
+  int index = 0;            // as in "cuda:0"
+  std::string name;         // "NVIDIA H100 80GB HBM3"
+  std::string chip;         // "sm_90", "gfx1100"
+  int warp = 32;            // lanes of a hardware warp: 32 or 64
+  int n_processors = 1;     // streaming multiprocessors or compute units
+  size_t shared_bytes = 0;  // of a block, without asking for more: 48 KiB at least
   uint64_t memory_bytes = 0;
 };
 

@@ -1,5 +1,5 @@
-// The kernels of kernels.cu and their arguments, for host and device alike: plain C++, no vendor's header. The symbol of
-// a kernel is extern "C" and named "gemma_" + its name below. Pointers are device memory.
+// The kernels of kernels.cu and their arguments, for host and device alike: plain C++, no vendor's header. The symbol
+// of a kernel is extern "C" and named "gemma_" + its name below. Pointers are device memory.
 #pragma once
 
 #include <cstddef>
@@ -8,23 +8,23 @@
 namespace gemma::gpu {
 
 // Name and argument of every kernel.
-#define GEMMA_GPU_KERNELS(X)                   \
-  X(rms_norm, NormArguments)                   \
-  X(layer_norm, NormArguments)                 \
-  X(norm_rope, NormRopeArguments)              \
-  X(elementwise, ElementwiseArguments)         \
-  X(rope_table, RopeTableArguments)            \
-  X(gather_rows, GatherArguments)              \
-  X(embed, EmbedArguments)                     \
-  X(requantize, RequantizeArguments)           \
-  X(quantize_rows, QuantizeArguments)          \
-  X(linear_one, LinearArguments)               \
-  X(linear_few, LinearArguments)               \
-  X(linear_tiled, LinearArguments)             \
-  X(linear_float, LinearFloatArguments)        \
-  X(store_kv, StoreKvArguments)                \
-  X(attention, AttentionArguments)             \
-  X(attention_merge, AttentionMergeArguments)  \
+#define GEMMA_GPU_KERNELS(X)                  \
+  X(rms_norm, NormArguments)                  \
+  X(layer_norm, NormArguments)                \
+  X(norm_rope, NormRopeArguments)             \
+  X(elementwise, ElementwiseArguments)        \
+  X(rope_table, RopeTableArguments)           \
+  X(gather_rows, GatherArguments)             \
+  X(embed, EmbedArguments)                    \
+  X(requantize, RequantizeArguments)          \
+  X(quantize_rows, QuantizeArguments)         \
+  X(linear_one, LinearArguments)              \
+  X(linear_few, LinearArguments)              \
+  X(linear_tiled, LinearArguments)            \
+  X(linear_float, LinearFloatArguments)       \
+  X(store_kv, StoreKvArguments)               \
+  X(attention, AttentionArguments)            \
+  X(attention_merge, AttentionMergeArguments) \
   X(full_attention, FullAttentionArguments)
 
 enum class Kernel {
@@ -45,9 +45,10 @@ inline constexpr int kThreads = 128;
 
 // ---- matrices
 
-// A quantised matrix as the device keeps it (repack.h): the codes of 32 values in 8, 16 or 32 bytes at a stride of their
-// own (low), the fifth bits or upper two bits of them in 4 or 8 bytes (high), and what else the file's blocks hold, their
-// scales, one after the other (tail). type is a TensorType. Blocks of a row lie one after the other in each plane.
+// A quantised matrix as the device keeps it (repack.h): the codes of 32 values in 8, 16 or 32 bytes at a stride of
+// their own (low), the fifth bits or upper two bits of them in 4 or 8 bytes (high), and what else the file's blocks
+// hold, their scales, one after the other (tail). type is a TensorType. Blocks of a row lie one after the other in each
+// plane.
 struct Matrix {
   int type;
   int n_out;  // rows that products are wanted of

@@ -73,7 +73,7 @@ GPU_KERNEL(linear_few)(const LinearArguments a) {
   for_type(a.matrix.type, [&](auto tag) { multiply_rows<decltype(tag)::value, kFewRows>(a); });
 }
 
-constexpr int kTileK = 64;              // two blocks at a time
+constexpr int kTileK = 64;                // two blocks at a time
 constexpr int kTileStride = kTileK + 16;  // no two rows of a fragment in the same bank
 
 // What a block of linear_tiled holds of its rows of x and of the matrix.
@@ -192,8 +192,7 @@ GPU_FUNCTION void multiply_tiles(const LinearArguments& a, TileWeights& weights,
             const int col = tile_x + tile_col(lane, r);
             const float d = weights.d[row][part][h] * x[buffer].d[col][part];
             sums[i][r] = fmaf(static_cast<float>(dots[r]), d, sums[i][r]);
-            if constexpr (kMin)
-              sums[i][r] = fmaf(weights.m[row][part][h], x[buffer].sums[col][part][h], sums[i][r]);
+            if constexpr (kMin) sums[i][r] = fmaf(weights.m[row][part][h], x[buffer].sums[col][part][h], sums[i][r]);
           }
         }
       }

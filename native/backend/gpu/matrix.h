@@ -1,5 +1,5 @@
-// Products of 8-bit tiles: C[16][16] += A[16][k] * B[16][k]^T for k = 16 or 32, int32 sums, A and B in shared memory, by
-// the chip's matrix instruction or by dot products of four bytes. A hardware warp holds C: element r of lane l is
+// Products of 8-bit tiles: C[16][16] += A[16][k] * B[16][k]^T for k = 16 or 32, int32 sums, A and B in shared memory,
+// by the chip's matrix instruction or by dot products of four bytes. A hardware warp holds C: element r of lane l is
 // C[row(l, r)][col(l, r)]. Register layouts: PTX ISA (mma for .s8), AMD's matrix instruction calculator (2ef9189).
 #pragma once
 
@@ -110,10 +110,9 @@ GPU_FUNCTION void multiply_half_tile16(int* c, const int* a, int b) {
 #elif defined(GEMMA_EMULATED)
   for (int half = 0; half < 2; ++half) emulate_matrix<LayoutM8N8, 8, 8, 16, 4, 4, 2>(c + 2 * half, a + half, &b);
 #elif GPU_MATRIX == GPU_MATRIX_SM80
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(b));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b));
 #else
   GPU_UNROLL
   for (int half = 0; half < 2; ++half) {
@@ -145,10 +144,9 @@ GPU_FUNCTION void multiply32(int* c, const int8_t* a, int a_stride, const int8_t
 #if defined(GEMMA_EMULATED)
     emulate_matrix<LayoutM16N8, 16, 8, 32, 16, 8, 4>(d, left, right);
 #else
-    asm volatile(
-        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 #endif
   }
 #else

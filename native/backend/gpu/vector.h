@@ -146,11 +146,13 @@ GPU_KERNEL(embed)(const EmbedArguments a) {
   const int n = a.matrix.n_in - 32 * b < 32 ? a.matrix.n_in - 32 * b : 32;
   float values[32];
   load_values(a.matrix, a.weight, a.tokens[block_y()], b, n, values);
-  float* out = a.out + static_cast<size_t>(block_y()) * static_cast<size_t>(a.matrix.n_in) + static_cast<size_t>(32 * b);
+  float* out =
+      a.out + static_cast<size_t>(block_y()) * static_cast<size_t>(a.matrix.n_in) + static_cast<size_t>(32 * b);
   for (int j = 0; j < n; ++j) out[j] = values[j] * a.scale;
 }
 
-// quantize_row_q8_0 (quant/dequantize.h): the step is rounded to half first. Values that are not finite: a block of NaN.
+// quantize_row_q8_0 (quant/dequantize.h): the step is rounded to half first. Values that are not finite: a block of
+// NaN.
 GPU_KERNEL_WITH_REGISTERS(requantize)(const RequantizeArguments a) {
   const int n_blocks = a.n_in / 32;
   const int b = block_x() * kThreads + thread_index();

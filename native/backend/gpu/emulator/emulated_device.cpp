@@ -12,9 +12,9 @@
 namespace gemma::gpu {
 
 #define GEMMA_EMULATED_CHIPS(X) X(sm_75) X(sm_80) X(gfx906) X(gfx90a) X(gfx942) X(gfx1030) X(gfx1100) X(gfx1201)
-#define GEMMA_CHIP(name)        \
-  namespace name {              \
-  const EmulatedChip& chip();   \
+#define GEMMA_CHIP(name)      \
+  namespace name {            \
+  const EmulatedChip& chip(); \
   }
 GEMMA_EMULATED_CHIPS(GEMMA_CHIP)
 #undef GEMMA_CHIP
@@ -33,8 +33,8 @@ namespace {
 class EmulatedDevice final : public Device {
  public:
   EmulatedDevice(const EmulatedChip& chip, int n_threads, uint64_t memory_bytes) : chip_(chip), pool_(n_threads) {
-    info_ = {"emulated", 0, std::string("emulated ") + chip.name, chip.name, chip.warp, n_threads, size_t{48} << 10,
-             memory_bytes};
+    info_ = {"emulated",       0,           std::string("emulated ") + chip.name, chip.name, chip.warp, n_threads,
+             size_t{48} << 10, memory_bytes};
   }
 
   const DeviceInfo& info() const override { return info_; }

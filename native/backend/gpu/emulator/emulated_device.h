@@ -24,8 +24,8 @@ struct EmulatedChip {
 // All that were compiled in.
 std::span<const EmulatedChip* const> emulated_chips();
 
-// chip "" is the first. Throws Error{kBackendUnavailable} for one that was not compiled in. memory_bytes limits what can
-// be allocated.
+// chip "" is the first. Throws Error{kBackendUnavailable} for one that was not compiled in. memory_bytes limits what
+// can be allocated.
 std::unique_ptr<Device> make_emulated_device(const std::string& chip, int n_threads,
                                              uint64_t memory_bytes = uint64_t{1} << 40);
 

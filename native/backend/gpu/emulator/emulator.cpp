@@ -134,8 +134,7 @@ struct PendingCopy {
 };
 
 std::byte* map_memory(size_t bytes) {
-  void* memory =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED)
     throw Error(ErrorCode::kOutOfMemory, "EMULATOR", "emulated device: no memory for a thread's stack");
   return static_cast<std::byte*>(memory);
@@ -355,8 +354,12 @@ Fiber* make_fiber(Block* b) {
 }
 
 #ifdef EMULATOR_ASAN
-void poison(void* memory, size_t bytes) { ASAN_POISON_MEMORY_REGION(memory, bytes); }
-void unpoison(void* memory, size_t bytes) { ASAN_UNPOISON_MEMORY_REGION(memory, bytes); }
+void poison(void* memory, size_t bytes) {
+  ASAN_POISON_MEMORY_REGION(memory, bytes);
+}
+void unpoison(void* memory, size_t bytes) {
+  ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+}
 #else
 void poison(void* /*memory*/, size_t /*bytes*/) {}
 void unpoison(void* /*memory*/, size_t /*bytes*/) {}
@@ -460,7 +463,8 @@ EMULATOR_UNCHECKED void* shared_variable(const void* key, size_t bytes) {
     if (b->variables[i].key == key) return b->arena + b->variables[i].offset;
   }
   const size_t offset = (b->arena_used + 31) & ~size_t{31};
-  if (offset + bytes + kRedZone > size_t{48} << 10 || b->n_variables == 16) fail(b, "more than 48 KiB of shared memory");
+  if (offset + bytes + kRedZone > size_t{48} << 10 || b->n_variables == 16)
+    fail(b, "more than 48 KiB of shared memory");
   b->arena_used = offset + bytes + kRedZone;
   b->variables[b->n_variables++] = {key, offset};
   unpoison(b->arena + offset, bytes);
