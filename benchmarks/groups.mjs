@@ -31,8 +31,8 @@ export const GROUPS = {
 };
 
 async function ours(task, settings, bench) {
-  const { threads, isa } = bench;
-  const json = JSON.stringify({ task, threads, isa, ...settings });
+  const { threads, isa, device } = bench;
+  const json = JSON.stringify({ task, threads, isa, device, ...settings });
   return JSON.parse(await run(process.execPath, [join(HERE, 'measure.mjs'), json]));
 }
 
@@ -143,7 +143,11 @@ function engineValues(results, pick, peaks, peak, need) {
   );
 }
 
-const read = (bytes) => (name) => (name === OURS ? bytes.screenedBytes : bytes.decodeBytes);
+// A GPU reads the output matrix itself.
+const read =
+  (bytes, { device }) =>
+  (name) =>
+    name === OURS && device === 'cpu' ? bytes.screenedBytes : bytes.decodeBytes;
 
 const PEAK_NOTES = {
   int8Gops: 'of the 8-bit multiply-add rate',
@@ -184,7 +188,7 @@ async function rates(bench, model, wanted) {
       what: `decode of ${decode} tokens`,
       unit: 'tokens/s',
       peakNote: PEAK_NOTES.readGBps,
-      engines: engineValues(results, (r) => r.decode, peaks, 'readGBps', read(bytes)),
+      engines: engineValues(results, (r) => r.decode, peaks, 'readGBps', read(bytes, bench)),
     });
   }
   return figures.map((figure) => ({ ...figure, peaks }));
@@ -209,7 +213,7 @@ async function longContext(bench, model) {
       what: `decode after ${context} positions`,
       unit: 'tokens/s',
       peakNote: `${PEAK_NOTES.readGBps}, and the cache`,
-      engines: engineValues(results, (r) => r.rates, peaks, 'readGBps', read(bytes)),
+      engines: engineValues(results, (r) => r.rates, peaks, 'readGBps', read(bytes, bench)),
       peaks,
     });
   }

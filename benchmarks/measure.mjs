@@ -2,7 +2,7 @@
 //
 //   node benchmarks/measure.mjs '{"task":"decode","model":"F.gguf","prompt":512,"decode":128,"threads":2}'
 //
-// Tasks and what they take besides model, threads and isa:
+// Tasks and what they take besides model, threads, isa and device:
 //   rates      prompt, decode            tokens per second of prefill and decode, 0 leaves one out
 //   decodeAt   context, portions, tokens tokens per second of portions of a decode after `context` positions
 //   batch      sequences, decode         of one sequence, and of several at once together
@@ -15,14 +15,14 @@ import { readFileSync } from 'node:fs';
 
 const { Gemma } = await import('../dist/index.mjs');
 
-const { task, model, threads, isa, ...settings } = JSON.parse(process.argv[2]);
+const { task, model, threads, isa, device = 'cpu', ...settings } = JSON.parse(process.argv[2]);
 // Random prompts make a model repeat itself, and drafting would then measure that.
 const greedy = (maxOutputTokens) => ({ temperature: 0, maxOutputTokens, draft: false });
 // Tokens before a decode is at its full speed: what makes logits cheap is built during the first ones.
 const WARM_UP = 24;
 
 function load(contextSize) {
-  return Gemma.load(model, { mmproj: false, contextSize, ...(threads && { threads }), ...(isa && { isa }) });
+  return Gemma.load(model, { mmproj: false, contextSize, device, ...(threads && { threads }), ...(isa && { isa }) });
 }
 
 // Ids from the whole vocabulary, so that reading the embedding is not easier than for a text. <bos> in front, as in every prompt.
@@ -129,6 +129,7 @@ const tasks = {
 
   async image({ mmproj, file }) {
     const gemma = await Gemma.load(model, {
+      device,
       mmproj,
       contextSize: 2048,
       ...(threads && { threads }),

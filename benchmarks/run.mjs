@@ -29,6 +29,9 @@ const USAGE = `usage: npm run bench -- [options]
   --rounds N         Default: 3
   --threads N        Default: all cores
   --isa NAME         instruction set for ours
+  --device NAME      where ours computes: cuda:0, rocm:0, ... as \`gemma-native devices\` lists them. Default: cpu
+  --peak-gbps N      the GPU's memory bandwidth by its data sheet, for the fraction reached, where it is not known here
+  --peak-tops N      likewise its 8-bit rate with dense matrices
   --peers            also llama.cpp (built on first use, some minutes) and ik_llama.cpp where its source is at hand
   --ik-source DIR    a checkout or git directory of ik_llama.cpp, for the first time
   --out DIR          where results go. Default: benchmarks/results; "none": nowhere
@@ -44,6 +47,9 @@ function options() {
       rounds: { type: 'string', default: '3' },
       threads: { type: 'string', default: String(availableParallelism()) },
       isa: { type: 'string' },
+      device: { type: 'string', default: 'cpu' },
+      'peak-gbps': { type: 'string' },
+      'peak-tops': { type: 'string' },
       peers: { type: 'boolean', default: false },
       'ik-source': { type: 'string' },
       out: { type: 'string', default: join(HERE, 'results') },
@@ -95,6 +101,32 @@ async function randomModel(name, args) {
   return file;
 }
 
+// Memory bandwidth by data sheet, GB/s: the roof of decode.
+const GPU_BANDWIDTH = [
+  [/H200/, 4800],
+  [/H100.*(HBM3|SXM)/, 3350],
+  [/RTX 4090/, 1008],
+  [/MI300X/, 5300],
+  [/7900 XTX/, 960],
+];
+
+/** The device of that name, with its peaks as far as they are known or given. */
+async function findGpu(settings) {
+  const { Gemma } = await import('../dist/index.mjs');
+  const devices = await Gemma.devices();
+  const gpu = devices.find(({ name }) => name === settings.device);
+  if (!gpu?.available) {
+    const reasons = devices.map(({ name, reason }) => `${name}${reason ? ` (${reason})` : ''}`).join(', ');
+    throw new Error(`--device ${settings.device}: not here; this build and machine have ${reasons}`);
+  }
+  const bandwidth = Number(
+    settings['peak-gbps'] ?? GPU_BANDWIDTH.find(([name]) => name.test(gpu.description))?.[1] ?? 0,
+  );
+  const tops = Number(settings['peak-tops'] ?? 0);
+  if (!bandwidth) log(`${gpu.description}: bandwidth not known here (--peak-gbps), so no fractions of it`);
+  return { ...gpu, peaks: { readGBps: bandwidth, int8Gops: tops * 1000 } };
+}
+
 /** Paths of the native programs. */
 async function buildPrograms() {
   const build = join(ROOT, 'build', 'bench');
@@ -131,9 +163,11 @@ async function main() {
     else log('ik_llama.cpp: no source here (--ik-source), so it is left out');
   }
 
-  const measurePeaks = async () => JSON.parse(await run(programs.peaks, ['--threads', String(threads), '--ms', '20']));
+  const gpu = settings.device === 'cpu' ? undefined : await findGpu(settings);
+  const measurePeaks = async () =>
+    gpu ? gpu.peaks : JSON.parse(await run(programs.peaks, ['--threads', String(threads), '--ms', '20']));
   const [loadBefore] = loadavg();
-  const bench = { peers, rounds, threads, isa, log, measurePeaks, findVision };
+  const bench = { peers, rounds, threads, isa, device: settings.device, log, measurePeaks, findVision };
   const measured = await measureGroups(bench, groups, models);
   let kernels;
   if (groups.includes('kernels')) {
@@ -181,6 +215,7 @@ async function main() {
     threads,
     rounds,
     ...(isa && { isa }),
+    ...(gpu && { device: { name: settings.device, description: gpu.description, chip: gpu.isa } }),
     peers: peers.map(({ name, version }) => ({ name, version })),
     peaks,
     figures: measured.map(summarise),
@@ -189,7 +224,7 @@ async function main() {
   const text = markdown(report);
   process.stdout.write(`${text}\n`);
   if (settings.out !== 'none') {
-    const slug = report.machine.cpu
+    const slug = (gpu?.description ?? report.machine.cpu)
       .toLowerCase()
       .replace(/[^a-z0-9]+/g, '-')
       .replace(/^-|-$/g, '');

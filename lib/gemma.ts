@@ -219,7 +219,7 @@ export class Gemma {
     return summary;
   }
 
-  /** The devices this build can compute on, usable ones first, and the instruction set each would take. */
+  /** What this build computes on: the CPU, then GPUs, with the reason where one cannot be used. */
   static async devices(): Promise<Device[]> {
     return addon().devices();
   }

@@ -1,6 +1,7 @@
 // The only way from TypeScript to the addon: finds the binary, hands it the error class, and says what its functions take.
 // Values are checked before they come here (options.ts); native code only guards itself.
-import { join } from 'node:path';
+import { createRequire } from 'node:module';
+import { join, resolve } from 'node:path';
 import nodeGypBuild from 'node-gyp-build';
 import { GemmaError } from './errors.js';
 
@@ -8,6 +9,8 @@ export interface NativeLoadOptions {
   path: string;
   draft?: string;
   device?: string;
+  /** absent: as memory allows */
+  gpuLayers?: number;
   isa?: string;
   threads?: number;
   contextSize?: number;
@@ -180,15 +183,16 @@ export interface ModelSummary {
   memory: (MemoryPlan & { contextSize: number })[];
 }
 
-/** A device that this build can compute on. */
+/** A device that this build computes on, or why it does not. */
 export interface Device {
+  /** `'cpu'`, `'cuda:0'`; `'cuda'` for a backend that finds no device */
   name: string;
   description: string;
-  /** instruction sets usable here, best first */
+  /** instruction sets usable here, best first; a GPU's chip */
   isas: string[];
   /** the one taken unless told otherwise */
   isa: string;
-  /** physical cores this process may use */
+  /** physical cores this process may use; multiprocessors of a GPU */
   cores: number;
   memoryBytes: number;
   available: boolean;
@@ -197,7 +201,10 @@ export interface Device {
 }
 
 export interface NativeModelInfo {
+  /** `'cpu'`, `'cuda:0'`, `'cpu + cuda:0'` */
   device: string;
+  /** layers on GPUs */
+  gpuLayers: number;
   isa: string;
   threads: number;
   contextSize: number;
@@ -310,12 +317,18 @@ export interface NativeAddon {
 
 let loaded: NativeAddon | undefined;
 
+// GEMMA_ADDON names a binary other than the one beside this package, such as a build for another backend.
+function load(root: string): NativeAddon {
+  const { GEMMA_ADDON: path } = process.env;
+  return (path ? createRequire(__filename)(resolve(path)) : nodeGypBuild(root)) as NativeAddon;
+}
+
 /** The addon, loaded on first use. Throws GemmaError `ERR_BACKEND_UNAVAILABLE` when no binary fits this machine. */
 export function addon(): NativeAddon {
   if (!loaded) {
     const root = join(__dirname, '..');
     try {
-      loaded = nodeGypBuild(root) as NativeAddon;
+      loaded = load(root);
     } catch (error) {
       throw new GemmaError(
         'ERR_BACKEND_UNAVAILABLE',

@@ -10,8 +10,17 @@ import type { ImageEmbedding } from './vision.js';
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
 
 export interface LoadOptions {
-  /** `'auto'` (default, or the environment variable GEMMA_DEVICE) or `'cpu'`. */
+  /**
+   * `'cpu'`; in builds for GPUs `'cuda'` or `'rocm'` (all of these), `'cuda:1'` (one by its index) or `'cuda:0,cuda:1'`; or
+   * `'auto'` (default, or the environment variable GEMMA_DEVICE): the GPUs that can be used, else the CPU. As few devices are taken
+   * as hold the model; `Gemma.devices()` lists them and says why one cannot be used.
+   */
   device?: string;
+  /**
+   * How many of the model's layers lie on GPUs, the last ones; the others are computed by the CPU. Default `'auto'`: as many as
+   * their free memory holds beside a full context.
+   */
+  gpuLayers?: number | 'auto';
   /**
    * Forces an instruction set: `'amx_bf16'`, `'avx512_vnni'`, `'avx_vnni'`, `'avx2'`, `'ref'`. Default: the environment variable
    * GEMMA_ISA, else the best one here. One that is unknown or not usable here is `ERR_BACKEND_UNAVAILABLE`.
@@ -318,6 +327,7 @@ const KV_CACHE_TYPES = ['f32', 'f16', 'q8_0'] as const;
 export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path' | 'draft' | 'mmproj' | 'vision'> {
   known(options, [
     'device',
+    'gpuLayers',
     'isa',
     'threads',
     'contextSize',
@@ -340,6 +350,8 @@ export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path
   const threads = options.threads ?? environmentThreads();
   return {
     device: string('device', device),
+    ...(options.gpuLayers !== undefined &&
+      options.gpuLayers !== 'auto' && { gpuLayers: integer('gpuLayers', options.gpuLayers, 0, 1_000_000) }),
     isa: string('isa', isa),
     ...(threads !== undefined && { threads: integer('threads', threads, 1, 1024) }),
     ...memoryOptions(options),

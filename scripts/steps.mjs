@@ -104,6 +104,33 @@ export async function buildNative() {
   await quietly(process.execPath, [join(root, 'scripts', 'build-native.mjs')]);
 }
 
+// Chips that tests compile kernels for: one of each vendor's families of instructions is enough to link and load.
+const testChips = { cuda: '75 80', rocm: 'gfx90a gfx1100' };
+
+/**
+ * Builds the addons for CUDA and ROCm into build/cuda and build/rocm, each where its compiler is. required: get NVIDIA's
+ * compiler where it is missing, and fail for what is missing still. Returns what was not built, and why.
+ */
+export async function buildGpuAddons({ required }) {
+  if (process.platform !== 'linux') return ['GPU backends are built on Linux only'];
+  const { gpuOptions } = await import('./gpu-toolchain.mjs');
+  const missing = [];
+  for (const backend of ['cuda', 'rocm']) {
+    try {
+      await gpuOptions(backend, { install: required });
+    } catch (error) {
+      if (required || !(error instanceof SetupError)) throw error;
+      missing.push(error.message);
+      continue;
+    }
+    say(`Building the addon for ${backend} (kernels for ${testChips[backend]})`);
+    const chips = { [`GEMMA_${backend.toUpperCase()}_CHIPS`]: testChips[backend] };
+    const env = { ...process.env, ...chips, GEMMA_BUILD_DIR: join('build', backend) };
+    await quietly(process.execPath, [join(root, 'scripts', 'build-native.mjs'), backend], { env });
+  }
+  return missing;
+}
+
 function newest(path) {
   if (!existsSync(path)) return 0;
   const stats = statSync(path);

@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { checks } from './checks.mjs';
 import {
   buildArm64Tests,
+  buildGpuAddons,
   buildNative,
   buildNativeTests,
   buildTypeScript,
@@ -67,7 +68,7 @@ async function runNativeTests(folder, name, environment, { only, except, paralle
 // others together and call no kernel that the others do not. The other processors must choose the best set that they have, and
 // must find no instruction in it that they lack: for that the tests of its files are enough.
 const arm64Processors = [
-  { cpu: 'max', isa: 'neon_i8mm', except: ['draft', 'images', 'vision'] },
+  { cpu: 'max', isa: 'neon_i8mm', except: ['draft', 'images', 'vision', 'gpu_engine', 'gpu_split'] },
   { cpu: 'neoverse-n1', isa: 'neon_dotprod', only: ['gemm', 'vector', 'full_attention'] },
   { cpu: 'cortex-a72', isa: 'ref', only: ['gemm', 'vector'] },
 ];
@@ -117,7 +118,12 @@ await main(async () => {
 
   await runNativeTests(await buildNativeTests(''), 'optimised', {});
   if (!arguments_.includes('--quick') && process.platform === 'linux') {
-    const address = { ASAN_OPTIONS: 'detect_leaks=1:strict_string_checks=1', UBSAN_OPTIONS: 'print_stacktrace=1' };
+    // Instrumented, one emulated chip is enough: the others run the same source.
+    const address = {
+      GEMMA_TEST_CHIPS: 'gfx90a',
+      ASAN_OPTIONS: 'detect_leaks=1:strict_string_checks=1',
+      UBSAN_OPTIONS: 'print_stacktrace=1',
+    };
     await runNativeTests(await buildNativeTests('address'), 'AddressSanitizer, UndefinedBehaviorSanitizer', address, {
       parallel: jobs,
     });
@@ -129,6 +135,12 @@ await main(async () => {
     });
   }
   if (!arguments_.includes('--quick')) await runArm64Tests();
+  if (!arguments_.includes('--quick')) {
+    // Where everything must hold, a missing compiler is a failure; the tests look for what was built.
+    const required = arguments_.includes('--checks');
+    if (required) process.env.GEMMA_TEST_GPU_BUILDS = '1';
+    for (const reason of await buildGpuAddons({ required })) say(`GPU builds not tested: ${reason}`);
+  }
   await runJest();
   if (arguments_.includes('--checks')) {
     for (const { name, work } of checks) {

@@ -20,6 +20,7 @@ interface ModelFlags {
   model: string;
   json?: boolean;
   device?: string;
+  gpuLayers?: number;
   isa?: string;
   threads?: number;
   context?: number;
@@ -66,7 +67,8 @@ function tokenList(text: string): number[] {
 function withModel(command: Command): Command {
   return command
     .requiredOption('--model <file>', 'GGUF file, or folder that holds one')
-    .option('--device <name>', 'auto or cpu (GEMMA_DEVICE)')
+    .option('--device <name>', 'auto, cpu, or as `gemma-native devices` lists them, with commas between (GEMMA_DEVICE)')
+    .option('--gpu-layers <n>', 'so many of the last layers on GPUs; default: as memory allows', number)
     .option('--isa <name>', 'force an instruction set: amx_bf16, avx512_vnni, avx_vnni, avx2, ref (GEMMA_ISA)')
     .option('--threads <n>', 'threads that compute (GEMMA_THREADS)', number)
     .option('--context <n>', 'positions of prompt and answer together', number)
@@ -92,6 +94,7 @@ function withImages(command: Command): Command {
 async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (gemma: Gemma) => Promise<T>): Promise<T> {
   const options: LoadOptions = {
     ...(flags.device !== undefined && { device: flags.device }),
+    ...(flags.gpuLayers !== undefined && { gpuLayers: flags.gpuLayers }),
     ...(flags.isa !== undefined && { isa: flags.isa }),
     ...(flags.threads !== undefined && { threads: flags.threads }),
     ...(flags.context !== undefined && { contextSize: flags.context }),
@@ -406,17 +409,21 @@ async function devices(flags: { json?: boolean }): Promise<void> {
   const backends = [Gemma.backend];
   const wanted = process.env.GEMMA_ISA;
   const isa = wanted || found[0]?.isa || '';
-  if (!found.some((device) => device.isas.includes(isa))) {
-    const isas = found.flatMap((device) => device.isas).join(', ');
+  if (!found[0]?.isas.includes(isa)) {
+    const isas = found[0]?.isas.join(', ') ?? '';
     throw new GemmaError('ERR_BACKEND_UNAVAILABLE', `GEMMA_ISA: expected one of ${isas}, found ${isa}`, 'ISA');
   }
   if (flags.json) return printJson({ backends, devices: found, isa });
   printLine(`backends compiled in: ${backends.join(', ')}`);
   for (const device of found) {
-    printLine(`${device.name}: ${device.description}, ${device.cores} cores, ${bytes(device.memoryBytes)}`);
-    printLine(
-      `  instruction sets: ${device.isas.join(', ')}; in use: ${wanted ? `${wanted} (GEMMA_ISA)` : device.isa}`,
-    );
+    const size = device.memoryBytes > 0 ? `, ${device.cores} cores, ${bytes(device.memoryBytes)}` : '';
+    printLine(`${device.name}: ${device.description}${size}`);
+    if (device.name !== 'cpu' && device.isa) printLine(`  chip: ${device.isa}`);
+    if (device.name === 'cpu') {
+      printLine(
+        `  instruction sets: ${device.isas.join(', ')}; in use: ${wanted ? `${wanted} (GEMMA_ISA)` : device.isa}`,
+      );
+    }
     if (!device.available) printLine(`  not available: ${device.reason ?? ''}`);
   }
 }

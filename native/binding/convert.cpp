@@ -171,6 +171,7 @@ LoadOptions to_load_options(const Napi::Object& options) {
   read(options, "path", &result.path);
   read(options, "draft", &result.draft_path);
   read(options, "device", &result.device);
+  read(options, "gpuLayers", &result.n_gpu_layers);
   read(options, "isa", &result.isa);
   read(options, "threads", &result.n_threads);
   read(options, "contextSize", &result.n_ctx);
@@ -403,6 +404,7 @@ Napi::Value to_js(Napi::Env env, const FileSummary& summary) {
 Napi::Value to_js(Napi::Env env, const EngineInfo& info) {
   Napi::Object object = Napi::Object::New(env);
   object["device"] = info.device;
+  object["gpuLayers"] = info.n_gpu_layers;
   object["isa"] = info.isa;
   object["threads"] = info.n_threads;
   object["contextSize"] = info.n_ctx;

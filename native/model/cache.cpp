@@ -10,6 +10,8 @@ namespace {
 // Pages are carved from slabs of about this size: few allocations, and memory grows in small steps.
 constexpr size_t kSlabBytes = size_t{4} << 20;
 
+constexpr KvGroup kKvGroups[] = {KvGroup::kLocal, KvGroup::kGlobal};
+
 size_t kv_row_bytes(KvType type, int head_dim) {
   switch (type) {
     case KvType::kF32: return static_cast<size_t>(head_dim) * 4;
@@ -22,26 +24,32 @@ size_t kv_row_bytes(KvType type, int head_dim) {
 }  // namespace
 
 KvPool::KvPool(Backend& backend, const ModelConfig& config, KvType kv_type)
-    : backend_(backend), is_local_(config.is_local) {
+    : KvPool(std::vector<Stage>{{&backend, 0, config.n_layers}}, config, kv_type) {}
+
+KvPool::KvPool(std::span<const Stage> stages, const ModelConfig& config, KvType kv_type)
+    : is_local_(config.is_local), groups_(2 * stages.size()) {
   if (kv_type == KvType::kQ8_0 && config.head_dim % 32 != 0) {
     throw Error(ErrorCode::kInvalidArgument, "KV_TYPE",
                 "kvCache q8_0: expected a head size divisible by 32, the model has " + std::to_string(config.head_dim));
   }
   const size_t row = kv_row_bytes(kv_type, config.head_dim);
   const size_t layer_bytes = 2 * static_cast<size_t>(config.n_kv_heads) * kPagePositions * row;
-  for (const uint8_t local : config.is_local) {
-    Group& group = groups_[static_cast<size_t>(local != 0 ? KvGroup::kLocal : KvGroup::kGlobal)];
-    layouts_.push_back({kv_type, config.n_kv_heads, config.head_dim, row, group.page_bytes});
-    group.page_bytes += layer_bytes;
+  for (size_t s = 0; s < stages.size(); ++s) {
+    for (const KvGroup which : kKvGroups) groups_[index(which, s)].backend = stages[s].backend;
+    for (int layer = stages[s].first_layer; layer < stages[s].end_layer; ++layer) {
+      Group& group = groups_[index(this->group(layer), s)];
+      layouts_.push_back({kv_type, config.n_kv_heads, config.head_dim, row, group.page_bytes});
+      group.page_bytes += layer_bytes;
+    }
   }
   for (Group& group : groups_)
     group.pages_per_slab = std::max<size_t>(1, group.page_bytes == 0 ? 1 : kSlabBytes / group.page_bytes);
 }
 
-std::byte* KvPool::take(KvGroup which) {
-  Group& group = groups_[static_cast<size_t>(which)];
+std::byte* KvPool::take(KvGroup which, size_t stage) {
+  Group& group = groups_[index(which, stage)];
   if (group.free.empty()) {
-    group.slabs.push_back(backend_.allocate(group.page_bytes * group.pages_per_slab));
+    group.slabs.push_back(group.backend->allocate(group.page_bytes * group.pages_per_slab));
     group.free.reserve(group.slabs.size() * group.pages_per_slab);  // so that give_back never allocates
     for (size_t i = group.pages_per_slab; i-- > 0;)
       group.free.push_back(group.slabs.back()->data() + i * group.page_bytes);
@@ -49,7 +57,7 @@ std::byte* KvPool::take(KvGroup which) {
   std::byte* page = group.free.back();
   group.free.pop_back();
   ++group.in_use;
-  backend_.fill_zero(page, group.page_bytes);
+  group.backend->fill_zero(page, group.page_bytes);
   return page;
 }
 
@@ -58,26 +66,33 @@ std::byte* KvPool::share(std::byte* page) {
   return page;
 }
 
-std::byte* KvPool::copy(KvGroup which, const std::byte* page) {
-  std::byte* target = take(which);
+std::byte* KvPool::copy(KvGroup which, const std::byte* page, size_t stage) {
+  std::byte* target = take(which, stage);
   // A page as one row of floats: whatever the format, only bits move.
   const int32_t row = 0;
-  backend_.gather_rows(reinterpret_cast<float*>(target), reinterpret_cast<const float*>(page), &row, 1,
-                       static_cast<int>(page_bytes(which) / sizeof(float)));
+  groups_[index(which, stage)].backend->gather_rows(reinterpret_cast<float*>(target),
+                                                    reinterpret_cast<const float*>(page), &row, 1,
+                                                    static_cast<int>(page_bytes(which, stage) / sizeof(float)));
   return target;
 }
 
-void KvPool::give_back(KvGroup which, std::byte* page) {
+void KvPool::give_back(KvGroup which, std::byte* page, size_t stage) {
   if (const auto shared = n_sharers_.find(page); shared != n_sharers_.end()) {
     if (--shared->second == 0) n_sharers_.erase(shared);
     return;
   }
-  Group& group = groups_[static_cast<size_t>(which)];
+  Group& group = groups_[index(which, stage)];
   group.free.push_back(page);
   if (--group.in_use == 0) {  // an idle model holds no cache
     group.free.clear();
     group.slabs.clear();
   }
+}
+
+size_t KvPool::pages_in_use() const {
+  size_t n = 0;
+  for (const Group& group : groups_) n += group.in_use;
+  return n;
 }
 
 size_t KvPool::bytes_resident() const {
@@ -87,9 +102,11 @@ size_t KvPool::bytes_resident() const {
 }
 
 KvSequence::~KvSequence() {
-  for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
-    for (std::byte* page : pages_[static_cast<size_t>(group)]) {
-      if (page != nullptr) pool_.give_back(group, page);
+  for (size_t s = 0; s < pool_.n_stages(); ++s) {
+    for (const KvGroup group : kKvGroups) {
+      for (std::byte* page : of(group, s)) {
+        if (page != nullptr) pool_.give_back(group, page, s);
+      }
     }
   }
 }
@@ -100,33 +117,41 @@ size_t KvSequence::first_seen_page(KvGroup group, int position) const {
 
 void KvSequence::reserve(int begin, int end) {
   const size_t n = static_cast<size_t>((end + kPagePositions - 1) / kPagePositions);
-  for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
-    std::vector<std::byte*>& pages = pages_[static_cast<size_t>(group)];
+  for (Pages& pages : pages_) {
     if (pages.size() < n) pages.resize(n, nullptr);
-    if (pool_.page_bytes(group) == 0) continue;
-    const size_t first = first_seen_page(group, begin);
-    for (size_t i = first; i < n; ++i) {
-      if (pages[i] == nullptr) pages[i] = pool_.take(group);
+  }
+  for (size_t s = 0; s < pool_.n_stages(); ++s) {
+    for (const KvGroup group : kKvGroups) {
+      Pages& pages = of(group, s);
+      if (pool_.page_bytes(group, s) == 0) continue;
+      const size_t first = first_seen_page(group, begin);
+      for (size_t i = first; i < n; ++i) {
+        if (pages[i] == nullptr) pages[i] = pool_.take(group, s);
+      }
     }
   }
 }
 
 void KvSequence::trim(int next) {
-  std::vector<std::byte*>& pages = pages_[static_cast<size_t>(KvGroup::kLocal)];
-  const size_t first = std::min(pages.size(), first_seen_page(KvGroup::kLocal, next));
+  const size_t first = std::min(of(KvGroup::kLocal, 0).size(), first_seen_page(KvGroup::kLocal, next));
   for (; first_local_ < first; ++first_local_) {
-    if (pages[first_local_] == nullptr) continue;
-    pool_.give_back(KvGroup::kLocal, pages[first_local_]);
-    pages[first_local_] = nullptr;
+    for (size_t s = 0; s < pool_.n_stages(); ++s) {
+      std::byte*& page = of(KvGroup::kLocal, s)[first_local_];
+      if (page == nullptr) continue;
+      pool_.give_back(KvGroup::kLocal, page, s);
+      page = nullptr;
+    }
   }
 }
 
 void KvSequence::rollback(int end) {
   const size_t n = static_cast<size_t>((end + kPagePositions - 1) / kPagePositions);
-  for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
-    std::vector<std::byte*>& pages = pages_[static_cast<size_t>(group)];
-    for (; pages.size() > n; pages.pop_back()) {
-      if (pages.back() != nullptr) pool_.give_back(group, pages.back());
+  for (size_t s = 0; s < pool_.n_stages(); ++s) {
+    for (const KvGroup group : kKvGroups) {
+      Pages& pages = of(group, s);
+      for (; pages.size() > n; pages.pop_back()) {
+        if (pages.back() != nullptr) pool_.give_back(group, pages.back(), s);
+      }
     }
   }
   first_local_ = std::min(first_local_, n);
@@ -141,19 +166,21 @@ std::unique_ptr<KvSequence> KvSequence::fork(int n) const {
   const size_t n_full = static_cast<size_t>(n / kPagePositions);
   const size_t n_all = static_cast<size_t>((n + kPagePositions - 1) / kPagePositions);
   forked->first_local_ = std::min(n_all, first_seen_page(KvGroup::kLocal, n));
-  for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
-    const std::vector<std::byte*>& from = pages_[static_cast<size_t>(group)];
-    std::vector<std::byte*>& to = forked->pages_[static_cast<size_t>(group)];
-    to.resize(n_all, nullptr);
-    if (pool_.page_bytes(group) == 0) continue;
-    for (size_t i = first_seen_page(group, n); i < n_all; ++i)
-      to[i] = i < n_full ? pool_.share(from[i]) : pool_.copy(group, from[i]);
+  for (size_t s = 0; s < pool_.n_stages(); ++s) {
+    for (const KvGroup group : kKvGroups) {
+      const Pages& from = of(group, s);
+      Pages& to = forked->of(group, s);
+      to.resize(n_all, nullptr);
+      if (pool_.page_bytes(group, s) == 0) continue;
+      for (size_t i = first_seen_page(group, n); i < n_all; ++i)
+        to[i] = i < n_full ? pool_.share(from[i]) : pool_.copy(group, from[i], s);
+    }
   }
   return forked;
 }
 
-size_t KvSequence::n_pages(KvGroup group) const {
-  const std::vector<std::byte*>& pages = pages_[static_cast<size_t>(group)];
+size_t KvSequence::n_pages(KvGroup group, size_t stage) const {
+  const Pages& pages = of(group, stage);
   return static_cast<size_t>(
       std::count_if(pages.begin(), pages.end(), [](const std::byte* page) { return page != nullptr; }));
 }

@@ -39,8 +39,10 @@ struct SequenceInput {
 
 class Model {
  public:
-  // max_batch: rows of a step at most. screened: keep what makes the best few logits cheap (Backend::make_output).
-  Model(Backend& backend, ModelConfig config, Weights weights, KvType kv_type, int max_batch, bool screened);
+  // stages: all layers in order; weights: of load_weights with the same stages. max_batch: rows of a step at most.
+  // screened: keep what makes the best few logits cheap (Backend::make_output).
+  Model(std::span<const Stage> stages, ModelConfig config, Weights weights, KvType kv_type, int max_batch,
+        bool screened);
 
   const ModelConfig& config() const { return config_; }
   KvPool& kv_pool() { return kv_pool_; }
@@ -63,8 +65,11 @@ class Model {
     int n = 0;
     std::vector<int32_t> tokens;
     std::vector<int32_t> positions;
-    std::vector<RowSpan> spans[2];            // by KvGroup
-    std::vector<BatchSequence> sequences[2];  // by KvGroup
+    std::vector<RowSpan> spans[2];  // by KvGroup
+    struct Sequences {
+      std::vector<BatchSequence> of[2];  // by KvGroup
+    };
+    std::vector<Sequences> sequences;  // for each stage
     struct Wanted {
       size_t sequence;
       int index;
@@ -80,28 +85,35 @@ class Model {
     Bulk bulk;                  // rows of prompts
   };
   void plan(std::span<const SequenceInput> inputs);
-  void attention_block(int layer);  // attention.cpp
-  void ffn_block(int layer);        // ffn.cpp
+  // A stage with its activations, [max_batch, width].
+  struct StageState {
+    Backend* backend = nullptr;
+    int first_layer = 0;
+    int end_layer = 0;
+    std::unique_ptr<Buffer> x;        // model_dim: the residual stream
+    std::unique_ptr<Buffer> h;        // model_dim: normed input, branch output
+    std::unique_ptr<Buffer> q;        // q_dim
+    std::unique_ptr<Buffer> k;        // kv_dim
+    std::unique_ptr<Buffer> v;        // kv_dim
+    std::unique_ptr<Buffer> attn;     // q_dim
+    std::unique_ptr<Buffer> gate;     // ffn_dim
+    std::unique_ptr<Buffer> up;       // ffn_dim
+    std::unique_ptr<Buffer> rope[2];  // head_dim, by KvGroup
+  };
+  void begin_stage(size_t stage);
+  void attention_block(size_t stage, int layer);   // attention.cpp
+  void ffn_block(const StageState& s, int layer);  // ffn.cpp
 
-  Backend& backend_;
   ModelConfig config_;
   Weights weights_;
   KvPool kv_pool_;
   int max_batch_;
   Batch batch_;
 
-  // Activations, [max_batch, width]
-  std::unique_ptr<Buffer> x_;        // model_dim: the residual stream
-  std::unique_ptr<Buffer> h_;        // model_dim: normed input, branch output
-  std::unique_ptr<Buffer> q_;        // q_dim
-  std::unique_ptr<Buffer> k_;        // kv_dim
-  std::unique_ptr<Buffer> v_;        // kv_dim
-  std::unique_ptr<Buffer> attn_;     // q_dim
-  std::unique_ptr<Buffer> gate_;     // ffn_dim
-  std::unique_ptr<Buffer> up_;       // ffn_dim
-  std::unique_ptr<Buffer> rope_[2];  // head_dim, by KvGroup
-  std::unique_ptr<Buffer> head_x_;   // [kLogitRows, model_dim]
-  std::unique_ptr<Buffer> logits_;   // [kLogitRows, n_vocab]
+  std::vector<StageState> stages_;
+  std::vector<float> carried_;      // [max_batch, model_dim]: the residual stream between stages, if there are several
+  std::unique_ptr<Buffer> head_x_;  // [kLogitRows, model_dim], on the last stage as what follows
+  std::unique_ptr<Buffer> logits_;  // [kLogitRows, n_vocab]
   std::vector<float> host_logits_;
   std::vector<TopProducts> found_;  // [kLogitRows]
   std::unique_ptr<OutputMatrix> output_;

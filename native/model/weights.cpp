@@ -24,26 +24,14 @@ std::vector<float> inverse_frequencies(float base, float factor, int head_dim) {
   return out;
 }
 
-}  // namespace
-
-Weights load_weights(Backend& backend, std::shared_ptr<const GgufFile> file, const ModelConfig& config) {
-  Weights w;
-  SmallVectors small;
-  const auto matrix = [&](const std::string& name) {
-    const GgufTensor& t = require_tensor(*file, name);
-    return backend.load_weight(t.type, static_cast<int>(t.shape[0]), static_cast<int>(t.shape[1]), t.data);
-  };
-  w.token_embd = matrix("token_embd.weight");
-  w.output = file->find_tensor("output.weight") != nullptr ? matrix("output.weight") : w.token_embd;
-  w.output.n_out = config.n_vocab;
-  small.add(&w.output_norm, require_tensor(*file, "output_norm.weight"));
-
-  w.layers.resize(static_cast<size_t>(config.n_layers));
-  for (int i = 0; i < config.n_layers; ++i) {
+// The layers of a stage; load hands a tensor to a backend.
+void load_stage(Weights& w, SmallVectors& small, const Stage& stage, const GgufFile& file, const auto& load) {
+  const auto matrix = [&](const std::string& name) { return load(*stage.backend, name); };
+  for (int i = stage.first_layer; i < stage.end_layer; ++i) {
     LayerWeights& layer = w.layers[static_cast<size_t>(i)];
     const auto name = [&](const char* field) { return "blk." + std::to_string(i) + "." + field + ".weight"; };
     const auto norm = [&](const float** address, const char* field) {
-      small.add(address, require_tensor(*file, name(field)));
+      small.add(address, require_tensor(file, name(field)));
     };
     norm(&layer.attn_norm, "attn_norm");
     layer.attn_q = matrix(name("attn_q"));
@@ -59,10 +47,38 @@ Weights load_weights(Backend& backend, std::shared_ptr<const GgufFile> file, con
     layer.ffn_down = matrix(name("ffn_down"));
     norm(&layer.post_ffw_norm, "post_ffw_norm");
   }
-  small.add(&w.inv_freq_local, inverse_frequencies(config.rope_base_local, 1.0f, config.head_dim));
-  small.add(&w.inv_freq_global,
-            inverse_frequencies(config.rope_base_global, config.rope_factor_global, config.head_dim));
-  w.small = small.upload(backend);
+}
+
+}  // namespace
+
+Weights load_weights(std::span<const Stage> stages, std::shared_ptr<const GgufFile> file, const ModelConfig& config) {
+  Weights w;
+  const auto load = [&](Backend& backend, const std::string& name) {
+    const GgufTensor& t = require_tensor(*file, name);
+    return backend.load_weight(t.type, static_cast<int>(t.shape[0]), static_cast<int>(t.shape[1]), t.data);
+  };
+  Backend& first = *stages.front().backend;
+  Backend& last = *stages.back().backend;
+  w.token_embd = load(first, "token_embd.weight");
+  if (file->find_tensor("output.weight") != nullptr) {
+    w.output = load(last, "output.weight");
+  } else {
+    w.output = &first == &last ? w.token_embd : load(last, "token_embd.weight");
+  }
+  w.output.n_out = config.n_vocab;
+
+  w.layers.resize(static_cast<size_t>(config.n_layers));
+  w.inv_freq.resize(stages.size());
+  for (size_t s = 0; s < stages.size(); ++s) {
+    SmallVectors small;
+    load_stage(w, small, stages[s], *file, load);
+    Weights::Frequencies& inv_freq = w.inv_freq[s];
+    small.add(&inv_freq.local, inverse_frequencies(config.rope_base_local, 1.0f, config.head_dim));
+    small.add(&inv_freq.global,
+              inverse_frequencies(config.rope_base_global, config.rope_factor_global, config.head_dim));
+    if (s + 1 == stages.size()) small.add(&w.output_norm, require_tensor(*file, "output_norm.weight"));
+    w.small.push_back(small.upload(*stages[s].backend));
+  }
   w.file = std::move(file);
   return w;
 }

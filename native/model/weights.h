@@ -2,11 +2,13 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "backend/backend.h"
 #include "gguf/gguf.h"
 #include "model/config.h"
+#include "model/stage.h"
 
 namespace gemma {
 
@@ -31,14 +33,18 @@ struct Weights {
   Weight output;                       // [n_vocab, model_dim]: output.weight, or the embedding again
   const float* output_norm = nullptr;  // [model_dim]
   std::vector<LayerWeights> layers;
-  const float* inv_freq_local = nullptr;   // [head_dim / 2]
-  const float* inv_freq_global = nullptr;  // [head_dim / 2], divided by the RoPE factor
+  struct Frequencies {
+    const float* local = nullptr;   // [head_dim / 2]
+    const float* global = nullptr;  // [head_dim / 2], divided by the RoPE factor
+  };
+  std::vector<Frequencies> inv_freq;  // for each stage
 
-  std::unique_ptr<Buffer> small;         // norms and frequencies, copied to the backend
-  std::shared_ptr<const GgufFile> file;  // keeps the mapping
+  std::vector<std::unique_ptr<Buffer>> small;  // norms and frequencies, copied to each stage's backend
+  std::shared_ptr<const GgufFile> file;        // keeps the mapping
 };
 
-// Hands every tensor to the backend. config must come from read_model_config(file), which has checked them.
-Weights load_weights(Backend& backend, std::shared_ptr<const GgufFile> file, const ModelConfig& config);
+// Hands every tensor to the backend of its stage: the embedding to the first, the output matrix, which may be the same
+// tensor, to the last. config must come from read_model_config(file), which has checked them.
+Weights load_weights(std::span<const Stage> stages, std::shared_ptr<const GgufFile> file, const ModelConfig& config);
 
 }  // namespace gemma

@@ -153,8 +153,9 @@ MemoryPlan Drafter::load_model(Backend& backend, const std::string& path, bool m
     }
     file->prefetch();
     const MemoryPlan plan = plan_memory(*file, config, n_ctx, kv_type, n_batch, screened);
-    Weights weights = load_weights(backend, file, config);
-    model_ = std::make_unique<Model>(backend, config, std::move(weights), kv_type, n_batch, screened);
+    const Stage all[] = {{&backend, 0, config.n_layers}};
+    Weights weights = load_weights(all, file, config);
+    model_ = std::make_unique<Model>(all, config, std::move(weights), kv_type, n_batch, screened);
     std::erase_if(banned_, [&](TokenId token) { return token >= config.n_vocab; });
     model_cost_ = StepCost(plan.weights_bytes);
     return plan;

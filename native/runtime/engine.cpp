@@ -14,11 +14,11 @@
 #include <thread>
 
 #include "backend/cpu/cpu_features.h"
-#include "backend/cpu/kernels.h"
 #include "model/forward.h"
 #include "model/vision.h"
 #include "model/vocabulary.h"
 #include "model/weights.h"
+#include "runtime/devices.h"
 #include "runtime/draft.h"
 #include "tokenizer/text_stream.h"
 
@@ -121,6 +121,13 @@ bool is_finite_row(std::span<const float> logits) {
   return sum == 0.0f;
 }
 
+// Of a draft model's weights.
+uint64_t draft_bytes(const std::string& path, const GgufOpenOptions& options) {
+  uint64_t bytes = 0;
+  for (const GgufTensor& tensor : GgufFile::open(path, options)->tensors()) bytes += tensor.bytes;
+  return bytes;
+}
+
 class EngineImpl final : public Engine {
  public:
   explicit EngineImpl(const LoadOptions& options) : signal_(std::make_shared<Signal>()) {
@@ -130,14 +137,8 @@ class EngineImpl final : public Engine {
       if (options.on_progress) options.on_progress(fraction);
     };
     progress(0.0);
-    if (options.device != "auto" && options.device != "cpu") {
-      throw Error(ErrorCode::kBackendUnavailable, "DEVICE",
-                  "device " + options.device + ": this build has the backend " + compiled_backend() + " only");
-    }
     info_.n_threads = options.n_threads > 0 ? options.n_threads : cpu::usable_cores();
-    backend_ = make_cpu_backend(options.isa, info_.n_threads);
-    info_.device = backend_->device();
-    info_.isa = backend_->isa();
+    make_cpu_backend(options.isa, 1);  // a wrong name is an error wherever the layers go
 
     GgufOpenOptions open_options;
     open_options.mmap = options.mmap;
@@ -162,21 +163,36 @@ class EngineImpl final : public Engine {
     const int n_batch = rows_per_step(options.n_batch > 0 ? options.n_batch : kDefaultBatch, info_.vision);
     max_image_rows_ = n_batch - static_cast<int>(kMaxRunning);
     info_.memory = plan_memory(*file, config_, info_.n_ctx, info_.kv_type, n_batch, options.screen_logits);
-    Weights weights = load_weights(*backend_, file, config_);
-    model_ =
-        std::make_unique<Model>(*backend_, config_, std::move(weights), info_.kv_type, n_batch, options.screen_logits);
+    const auto vision_bytes = [&](bool has_bulk) {
+      const bool requantizes = vision_requantizes(vision->config, options.vision_arithmetic, has_bulk);
+      return plan_vision_bytes(*vision->file, vision->config, requantizes);
+    };
+    PlacementRequest request{options.device, options.n_gpu_layers, options.isa, info_.n_threads};
+    if (vision) request.other_bytes = std::max(vision_bytes(false), vision_bytes(true));
+    if (!options.draft_path.empty()) request.other_bytes += draft_bytes(options.draft_path, open_options);
+    Placement placement = open_devices(request, layer_costs(*file, config_, info_.n_ctx, info_.kv_type, n_batch));
+    backends_ = std::move(placement.backends);
+    Backend& last = *backends_.back();
+    info_.device = placement.device;
+    info_.isa = last.isa();
+    info_.n_gpu_layers = placement.n_gpu_layers;
+    if (placement.n_gpu_layers > 0) {  // GPUs read the output matrix itself
+      info_.memory.total_bytes -= info_.memory.screen_bytes;
+      info_.memory.screen_bytes = 0;
+    }
+    Weights weights = load_weights(placement.stages, file, config_);
+    model_ = std::make_unique<Model>(placement.stages, config_, std::move(weights), info_.kv_type, n_batch,
+                                     options.screen_logits);
     if (vision) {
-      info_.memory.add_vision(
-          plan_vision_bytes(*vision->file, vision->config,
-                            vision_requantizes(vision->config, options.vision_arithmetic, backend_->has_bulk())));
-      encoder_ = std::make_unique<VisionEncoder>(*backend_, vision->file, vision->config, options.vision_arithmetic);
+      info_.memory.add_vision(vision_bytes(last.has_bulk()));
+      encoder_ = std::make_unique<VisionEncoder>(last, vision->file, vision->config, options.vision_arithmetic);
     }
     prefixes_ = std::make_unique<PrefixCache>(model_->kv_pool(), config_.model_dim, options.prefix_cache_bytes);
     find_banned();
     drafter_ = std::make_unique<Drafter>(*tokenizer_, config_.n_vocab, banned_, info_.memory.weights_bytes);
     if (!options.draft_path.empty()) {
       progress(0.8);
-      info_.memory += drafter_->load_model(*backend_, options.draft_path, options.mmap, vocabulary, info_.n_ctx,
+      info_.memory += drafter_->load_model(last, options.draft_path, options.mmap, vocabulary, info_.n_ctx,
                                            info_.kv_type, n_batch, options.screen_logits);
       info_.has_draft_model = true;
     }
@@ -770,9 +786,9 @@ class EngineImpl final : public Engine {
 
   ModelConfig config_;
   EngineInfo info_;
-  std::unique_ptr<Backend> backend_;
+  std::vector<std::unique_ptr<Backend>> backends_;
   std::unique_ptr<Tokenizer> tokenizer_;
-  std::unique_ptr<Model> model_;  // after backend_: destroyed before it
+  std::unique_ptr<Model> model_;  // after backends_: destroyed before them
   std::unique_ptr<Drafter> drafter_;
   std::unique_ptr<PrefixCache> prefixes_;  // after model_, likewise
   std::unique_ptr<VisionEncoder> encoder_;
@@ -822,23 +838,6 @@ std::optional<VisionSource> open_vision(const LoadOptions& options, const std::s
 
 int rows_per_step(int n_batch, const std::optional<VisionConfig>& vision) {
   return vision ? std::max(n_batch, vision->n_tokens + static_cast<int>(kMaxRunning)) : n_batch;
-}
-
-std::vector<DeviceInfo> list_devices() {
-  DeviceInfo cpu;
-  cpu.name = "cpu";
-  cpu.description = cpu::cpu_name();
-  for (const cpu::KernelRow& row : cpu::kernel_table()) {
-    if (row.available()) cpu.isas.emplace_back(row.isa);
-  }
-  cpu.isa_default = cpu.isas.front();
-  cpu.n_cores = cpu::usable_cores();
-  cpu.memory_bytes = cpu::memory_bytes();
-  return {cpu};
-}
-
-const char* compiled_backend() {
-  return GEMMA_BACKEND_NAME;
 }
 
 }  // namespace gemma

@@ -23,7 +23,8 @@ namespace gemma {
 
 struct LoadOptions {
   std::string path;             // GGUF file (first part of a split model)
-  std::string device = "auto";  // "auto", "cpu"
+  std::string device = "auto";  // "auto", "cpu", "cuda", "cuda:1", "cuda:0,cuda:1", likewise "rocm"
+  int n_gpu_layers = -1;        // so many of the last layers on GPUs; -1: as memory allows
   std::string isa;              // "" best; "avx512_vnni", "avx2", "ref": forced, error when unknown or not here
   int n_threads = 0;            // 0: physical cores this process may use
   int n_ctx = 0;                // positions per sequence; 0: min(model's, 32768)
@@ -119,8 +120,9 @@ class Request {
 };
 
 struct EngineInfo {
-  std::string device;  // "cpu"
-  std::string isa;     // "avx512_vnni"
+  std::string device;  // "cpu", "cuda:0", "cpu + cuda:0"
+  std::string isa;     // "avx512_vnni", "sm_90": of the last of the devices
+  int n_gpu_layers = 0;
   int n_threads = 0;
   int n_ctx = 0;
   KvType kv_type = KvType::kF16;
@@ -186,11 +188,11 @@ int rows_per_step(int n_batch, const std::optional<VisionConfig>& vision);
 
 // What this build and machine offer, for `gemma-native devices`.
 struct DeviceInfo {
-  std::string name;               // "cpu"
-  std::string description;        // CPU model
-  std::vector<std::string> isas;  // usable here, best first
+  std::string name;               // "cpu", "cuda:0"; "cuda" for a backend that finds no device
+  std::string description;        // CPU or GPU model
+  std::vector<std::string> isas;  // usable here, best first; the chip of a GPU
   std::string isa_default;
-  int n_cores = 0;  // physical cores this process may use
+  int n_cores = 0;  // physical cores this process may use; a GPU's multiprocessors
   uint64_t memory_bytes = 0;
   bool available = true;
   std::string reason;  // why not available

@@ -67,9 +67,11 @@ uint64_t PrefixCache::bytes() const {
   uint64_t sum = 0;
   std::unordered_set<const void*> seen;
   for (const Entry& entry : entries_) {
-    for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
-      for (const std::byte* page : entry.kv->page_list(group)) {
-        if (page != nullptr && seen.insert(page).second) sum += pool_.page_bytes(group);
+    for (size_t stage = 0; stage < pool_.n_stages(); ++stage) {
+      for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
+        for (const std::byte* page : entry.kv->page_list(group, stage)) {
+          if (page != nullptr && seen.insert(page).second) sum += pool_.page_bytes(group, stage);
+        }
       }
     }
     if (!seen.insert(entry.images.get()).second) continue;

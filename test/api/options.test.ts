@@ -101,6 +101,8 @@ describe('load options', () => {
     [{ mmap: 'no' }, TypeError, 'mmap'],
     [{ onProgress: 1 }, TypeError, 'onProgress'],
     [{ device: 1 }, TypeError, 'device'],
+    [{ gpuLayers: -1 }, RangeError, 'gpuLayers'],
+    [{ gpuLayers: 'all' }, TypeError, 'gpuLayers'],
     [{ gpu: true }, TypeError, 'gpu'],
   ];
   test.each(wrong)('%p', (options, kind, name) => {

@@ -47,7 +47,8 @@ int compare(const std::string& path, const std::string& text_path, size_t n_posi
   const std::shared_ptr<const GgufFile> file = GgufFile::open(path, {});
   const ModelConfig config = read_model_config(*file);
   const Tokenizer tokenizer(read_vocabulary(*file, config.n_vocab));
-  Model model(*backend, config, load_weights(*backend, file, config), KvType::kF16, 512, true);
+  const Stage all[] = {{backend.get(), 0, config.n_layers}};
+  Model model(all, config, load_weights(all, file, config), KvType::kF16, 512, true);
 
   std::ifstream in(text_path, std::ios::binary);
   const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());

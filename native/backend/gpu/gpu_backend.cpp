@@ -1,0 +1,450 @@
+// The GPU backend: each operation of backend.h as one launch or a few. Weights are repacked while they are uploaded;
+// what the host knows of a batch (tokens, positions, spans, pages) is uploaded when it differs from what is there.
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backend/gpu/device.h"
+#include "backend/gpu/repack.h"
+#include "base/error.h"
+#include "base/thread_pool.h"
+
+namespace gemma::gpu {
+namespace {
+
+// Up to so many rows of x a product goes by rows, beyond by tiles.
+constexpr int kMostFewRows = 8;
+// Partial results of attention take no more memory than this: long prompts go in parts.
+constexpr size_t kMaxPartialBytes = size_t{64} << 20;
+// Weights are repacked in pieces of about this size, one after the other into the same host memory.
+constexpr size_t kRepackBytes = size_t{16} << 20;
+
+unsigned ceil_div(size_t n, size_t divisor) {
+  return static_cast<unsigned>((n + divisor - 1) / divisor);
+}
+
+class GpuBuffer final : public Buffer {
+ public:
+  GpuBuffer(Device& device, size_t bytes) : device_(device) {
+    data_ = static_cast<std::byte*>(device.allocate(std::max<size_t>(bytes, 1)));
+    bytes_ = bytes;
+  }
+  ~GpuBuffer() override { device_.free(data_); }
+  GpuBuffer(const GpuBuffer&) = delete;
+  GpuBuffer& operator=(const GpuBuffer&) = delete;
+
+ private:
+  Device& device_;
+};
+
+// Grows, never shrinks.
+class Workspace {
+ public:
+  explicit Workspace(Device& device) : device_(device) {}
+  std::byte* reserve(size_t bytes) {
+    if (buffer_ == nullptr || buffer_->bytes() < bytes) {
+      buffer_.reset();
+      buffer_ = std::make_unique<GpuBuffer>(device_, bytes + bytes / 4);
+    }
+    return buffer_->data();
+  }
+
+ private:
+  Device& device_;
+  std::unique_ptr<GpuBuffer> buffer_;
+};
+
+// Host data of a kind on the device. The layers of a model ask for the same again and again, local and global ones in
+// turn for others, so the last few are kept.
+class Mirror {
+ public:
+  explicit Mirror(Device& device)
+      : device_(device), copies_{Copy(Workspace(device)), Copy(Workspace(device)), Copy(Workspace(device))} {}
+  template <class T>
+  const T* get(std::span<const T> values) {
+    const size_t bytes = values.size_bytes();
+    for (const Copy& copy : copies_) {
+      if (copy.data != nullptr && copy.host.size() == bytes && std::memcmp(copy.host.data(), values.data(), bytes) == 0)
+        return reinterpret_cast<const T*>(copy.data);
+    }
+    Copy& copy = copies_[next_];
+    next_ = (next_ + 1) % copies_.size();
+    copy.data = nullptr;  // should the upload fail
+    std::byte* data = copy.memory.reserve(bytes);
+    copy.host.resize(bytes);
+    std::memcpy(copy.host.data(), values.data(), bytes);
+    device_.upload(data, copy.host.data(), bytes);
+    copy.data = data;
+    return reinterpret_cast<const T*>(data);
+  }
+
+ private:
+  struct Copy {
+    explicit Copy(Workspace workspace) : memory(std::move(workspace)) {}
+    Workspace memory;
+    std::vector<std::byte> host;
+    std::byte* data = nullptr;
+  };
+  Device& device_;
+  std::array<Copy, 3> copies_;
+  size_t next_ = 0;
+};
+
+class GpuOutput final : public OutputMatrix {
+ public:
+  explicit GpuOutput(const Weight& matrix) : weight(matrix) {}
+  Weight weight;
+};
+
+class GpuBackend final : public Backend {
+ public:
+  GpuBackend(std::unique_ptr<Device> device, int n_threads)
+      : device_(std::move(device)),
+        pool_(n_threads),
+        n_threads_(n_threads),
+        name_(device_->info().kind +
+              (device_->info().kind == "emulated" ? "" : ":" + std::to_string(device_->info().index))),
+        quantized_(*device_),
+        partials_(*device_),
+        tokens_(*device_),
+        positions_(*device_),
+        rows_(*device_),
+        row_pages_(*device_),
+        pages_(*device_),
+        views_(*device_) {}
+
+  const char* device() const override { return name_.c_str(); }
+  const char* isa() const override { return device_->info().chip.c_str(); }
+  int n_threads() const override { return n_threads_; }
+
+  std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<GpuBuffer>(*device_, bytes); }
+  void upload(void* dst, const void* src, size_t bytes) override { device_->upload(dst, src, bytes); }
+  void download(void* dst, const void* src, size_t bytes) override { device_->download(dst, src, bytes); }
+  void fill_zero(void* dst, size_t bytes) override { device_->fill(dst, 0, bytes); }
+
+  Weight load_weight(TensorType type, int n_out, int n_in, const std::byte* data) override {
+    const size_t n_rows = static_cast<size_t>(n_out);
+    if (is_float_type(type)) {
+      const size_t bytes = n_rows * row_bytes(type, n_in);
+      weights_.push_back(std::make_unique<GpuBuffer>(*device_, bytes));
+      device_->upload(weights_.back()->data(), data, bytes);
+      return {type, n_out, n_in, weights_.back()->data()};
+    }
+    const PlaneOffsets offsets = plane_offsets(type, n_out, n_in);
+    auto buffer = std::make_unique<GpuBuffer>(*device_, offsets.bytes);
+    const size_t low = offsets.high / n_rows;
+    const size_t high = (offsets.tail - offsets.high) / n_rows;
+    const size_t tail = (offsets.bytes - offsets.tail) / n_rows;
+    const size_t stored = row_bytes(type, n_in);
+    const size_t n_part = std::clamp<size_t>(kRepackBytes / (low + high + tail), 1, n_rows);
+    std::vector<uint8_t> host(n_part * (low + high + tail));
+    for (size_t first = 0; first < n_rows; first += n_part) {
+      const size_t n = std::min(n_part, n_rows - first);
+      uint8_t* planes[3] = {host.data(), host.data() + n * low, host.data() + n * (low + high)};
+      pool_.parallel_for(static_cast<int>(n), [&](int i, int /*thread*/) {
+        const size_t row = static_cast<size_t>(i);
+        repack_row(type, data + (first + row) * stored, n_in, planes[0] + row * low, planes[1] + row * high,
+                   planes[2] + row * tail);
+      });
+      device_->upload(buffer->data() + first * low, planes[0], n * low);
+      if (high > 0) device_->upload(buffer->data() + offsets.high + first * high, planes[1], n * high);
+      device_->upload(buffer->data() + offsets.tail + first * tail, planes[2], n * tail);
+    }
+    stored_rows_[buffer->data()] = n_out;
+    weights_.push_back(std::move(buffer));
+    return {type, n_out, n_in, weights_.back()->data()};
+  }
+
+  void requantize(std::byte* dst, const Weight& weight, int n_out, int n_in) override {
+    RequantizeArguments a{};
+    a.matrix = matrix_of(weight);
+    a.weight = is_float_type(weight.type) ? weight.data : nullptr;
+    a.low = reinterpret_cast<int8_t*>(dst);
+    a.tail = reinterpret_cast<uint16_t*>(dst + plane_offsets(TensorType::kQ8_0, n_out, n_in).tail);
+    a.n_out = n_out;
+    a.n_in = n_in;
+    launch(Kernel::requantize, {ceil_div(static_cast<size_t>(n_in / 32), kThreads), static_cast<unsigned>(n_out)}, a);
+  }
+
+  void embed(float* out, const Weight& table, const int32_t* tokens, int n, float scale) override {
+    EmbedArguments a{};
+    a.matrix = matrix_of(table);
+    a.weight = is_float_type(table.type) ? table.data : nullptr;
+    a.tokens = tokens_.get(std::span(tokens, static_cast<size_t>(n)));
+    a.out = out;
+    a.n = n;
+    a.scale = scale;
+    launch(Kernel::embed, {ceil_div(static_cast<size_t>((table.n_in + 31) / 32), kThreads), static_cast<unsigned>(n)},
+           a);
+  }
+
+  void rms_norm(float* out, const float* x, const float* weight, int n, int dim, float eps) override {
+    launch(Kernel::rms_norm, {static_cast<unsigned>(n)}, NormArguments{out, x, weight, nullptr, n, dim, eps, 0});
+  }
+  void add_rms_norm(float* x, const float* branch, const float* weight, int n, int dim, float eps) override {
+    launch(Kernel::rms_norm, {static_cast<unsigned>(n)}, NormArguments{x, branch, weight, nullptr, n, dim, eps, 1});
+  }
+  void layer_norm(float* out, const float* x, const float* weight, const float* bias, int n, int dim,
+                  float eps) override {
+    launch(Kernel::layer_norm, {static_cast<unsigned>(n)}, NormArguments{out, x, weight, bias, n, dim, eps, 0});
+  }
+
+  // Rows are computed alike however many there are.
+  bool has_bulk() const override { return false; }
+  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk /*bulk*/) override {
+    if (n == 0) return;
+    QuantizedX quantized{};
+    for (const LinearJob& job : jobs) {
+      const Weight& weight = *job.weight;
+      if (is_float_type(weight.type)) {
+        LinearFloatArguments a{static_cast<int>(weight.type), weight.n_out, weight.n_in, weight.data, x, job.out, n};
+        launch(Kernel::linear_float,
+               {ceil_div(static_cast<size_t>(weight.n_out), kFloatOut), ceil_div(static_cast<size_t>(n), kFloatX)}, a);
+        continue;
+      }
+      if (quantized.q == nullptr) quantized = quantize(x, n, weight.n_in);
+      const LinearArguments a{matrix_of(weight), quantized, job.out, n};
+      const size_t n_out = static_cast<size_t>(weight.n_out);
+      const size_t n_x = static_cast<size_t>(n);
+      if (n == 1) {
+        launch(Kernel::linear_one, {ceil_div(n_out, kRowsOfLinear), 1}, a);
+      } else if (n <= kMostFewRows) {
+        launch(Kernel::linear_few, {ceil_div(n_out, kRowsOfLinear), ceil_div(n_x, kFewRows)}, a);
+      } else {
+        launch(Kernel::linear_tiled, {ceil_div(n_out, kTileOut), ceil_div(n_x, kTileX)}, a);
+      }
+    }
+  }
+
+  std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool /*screened*/) override {
+    return std::make_unique<GpuOutput>(weight);
+  }
+
+  // All products: a GPU reads the whole matrix sooner than it would learn which rows are not wanted.
+  void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> /*wanted*/,
+                  std::span<TopProducts> found) override {
+    const LinearJob job{&static_cast<GpuOutput&>(matrix).weight, out};
+    linear({&job, 1}, x, n, {});
+    for (TopProducts& row : found) {
+      row.all = true;
+      row.rows.clear();
+      row.values.clear();
+    }
+  }
+
+  void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) override {
+    launch(
+        Kernel::rope_table, {static_cast<unsigned>(n)},
+        RopeTableArguments{table, positions_.get(std::span(positions, static_cast<size_t>(n))), inv_freq, n, head_dim});
+  }
+
+  void norm_rope(float* x, const float* weight, const float* table, int n, int n_heads, int head_dim, float eps,
+                 float scale) override {
+    launch(Kernel::norm_rope, {ceil_div(static_cast<size_t>(n) * static_cast<size_t>(n_heads), kThreads / 32)},
+           NormRopeArguments{x, weight, table, n, n_heads, head_dim, eps, scale});
+  }
+
+  void store_kv(const KvLayout& layout, std::span<const BatchSequence> sequences, const int32_t* positions,
+                const float* k, const float* v) override {
+    // Rows come in order, sequence by sequence; those of none between them are skipped.
+    for (size_t i = 0; i < sequences.size();) {
+      const int first_row = sequences[i].first_row;
+      int end_row = first_row;
+      host_row_pages_.clear();
+      for (; i < sequences.size() && sequences[i].first_row == end_row; ++i) {
+        for (int r = 0; r < sequences[i].n_rows; ++r, ++end_row)
+          // The pages are const for readers; this is the one writer.
+          host_row_pages_.push_back(reinterpret_cast<uint8_t*>(
+              const_cast<std::byte*>(sequences[i].pages[positions[end_row] / kPagePositions])));
+      }
+      if (end_row == first_row) continue;
+      const size_t row = static_cast<size_t>(first_row) * static_cast<size_t>(layout.n_kv_heads) *
+                         static_cast<size_t>(layout.head_dim);
+      const size_t n = static_cast<size_t>(end_row - first_row);
+      StoreKvArguments a{};
+      a.layout = layout_of(layout);
+      a.pages = row_pages_.get(std::span(std::as_const(host_row_pages_)));
+      a.positions = positions_.get(std::span(positions + first_row, n));
+      a.k = k + row;
+      a.v = v + row;
+      a.n = end_row - first_row;
+      launch(Kernel::store_kv, {ceil_div(n * 2 * static_cast<size_t>(layout.n_kv_heads), kThreads / 32)}, a);
+    }
+  }
+
+  void attention(float* out, const float* q, const KvLayout& layout, std::span<const BatchSequence> sequences,
+                 const RowSpan* spans, int n_heads) override {
+    if (layout.head_dim > kMaxHeadDim) {
+      throw Error(ErrorCode::kUnsupportedModel, "HEAD_DIM",
+                  "head size " + std::to_string(layout.head_dim) + ": GPUs take up to " + std::to_string(kMaxHeadDim));
+    }
+    host_pages_.clear();
+    host_views_.clear();
+    size_t next_row = sequences.empty() ? 0 : static_cast<size_t>(sequences.front().first_row);
+    const size_t first_row = next_row;
+    for (const BatchSequence& sequence : sequences) {
+      int end = 0;
+      for (int r = sequence.first_row; r < sequence.first_row + sequence.n_rows; ++r) end = std::max(end, spans[r].end);
+      const uint32_t first_page = static_cast<uint32_t>(host_pages_.size());
+      const size_t n_pages = static_cast<size_t>((end + kPagePositions - 1) / kPagePositions);
+      host_pages_.insert(host_pages_.end(), sequence.pages, sequence.pages + n_pages);
+      for (int r = sequence.first_row; r < sequence.first_row + sequence.n_rows; ++r)
+        host_views_.push_back({spans[r].begin, spans[r].end, first_page, 0});
+      next_row += static_cast<size_t>(sequence.n_rows);
+    }
+    const size_t n_rows = next_row - first_row;
+    if (n_rows == 0) return;
+    const uint8_t* const* pages =
+        reinterpret_cast<const uint8_t* const*>(pages_.get(std::span(std::as_const(host_pages_))));
+    const RowView* views = views_.get(std::span(std::as_const(host_views_)));
+
+    const size_t row_floats = static_cast<size_t>(n_heads) * static_cast<size_t>(layout.head_dim);
+    const size_t partial_row = static_cast<size_t>(n_heads) * static_cast<size_t>(layout.head_dim + 2) * sizeof(float);
+    for (size_t begin = 0; begin < n_rows;) {
+      // As many rows as their partial results have room for.
+      int first_segment = std::numeric_limits<int>::max();
+      int end_segment = 0;
+      size_t end = begin;
+      for (; end < n_rows; ++end) {
+        const int first = std::min(first_segment, host_views_[end].begin / kAttentionSegment);
+        const int last = std::max(end_segment, (host_views_[end].end - 1) / kAttentionSegment + 1);
+        if (end > begin && static_cast<size_t>(last - first) * (end + 1 - begin) * partial_row > kMaxPartialBytes)
+          break;
+        first_segment = first;
+        end_segment = last;
+      }
+      const int n = static_cast<int>(end - begin);
+      const size_t offset = (first_row + begin) * row_floats;
+      AttentionArguments a{};
+      a.layout = layout_of(layout);
+      a.pages = pages;
+      a.rows = views + begin;
+      a.q = q + offset;
+      a.n = n;
+      a.n_heads = n_heads;
+      a.first_segment = first_segment;
+      a.n_segments = end_segment - first_segment;
+      a.partial = reinterpret_cast<float*>(
+          partials_.reserve(static_cast<size_t>(a.n_segments) * static_cast<size_t>(n) * partial_row));
+      const size_t n_pairs = static_cast<size_t>(n) * static_cast<size_t>(n_heads / layout.n_kv_heads);
+      launch(Kernel::attention,
+             {ceil_div(n_pairs, kThreads / 32), static_cast<unsigned>(layout.n_kv_heads),
+              static_cast<unsigned>(a.n_segments)},
+             a);
+      launch(Kernel::attention_merge, {ceil_div(static_cast<size_t>(n) * static_cast<size_t>(n_heads), kThreads / 32)},
+             AttentionMergeArguments{a.rows, a.partial, out + offset, n, n_heads, layout.head_dim, first_segment,
+                                     a.n_segments});
+      begin = end;
+    }
+  }
+
+  void geglu(float* out, const float* gate, const float* up, int n, int dim) override {
+    elementwise(Elementwise::kGeglu, out, gate, up, nullptr, n, dim);
+  }
+  void add_bias(float* x, const float* bias, int n, int dim) override {
+    elementwise(Elementwise::kAddBias, x, x, nullptr, bias, n, dim);
+  }
+  void bias_gelu(float* x, const float* bias, int n, int dim) override {
+    elementwise(Elementwise::kBiasGelu, x, x, nullptr, bias, n, dim);
+  }
+  void add_residual_bias(float* x, const float* branch, const float* bias, int n, int dim) override {
+    elementwise(Elementwise::kAddResidualBias, x, x, branch, bias, n, dim);
+  }
+  void softcap(float* x, size_t n, float cap) override {
+    launch_elementwise({Elementwise::kSoftcap, x, x, nullptr, nullptr, n, 1, cap});
+  }
+
+  // In float32 whatever the arithmetic.
+  void full_attention(float* out, const float* q, const float* k, const float* v, int n_groups, int group_rows,
+                      int n_heads, int head_dim, float scale, Arithmetic /*arithmetic*/) override {
+    launch(Kernel::full_attention,
+           {ceil_div(static_cast<size_t>(group_rows), kFullQueries), static_cast<unsigned>(n_heads),
+            static_cast<unsigned>(n_groups)},
+           FullAttentionArguments{out, q, k, v, group_rows, n_heads, head_dim, scale});
+  }
+
+  void gather_rows(float* out, const float* x, const int32_t* rows, int n, int dim) override {
+    if (n == 0) return;
+    constexpr size_t kPart = size_t{kThreads} * 8;
+    launch(Kernel::gather_rows, {ceil_div(static_cast<size_t>(dim), kPart), static_cast<unsigned>(n)},
+           GatherArguments{out, x, rows_.get(std::span(rows, static_cast<size_t>(n))), n, dim});
+  }
+
+ private:
+  template <class Arguments>
+  void launch(Kernel kernel, Grid grid, const Arguments& arguments) {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    device_->launch(kernel, grid, kThreads, &arguments);
+  }
+
+  void launch_elementwise(const ElementwiseArguments& a) {
+    launch(Kernel::elementwise, {ceil_div(a.n, size_t{kThreads} * 8)}, a);
+  }
+  void elementwise(Elementwise operation, float* out, const float* x, const float* a, const float* bias, int n,
+                   int dim) {
+    launch_elementwise({operation, out, x, a, bias, static_cast<uint64_t>(n) * static_cast<uint64_t>(dim), dim, 0});
+  }
+
+  static CacheLayout layout_of(const KvLayout& layout) {
+    return {static_cast<int>(layout.type),           layout.n_kv_heads,   layout.head_dim,
+            static_cast<uint32_t>(layout.row_bytes), layout.layer_offset, layout.v_offset()};
+  }
+
+  Matrix matrix_of(const Weight& weight) const {
+    Matrix matrix{static_cast<int>(weight.type), weight.n_out, weight.n_in, nullptr, nullptr, nullptr};
+    if (is_float_type(weight.type)) return matrix;
+    // Less rows may be wanted than are stored; what requantize made has as many.
+    const auto stored = stored_rows_.find(weight.data);
+    const int n_rows = stored != stored_rows_.end() ? stored->second : weight.n_out;
+    const PlaneOffsets offsets = plane_offsets(weight.type, n_rows, weight.n_in);
+    matrix.low = reinterpret_cast<const uint8_t*>(weight.data);
+    matrix.high = matrix.low + offsets.high;
+    matrix.tail = matrix.low + offsets.tail;
+    return matrix;
+  }
+
+  QuantizedX quantize(const float* x, int n, int n_in) {
+    const size_t n_blocks = static_cast<size_t>(n) * static_cast<size_t>(n_in / 32);
+    std::byte* memory = quantized_.reserve(n_blocks * (32 + 4 * sizeof(float)));
+    QuantizeArguments a{};
+    a.x = x;
+    a.q = reinterpret_cast<int8_t*>(memory);
+    a.d = reinterpret_cast<float*>(memory + n_blocks * 32);
+    a.half_sums = a.d + n_blocks;
+    a.sums = a.half_sums + 2 * n_blocks;
+    a.n_blocks = static_cast<int>(n_blocks);
+    launch(Kernel::quantize_rows, {ceil_div(n_blocks, kThreads)}, a);
+    return {a.q, a.d, a.half_sums, a.sums};
+  }
+
+  std::unique_ptr<Device> device_;  // before everything that frees memory of it
+  ThreadPool pool_;
+  int n_threads_;
+  std::string name_;
+  std::vector<std::unique_ptr<GpuBuffer>> weights_;
+  std::map<const std::byte*, int> stored_rows_;  // of quantised weights, by their memory
+  Workspace quantized_;
+  Workspace partials_;
+  Mirror tokens_;
+  Mirror positions_;
+  Mirror rows_;
+  Mirror row_pages_;
+  Mirror pages_;
+  Mirror views_;
+  std::vector<uint8_t*> host_row_pages_;
+  std::vector<const std::byte*> host_pages_;
+  std::vector<RowView> host_views_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_gpu_backend(std::unique_ptr<Device> device, int n_threads) {
+  return std::make_unique<GpuBackend>(std::move(device), n_threads);
+}
+
+}  // namespace gemma::gpu

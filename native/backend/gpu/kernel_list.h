@@ -1,0 +1,261 @@
+// The kernels of kernels.cu and their arguments, for host and device alike: plain C++, no vendor's header. The symbol
+// of a kernel is extern "C" and named "gemma_" + its name below. Pointers are device memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace gemma::gpu {
+
+// Name and argument of every kernel.
+#define GEMMA_GPU_KERNELS(X)                  \
+  X(rms_norm, NormArguments)                  \
+  X(layer_norm, NormArguments)                \
+  X(norm_rope, NormRopeArguments)             \
+  X(elementwise, ElementwiseArguments)        \
+  X(rope_table, RopeTableArguments)           \
+  X(gather_rows, GatherArguments)             \
+  X(embed, EmbedArguments)                    \
+  X(requantize, RequantizeArguments)          \
+  X(quantize_rows, QuantizeArguments)         \
+  X(linear_one, LinearArguments)              \
+  X(linear_few, LinearArguments)              \
+  X(linear_tiled, LinearArguments)            \
+  X(linear_float, LinearFloatArguments)       \
+  X(store_kv, StoreKvArguments)               \
+  X(attention, AttentionArguments)            \
+  X(attention_merge, AttentionMergeArguments) \
+  X(full_attention, FullAttentionArguments)
+
+enum class Kernel {
+#define GEMMA_GPU_KERNEL(name, arguments) name,
+  GEMMA_GPU_KERNELS(GEMMA_GPU_KERNEL)
+#undef GEMMA_GPU_KERNEL
+};
+
+inline constexpr const char* kKernelSymbols[] = {
+#define GEMMA_GPU_KERNEL(name, arguments) "gemma_" #name,
+    GEMMA_GPU_KERNELS(GEMMA_GPU_KERNEL)
+#undef GEMMA_GPU_KERNEL
+};
+inline constexpr int kNumKernels = sizeof kKernelSymbols / sizeof *kKernelSymbols;
+
+// Threads of a block, the same for all kernels: whole warps of 32 and of 64.
+inline constexpr int kThreads = 128;
+
+// ---- matrices
+
+// A quantised matrix as the device keeps it (repack.h): the codes of 32 values in 8, 16 or 32 bytes at a stride of
+// their own (low), the fifth bits or upper two bits of them in 4 or 8 bytes (high), and what else the file's blocks
+// hold, their scales, one after the other (tail). type is a TensorType. Blocks of a row lie one after the other in each
+// plane.
+struct Matrix {
+  int type;
+  int n_out;  // rows that products are wanted of
+  int n_in;
+  const uint8_t* low;
+  const uint8_t* high;
+  const uint8_t* tail;
+};
+
+// Rows of activations in 8 bits: x ~ d * q in blocks of 32; sums are d * (sum of q) of half blocks of 16.
+struct QuantizedX {
+  const int8_t* q;         // [n][n_in]
+  const float* d;          // [n][n_in / 32]
+  const float* half_sums;  // [n][n_in / 16]
+  const float* sums;       // [n][n_in / 32]
+};
+
+// One order of arithmetic for all kernels of a product: a row's blocks are split into kSegments runs, as even as can
+// be and the longer ones first; each run is added up in order by fused multiply-adds, then the runs in order.
+inline constexpr int kSegments = 8;
+
+// out[n, matrix.n_out] = x[n, n_in] * matrix^T.
+struct LinearArguments {
+  Matrix matrix;
+  QuantizedX x;
+  float* out;
+  int n;
+};
+
+// Weight rows of a block of linear_one and linear_few; rows of x that linear_few takes at a time.
+inline constexpr int kRowsOfLinear = kThreads / kSegments;
+inline constexpr int kFewRows = 4;
+// linear_tiled: a block makes kTileOut x kTileX of the results.
+inline constexpr int kTileOut = 64;
+inline constexpr int kTileX = 32;
+
+// The same for F32, F16 and BF16 weights [n_out][n_in] and float x: sixteen interleaved partial sums, added as a tree.
+struct LinearFloatArguments {
+  int type;
+  int n_out;
+  int n_in;
+  const void* weight;
+  const float* x;
+  float* out;
+  int n;
+};
+inline constexpr int kFloatOut = 8;  // results of a block side by side,
+inline constexpr int kFloatX = 8;    // for so many rows of x
+
+struct QuantizeArguments {
+  const float* x;  // [n_blocks][32]
+  int8_t* q;
+  float* d;
+  float* half_sums;
+  float* sums;
+  int n_blocks;
+};
+
+// out[n, n_in] = scale * row tokens[i] of the table, which is quantised or float (weight).
+struct EmbedArguments {
+  Matrix matrix;
+  const void* weight;  // of a float type
+  const int32_t* tokens;
+  float* out;
+  int n;
+  float scale;
+};
+
+// low and tail of a Q8_0 matrix [n_out][n_in] from a smaller one of any type.
+struct RequantizeArguments {
+  Matrix matrix;
+  const void* weight;  // of a float type
+  int8_t* low;
+  uint16_t* tail;
+  int n_out;
+  int n_in;
+};
+
+// ---- rows of floats
+
+// rms_norm: out[n, dim] = x / sqrt(mean(x^2) + eps) * weight, added to out where add is set.
+// layer_norm: out = (x - mean(x)) / sqrt(variance + eps) * weight + bias.
+struct NormArguments {
+  float* out;
+  const float* x;
+  const float* weight;
+  const float* bias;
+  int n;
+  int dim;
+  float eps;
+  int add;
+};
+
+struct NormRopeArguments {
+  float* x;  // [n, n_heads, head_dim]
+  const float* weight;
+  const float* table;
+  int n;
+  int n_heads;
+  int head_dim;
+  float eps;
+  float scale;
+};
+
+enum class Elementwise : int {
+  kGeglu,            // out = gelu_tanh(x) * a
+  kAddBias,          // out = x + bias
+  kBiasGelu,         // out = gelu_tanh(x + bias)
+  kAddResidualBias,  // out = x + (a + bias)
+  kSoftcap,          // out = cap * tanh(x / cap)
+};
+struct ElementwiseArguments {
+  Elementwise operation;
+  float* out;
+  const float* x;
+  const float* a;
+  const float* bias;  // [dim]
+  uint64_t n;         // values
+  int dim;
+  float cap;
+};
+
+struct RopeTableArguments {
+  float* table;  // [n, head_dim]
+  const int32_t* positions;
+  const float* inv_freq;
+  int n;
+  int head_dim;
+};
+
+struct GatherArguments {
+  float* out;
+  const float* x;
+  const int32_t* rows;
+  int n;
+  int dim;
+};
+
+// ---- attention
+
+// Where the rows of one layer are within its pages (KvLayout).
+struct CacheLayout {
+  int type;  // KvType
+  int n_kv_heads;
+  int head_dim;
+  uint32_t row_bytes;
+  uint64_t k_offset;
+  uint64_t v_offset;
+};
+
+struct StoreKvArguments {
+  CacheLayout layout;
+  uint8_t* const* pages;     // [n]: the page of each row
+  const int32_t* positions;  // [n]
+  const float* k;            // [n, n_kv_heads, head_dim]
+  const float* v;
+  int n;
+};
+
+// What a row of the batch sees.
+struct RowView {
+  int32_t begin;
+  int32_t end;
+  uint32_t first_page;  // of its sequence, in the list of pages
+  uint32_t unused;
+};
+
+// Spans are cut at multiples of kAttentionSegment positions. A block takes one segment of one key/value head for kWarps
+// pairs of a row and a query head, a warp each.
+inline constexpr int kAttentionSegment = 256;
+inline constexpr int kMaxHeadDim = 512;
+
+struct AttentionArguments {
+  CacheLayout layout;
+  const uint8_t* const* pages;  // those of all sequences
+  const RowView* rows;          // [n]
+  const float* q;               // [n, n_heads, head_dim]
+  float* partial;               // [n_segments][n, n_heads][head_dim + 2]: sums, largest score, sum of weights
+  int n;
+  int n_heads;
+  int first_segment;
+  int n_segments;
+};
+
+struct AttentionMergeArguments {
+  const RowView* rows;
+  const float* partial;
+  float* out;  // [n, n_heads, head_dim]
+  int n;
+  int n_heads;
+  int head_dim;
+  int first_segment;
+  int n_segments;
+};
+
+// Attention of the vision encoder (backend.h). A block takes kFullQueries rows of one head of one group; out is not q.
+inline constexpr int kFullQueries = 32;
+inline constexpr int kMaxFullDim = 256;
+struct FullAttentionArguments {
+  float* out;
+  const float* q;
+  const float* k;
+  const float* v;
+  int group_rows;
+  int n_heads;
+  int head_dim;
+  float scale;
+};
+
+}  // namespace gemma::gpu

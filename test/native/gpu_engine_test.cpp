@@ -1,0 +1,244 @@
+// Whole models on the emulated device of every chip: logits against transformers' with the bounds that the CPU has
+// (test/api/exactness.test.ts), equal to the bit however a prompt is cut and in whatever company, images, the real
+// model. GEMMA_TEST_CHIPS="sm_80 gfx942" runs only those.
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <sstream>
+
+#include "backend/gpu/emulator/emulated_device.h"
+#include "check.h"
+#include "engine_helpers.h"
+
+namespace gemma {
+namespace {
+
+using namespace gemma::test;
+
+std::vector<std::string> chips() {
+  std::vector<std::string> names;
+  if (const char* wanted = std::getenv("GEMMA_TEST_CHIPS")) {
+    std::istringstream words(wanted);
+    for (std::string word; words >> word;) names.push_back(word);
+    return names;
+  }
+  for (const gpu::EmulatedChip* chip : gpu::emulated_chips()) names.emplace_back(chip->name);
+  return names;
+}
+
+LoadOptions on(const std::string& chip, const std::string& file) {
+  LoadOptions o = options(file);
+  o.device = "emulated:" + chip;
+  return o;
+}
+
+// Mean Kullback-Leibler divergence of the rows.
+double divergence(std::span<const float> got, std::span<const float> want, size_t n_vocab) {
+  double sum = 0;
+  for (size_t row = 0; row < want.size(); row += n_vocab) {
+    double scale[2] = {0, 0};
+    for (size_t i = row; i < row + n_vocab; ++i) {
+      scale[0] += std::exp(static_cast<double>(want[i]));
+      scale[1] += std::exp(static_cast<double>(got[i]));
+    }
+    for (size_t i = row; i < row + n_vocab; ++i) {
+      const double p = std::exp(static_cast<double>(want[i])) / scale[0];
+      sum += p * (static_cast<double>(want[i]) - std::log(scale[0]) - static_cast<double>(got[i]) + std::log(scale[1]));
+    }
+  }
+  return sum / (static_cast<double>(want.size()) / static_cast<double>(n_vocab));
+}
+
+void check_rows(std::span<const float> got, std::span<const float> want, size_t n_vocab, double bound) {
+  CHECK(got.size() == want.size() && !got.empty());
+  for (size_t i = 0; i < got.size(); i += n_vocab)
+    CHECK(normalised_error(got.subspan(i, n_vocab), want.subspan(i, n_vocab)) < bound);
+}
+
+TEST("float models agree with transformers'") {
+  for (const std::string& chip : chips()) {
+    for (const auto& [name, cases] : std::vector<std::pair<std::string, std::vector<std::string>>>{
+             {"text-a", {"bos", "text", "unicode", "window-1", "window+0", "window+1", "window+2", "long"}},
+             {"text-27b", {"text", "window+1", "long"}}}) {
+      for (const KvType kv : {KvType::kF32, KvType::kF16}) {
+        LoadOptions o = on(chip, name + "-f16.gguf");
+        o.kv_type = kv;
+        const std::shared_ptr<Engine> engine = Engine::load(o);
+        CHECK(engine->info().device == "emulated:" + chip && engine->info().isa == chip);
+        for (const std::string& c : cases) {
+          const Golden golden(name, c);
+          const std::vector<float> got = logits_of(*engine, golden.tokens);
+          if (kv == KvType::kF32) {
+            check_rows(got, golden.logits, got.size() / golden.tokens.size(), 3e-4);
+          } else {
+            CHECK(normalised_error(got, golden.logits) < (name == "text-27b" ? 3e-3 : 2e-3));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST("quantised models agree with transformers'") {
+  for (const std::string& chip : chips()) {
+    for (const char* name : {"text-a-q4_0", "text-k-mix"}) {
+      const std::shared_ptr<Engine> engine = Engine::load(on(chip, std::string(name) + ".gguf"));
+      for (const char* c : {"text", "long"}) {
+        const Golden golden(name, c);
+        const std::vector<float> got = logits_of(*engine, golden.tokens);
+        CHECK(got.size() == golden.logits.size() && !got.empty());
+        CHECK(normalised_error(got, golden.logits) < 0.08);
+        CHECK(divergence(got, golden.logits, got.size() / golden.tokens.size()) < 0.012);
+      }
+    }
+  }
+}
+
+TEST("every type agrees with transformers' as on the CPU") {
+  const GoldenFile golden = read_safetensors(data("types/types.safetensors"));
+  const std::vector<TokenId> tokens = [] {
+    std::ifstream in(data("types/types.json"));
+    const std::string json((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    std::vector<TokenId> ids;
+    const size_t at = json.find("\"ids\": [") + 8;
+    std::istringstream list(json.substr(at, json.find(']', at) - at));
+    for (std::string id; std::getline(list, id, ',');) ids.push_back(static_cast<TokenId>(std::stoi(id)));
+    return ids;
+  }();
+  CHECK(tokens.size() == 64);
+  for (const std::string& chip : chips()) {
+    int n_types = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(data("types"))) {
+      if (entry.path().extension() != ".gguf") continue;
+      const std::string type = entry.path().stem();
+      if (!golden.contains(type + ".logits")) continue;  // float matrices, whose bounds are the float models'
+      LoadOptions o = options("types/" + type + ".gguf");
+      const std::vector<float> cpu = logits_of(*Engine::load(o), tokens);
+      o.device = "emulated:" + chip;
+      const std::vector<float> got = logits_of(*Engine::load(o), tokens);
+      const std::vector<float> want = golden.at(type + ".logits").as<float>();
+      CHECK(got.size() == want.size() && !got.empty());
+      CHECK(normalised_error(got, want) < 0.08);
+      // The same codes; sums in another order now and then round an activation the other way.
+      CHECK(normalised_error(got, want) < 1.05 * normalised_error(cpu, want) + 1e-4);
+      ++n_types;
+    }
+    CHECK(n_types == 14);
+  }
+}
+
+// One order of arithmetic: chunks of one row (dot products), a few, and many (matrix instructions).
+TEST("logits do not depend on how a prompt is cut") {
+  for (const std::string& chip : chips()) {
+    for (const char* file : {"text-a-f16.gguf", "text-a-q4_0.gguf", "text-k-mix.gguf"}) {
+      for (const KvType kv : {KvType::kF16, KvType::kQ8_0}) {
+        LoadOptions o = on(chip, file);
+        o.kv_type = kv;
+        const std::vector<TokenId> tokens = some_tokens(83);
+        const std::vector<float> want = logits_of(*Engine::load(o), tokens);
+        for (const int n_batch : {1, 7, 33}) {
+          o.n_batch = n_batch;
+          CHECK(same_bits(logits_of(*Engine::load(o), tokens), want));
+        }
+      }
+    }
+  }
+}
+
+TEST("positions past two segments, in chunks") {
+  for (const std::string& chip : chips()) {
+    LoadOptions o = on(chip, "text-a-q4_0.gguf");
+    const std::vector<TokenId> tokens = some_tokens(600);
+    const std::vector<float> want = logits_of(*Engine::load(o), tokens, false);
+    o.n_batch = 100;
+    CHECK(same_bits(logits_of(*Engine::load(o), tokens, false), want));
+  }
+}
+
+TEST("tokens do not depend on company") {
+  for (const std::string& chip : chips()) {
+    const std::shared_ptr<Engine> engine = Engine::load(on(chip, "text-a-q4_0.gguf"));
+    const auto lonely = start(*engine, sampled(some_tokens(40, 5), 20, 17));
+    lonely->ended.wait();
+    std::vector<std::shared_ptr<Generation>> company;
+    for (int i = 0; i < 3; ++i)
+      company.push_back(start(*engine, sampled(some_tokens(30 + 17 * i, i + 2), 30, static_cast<uint64_t>(i))));
+    const auto again = start(*engine, sampled(some_tokens(40, 5), 20, 17));
+    again->ended.wait();
+    CHECK(again->tokens == lonely->tokens && again->text == lonely->text && lonely->tokens.size() == 20);
+    for (const auto& g : company) {
+      g->ended.wait();
+      CHECK(g->finish.reason == FinishReason::kLength);
+    }
+  }
+}
+
+constexpr int kSide = 112;
+constexpr size_t kImageBytes = size_t{kSide} * kSide * 3;
+constexpr int kImageRows = 16;
+constexpr int kDim = 64;
+constexpr TokenId kSoft = 448;
+
+std::vector<uint8_t> pixels_of(const GoldenFile& golden, const std::string& name) {
+  const std::vector<uint8_t> planes = golden.at(name + ".pixel_levels").as<uint8_t>();  // [n, 3, size, size]
+  constexpr size_t kArea = size_t{kSide} * kSide;
+  std::vector<uint8_t> pixels(planes.size());
+  for (size_t i = 0; i < planes.size(); ++i)
+    pixels[(i / kImageBytes * kArea + i % kArea) * 3 + i / kArea % 3] = planes[i];
+  return pixels;
+}
+
+std::vector<float> encode(Engine& engine, std::vector<uint8_t> pixels) {
+  std::promise<std::vector<float>> done;
+  const int n = static_cast<int>(pixels.size() / kImageBytes);
+  const auto request = engine.encode_images(
+      {std::move(pixels), n}, [](double) {},
+      [&](std::vector<float>&& embeddings, std::shared_ptr<const Error> error) {
+        done.set_value(error ? std::vector<float>() : std::move(embeddings));
+      });
+  return done.get_future().get();
+}
+
+TEST("images: embeddings and logits agree with transformers'") {
+  const GoldenFile golden = read_safetensors(data("mm-a.safetensors"));
+  for (const std::string& chip : chips()) {
+    for (const Arithmetic arithmetic : {Arithmetic::kExact, Arithmetic::kFast}) {
+      const bool exact = arithmetic == Arithmetic::kExact;
+      LoadOptions o = on(chip, "mm-a-f16.gguf");
+      o.mmproj_path = data("mmproj-mm-a-f16.gguf");
+      o.kv_type = KvType::kF32;
+      o.vision_arithmetic = arithmetic;
+      const std::shared_ptr<Engine> engine = Engine::load(o);
+      for (const std::string name : {"img-square", "img-photo", "img-two", "img-wide-pas"}) {
+        const Golden want("mm-a", name);
+        const std::vector<float> embeddings = encode(*engine, pixels_of(golden, name));
+        const std::vector<float> reference = golden.at(name + ".image_embeds").as<float>();
+        CHECK(embeddings.size() == reference.size());
+        CHECK(normalised_error(embeddings, reference) < (exact ? 3e-4 : 0.03));
+        if (!exact) continue;
+        std::vector<PromptImage> images;
+        auto next = embeddings.begin();
+        for (size_t i = 0; i < want.tokens.size(); ++i) {
+          if (want.tokens[i] != kSoft) continue;
+          images.push_back({static_cast<int>(i), {next, next + kImageRows * kDim}});
+          next += kImageRows * kDim;
+          i += kImageRows - 1;
+        }
+        std::vector<float> got = logits_of(*engine, want.tokens, true, std::move(images));
+        const size_t n_vocab = got.size() / want.tokens.size();
+        got.erase(got.begin(),
+                  got.end() - static_cast<std::ptrdiff_t>(want.logits.size()));  // the last ones are golden
+        check_rows(got, want.logits, n_vocab, 3e-4);
+      }
+    }
+  }
+}
+
+TEST("an unknown chip is refused") {
+  CHECK_THROWS(kBackendUnavailable, "DEVICE", Engine::load(on("sm_1", "text-a-f16.gguf")));
+}
+
+}  // namespace
+}  // namespace gemma
+
+TEST_MAIN

@@ -1,0 +1,140 @@
+// Models whose layers lie on several emulated devices, or on these and the CPU, and how they are laid there.
+#include <cstdlib>
+#include <numeric>
+
+#include "check.h"
+#include "engine_helpers.h"
+#include "model/placement.h"
+
+namespace gemma {
+namespace {
+
+using namespace gemma::test;
+
+constexpr const char* kTwo = "emulated:sm_80,emulated:gfx1100";
+
+// Memory of every emulated device while it lives.
+struct EmulatedBytes {
+  explicit EmulatedBytes(uint64_t bytes) { setenv("GEMMA_EMULATED_BYTES", std::to_string(bytes).c_str(), 1); }
+  ~EmulatedBytes() { unsetenv("GEMMA_EMULATED_BYTES"); }
+  EmulatedBytes(const EmulatedBytes&) = delete;
+  EmulatedBytes& operator=(const EmulatedBytes&) = delete;
+};
+
+LoadOptions on(const std::string& device, int n_gpu_layers, const std::string& file) {
+  LoadOptions o = options(file);
+  o.device = device;
+  o.n_gpu_layers = n_gpu_layers;
+  return o;
+}
+
+// Ranges as text: "cpu 0-2, 0 2-4, 1 4-6".
+std::string text(const std::vector<LayerRange>& ranges) {
+  std::string all;
+  for (const LayerRange& r : ranges) {
+    all += (all.empty() ? "" : ", ") + (r.gpu < 0 ? std::string("cpu") : std::to_string(r.gpu)) + " " +
+           std::to_string(r.first_layer) + "-" + std::to_string(r.end_layer);
+  }
+  return all;
+}
+
+TEST("layers on two devices, and on a device and the CPU, agree with transformers'") {
+  const struct {
+    std::string device;
+    int n_gpu_layers;
+    std::string shown;
+  } placements[] = {{"emulated:sm_80", 2, "cpu + emulated:sm_80"},
+                    {"emulated:gfx90a", 1, "cpu + emulated:gfx90a"},
+                    {kTwo, 1000, "emulated:sm_80 + emulated:gfx1100"},
+                    {kTwo, 4, "cpu + emulated:sm_80 + emulated:gfx1100"},
+                    {kTwo, 0, "cpu"}};
+  for (const auto& [device, n_gpu_layers, shown] : placements) {
+    LoadOptions o = on(device, n_gpu_layers, "text-a-f16.gguf");
+    o.kv_type = KvType::kF32;
+    const std::shared_ptr<Engine> engine = Engine::load(o);
+    CHECK(engine->info().device == shown);
+    CHECK(engine->info().n_gpu_layers == std::min(n_gpu_layers, engine->config().n_layers));
+    for (const char* c : {"text", "window+1", "long"}) {
+      const Golden golden("text-a", c);
+      const std::vector<float> got = logits_of(*engine, golden.tokens);
+      CHECK(normalised_error(got, golden.logits) < 3e-4);
+    }
+  }
+}
+
+TEST("tokens of a split model do not depend on company or on how the prompt is cut") {
+  LoadOptions o = on(kTwo, 3, "text-a-q4_0.gguf");
+  const std::vector<TokenId> tokens = some_tokens(83);
+  const std::shared_ptr<Engine> engine = Engine::load(o);
+  const std::vector<float> want = logits_of(*engine, tokens);
+  o.n_batch = 7;
+  CHECK(same_bits(logits_of(*Engine::load(o), tokens), want));
+  const auto lonely = start(*engine, sampled(some_tokens(40, 5), 20, 17));
+  lonely->ended.wait();
+  const auto other = start(*engine, sampled(some_tokens(50, 3), 30, 2));
+  const auto again = start(*engine, sampled(some_tokens(40, 5), 20, 17));
+  again->ended.wait();
+  other->ended.wait();
+  CHECK(again->tokens == lonely->tokens && lonely->tokens.size() == 20);
+}
+
+TEST("auto: as few devices as hold the model, then the CPU") {
+  const std::string file = "text-a-f16.gguf";
+  const auto device_with = [&](uint64_t bytes, const std::string& device) {
+    const EmulatedBytes memory(bytes);
+    LoadOptions o = on(device, kAutoLayers, file);
+    o.n_ctx = 64;
+    o.n_batch = 64;
+    const std::shared_ptr<Engine> engine = Engine::load(o);
+    CHECK(!logits_of(*engine, some_tokens(20)).empty());
+    return engine->info().device;
+  };
+  CHECK(device_with(uint64_t{1} << 32, kTwo) == "emulated:sm_80");
+  CHECK_THROWS(kOutOfMemory, "DEVICE_MEMORY", device_with(1000, kTwo));
+}
+
+TEST("layers are placed by the memory they need") {
+  LayerCosts costs;
+  costs.layers.assign(6, 100);
+  costs.embedding = 1000;
+  costs.output = 1000;
+  costs.is_tied = true;
+  costs.scratch = 50;
+  const auto place = [&](std::vector<uint64_t> free_bytes, int n = kAutoLayers, uint64_t other = 0) {
+    for (uint64_t& bytes : free_bytes) {  // an eighth is kept free
+      uint64_t all = bytes;
+      while (all - all / 8 < bytes) ++all;
+      bytes = all;
+    }
+    const std::vector<LayerRange> ranges = place_layers(costs, free_bytes, n, other);
+    int end = 0;
+    for (const LayerRange& range : ranges) {
+      CHECK(range.first_layer == end && range.end_layer > end);
+      end = range.end_layer;
+    }
+    CHECK(end == 6);
+    return text(ranges);
+  };
+  CHECK(place({}) == "cpu 0-6");
+  CHECK(place({1650}) == "0 0-6");
+  CHECK(place({1649}) == "cpu 0-1, 0 1-6");
+  CHECK(place({1150}) == "cpu 0-5, 0 5-6");
+  CHECK(place({1149}) == "cpu 0-6");
+  CHECK(place({1650}, kAutoLayers, 1) == "cpu 0-1, 0 1-6");
+  CHECK(place({1650, 1650}) == "0 0-6");
+  CHECK(place({1400, 1400}) == "0 0-3, 1 3-6");
+  CHECK(place({1500, 1250}) == "0 0-4, 1 4-6");
+  CHECK(place({400, 1250}) == "cpu 0-1, 0 1-4, 1 4-6");  // no room for the embedding
+  CHECK(place({1250, 400}) == "cpu 0-4, 0 4-6");         // the second holds no output matrix
+  costs.is_tied = false;
+  CHECK(place({1650}) == "cpu 0-1, 0 1-6");
+  CHECK(place({2650}) == "0 0-6");
+  CHECK(place({10, 10}, 6) == "0 0-3, 1 3-6");
+  CHECK(place({30, 10}, 4) == "cpu 0-2, 0 2-5, 1 5-6");
+  CHECK(place({10}, 100) == "0 0-6");
+}
+
+}  // namespace
+}  // namespace gemma
+
+TEST_MAIN
