@@ -101,7 +101,7 @@ function pack() {
 
 function checkContents({ files, unpackedSize, size }) {
   const allowed =
-    /^(dist\/.*\.(js|mjs|d\.ts|d\.mts)|prebuilds\/[\w-]+\/gemma-native(\.glibc|\.musl)?\.node|models\/[\w.-]+\.gguf|package\.json|README\.md|CHANGELOG\.md|LICENSE)$/;
+    /^(dist\/.*\.(js|mjs|d\.ts|d\.mts)|prebuilds\/[\w-]+\/gemma-native(\.glibc|\.musl)?\.node|models\/([\w.-]+\.gguf|pictures\/\w+\.png)|package\.json|README\.md|CHANGELOG\.md|LICENSE)$/;
   const strangers = files.map(({ path }) => path).filter((path) => !allowed.test(path));
   expect(strangers.length === 0, `unexpected files: ${strangers.join(', ')}`);
   for (const needed of [
