@@ -123,8 +123,9 @@ bool is_finite_row(std::span<const float> logits) {
 
 // Of a draft model's weights.
 uint64_t draft_bytes(const std::string& path, const GgufOpenOptions& options) {
+  const std::shared_ptr<const GgufFile> file = GgufFile::open(path, options);
   uint64_t bytes = 0;
-  for (const GgufTensor& tensor : GgufFile::open(path, options)->tensors()) bytes += tensor.bytes;
+  for (const GgufTensor& tensor : file->tensors()) bytes += tensor.bytes;
   return bytes;
 }
 

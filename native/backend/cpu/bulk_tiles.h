@@ -183,7 +183,7 @@ class BulkTiles {
 
   static void multiply(const WeightRows& w, const std::byte* packed, int n_rows, int n_cols, float* out,
                        size_t out_stride, const Scratch& scratch) {
-    const auto run_floats = [&]<class Type>() {
+    const auto run_floats = [&]<class Type> {
       run(w, packed, n_rows, n_cols, out, out_stride, scratch,
           [&](int row, int b, int n, WeightTile* tiles, uint8_t* /*tail*/) {
             unpack_floats<Type>(w, row, n_cols, b, n, tiles);
@@ -195,7 +195,7 @@ class BulkTiles {
       case TensorType::kBF16: return run_floats.template operator()<BFloat16>();
       default: break;
     }
-    with_unpacker(w.type, n_cols, [&]<class Type>() {
+    with_unpacker(w.type, n_cols, [&]<class Type> {
       run(w, packed, n_rows, n_cols, out, out_stride, scratch,
           [&](int row, int b, int n, WeightTile* tiles, uint8_t* tail) {
             unpack_tiles<Type>(w, row, b, n, tiles, tail);
@@ -276,7 +276,7 @@ class BulkTiles {
       if constexpr (kX == 2) f.template operator()<1, 0>();
       if constexpr (kX == 2 && kW == 2) f.template operator()<1, 1>();
     };
-    for_sums([&]<int i, int j>() {
+    for_sums([&]<int i, int j> {
       if (first) {
         Tiles::template zero<i, j>();
       } else {
@@ -297,7 +297,7 @@ class BulkTiles {
         if constexpr (kW == 2) Tiles::template multiply<1, 1>();
       }
     }
-    for_sums([&]<int i, int j>() { Tiles::template store_sums<i, j>(memory.sums[p + j][g + i].rows); });
+    for_sums([&]<int i, int j> { Tiles::template store_sums<i, j>(memory.sums[p + j][g + i].rows); });
   }
 
   static void store(const Memory& memory, float* out, size_t out_stride, int n_rows, int n_lanes) {

@@ -411,7 +411,7 @@ void gemm_float_type(const WeightRows& w, const float* x, int n_x, int n_cols, f
 
 void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride,
                                 const Scratch& scratch) {
-  with_unpacker(w.type, x.n_cols, [&]<class Type>() { gemm_type<Type>(w, x, out, out_stride, scratch); });
+  with_unpacker(w.type, x.n_cols, [&]<class Type> { gemm_type<Type>(w, x, out, out_stride, scratch); });
 }
 
 void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
@@ -429,7 +429,7 @@ void load_columns_avx512(const WeightRows& w, int n_cols, float* columns, const 
     case TensorType::kF32: return columns_of_floats<F32>(w, n_cols, columns);
     case TensorType::kF16: return columns_of_floats<F16>(w, n_cols, columns);
     case TensorType::kBF16: return columns_of_floats<BF16>(w, n_cols, columns);
-    default: with_unpacker(w.type, n_cols, [&]<class Type>() { columns_of<Type>(w, n_cols, columns, scratch); });
+    default: with_unpacker(w.type, n_cols, [&]<class Type> { columns_of<Type>(w, n_cols, columns, scratch); });
   }
 }
 

@@ -687,7 +687,7 @@ GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, Pane
   }
 }
 
-// f of the type's unpacker: with_unpacker(type, n_cols, [&]<class Type>() { ... }). Float types have none.
+// f of the type's unpacker: with_unpacker(type, n_cols, [&]<class Type> { ... }). Float types have none.
 template <class F>
 inline void with_unpacker(TensorType type, int n_cols, const F& f) {
   switch (type) {
