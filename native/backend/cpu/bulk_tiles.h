@@ -68,10 +68,9 @@ struct ToTiles {
     if constexpr (kSmall) {
       // Of each float byte 2 is the code and byte 3 that of 128.0, bytes 0 and 1 are zero; indices from 64 on pick from
       // the second operand.
-      const int pick = 0x43404040 & ~0x00ff0000;
       const __m512i lane = _mm512_mullo_epi32(_mm512_set1_epi32(0x04040404),
                                               _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-      const __m512i index = _mm512_or_si512(lane, _mm512_set1_epi32(pick | i << 16));
+      const __m512i index = _mm512_or_si512(lane, _mm512_set1_epi32(0x43004040 | i << 16));
       const __m512i exponents = _mm512_set1_epi32(0x43000000);
       return _mm512_castsi512_ps(_mm512_permutex2var_epi8(v, index, exponents));
     } else {
@@ -131,23 +130,6 @@ GEMMA_FLATTEN void unpack_floats(const WeightRows& w, int row, int n_cols, int b
   }
 }
 
-// Blocks b .. b + n - 1 of 16 rows into tiles.
-template <class Type>
-GEMMA_FLATTEN void unpack_tiles(const WeightRows& w, int row, int b, int n, WeightTile* tiles, uint8_t* tail) {
-  const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
-  const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
-  PanelRows from = panel_rows(w, row, offset, bytes, tail);
-  Prefetcher prefetcher(
-      reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes,
-      kLanes * w.w_row_bytes);
-  for (int g = 0; g < n / Type::kGroup; ++g) {
-    prefetcher.advance(Type::kGroupBytes * kLanes);
-    ToTiles<Type> sink(tiles + g * Type::kGroup);
-    Type::unpack(from, sink);
-    from = from.at(Type::kGroupBytes);
-  }
-}
-
 // Blocked for the caches (Xeon: 48 KiB and 2 MiB): steps of 8 blocks of columns, in which two panels of weights
 // (16 KiB) stay in L1 while 512 rows of x (256 KiB) go by in L2, where the sums of 512 x 256 (512 KiB) are as well, in
 // whole tiles: rows of a result are often multiples of 4 KiB apart, where a cache holds few of them.
@@ -198,7 +180,7 @@ class BulkTiles {
     with_unpacker(w.type, n_cols, [&]<class Type> {
       run(w, packed, n_rows, n_cols, out, out_stride, scratch,
           [&](int row, int b, int n, WeightTile* tiles, uint8_t* tail) {
-            unpack_tiles<Type>(w, row, b, n, tiles, tail);
+            unpack_panel<Type, ToTiles<Type>>(w, row, b, n, tiles, tail);
           });
     });
   }

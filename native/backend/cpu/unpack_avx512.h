@@ -670,9 +670,9 @@ inline PanelRows panel_rows(const WeightRows& w, int row, size_t offset, size_t 
   return {tail, bytes};
 }
 
-// Blocks b .. b + n - 1 of 16 rows into a panel. Sink: ToPanel or one like it.
-template <class Type, class Sink>
-GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, PanelBlock* panel, uint8_t* tail) {
+// Blocks b .. b + n - 1 of 16 rows, a Block of the panel each. Sink: ToPanel or one like it, made from its first Block.
+template <class Type, class Sink, class Block>
+GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, Block* panel, uint8_t* tail) {
   const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
   const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
   PanelRows from = panel_rows(w, row, offset, bytes, tail);
