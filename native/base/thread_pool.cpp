@@ -73,9 +73,9 @@ void ThreadPool::wait_for_workers(Clock::time_point start) {
   const Clock::time_point idle = Clock::now();
   {
     std::unique_lock lock(mutex_);
-    caller_sleeps_.store(true, std::memory_order_seq_cst);
-    done_.wait(lock, [&] { return (state_.load(std::memory_order_seq_cst) & kWorkersMask) == 0; });
-    caller_sleeps_.store(false, std::memory_order_relaxed);
+    state_.fetch_or(kCallerSleeps, std::memory_order_acq_rel);
+    done_.wait(lock, [&] { return (state_.load(std::memory_order_acquire) & kWorkersMask) == 0; });
+    state_.fetch_and(~kCallerSleeps, std::memory_order_relaxed);
   }
   const Clock::time_point end = Clock::now();
   const Clock::duration waited = end - idle;
@@ -102,8 +102,7 @@ void ThreadPool::worker_main(int thread) {
     while ((state & kOpen) != 0 && state / kJob == seen) {
       if (state_.compare_exchange_weak(state, state + kWorker, std::memory_order_acq_rel)) {
         work(thread);
-        state_.fetch_sub(kWorker, std::memory_order_seq_cst);
-        if (caller_sleeps_.load(std::memory_order_seq_cst)) {
+        if ((state_.fetch_sub(kWorker, std::memory_order_acq_rel) & kCallerSleeps) != 0) {
           const std::lock_guard lock(mutex_);
           done_.notify_one();
         }

@@ -49,11 +49,15 @@ class ThreadPool {
   void wait_for_workers(Clock::time_point start);
   void worker_main(int thread);
 
-  // state_: bit 0 "open", bits 1..31 workers inside, bits 32.. the job's number. A worker enters only an open job and
-  // the caller leaves only a closed one without workers, so a late sleeper can never touch a job that has ended.
+  // state_: bit 0 "open", bit 1 "the caller sleeps", bits 2..31 workers inside, bits 32.. the job's number. A worker
+  // enters only an open job and the caller leaves only a closed one without workers, so a late sleeper can never touch
+  // a job that has ended. The caller says that it sleeps in the very word that the workers change: in a word of its
+  // own, a wake-up would depend on a store being seen before a later load, which an emulated arm64 processor was seen
+  // to get wrong.
   static constexpr uint64_t kOpen = 1;
-  static constexpr uint64_t kWorker = 2;
-  static constexpr uint64_t kWorkersMask = 0xfffffffeu;
+  static constexpr uint64_t kCallerSleeps = 2;
+  static constexpr uint64_t kWorker = 4;
+  static constexpr uint64_t kWorkersMask = 0xfffffffcu;
   static constexpr uint64_t kJob = uint64_t{1} << 32;
 
   alignas(64) std::atomic<uint64_t> state_{0};
@@ -63,7 +67,6 @@ class ThreadPool {
   const void* context_ = nullptr;
 
   alignas(64) std::atomic<int> sleepers_{0};
-  std::atomic<bool> caller_sleeps_{false};
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::condition_variable wake_;  // workers: a new job

@@ -127,6 +127,19 @@ TEST("thread pool: a worker held up in its chunk; the caller sleeps, works alone
   }
 }
 
+TEST("thread pool: a worker that ends at the moment its caller falls asleep wakes it") {
+  ThreadPool pool(2);
+  uint32_t random = 1;
+  for (int round = 0; round < 300000; ++round) {
+    random = random * 1664525u + 1013904223u;
+    const uint32_t length = 3000 + random % 6000;  // about as long as the caller spins, on a slow and on a fast machine
+    pool.parallel_for(2, [&](int, int thread) {
+      volatile uint32_t count = thread != 0 ? length : 500;
+      while (count > 0) count = count - 1;
+    });
+  }
+}
+
 #if defined(__linux__)
 TEST("cgroup_cores: version 1 and 2, the group's own limit and those above, inside a container, none") {
   namespace fs = std::filesystem;
