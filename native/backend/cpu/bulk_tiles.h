@@ -1,40 +1,20 @@
-// Matrix products of many rows in bfloat16 on a processor's matrix tiles: 16 rows of x times 16 weight rows times 32
-// columns are one instruction that adds exact products up in float32 (Intel's TDPBF16PS). Weights of any type are
-// unpacked into panels of tiles once for all rows of x. Rounding weights and x to 8 significant bits costs less than x
-// in 8-bit integers with a step for each block does, and the sums need no scaling.
+// Matrix products of many rows in bfloat16 on a processor's matrix tiles. Weights of any type are unpacked into panels
+// of tiles once for all rows of x. Rounding weights and x to 8 significant bits costs less than x in 8-bit integers
+// with a step for each block does, and the sums need no scaling.
 //
 // 8-bit integers on tiles, which would equal the other sets' products to the bit, were measured: 17.9 ns for such a
 // product of 8,192 multiply-adds against 4.4 ns here (and 17.6 ns at the peak of the vector unit), because every sum of
 // a block has to come back, be converted, scaled and added by instructions that cannot run beside the tiles'.
 //
-// Internal to each file that includes it. Tiles: AmxTiles (bulk_amx_bf16.cpp), or arrays that behave like them, with
-// which tests run the same code on processors that have none.
+// Internal to each file that includes it; tiles_avx512.h tells of the tiles.
 #pragma once
 
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/tiles_avx512.h"
 #include "backend/cpu/unpack_avx512.h"
 
 namespace gemma::cpu {
 namespace {
-
-constexpr int kTileRows = 16;
-constexpr int kTileColumns = 32;
-
-// 32 columns of 16 weight rows, or of 16 rows of x.
-struct alignas(64) WeightTile {
-  uint32_t pairs[16][kLanes];  // pairs[j][lane]: columns 2 * j (low half) and 2 * j + 1
-};
-struct alignas(64) XTile {
-  uint16_t rows[kTileRows][kTileColumns];
-};
-static_assert(sizeof(WeightTile) == 1024 && sizeof(XTile) == 1024);
-
-// Two registers of floats as pairs of bfloat16, rounded to nearest, ties to even; NaN stays NaN.
-inline __m512i bf16_pairs(__m512 even, __m512 odd) {
-  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
-                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(interleave, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even)));
-}
 
 // Where unpack_avx512.h puts a quantised type's values.
 template <class Type>
@@ -81,52 +61,18 @@ struct ToTiles {
   }
 };
 
-// Values of a float type.
-struct Float32 {
-  static constexpr size_t kBytes = 4;
-  static __m512 load(const uint8_t* p, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, p); }
-};
-struct Float16 {
-  static constexpr size_t kBytes = 2;
-  static __m512 load(const uint8_t* p, __mmask16 lanes) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p)); }
-};
-struct BFloat16 {
-  static constexpr size_t kBytes = 2;
-  static __m512 load(const uint8_t* p, __mmask16 lanes) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p)), 16));
-  }
-};
-
-inline __mmask16 lanes_below(int n) {
-  return static_cast<__mmask16>(n >= kLanes ? 0xffff : n <= 0 ? 0 : (1u << n) - 1u);
-}
-
-// 32 floats from column c on as bfloat16; zero from n_cols on.
-template <class Type>
-inline __m512i load_32(const uint8_t* row, int c, int n_cols) {
-  const uint8_t* p = row + static_cast<size_t>(c) * Type::kBytes;
-  const __m512 low = Type::load(p, lanes_below(n_cols - c));
-  const __m512 high = Type::load(p + kLanes * Type::kBytes, lanes_below(n_cols - c - kLanes));
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-}
-
 template <class Type>
 GEMMA_FLATTEN void unpack_floats(const WeightRows& w, int row, int n_cols, int b, int n, WeightTile* tiles) {
   const int n_rows = std::min(kLanes, w.row_end - row);
   const uint8_t* first = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes;
   for (int i = 0; i < n; ++i) {
-    alignas(64) uint32_t rows[kLanes][16];
+    XTile tile;
 #pragma GCC unroll 16
     for (int lane = 0; lane < kLanes; ++lane) {
       const uint8_t* p = first + static_cast<size_t>(std::min(lane, n_rows - 1)) * w.w_row_bytes;
-      _mm512_store_si512(rows[lane], load_32<Type>(p, (b + i) * kTileColumns, n_cols));
+      _mm512_store_si512(tile.rows[lane], load_32<Type>(p, (b + i) * kTileColumns, n_cols));
     }
-    const PanelRows panel(reinterpret_cast<const uint8_t*>(rows), sizeof rows[0]);
-    for (int j = 0; j < 16; j += 4) {
-      __m512i transposed[4];
-      load_transposed(panel, 4 * j, transposed);
-      for (int k = 0; k < 4; ++k) _mm512_store_si512(tiles[i].pairs[j + k], transposed[k]);
-    }
+    transpose_pairs(&tile, &tiles[i]);
   }
 }
 
@@ -192,9 +138,6 @@ class BulkTiles {
   static constexpr int kPanels = 16;
   static constexpr int kGroups = 32;  // of 16 rows of x
 
-  struct alignas(64) SumTile {
-    float rows[kTileRows][kLanes];
-  };
   struct Memory {
     SumTile sums[kPanels][kGroups];
     WeightTile panels[kPanels][kStepBlocks];
@@ -238,48 +181,15 @@ class BulkTiles {
   static void multiply_panels(Memory& memory, int p, int n_panels, const XTile* x, int n_groups, int n_blocks,
                               bool first) {
     for (int g = 0; g < n_groups; g += 2, x += 2 * kStepBlocks) {
+      const TileProduct product{x, kStepBlocks, memory.panels[p], kStepBlocks, n_blocks, &memory.sums[p][g],
+                                1, kGroups};
       const bool two = n_groups - g > 1;
       if (n_panels > 1) {
-        two ? multiply_tiles<2, 2>(memory, p, g, x, n_blocks, first)
-            : multiply_tiles<1, 2>(memory, p, g, x, n_blocks, first);
+        two ? multiply_tiles<Tiles, 2, 2>(product, first) : multiply_tiles<Tiles, 1, 2>(product, first);
       } else {
-        two ? multiply_tiles<2, 1>(memory, p, g, x, n_blocks, first)
-            : multiply_tiles<1, 1>(memory, p, g, x, n_blocks, first);
+        two ? multiply_tiles<Tiles, 2, 1>(product, first) : multiply_tiles<Tiles, 1, 1>(product, first);
       }
     }
-  }
-
-  // kX groups of rows from g on times kW panels from p on.
-  template <int kX, int kW>
-  static void multiply_tiles(Memory& memory, int p, int g, const XTile* x, int n_blocks, bool first) {
-    const auto for_sums = [](const auto& f) {
-      f.template operator()<0, 0>();
-      if constexpr (kW == 2) f.template operator()<0, 1>();
-      if constexpr (kX == 2) f.template operator()<1, 0>();
-      if constexpr (kX == 2 && kW == 2) f.template operator()<1, 1>();
-    };
-    for_sums([&]<int i, int j> {
-      if (first) {
-        Tiles::template zero<i, j>();
-      } else {
-        Tiles::template load_sums<i, j>(memory.sums[p + j][g + i].rows);
-      }
-    });
-    for (int b = 0; b < n_blocks; ++b) {
-      Tiles::template load_x<0>(x[b].rows);
-      Tiles::template load_w<0>(memory.panels[p][b].pairs);
-      Tiles::template multiply<0, 0>();
-      if constexpr (kW == 2) {
-        Tiles::template load_w<1>(memory.panels[p + 1][b].pairs);
-        Tiles::template multiply<0, 1>();
-      }
-      if constexpr (kX == 2) {
-        Tiles::template load_x<1>(x[kStepBlocks + b].rows);
-        Tiles::template multiply<1, 0>();
-        if constexpr (kW == 2) Tiles::template multiply<1, 1>();
-      }
-    }
-    for_sums([&]<int i, int j> { Tiles::template store_sums<i, j>(memory.sums[p + j][g + i].rows); });
   }
 
   static void store(const Memory& memory, float* out, size_t out_stride, int n_rows, int n_lanes) {
