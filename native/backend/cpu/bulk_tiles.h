@@ -113,7 +113,7 @@ class BulkTiles {
                        size_t out_stride, const Scratch& scratch) {
     const auto run_floats = [&]<class Type> {
       run(w, packed, n_rows, n_cols, out, out_stride, scratch,
-          [&](int row, int b, int n, WeightTile* tiles, uint8_t* /*tail*/) {
+          [&](int row, int b, int n, WeightTile* tiles, uint8_t* /*tail*/, int /*ahead*/) {
             unpack_floats<Type>(w, row, n_cols, b, n, tiles);
           });
     };
@@ -125,8 +125,8 @@ class BulkTiles {
     }
     with_unpacker(w.type, n_cols, [&]<class Type> {
       run(w, packed, n_rows, n_cols, out, out_stride, scratch,
-          [&](int row, int b, int n, WeightTile* tiles, uint8_t* tail) {
-            unpack_panel<Type, ToTiles<Type>>(w, row, b, n, tiles, tail);
+          [&](int row, int b, int n, WeightTile* tiles, uint8_t* tail, int ahead) {
+            unpack_panel<Type, ToTiles<Type>>(w, row, b, n, tiles, tail, ahead);
           });
     });
   }
@@ -137,6 +137,9 @@ class BulkTiles {
   static constexpr int kStepBlocks = 8;  // a multiple of every type's group
   static constexpr int kPanels = 16;
   static constexpr int kGroups = 32;  // of 16 rows of x
+  // So few rows that reading the weights is what takes the time: two panels at a time with all their columns, which
+  // memory likes better than a step of the columns of many rows.
+  static constexpr int kFewGroups = 8;
 
   struct Memory {
     SumTile sums[kPanels][kGroups];
@@ -156,12 +159,13 @@ class BulkTiles {
     Tiles::configure();
     for (int group = 0; group < n_groups; group += kGroups) {
       const int n_here = std::min(kGroups, n_groups - group);
-      for (int row = w.row_begin; row < w.row_end; row += kPanels * kLanes) {
-        const int n_lanes = std::min(kPanels * kLanes, w.row_end - row);
+      const int n_at_once = kLanes * (n_here <= kFewGroups ? 2 : kPanels);
+      for (int row = w.row_begin; row < w.row_end; row += n_at_once) {
+        const int n_lanes = std::min(n_at_once, w.row_end - row);
         const int n_panels = tiles_of(n_lanes, kLanes);
         for (int b = 0; b < n_blocks; b += kStepBlocks) {
           const int n = std::min(kStepBlocks, n_blocks - b);
-          for (int p = 0; p < n_panels; ++p) unpack(row + p * kLanes, b, n, memory.panels[p], memory.tail);
+          for (int p = 0; p < n_panels; ++p) unpack(row + p * kLanes, b, n, memory.panels[p], memory.tail, std::min(n_at_once, 2*kLanes));
           Tiles::written();
           const XTile* x =
               reinterpret_cast<const XTile*>(packed) +
