@@ -16,48 +16,61 @@
 namespace gemma::cpu {
 namespace {
 
-// Where unpack_avx512.h puts a quantised type's values.
+// Where unpack_avx512.h puts a quantised type's values. A register of floats holds two columns of eight rows, which is
+// the order of the tile: two of them are rounded to one register of pairs without a shuffle.
 template <class Type>
 struct ToTiles {
   static constexpr int kParts = Type::kHalves ? 2 : 1;
-  // Codes below 128 become 128 + code by being put into a float's highest bits of mantissa.
+  // A code is put into a float's mantissa: below 128 into the highest bits of 128.0, other ones into lower bits of
+  // 32768.0, which is taken away first, for base would not be exact enough.
   static constexpr bool kSmall = Type::kOffsetShift < 7;
   static constexpr int kOffset =
       (kSmall ? 128 : 0) + (kSmall && Type::kOffsetShift >= 0 ? 1 << (Type::kOffsetShift & 31) : 0);
+  struct Rows {
+    __m512 d[2];     // of rows 0 to 7 and 8 to 15, each twice
+    __m512 base[2];  // what a value is when the float that stands for its code is 0
+  };
   WeightTile* out;
-  __m512 d[Type::kGroup][kParts];
-  __m512 base[Type::kGroup][kParts];  // what a value is when the float that stands for its code is 0
+  Rows parts[Type::kGroup][kParts];
 
   explicit ToTiles(WeightTile* tiles) : out(tiles) {}
   void scale(int b, int half, __m512 v) {
-    d[b][half] = v;
-    base[b][half] = _mm512_mul_ps(v, _mm512_set1_ps(-static_cast<float>(kOffset)));
+    Rows& rows = parts[b][half];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      rows.d[i] = twice(v, i);
+      rows.base[i] = _mm512_mul_ps(rows.d[i], _mm512_set1_ps(-static_cast<float>(kOffset)));
+    }
   }
-  void minimum(int b, int half, __m512 m) { base[b][half] = _mm512_add_ps(base[b][half], m); }
+  void minimum(int b, int half, __m512 m) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) parts[b][half].base[i] = _mm512_add_ps(parts[b][half].base[i], twice(m, i));
+  }
   void codes(int b, int j, __m512i v) const {
-    const int half = kParts == 2 ? j / 4 : 0;
-    __m512 f[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) f[i] = _mm512_fmadd_ps(float_of(v, i), d[b][half], base[b][half]);
-    _mm512_store_si512(out[b].pairs[2 * j], bf16_pairs(f[0], f[1]));
-    _mm512_store_si512(out[b].pairs[2 * j + 1], bf16_pairs(f[2], f[3]));
+    const Rows& rows = parts[b][kParts == 2 ? j / 4 : 0];
+#pragma GCC unroll 2
+    for (int pair = 0; pair < 2; ++pair) {
+      const __m512 low = _mm512_fmadd_ps(float_of(v, pair, 0), rows.d[0], rows.base[0]);
+      const __m512 high = _mm512_fmadd_ps(float_of(v, pair, 1), rows.d[1], rows.base[1]);
+      _mm512_store_si512(out[b].pairs[2 * j + pair], reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+    }
   }
 
  private:
-  static __m512 float_of(__m512i v, int i) {
-    if constexpr (kSmall) {
-      // Of each float byte 2 is the code and byte 3 that of 128.0, bytes 0 and 1 are zero; indices from 64 on pick from
-      // the second operand.
-      const __m512i lane = _mm512_mullo_epi32(_mm512_set1_epi32(0x04040404),
-                                              _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-      const __m512i index = _mm512_or_si512(lane, _mm512_set1_epi32(0x43004040 | i << 16));
-      const __m512i exponents = _mm512_set1_epi32(0x43000000);
-      return _mm512_castsi512_ps(_mm512_permutex2var_epi8(v, index, exponents));
-    } else {
-      // An offset of 128 is the sign bit.
-      const __m512i code = _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80)));
-      return signed_byte(code, static_cast<unsigned>(i));
-    }
+  static __m512 twice(__m512 v, int i) {
+    const __m512i rows = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return _mm512_permutexvar_ps(_mm512_add_epi32(rows, _mm512_set1_epi32(8 * i)), v);
+  }
+  // Codes 2 * pair and 2 * pair + 1 of rows 8 * half to 8 * half + 7.
+  static __m512 float_of(__m512i v, int pair, int half) {
+    constexpr int kByte = kSmall ? 2 : 1;  // of the float, to which the code goes
+    const __m512i bytes = _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29);
+    const __m512i index =
+        _mm512_slli_epi32(_mm512_add_epi32(bytes, _mm512_set1_epi32(32 * half + 2 * pair)), 8 * kByte);
+    const __m512i power = _mm512_set1_epi32(kSmall ? 0x43000000 : 0x47000000);
+    const __m512 f =
+        _mm512_castsi512_ps(_mm512_mask_permutexvar_epi8(power, uint64_t{0x1111111111111111} << kByte, index, v));
+    return kSmall ? f : _mm512_sub_ps(f, _mm512_set1_ps(32768.0f + 128.0f));
   }
 };
 
@@ -113,7 +126,7 @@ class BulkTiles {
                        size_t out_stride, const Scratch& scratch) {
     const auto run_floats = [&]<class Type> {
       run(w, packed, n_rows, n_cols, out, out_stride, scratch,
-          [&](int row, int b, int n, WeightTile* tiles, uint8_t* /*tail*/, int /*ahead*/) {
+          [&](int row, int b, int n, WeightTile* tiles, uint8_t* /*tail*/) {
             unpack_floats<Type>(w, row, n_cols, b, n, tiles);
           });
     };
@@ -125,8 +138,8 @@ class BulkTiles {
     }
     with_unpacker(w.type, n_cols, [&]<class Type> {
       run(w, packed, n_rows, n_cols, out, out_stride, scratch,
-          [&](int row, int b, int n, WeightTile* tiles, uint8_t* tail, int ahead) {
-            unpack_panel<Type, ToTiles<Type>>(w, row, b, n, tiles, tail, ahead);
+          [&](int row, int b, int n, WeightTile* tiles, uint8_t* tail) {
+            unpack_panel<Type, ToTiles<Type>>(w, row, b, n, tiles, tail, kFewPanels * kLanes);
           });
     });
   }
@@ -140,6 +153,7 @@ class BulkTiles {
   // So few rows that reading the weights is what takes the time: two panels at a time with all their columns, which
   // memory likes better than a step of the columns of many rows.
   static constexpr int kFewGroups = 8;
+  static constexpr int kFewPanels = 2;
 
   struct Memory {
     SumTile sums[kPanels][kGroups];
@@ -159,13 +173,13 @@ class BulkTiles {
     Tiles::configure();
     for (int group = 0; group < n_groups; group += kGroups) {
       const int n_here = std::min(kGroups, n_groups - group);
-      const int n_at_once = kLanes * (n_here <= kFewGroups ? 2 : kPanels);
+      const int n_at_once = kLanes * (n_here <= kFewGroups ? kFewPanels : kPanels);
       for (int row = w.row_begin; row < w.row_end; row += n_at_once) {
         const int n_lanes = std::min(n_at_once, w.row_end - row);
         const int n_panels = tiles_of(n_lanes, kLanes);
         for (int b = 0; b < n_blocks; b += kStepBlocks) {
           const int n = std::min(kStepBlocks, n_blocks - b);
-          for (int p = 0; p < n_panels; ++p) unpack(row + p * kLanes, b, n, memory.panels[p], memory.tail, std::min(n_at_once, 2*kLanes));
+          for (int p = 0; p < n_panels; ++p) unpack(row + p * kLanes, b, n, memory.panels[p], memory.tail);
           Tiles::written();
           const XTile* x =
               reinterpret_cast<const XTile*>(packed) +
