@@ -213,11 +213,18 @@ class BulkTiles {
   static void store(const Memory& memory, float* out, size_t out_stride, int n_rows, int n_lanes) {
     for (int r = 0; r < n_rows; ++r) {
       float* row = out + static_cast<size_t>(r) * out_stride;
+      // Past the caches, which are full of what the next products need.
+      if (reinterpret_cast<uintptr_t>(row) % 64 == 0 && n_lanes % kLanes == 0) {
+        for (int lane = 0; lane < n_lanes; lane += kLanes)
+          _mm512_stream_ps(row + lane, _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
+        continue;
+      }
       for (int lane = 0; lane < n_lanes; lane += kLanes) {
         _mm512_mask_storeu_ps(row + lane, lanes_below(n_lanes - lane),
                               _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
       }
     }
+    _mm_sfence();
   }
 };
 
