@@ -76,7 +76,9 @@ await main(async () => {
   const names = named.length > 0 ? named : [hostTarget()];
   for (const name of names) {
     if (!targets[name]) {
-      throw new SetupError(`${name}: no such target; expected --all, --gpus or some of ${Object.keys(targets).join(', ')}`);
+      throw new SetupError(
+        `${name}: no such target; expected --all, --gpus or some of ${Object.keys(targets).join(', ')}`,
+      );
     }
   }
   const compiler = await zig();

@@ -1,7 +1,8 @@
 // Makes the pictures of the README and the guides that show what the project does, with the project itself, into docs/pictures:
 //
 //   node scripts/readme-pictures.mjs    what the model sees of a wide picture without and with Pan & Scan; prints its answers
-//   (the window of the Electron example: node examples/electron/test/page.mjs --page-picture=..., see there)
+//   node scripts/readme-pictures.mjs window.png    also the window of the Electron example, which its test has taken:
+//       node examples/electron/test/page.mjs --model=models/demo.gguf --picture=models/pictures/shapes.png --height=640
 //
 // Wants the built package (npm run build).
 import { createRequire } from 'node:module';
@@ -49,4 +50,7 @@ await main(async () => {
     process.stdout.write(`${panAndScan ? 'with' : 'without'} Pan & Scan: ${text}\n`);
   }
   await gemma.dispose();
+
+  const [window] = process.argv.slice(2);
+  if (window) await sharp(window).resize({ width: 920 }).webp({ quality: 80 }).toFile(picture('electron.webp'));
 });

@@ -129,13 +129,9 @@ test('alone, the package computes on the CPU and says why', async () => {
       expect(await packages(more)).toMatchObject([{ name: 'cpu' }, { chosen: false }, { name: 'rocm', chosen: true }]);
       const shown = (await command(['devices'], more)).stdout;
       expect(shown).toContain('device auto is rocm: more memory than the others');
-      expect(((await json(['devices', '--json'], more)).devices as { name: string }[]).map(({ name }) => name)).toEqual([
-        'cpu',
-        'cuda:0',
-        'cuda:1',
-        'rocm:0',
-        'rocm:1',
-      ]);
+      expect(((await json(['devices', '--json'], more)).devices as { name: string }[]).map(({ name }) => name)).toEqual(
+        ['cpu', 'cuda:0', 'cuda:1', 'rocm:0', 'rocm:1'],
+      );
     });
 
     test('options and GEMMA_DEVICE override, and models of all three live side by side', async () => {
