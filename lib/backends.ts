@@ -78,9 +78,10 @@ interface Listed {
   memoryBytes: number;
 }
 
-async function list(): Promise<Listed[]> {
+// Opens every driver, which takes a moment.
+async function list(all: readonly Candidate[]): Promise<Listed[]> {
   return Promise.all(
-    candidates().map(async (candidate) => {
+    all.map(async (candidate) => {
       const devices = (await candidate.addon?.devices()) ?? [];
       const gpus = devices.filter(({ name }) => name !== 'cpu' && name.split(':')[0] === candidate.name);
       const usable = gpus.filter(({ available }) => available);
@@ -95,6 +96,19 @@ function best(all: readonly Listed[]): Listed | undefined {
   return usable.sort((a, b) => b.memoryBytes - a.memoryBytes)[0];
 }
 
+function gpuCandidates(): Candidate[] {
+  return candidates().filter(({ name }) => name !== 'cpu');
+}
+
+async function chooseAddon(): Promise<NativeAddon> {
+  try {
+    return best(await list(gpuCandidates()))?.candidate.addon ?? addon();
+  } catch (error) {
+    automatic = undefined;
+    throw error;
+  }
+}
+
 /**
  * The addon that a device (as in `LoadOptions`, `'auto'` included) is computed with.
  *
@@ -103,8 +117,7 @@ function best(all: readonly Listed[]): Listed | undefined {
 export async function addonFor(device: string): Promise<NativeAddon> {
   if (device === 'cpu') return addon();
   if (device === 'auto') {
-    // Opens every driver, which takes a moment; what is plugged in does not change.
-    automatic ??= list().then((all) => best(all)?.candidate.addon ?? addon());
+    automatic ??= chooseAddon(); // once: what is plugged in does not change
     return automatic;
   }
   const kind = device.split(':')[0];
@@ -121,20 +134,21 @@ export async function addonFor(device: string): Promise<NativeAddon> {
 
 /** The CPU, then the GPUs of this package and of the optional ones. */
 export async function allDevices(): Promise<Device[]> {
-  const [own, ...others] = await list();
+  const [own, ...others] = await list(candidates());
   return [...(own?.devices ?? []), ...others.flatMap(({ gpus }) => gpus)];
 }
 
 /** All backends, with what `device: 'auto'` takes and why. */
 export async function allBackends(): Promise<Backend[]> {
-  const lists = (await list()).filter(({ candidate }) => candidate.name !== 'cpu');
+  const lists = await list(gpuCandidates());
   const taken = best(lists);
   const several = lists.filter(({ memoryBytes }) => memoryBytes > 0).length > 1;
   const rows = lists.map((one): Backend => {
     const { candidate, gpus, memoryBytes } = one;
     const row = { name: candidate.name, package: candidate.package, available: memoryBytes > 0, chosen: one === taken };
-    if (row.chosen) return { ...row, reason: several ? 'more memory than the others' : 'a GPU that can be used' };
-    if (row.available) return { ...row, reason: 'another one has more memory' };
+    if (row.chosen)
+      return { ...row, reason: several ? 'no other backend has more GPU memory' : 'a GPU that can be used' };
+    if (row.available) return { ...row, reason: 'another backend has as much GPU memory, or more' };
     return { ...row, reason: candidate.reason || (gpus[0]?.reason ?? 'it shows no GPU') };
   });
   const reason = taken ? 'where it is asked for, and for what GPUs do not hold' : 'there is no GPU that can be used';

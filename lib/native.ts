@@ -335,7 +335,11 @@ function load(root: string): NativeAddon {
   return opened;
 }
 
-/** This package's addon, loaded on first use; backends.ts knows those of other packages. Throws GemmaError `ERR_BACKEND_UNAVAILABLE` when no binary fits this machine. */
+/**
+ * This package's addon, loaded on first use; backends.ts knows those of other packages.
+ *
+ * @throws GemmaError `ERR_BACKEND_UNAVAILABLE` when no binary fits this machine
+ */
 export function addon(): NativeAddon {
   if (!loaded) {
     const root = join(__dirname, '..');

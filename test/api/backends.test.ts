@@ -128,7 +128,7 @@ test('alone, the package computes on the CPU and says why', async () => {
       const more = { ...both, FAKE_ROCM_BYTES: String(2 ** 31) };
       expect(await packages(more)).toMatchObject([{ name: 'cpu' }, { chosen: false }, { name: 'rocm', chosen: true }]);
       const shown = (await command(['devices'], more)).stdout;
-      expect(shown).toContain('device auto is rocm: more memory than the others');
+      expect(shown).toContain('device auto is rocm: no other backend has more GPU memory');
       expect(((await json(['devices', '--json'], more)).devices as { name: string }[]).map(({ name }) => name)).toEqual(
         ['cpu', 'cuda:0', 'cuda:1', 'rocm:0', 'rocm:1'],
       );
