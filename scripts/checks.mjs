@@ -71,7 +71,10 @@ export const checks = [
   },
   { name: 'Documentation', work: () => node(join(root, 'scripts', 'docs.mjs')) },
   { name: 'Prebuilt binary of this system', work: () => node(join(root, 'scripts', 'prebuild.mjs')) },
-  { name: 'Package, installed from its archive', work: () => node(join(root, 'scripts', 'test-package.mjs')) },
+  {
+    name: 'Package, installed from its archive, on every Node and with bundlers',
+    work: () => node(join(root, 'scripts', 'test-package.mjs'), '--everywhere'),
+  },
   {
     name: 'Package (publint, are the types wrong)',
     work: async () => {
