@@ -115,8 +115,8 @@ struct Config {
   int order = 0;
   unsigned seed = 1;
 };
-const Config& config() {
-  static const Config config = [] {
+Config& config() {
+  static Config config = [] {
     Config c;
     if (const char* order = std::getenv("GEMMA_EMULATOR_ORDER")) c.order = std::atoi(order);
     if (const char* seed = std::getenv("GEMMA_EMULATOR_SEED")) c.seed = static_cast<unsigned>(std::atoi(seed));
@@ -608,6 +608,10 @@ void launch(ThreadPool& pool, void (*body)(const void*), const void* arguments, 
   }
   happens_after(&sync_end);
   if (failure) throw Error(ErrorCode::kInternal, "EMULATOR", *failure);
+}
+
+void set_schedule(int order, unsigned seed) {
+  config() = {order, seed};
 }
 
 void set_traffic_counter(TrafficCounter* counter) {
