@@ -116,7 +116,7 @@ void for_each_chip(const std::function<void(Chip&)>& f) {
   const char* only = std::getenv("GEMMA_EMULATOR_ORDER");
   for (Chip& chip : chips) {
     for (int order = 0; order < 3; ++order) {
-      if (only != nullptr && order != std::atoi(only)) continue;
+      if (only != nullptr && order != std::strtol(only, nullptr, 10)) continue;
       emulator::set_schedule(order, 7);
       try {
         f(chip);

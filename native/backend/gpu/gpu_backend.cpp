@@ -2,9 +2,9 @@
 // what the host knows of a batch (tokens, positions, spans, pages) is uploaded when it differs from what is there.
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <limits>
 #include <map>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -67,18 +67,16 @@ class Mirror {
       : device_(device), copies_{Copy(Workspace(device)), Copy(Workspace(device)), Copy(Workspace(device))} {}
   template <class T>
   const T* get(std::span<const T> values) {
-    const size_t bytes = values.size_bytes();
+    const std::span<const std::byte> bytes = std::as_bytes(values);
     for (const Copy& copy : copies_) {
-      if (copy.data != nullptr && copy.host.size() == bytes && std::memcmp(copy.host.data(), values.data(), bytes) == 0)
-        return reinterpret_cast<const T*>(copy.data);
+      if (copy.data != nullptr && std::ranges::equal(copy.host, bytes)) return reinterpret_cast<const T*>(copy.data);
     }
     Copy& copy = copies_[next_];
     next_ = (next_ + 1) % copies_.size();
     copy.data = nullptr;  // should the upload fail
-    std::byte* data = copy.memory.reserve(bytes);
-    copy.host.resize(bytes);
-    std::memcpy(copy.host.data(), values.data(), bytes);
-    device_.upload(data, copy.host.data(), bytes);
+    std::byte* data = copy.memory.reserve(bytes.size());
+    copy.host.assign(bytes.begin(), bytes.end());
+    device_.upload(data, copy.host.data(), bytes.size());
     copy.data = data;
     return reinterpret_cast<const T*>(data);
   }

@@ -118,8 +118,10 @@ struct Config {
 Config& config() {
   static Config config = [] {
     Config c;
-    if (const char* order = std::getenv("GEMMA_EMULATOR_ORDER")) c.order = std::atoi(order);
-    if (const char* seed = std::getenv("GEMMA_EMULATOR_SEED")) c.seed = static_cast<unsigned>(std::atoi(seed));
+    if (const char* order = std::getenv("GEMMA_EMULATOR_ORDER"))
+      c.order = static_cast<int>(std::strtol(order, nullptr, 10));
+    if (const char* seed = std::getenv("GEMMA_EMULATOR_SEED"))
+      c.seed = static_cast<unsigned>(std::strtoul(seed, nullptr, 10));
     return c;
   }();
   return config;
@@ -284,7 +286,10 @@ EMULATOR_UNCHECKED Fiber* pop(Block* b) {
   if (order == 2) {
     b->random = b->random * 1664525u + 1013904223u;
     const unsigned other = (b->head + (b->random >> 10) % (b->tail - b->head)) % kMaxThreads;
-    std::swap(b->ring[b->head % kMaxThreads], b->ring[other]);
+    // By hand: a library's function would be instrumented.
+    Fiber* const first = b->ring[b->head % kMaxThreads];
+    b->ring[b->head % kMaxThreads] = b->ring[other];
+    b->ring[other] = first;
   }
   return b->ring[b->head++ % kMaxThreads];
 }
