@@ -7,8 +7,8 @@ export const mutations = [
   {
     name: 'sum of a block: barrier missing',
     file: 'vector.h',
-    from: '  block_barrier();\n  float sum = 0;',
-    to: '  float sum = 0;',
+    from: '  block_barrier();\n  T sum = 0;',
+    to: '  T sum = 0;',
   },
   {
     name: 'layer_norm: both sums in the same shared memory, no barrier between',
@@ -595,6 +595,55 @@ export const mutations = [
     from: 'static_cast<size_t>(a.rows[block_y()]) * dim',
     to: 'static_cast<size_t>(block_y()) * dim',
   },
+  // ---- the largest of many
+  {
+    name: 'top: the unwanted stay in the running',
+    file: 'top.h',
+    from: '    products[id] = -INFINITY;\n',
+    to: '',
+  },
+  {
+    name: 'top: threshold by one too few',
+    file: 'top.h',
+    from: 'if (n >= request.n_best) threshold = tried;',
+    to: 'if (n >= request.n_best - 1) threshold = tried;',
+  },
+  {
+    name: 'top: sums of two bits in the same shared memory, no barrier between',
+    file: 'top.h',
+    from: 'block_sum(n, part[bit % 2])',
+    to: 'block_sum(n, part[0])',
+  },
+  {
+    name: 'top: the last slice goes past the end',
+    file: 'top.h',
+    from: 'begin + a.slice < a.n_out ? begin + a.slice : a.n_out;',
+    to: 'begin + a.slice;',
+  },
+  {
+    name: 'top: one value too many is looked at',
+    file: 'top.h',
+    from: 'if (at >= a.n_out) return;',
+    to: 'if (at > a.n_out) return;',
+  },
+  {
+    name: 'top: those wanted by name are written over',
+    file: 'top.h',
+    from: '{static_cast<int32_t>(request.n_always), threshold}',
+    to: '{0, threshold}',
+  },
+  {
+    name: 'top: negative numbers sort as positive ones do',
+    file: 'top.h',
+    from: 'return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;',
+    to: 'return bits | 0x80000000u;',
+  },
+  {
+    name: 'top: room for one entry more than there is',
+    file: 'top.h',
+    from: 'if (place < a.capacity)',
+    to: 'if (place <= a.capacity)',
+  },
   // ---- the host's side
   {
     name: 'host: the last rows of a few missing',
@@ -625,6 +674,12 @@ export const mutations = [
     file: 'gpu_backend.cpp',
     from: 'a.rows = views + begin;',
     to: 'a.rows = views;',
+  },
+  {
+    name: 'host: too many equal products are taken for enough',
+    file: 'gpu_backend.cpp',
+    from: 'if (static_cast<size_t>(header_of(row).n) > capacity) return false;',
+    to: 'if (header_of(row).n < 0) return false;',
   },
   {
     name: 'host: signs of 8-bit codes',

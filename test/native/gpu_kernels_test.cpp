@@ -681,7 +681,7 @@ TEST("linear, float: every type, the CPU's bits, odd widths") {
   }
 }
 
-TEST("linear: jobs of mixed types share x; fewer rows than are stored; top_linear gives all products") {
+TEST("linear: jobs of mixed types share x; fewer rows than are stored; top_linear where all are wanted") {
   std::mt19937 rng(11);
   constexpr int kIn = 256;
   constexpr int kOut = 41;
@@ -711,14 +711,18 @@ TEST("linear: jobs of mixed types share x; fewer rows than are stored; top_linea
     chip.backend->linear(jobs, in.data(), 3, {});
     for (size_t i = 0; i < outs.size(); ++i) check_same_bits(outs[i].get(), alone[i], "job " + std::to_string(i));
 
-    const auto output = chip.backend->make_output(loaded[0], true);
-    const Floats out(chip, 3 * kOut);
-    std::vector<TopRows> wanted(3);
-    std::vector<TopProducts> found(3);
-    for (TopProducts& row : found) row = {false, {1}, {2.0f}};
-    chip.backend->top_linear(*output, out.data(), in.data(), 3, wanted, found);
-    check_same_bits(out.get(), alone[0], "top_linear");
-    for (const TopProducts& row : found) CHECK(row.all && row.rows.empty() && row.values.empty());
+    // Not to be screened, or all wanted: every product is there.
+    for (const bool screened : {false, true}) {
+      const auto output = chip.backend->make_output(loaded[0], screened);
+      const Floats out(chip, 3 * kOut);
+      std::vector<TopRows> wanted(3);
+      if (!screened) wanted.assign(3, TopRows{1, {}, {}});
+      std::vector<TopProducts> found(3);
+      for (TopProducts& row : found) row = {false, {1}, {2.0f}};
+      chip.backend->top_linear(*output, out.data(), in.data(), 3, wanted, found);
+      check_same_bits(out.get(), alone[0], "top_linear");
+      for (const TopProducts& row : found) CHECK(row.all && row.rows.empty() && row.values.empty());
+    }
 
     Weight fewer = loaded[0];
     fewer.n_out = 19;
@@ -729,6 +733,141 @@ TEST("linear: jobs of mixed types share x; fewer rows than are stored; top_linea
     for (size_t r = 0; r < 3; ++r)
       check_same_bits(std::span(got).subspan(19 * r, 19), std::span(alone[0]).subspan(kOut * r, 19), "fewer rows");
   });
+}
+
+namespace {
+
+// Whether found has what was asked for of these products, and nothing that was not to be there.
+void check_top(const TopProducts& found, const TopRows& wanted, std::span<const float> products,
+               const std::string& what) {
+  const size_t n_always = wanted.always.size();
+  CHECK(!found.all && found.rows.size() == found.values.size() && found.rows.size() >= n_always);
+  std::vector<bool> is_out(products.size());
+  for (size_t i = 0; i < found.rows.size(); ++i) {
+    const size_t row = static_cast<size_t>(found.rows[i]);
+    CHECK(row < products.size() && !is_out[row]);
+    CHECK(i < n_always ? found.rows[i] == wanted.always[i] : true);
+    if (!same_bits(found.values[i], products[row])) fail(__FILE__, __LINE__, what + ": another value");
+    is_out[row] = true;
+  }
+  for (const int32_t row : wanted.never) {
+    CHECK(!is_out[static_cast<size_t>(row)]);
+    is_out[static_cast<size_t>(row)] = true;
+  }
+  // Nothing that was left out is larger than the n_best-th of what is there.
+  std::vector<float> best(found.values.begin() + static_cast<std::ptrdiff_t>(n_always), found.values.end());
+  CHECK(best.size() >= static_cast<size_t>(wanted.n_best));
+  std::nth_element(best.begin(), best.begin() + wanted.n_best - 1, best.end(), std::greater<>());
+  const float least = best[static_cast<size_t>(wanted.n_best - 1)];
+  for (size_t row = 0; row < products.size(); ++row) {
+    if (!is_out[row] && !(products[row] <= least)) fail(__FILE__, __LINE__, what + ": a larger one was left out");
+  }
+}
+
+}  // namespace
+
+TEST("top_linear: the best, those wanted by name, none of the unwanted; all where too many are equal") {
+  std::mt19937 rng(17);
+  constexpr int kIn = 32;
+  constexpr int kOut = 5003;
+  std::vector<std::byte> weights = random_weights(rng, TensorType::kQ8_0, kOut, kIn);
+  const std::vector<float> x = random_floats(rng, 3 * kIn);
+  const Quantized quantized(x, 3, kIn);
+  const std::vector<float> products = linear_in_order(TensorType::kQ8_0, weights, kOut, kIn, quantized, 3);
+  const auto order_of = [&](size_t r) {
+    std::vector<int32_t> order(kOut);
+    for (int32_t i = 0; i < kOut; ++i) order[static_cast<size_t>(i)] = i;
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return products[r * kOut + static_cast<size_t>(a)] > products[r * kOut + static_cast<size_t>(b)];
+    });
+    return order;
+  };
+  // The best of all is wanted by name in one row and unwanted in another, and so is the worst.
+  const std::vector<int32_t> order1 = order_of(1);
+  const std::vector<int32_t> order2 = order_of(2);
+  const std::vector<int32_t> always = {order1[0], order1[7], order1[kOut - 1]};
+  const std::vector<int32_t> never = {order2[0], order2[1], order2[3], order2[kOut - 1], kOut - 1};
+  const std::vector<TopRows> wanted = {{1, {}, {}}, {40, always, {}}, {7, {}, never}};
+  for_each_chip([&](Chip& chip) {
+    const Weight weight = chip.backend->load_weight(TensorType::kQ8_0, kOut, kIn, weights.data());
+    const Floats in(chip, x);
+    const Floats out(chip, products.size());
+    const auto output = chip.backend->make_output(weight, true);
+    std::vector<TopProducts> found(3);
+    found[1] = {true, {5}, {1.0f}};
+    chip.backend->top_linear(*output, out.data(), in.data(), 3, wanted, found);
+    for (size_t r = 0; r < 3; ++r) {
+      check_top(found[r], wanted[r], std::span(products).subspan(r * kOut, kOut), "row " + std::to_string(r));
+      // Few more than were wanted: not everything from the best slices.
+      CHECK(found[r].rows.size() <= static_cast<size_t>(2 * wanted[r].n_best) + wanted[r].always.size());
+    }
+    // Each row alone, in memory that has held others.
+    for (size_t r = 0; r < 3; ++r) {
+      chip.backend->top_linear(*output, out.data(), in.data() + r * kIn, 1, std::span(wanted).subspan(r, 1),
+                               std::span(found).subspan(r, 1));
+      check_top(found[r], wanted[r], std::span(products).subspan(r * kOut, kOut), "row " + std::to_string(r));
+    }
+  });
+  // All rows of the matrix are the first, so all products are equal.
+  const size_t bytes = row_bytes(TensorType::kQ8_0, kIn);
+  for (size_t i = bytes; i < weights.size(); ++i) weights[i] = weights[i - bytes];
+  const std::vector<float> equal = linear_in_order(TensorType::kQ8_0, weights, kOut, kIn, quantized, 3);
+  for_each_chip([&](Chip& chip) {
+    const Weight weight = chip.backend->load_weight(TensorType::kQ8_0, kOut, kIn, weights.data());
+    const Floats in(chip, x);
+    const Floats out(chip, products.size());
+    const auto output = chip.backend->make_output(weight, true);
+    std::vector<TopProducts> found(3);
+    chip.backend->top_linear(*output, out.data(), in.data(), 3, wanted, found);
+    for (const TopProducts& row : found) CHECK(row.all && row.rows.empty() && row.values.empty());
+    check_same_bits(out.get(), equal, "equal products");
+  });
+}
+
+TEST("the largest of a vocabulary in slices of 64, of one value, with NaN, infinity and zeros of both signs") {
+  std::mt19937 rng(18);
+  for (const int n_out : {1, 33, 131101}) {
+    std::vector<float> values = random_floats(rng, static_cast<size_t>(n_out), 3.0f);
+    if (n_out == 33) {
+      std::fill(values.begin(), values.end(), -0.0f);
+      values[7] = 0.0f;
+      values[32] = -1.0f;
+    } else if (n_out > 33) {
+      values[131100] = kInfinity;
+      values[4096] = kNaN;
+    }
+    const int slice = n_out > 131072 ? 64 : 32;
+    const int n_slices = (n_out + slice - 1) / slice;
+    const int n_best = std::min(n_slices, 50);
+    constexpr int kCapacity = 300;
+    for_each_chip([&](Chip& chip) {
+      const Floats products(chip, values);
+      const Array<gpu::TopRequest> requests(chip, {{n_best, 0, 0, 0}});
+      const Floats maxima(chip, static_cast<size_t>(n_slices));
+      const Array<gpu::TopHeader> headers(chip, size_t{1});
+      const Array<gpu::TopEntry> entries(chip, size_t{kCapacity});
+      const gpu::TopArguments a{products.data(), requests.data(), nullptr,  maxima.data(),
+                                headers.data(),  entries.data(),  1,        n_out,
+                                n_slices,        slice,           kCapacity};
+      const auto blocks = [](int n, int per_block) { return static_cast<unsigned>((n + per_block - 1) / per_block); };
+      chip.device->launch(Kernel::top_maxima, {blocks(n_slices, 4)}, gpu::kThreads, &a);
+      chip.device->launch(Kernel::top_threshold, {1}, gpu::kThreads, &a);
+      chip.device->launch(Kernel::top_collect, {blocks(n_out, 1024)}, gpu::kThreads, &a);
+      const int n_found = headers.get()[0].n;
+      CHECK(n_found >= n_best && n_found <= kCapacity);
+      std::vector<bool> is_found(values.size());
+      float least = kInfinity;
+      const std::vector<gpu::TopEntry> all = entries.get();
+      for (size_t i = 0; i < static_cast<size_t>(n_found); ++i) {
+        const size_t row = static_cast<size_t>(all[i].row);
+        CHECK(row < values.size() && !is_found[row] && same_bits(all[i].value, values[row]));
+        is_found[row] = true;
+        if (all[i].value < least) least = all[i].value;
+      }
+      for (size_t row = 0; row < values.size(); ++row) CHECK(is_found[row] || values[row] <= least);
+      CHECK(n_out < 131101 || (is_found[131100] && is_found[4096]));
+    });
+  }
 }
 
 namespace {
