@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "backend/cpu/bulk_tiles.h"
+#include "backend/cpu/full_attention_tiles.h"
 
 namespace gemma::cpu {
 namespace {
@@ -68,16 +69,36 @@ struct EmulatedTiles {
 }  // namespace
 }  // namespace gemma::cpu
 
-const gemma::cpu::BulkGemm* gemma::test::emulated_bulk() {
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")
-             ? &cpu::BulkTiles<cpu::EmulatedTiles>::kKernel
-             : nullptr;
+namespace gemma::test {
+
+namespace {
+bool has_vectors() {
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
 }
+}  // namespace
+
+const cpu::BulkGemm* emulated_bulk() {
+  return has_vectors() ? &cpu::BulkTiles<cpu::EmulatedTiles>::kKernel : nullptr;
+}
+
+const cpu::FullAttention* emulated_attention() {
+  return has_vectors() ? &cpu::TileAttention<cpu::EmulatedTiles>::kKernel : nullptr;
+}
+
+}  // namespace gemma::test
 
 #else
 
-const gemma::cpu::BulkGemm* gemma::test::emulated_bulk() {
+namespace gemma::test {
+
+const cpu::BulkGemm* emulated_bulk() {
   return nullptr;
 }
+
+const cpu::FullAttention* emulated_attention() {
+  return nullptr;
+}
+
+}  // namespace gemma::test
 
 #endif
