@@ -154,23 +154,24 @@ export async function fetchModel() {
   return fetchTestModel();
 }
 
-async function configureAndBuild(folder, options) {
+async function configureAndBuild(folder, options, targets = []) {
   mkdirSync(folder, { recursive: true });
   const generator = version('ninja') ? ['-G', 'Ninja'] : [];
   await quietly('cmake', ['-S', root, '-B', folder, ...generator, ...options, '-DGEMMA_TESTS=ON', '-DGEMMA_ADDON=OFF']);
-  await quietly('cmake', ['--build', folder, '--parallel', jobs]);
+  const only = targets.flatMap((target) => ['--target', target]);
+  await quietly('cmake', ['--build', folder, '--parallel', jobs, ...only]);
   return folder;
 }
 
-/** Configures and builds the native tests; flavour: '', 'address' or 'thread'. Returns the build folder. */
-export async function buildNativeTests(flavour) {
+/**
+ * Configures and builds the native tests, all or those named; flavour: '', 'address' or 'thread'. Returns the build folder.
+ */
+export async function buildNativeTests(flavour, targets) {
   say(`Building the native tests${flavour ? ` for the ${flavour} sanitizer` : ''}`);
   // Sanitized builds keep the asserts and skip what only costs compile time.
   const type = flavour ? ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1'] : ['-DCMAKE_BUILD_TYPE=Release'];
-  return configureAndBuild(join(root, 'build', flavour ? `tests-${flavour}` : 'tests'), [
-    ...type,
-    `-DGEMMA_SANITIZE=${flavour}`,
-  ]);
+  const folder = join(root, 'build', flavour ? `tests-${flavour}` : 'tests');
+  return configureAndBuild(folder, [...type, `-DGEMMA_SANITIZE=${flavour}`], targets);
 }
 
 const arm64Compiler = 'aarch64-linux-gnu-g++';

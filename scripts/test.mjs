@@ -127,10 +127,14 @@ await main(async () => {
     await runNativeTests(await buildNativeTests('address'), 'AddressSanitizer, UndefinedBehaviorSanitizer', address, {
       parallel: jobs,
     });
-    // Only what has threads.
-    const thread = { TSAN_OPTIONS: 'halt_on_error=1' };
+    // Only what has threads: the emulated GPU's are among them, here in random order on one chip of each family.
+    const thread = {
+      GEMMA_TEST_CHIPS: 'sm_80 gfx90a gfx1100',
+      GEMMA_EMULATOR_ORDER: '2',
+      TSAN_OPTIONS: 'halt_on_error=1',
+    };
     await runNativeTests(await buildNativeTests('thread'), 'ThreadSanitizer', thread, {
-      only: ['base', 'engine', 'images'],
+      only: ['base', 'engine', 'images', 'gpu_kernels'],
       parallel: jobs,
     });
   }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "backend/cpu/attention_tiles.h"
 #include "backend/cpu/bulk_tiles.h"
 #include "backend/cpu/full_attention_tiles.h"
 
@@ -81,7 +82,11 @@ const cpu::BulkGemm* emulated_bulk() {
   return has_vectors() ? &cpu::BulkTiles<cpu::EmulatedTiles>::kKernel : nullptr;
 }
 
-const cpu::FullAttention* emulated_attention() {
+void (*emulated_bulk_attention())(const cpu::AttentionTile& tile, const cpu::Scratch& scratch) {
+  return has_vectors() ? cpu::TileSegment<cpu::EmulatedTiles>::attend : nullptr;
+}
+
+const cpu::FullAttention* emulated_full_attention() {
   return has_vectors() ? &cpu::TileAttention<cpu::EmulatedTiles>::kKernel : nullptr;
 }
 
@@ -95,7 +100,11 @@ const cpu::BulkGemm* emulated_bulk() {
   return nullptr;
 }
 
-const cpu::FullAttention* emulated_attention() {
+void (*emulated_bulk_attention())(const cpu::AttentionTile& tile, const cpu::Scratch& scratch) {
+  return nullptr;
+}
+
+const cpu::FullAttention* emulated_full_attention() {
   return nullptr;
 }
 

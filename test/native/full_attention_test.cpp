@@ -130,7 +130,7 @@ Exact exact_row(const HeadCase& c, int row) {
 template <class F>
 void for_each_fast(const F& f) {
   test::for_each_set([&](const Kernels& kernels) { f(std::string(kernels.isa), kernels.fast_attention); });
-  if (test::emulated_attention() != nullptr) f(std::string("emulated tiles"), *test::emulated_attention());
+  if (test::emulated_full_attention() != nullptr) f(std::string("emulated tiles"), *test::emulated_full_attention());
 }
 
 const int kRowCounts[] = {1, 2, 15, 17, 63, 64, 65, 131, 257};

@@ -13,6 +13,8 @@
 
 using namespace gemma;
 using namespace gemma::cpu;
+using test::float_weights;
+using test::Quantized;
 
 namespace {
 
@@ -21,29 +23,6 @@ constexpr int kXRows[] = {1, 2, 5, 6, 7, 8, 9, 13, 17};
 constexpr int kMaxOut = 47;
 constexpr int kMaxRows = 17;
 constexpr size_t kPoison = 128 * 1024;  // more than the panels of any set
-
-// Rows of x in the form of the kernels, made by the scalar quantize_row.
-struct Quantized {
-  int n_cols;
-  std::vector<int8_t> q;
-  std::vector<float> d, dsum, dsum16;
-  std::vector<int32_t> neg_sum, neg_sum16;
-
-  Quantized(const std::vector<float>& x, int n_rows, int cols) : n_cols(cols) {
-    const size_t blocks = static_cast<size_t>(n_rows * cols / 32);
-    q.resize(x.size());
-    d.resize(blocks);
-    dsum.resize(blocks);
-    neg_sum.resize(blocks);
-    dsum16.resize(2 * blocks);
-    neg_sum16.resize(2 * blocks);
-    kernels_ref().quantize_row(x.data(), n_rows * cols,
-                               {q.data(), d.data(), neg_sum.data(), neg_sum16.data(), dsum.data(), dsum16.data()});
-  }
-  QuantizedRows first(int n_rows) const {
-    return {n_rows, n_cols, q.data(), d.data(), neg_sum.data(), neg_sum16.data(), dsum.data(), dsum16.data()};
-  }
-};
 
 // Rows of x: the first three reach the largest codes, in row 12 one block holds NaN and in row 13 one infinity.
 std::vector<float> make_x(std::mt19937& rng, int n_cols) {
@@ -100,27 +79,6 @@ void check_shapes(TensorType type, int n_cols, const std::vector<std::byte>& wei
       }
     }
   }
-}
-
-// Random weights of a float type with the values that are hard to convert.
-std::vector<std::byte> float_weights(std::mt19937& rng, TensorType type, int n_rows, int n_cols) {
-  std::vector<float> values = test::random_floats(rng, static_cast<size_t>(n_rows * n_cols));
-  const float special[] = {0.0f, -0.0f, 6e-8f, -6.1e-5f, 65504.0f, 1e-30f, -1e-42f};
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (rng() % 8 == 0) values[i] = special[rng() % std::size(special)];
-    if (i / static_cast<size_t>(n_cols) == 4) values[i] = 6e-8f;  // with tiny x all products round to -0
-  }
-  std::vector<std::byte> bytes(values.size() * static_cast<size_t>(type_traits(type).block_bytes));
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (type == TensorType::kF32) {
-      std::memcpy(&bytes[i * 4], &values[i], 4);
-    } else {
-      const uint16_t half = type == TensorType::kF16 ? f32_to_f16(values[i])
-                                                     : static_cast<uint16_t>(std::bit_cast<uint32_t>(values[i]) >> 16);
-      std::memcpy(&bytes[i * 2], &half, 2);
-    }
-  }
-  return bytes;
 }
 
 std::vector<float> dequantized(TensorType type, const std::byte* row, int n_cols) {

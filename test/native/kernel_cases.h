@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <random>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "backend/cpu/kernels.h"
+#include "base/half.h"
 #include "check.h"
 #include "quant/types.h"
 
@@ -142,6 +144,80 @@ inline std::vector<std::byte> random_weights(std::mt19937& rng, TensorType type,
     if (type == TensorType::kMXFP4) bytes[block] = static_cast<std::byte>(120 + rng() % 8);
   }
   return bytes;
+}
+
+// Random weights of a float type with the values that are hard to convert.
+inline std::vector<std::byte> float_weights(std::mt19937& rng, TensorType type, int n_rows, int n_cols) {
+  std::vector<float> values = random_floats(rng, static_cast<size_t>(n_rows * n_cols));
+  const float special[] = {0.0f, -0.0f, 6e-8f, -6.1e-5f, 65504.0f, 1e-30f, -1e-42f};
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (rng() % 8 == 0) values[i] = special[rng() % std::size(special)];
+    if (i / static_cast<size_t>(n_cols) == 4) values[i] = 6e-8f;  // with tiny x all products round to -0
+  }
+  std::vector<std::byte> bytes(values.size() * static_cast<size_t>(type_traits(type).block_bytes));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (type == TensorType::kF32) {
+      std::memcpy(&bytes[i * 4], &values[i], 4);
+    } else {
+      const uint16_t half = type == TensorType::kF16 ? f32_to_f16(values[i])
+                                                     : static_cast<uint16_t>(std::bit_cast<uint32_t>(values[i]) >> 16);
+      std::memcpy(&bytes[i * 2], &half, 2);
+    }
+  }
+  return bytes;
+}
+
+// Rows of x in the form of the kernels, made by the scalar quantize_row.
+struct Quantized {
+  int n_cols;
+  std::vector<int8_t> q;
+  std::vector<float> d, dsum, dsum16;
+  std::vector<int32_t> neg_sum, neg_sum16;
+
+  Quantized(const std::vector<float>& x, int n_rows, int cols) : n_cols(cols) {
+    const size_t blocks = static_cast<size_t>(n_rows * cols / 32);
+    q.resize(x.size());
+    d.resize(blocks);
+    dsum.resize(blocks);
+    neg_sum.resize(blocks);
+    dsum16.resize(2 * blocks);
+    neg_sum16.resize(2 * blocks);
+    cpu::kernels_ref().quantize_row(x.data(), n_rows * cols,
+                                    {q.data(), d.data(), neg_sum.data(), neg_sum16.data(), dsum.data(), dsum16.data()});
+  }
+  cpu::QuantizedRows first(int n_rows) const {
+    return {n_rows, n_cols, q.data(), d.data(), neg_sum.data(), neg_sum16.data(), dsum.data(), dsum16.data()};
+  }
+};
+
+// Blocks of 32 that are easy to get wrong.
+inline std::vector<float> awkward_blocks(std::mt19937& rng) {
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  std::vector<float> x;
+  const auto block = [&](const auto& f) {
+    for (int j = 0; j < 32; ++j) x.push_back(f(j));
+  };
+  block([](int) { return 0.0f; });
+  block([](int) { return -0.0f; });
+  block([](int j) { return static_cast<float>(j) * 1e-45f; });  // subnormal
+  block([](int j) { return j == 3 ? 9.9e-31f : 1e-33f; });      // below what has a reciprocal
+  block([](int j) { return j == 3 ? -1.1e-30f : 1e-32f; });
+  block([](int j) { return j == 31 ? 127.0f : static_cast<float>(j) + 0.5f; });  // ties go to even
+  block([](int j) { return j == 0 ? -127.0f : -static_cast<float>(j) - 0.5f; });
+  block([](int j) { return j == 0 ? 126.0f : static_cast<float>(j); });  // exact with 126 steps
+  block([](int) { return 1.0f; });
+  block([](int j) { return j % 2 == 0 ? 3.4e38f : -3.4e38f; });
+  block([](int j) { return j == 17 ? kNaN : 1.0f; });
+  block([](int j) { return j == 0 ? kInfinity : 1.0f; });
+  block([](int j) { return j == 31 ? -kInfinity : 1e-40f; });
+  block([](int j) { return j < 16 ? 2.0f : kNaN; });
+  for (const float size : {1e-38f, 1e-29f, 1e-3f, 1.0f, 1e4f, 1e30f}) {
+    for (int i = 0; i < 50; ++i) {
+      for (const float v : random_floats(rng, 32, size)) x.push_back(v);
+    }
+  }
+  return x;
 }
 
 }  // namespace gemma::test

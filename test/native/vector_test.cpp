@@ -9,6 +9,7 @@
 
 using namespace gemma;
 using namespace gemma::cpu;
+using test::awkward_blocks;
 
 namespace {
 
@@ -92,34 +93,6 @@ struct Quantized {
                          {q.data(), d.data(), neg_sum.data(), neg_sum16.data(), dsum.data(), dsum16.data()});
   }
 };
-
-// Blocks of 32 that are easy to get wrong.
-std::vector<float> awkward_blocks(std::mt19937& rng) {
-  std::vector<float> x;
-  const auto block = [&](const auto& f) {
-    for (int j = 0; j < 32; ++j) x.push_back(f(j));
-  };
-  block([](int) { return 0.0f; });
-  block([](int) { return -0.0f; });
-  block([](int j) { return static_cast<float>(j) * 1e-45f; });  // subnormal
-  block([](int j) { return j == 3 ? 9.9e-31f : 1e-33f; });      // below what has a reciprocal
-  block([](int j) { return j == 3 ? -1.1e-30f : 1e-32f; });
-  block([](int j) { return j == 31 ? 127.0f : static_cast<float>(j) + 0.5f; });  // ties go to even
-  block([](int j) { return j == 0 ? -127.0f : -static_cast<float>(j) - 0.5f; });
-  block([](int j) { return j == 0 ? 126.0f : static_cast<float>(j); });  // exact with 126 steps
-  block([](int) { return 1.0f; });
-  block([](int j) { return j % 2 == 0 ? 3.4e38f : -3.4e38f; });
-  block([](int j) { return j == 17 ? kNaN : 1.0f; });
-  block([](int j) { return j == 0 ? kInfinity : 1.0f; });
-  block([](int j) { return j == 31 ? -kInfinity : 1e-40f; });
-  block([](int j) { return j < 16 ? 2.0f : kNaN; });
-  for (const float size : {1e-38f, 1e-29f, 1e-3f, 1.0f, 1e4f, 1e30f}) {
-    for (int i = 0; i < 50; ++i) {
-      for (const float v : test::random_floats(rng, 32, size)) x.push_back(v);
-    }
-  }
-  return x;
-}
 
 }  // namespace
 

@@ -187,17 +187,6 @@ class TileAttention {
     for (size_t s = 0; s < packed.n_steps; ++s) transpose_pairs(&tiles[s], &out[s]);
   }
 
-  // 2^x, relative error 8e-5, below what is lost when weights are rounded. x <= 0, or NaN, which stays.
-  static __m512 exp2_of(__m512 x) {
-    constexpr float kFirst = kExp2Codes[0];
-    const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
-    __m512 p = _mm512_set1_ps(kExp2Codes[3] / kFirst);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2Codes[2] / kFirst));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2Codes[1] / kFirst));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1));
-    return _mm512_scalef_ps(p, x);  // times 2^floor(x)
-  }
-
   // The keys from `first` on for two groups of rows.
   static void attend_tile(const Packed& packed, int first, int pair, float to_log2, Memory& memory) {
     const WeightTile* q = memory.q[2 * pair];

@@ -23,6 +23,7 @@
 #define GPU_MATRIX_WMMA12 6  // the same of gfx12, other registers
 
 #if defined(GEMMA_EMULATED)
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -172,6 +173,11 @@ inline void wait_copies() {
   emulator::wait_copies(0);
 }
 
+// Returns what was there before.
+inline int atomic_add(int* p, int v) {
+  return std::atomic_ref<int>(*p).fetch_add(v);
+}
+
 // A read of device memory that nobody writes during the kernel.
 template <class T>
 inline T load(const T* p) {
@@ -222,6 +228,11 @@ inline float bits_to_float(uint32_t bits) {
   std::memcpy(&f, &bits, 4);
   return f;
 }
+inline uint32_t float_to_bits(float f) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  return bits;
+}
 
 #else
 
@@ -242,6 +253,12 @@ GPU_FUNCTION void block_barrier() {
 }
 GPU_FUNCTION float bits_to_float(uint32_t bits) {
   return __uint_as_float(bits);
+}
+GPU_FUNCTION uint32_t float_to_bits(float f) {
+  return __float_as_uint(f);
+}
+GPU_FUNCTION int atomic_add(int* p, int v) {
+  return atomicAdd(p, v);
 }
 template <class T>
 GPU_FUNCTION T load(const T* p) {

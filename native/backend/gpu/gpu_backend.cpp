@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -67,18 +68,16 @@ class Mirror {
       : device_(device), copies_{Copy(Workspace(device)), Copy(Workspace(device)), Copy(Workspace(device))} {}
   template <class T>
   const T* get(std::span<const T> values) {
-    const size_t bytes = values.size_bytes();
+    const std::span<const std::byte> bytes = std::as_bytes(values);
     for (const Copy& copy : copies_) {
-      if (copy.data != nullptr && copy.host.size() == bytes && std::memcmp(copy.host.data(), values.data(), bytes) == 0)
-        return reinterpret_cast<const T*>(copy.data);
+      if (copy.data != nullptr && std::ranges::equal(copy.host, bytes)) return reinterpret_cast<const T*>(copy.data);
     }
     Copy& copy = copies_[next_];
     next_ = (next_ + 1) % copies_.size();
     copy.data = nullptr;  // should the upload fail
-    std::byte* data = copy.memory.reserve(bytes);
-    copy.host.resize(bytes);
-    std::memcpy(copy.host.data(), values.data(), bytes);
-    device_.upload(data, copy.host.data(), bytes);
+    std::byte* data = copy.memory.reserve(bytes.size());
+    copy.host.assign(bytes.begin(), bytes.end());
+    device_.upload(data, copy.host.data(), bytes.size());
     copy.data = data;
     return reinterpret_cast<const T*>(data);
   }
@@ -97,8 +96,9 @@ class Mirror {
 
 class GpuOutput final : public OutputMatrix {
  public:
-  explicit GpuOutput(const Weight& matrix) : weight(matrix) {}
+  GpuOutput(const Weight& matrix, bool screened) : weight(matrix), is_screened(screened) {}
   Weight weight;
+  bool is_screened;
 };
 
 class GpuBackend final : public Backend {
@@ -111,12 +111,15 @@ class GpuBackend final : public Backend {
               (device_->info().kind == "emulated" ? "" : ":" + std::to_string(device_->info().index))),
         quantized_(*device_),
         partials_(*device_),
+        top_(*device_),
         tokens_(*device_),
         positions_(*device_),
         rows_(*device_),
         row_pages_(*device_),
         pages_(*device_),
-        views_(*device_) {}
+        views_(*device_),
+        requests_(*device_),
+        ids_(*device_) {}
 
   const char* device() const override { return name_.c_str(); }
   const char* isa() const override { return device_->info().chip.c_str(); }
@@ -221,20 +224,32 @@ class GpuBackend final : public Backend {
     }
   }
 
-  std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool /*screened*/) override {
-    return std::make_unique<GpuOutput>(weight);
+  std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened) override {
+    return std::make_unique<GpuOutput>(weight, screened);
   }
 
-  // All products: a GPU reads the whole matrix sooner than it would learn which rows are not wanted.
-  void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> /*wanted*/,
+  // A GPU reads the whole matrix sooner than it would learn which rows are not wanted: all products are computed, and
+  // of screened matrices the largest picked out where they are, so that 1 MB of logits for a token need not travel.
+  void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> wanted,
                   std::span<TopProducts> found) override {
-    const LinearJob job{&static_cast<GpuOutput&>(matrix).weight, out};
+    const GpuOutput& output = static_cast<GpuOutput&>(matrix);
+    const LinearJob job{&output.weight, out};
     linear({&job, 1}, x, n, {});
     for (TopProducts& row : found) {
       row.all = true;
       row.rows.clear();
       row.values.clear();
     }
+    if (!output.is_screened || n == 0) return;
+    // Those that are too many would leave next to nothing out.
+    const size_t n_out = static_cast<size_t>(output.weight.n_out);
+    size_t most = 0;
+    for (const TopRows& top : wanted) {
+      const size_t n_wanted = static_cast<size_t>(top.n_best) + top.always.size();
+      if (top.n_best == 0 || n_wanted > std::min<size_t>(n_out / 32, kMaxSlices)) return;
+      most = std::max(most, n_wanted);
+    }
+    if (!find_top(out, n, n_out, 2 * most + 64, wanted, found)) linear({&job, 1}, x, n, {});
   }
 
   void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) override {
@@ -278,7 +293,7 @@ class GpuBackend final : public Backend {
   }
 
   void attention(float* out, const float* q, const KvLayout& layout, std::span<const BatchSequence> sequences,
-                 const RowSpan* spans, int n_heads) override {
+                 const RowSpan* spans, int n_heads, Bulk /*bulk*/) override {
     if (layout.head_dim > kMaxHeadDim) {
       throw Error(ErrorCode::kUnsupportedModel, "HEAD_DIM",
                   "head size " + std::to_string(layout.head_dim) + ": GPUs take up to " + std::to_string(kMaxHeadDim));
@@ -408,6 +423,65 @@ class GpuBackend final : public Backend {
     return matrix;
   }
 
+  // The largest of products[n, n_out] and those wanted by name into found, which has room for capacity in a row. False
+  // if there are more, of many equal ones for example: then nothing is in found, and products are spoilt.
+  bool find_top(float* products, int n, size_t n_out, size_t capacity, std::span<const TopRows> wanted,
+                std::span<TopProducts> found) {
+    const size_t n_rows = static_cast<size_t>(n);
+    host_requests_.clear();
+    host_ids_.clear();
+    for (const TopRows& top : wanted) {
+      host_requests_.push_back({top.n_best, static_cast<uint32_t>(host_ids_.size()),
+                                static_cast<uint32_t>(top.always.size()), static_cast<uint32_t>(top.never.size())});
+      host_ids_.insert(host_ids_.end(), top.always.begin(), top.always.end());
+      host_ids_.insert(host_ids_.end(), top.never.begin(), top.never.end());
+    }
+    const size_t slice = ceil_div(ceil_div(n_out, kMaxSlices), 32) * size_t{32};
+    const size_t n_slices = ceil_div(n_out, slice);
+    const size_t found_bytes = n_rows * (sizeof(TopHeader) + capacity * sizeof(TopEntry));
+    std::byte* memory = top_.reserve(found_bytes + n_rows * n_slices * sizeof(float));
+    TopArguments a{};
+    a.products = products;
+    a.requests = requests_.get(std::span<const TopRequest>(host_requests_));
+    a.headers = reinterpret_cast<TopHeader*>(memory);
+    a.entries = reinterpret_cast<TopEntry*>(memory + n_rows * sizeof(TopHeader));
+    a.maxima = reinterpret_cast<float*>(memory + found_bytes);
+    a.n = n;
+    a.n_out = static_cast<int>(n_out);
+    a.n_slices = static_cast<int>(n_slices);
+    a.slice = static_cast<int>(slice);
+    a.capacity = static_cast<int>(capacity);
+    const unsigned rows = static_cast<unsigned>(n);
+    if (!host_ids_.empty()) {
+      a.ids = ids_.get(std::span<const int32_t>(host_ids_));
+      launch(Kernel::top_take, {rows}, a);
+    }
+    launch(Kernel::top_maxima, {ceil_div(n_slices, kThreads / 32), rows}, a);
+    launch(Kernel::top_threshold, {rows}, a);
+    launch(Kernel::top_collect, {ceil_div(n_out, size_t{kThreads} * 8), rows}, a);
+    host_found_.resize(found_bytes);
+    device_->download(host_found_.data(), memory, found_bytes);
+    const auto header_of = [&](size_t row) {
+      TopHeader header{};
+      std::memcpy(&header, host_found_.data() + row * sizeof header, sizeof header);
+      return header;
+    };
+    for (size_t row = 0; row < n_rows; ++row) {
+      if (static_cast<size_t>(header_of(row).n) > capacity) return false;
+    }
+    for (size_t row = 0; row < n_rows; ++row) {
+      found[row].all = false;
+      const std::byte* entries = host_found_.data() + n_rows * sizeof(TopHeader) + row * capacity * sizeof(TopEntry);
+      for (int i = 0; i < header_of(row).n; ++i) {
+        TopEntry entry{};
+        std::memcpy(&entry, entries + static_cast<size_t>(i) * sizeof entry, sizeof entry);
+        found[row].rows.push_back(entry.row);
+        found[row].values.push_back(entry.value);
+      }
+    }
+    return true;
+  }
+
   QuantizedX quantize(const float* x, int n, int n_in) {
     const size_t n_blocks = static_cast<size_t>(n) * static_cast<size_t>(n_in / 32);
     std::byte* memory = quantized_.reserve(n_blocks * (32 + 4 * sizeof(float)));
@@ -430,15 +504,21 @@ class GpuBackend final : public Backend {
   std::map<const std::byte*, int> stored_rows_;  // of quantised weights, by their memory
   Workspace quantized_;
   Workspace partials_;
+  Workspace top_;
   Mirror tokens_;
   Mirror positions_;
   Mirror rows_;
   Mirror row_pages_;
   Mirror pages_;
   Mirror views_;
+  Mirror requests_;
+  Mirror ids_;
   std::vector<uint8_t*> host_row_pages_;
   std::vector<const std::byte*> host_pages_;
   std::vector<RowView> host_views_;
+  std::vector<TopRequest> host_requests_;
+  std::vector<int32_t> host_ids_;
+  std::vector<std::byte> host_found_;
 };
 
 }  // namespace

@@ -25,7 +25,11 @@ namespace gemma::gpu {
   X(store_kv, StoreKvArguments)               \
   X(attention, AttentionArguments)            \
   X(attention_merge, AttentionMergeArguments) \
-  X(full_attention, FullAttentionArguments)
+  X(full_attention, FullAttentionArguments)   \
+  X(top_take, TopArguments)                   \
+  X(top_maxima, TopArguments)                 \
+  X(top_threshold, TopArguments)              \
+  X(top_collect, TopArguments)
 
 enum class Kernel {
 #define GEMMA_GPU_KERNEL(name, arguments) name,
@@ -256,6 +260,43 @@ struct FullAttentionArguments {
   int n_heads;
   int head_dim;
   float scale;
+};
+
+// ---- the largest of many products
+
+// What is wanted of a row of products (TopRows): ids holds its n_always, then its n_never.
+struct TopRequest {
+  int32_t n_best;
+  uint32_t first_id;
+  uint32_t n_always;
+  uint32_t n_never;
+};
+// How many were found, more perhaps than there was room for, and the sort key of the least that is taken.
+struct TopHeader {
+  int32_t n;
+  uint32_t threshold;
+};
+struct TopEntry {
+  int32_t row;
+  float value;
+};
+
+// Products of a row are cut into at most kMaxSlices slices of a multiple of 32. The n_best-th largest of the slices'
+// maxima is at most the n_best-th largest of all, and few others exceed it.
+inline constexpr int kMaxSlices = 4096;
+
+struct TopArguments {
+  float* products;  // [n, n_out]: those of always and never become -infinity
+  const TopRequest* requests;
+  const int32_t* ids;
+  float* maxima;       // [n, n_slices]
+  TopHeader* headers;  // [n]
+  TopEntry* entries;   // [n, capacity]
+  int n;
+  int n_out;
+  int n_slices;
+  int slice;
+  int capacity;
 };
 
 }  // namespace gemma::gpu

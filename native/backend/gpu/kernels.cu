@@ -2,4 +2,5 @@
 // emulated device, once for each chip.
 #include "backend/gpu/attention.h"
 #include "backend/gpu/linear.h"
+#include "backend/gpu/top.h"
 #include "backend/gpu/vector.h"

@@ -6,11 +6,12 @@
 namespace gemma::gpu::GPU_CHIP_NAMESPACE {
 
 // The sum over all threads of the block; part is shared memory of its own for each call.
-GPU_FUNCTION float block_sum(float v, float* part) {
+template <class T>
+GPU_FUNCTION T block_sum(T v, T* part) {
   v = warp_sum(v);
   if (thread_index() % kLanes == 0) part[thread_index() / kLanes] = v;
   block_barrier();
-  float sum = 0;
+  T sum = 0;
   GPU_UNROLL
   for (int i = 0; i < kWarps; ++i) sum += part[i];
   return sum;

@@ -115,11 +115,13 @@ struct Config {
   int order = 0;
   unsigned seed = 1;
 };
-const Config& config() {
-  static const Config config = [] {
+Config& config() {
+  static Config config = [] {
     Config c;
-    if (const char* order = std::getenv("GEMMA_EMULATOR_ORDER")) c.order = std::atoi(order);
-    if (const char* seed = std::getenv("GEMMA_EMULATOR_SEED")) c.seed = static_cast<unsigned>(std::atoi(seed));
+    if (const char* order = std::getenv("GEMMA_EMULATOR_ORDER"))
+      c.order = static_cast<int>(std::strtol(order, nullptr, 10));
+    if (const char* seed = std::getenv("GEMMA_EMULATOR_SEED"))
+      c.seed = static_cast<unsigned>(std::strtoul(seed, nullptr, 10));
     return c;
   }();
   return config;
@@ -284,7 +286,10 @@ EMULATOR_UNCHECKED Fiber* pop(Block* b) {
   if (order == 2) {
     b->random = b->random * 1664525u + 1013904223u;
     const unsigned other = (b->head + (b->random >> 10) % (b->tail - b->head)) % kMaxThreads;
-    std::swap(b->ring[b->head % kMaxThreads], b->ring[other]);
+    // By hand: a library's function would be instrumented.
+    Fiber* const first = b->ring[b->head % kMaxThreads];
+    b->ring[b->head % kMaxThreads] = b->ring[other];
+    b->ring[other] = first;
   }
   return b->ring[b->head++ % kMaxThreads];
 }
@@ -608,6 +613,10 @@ void launch(ThreadPool& pool, void (*body)(const void*), const void* arguments, 
   }
   happens_after(&sync_end);
   if (failure) throw Error(ErrorCode::kInternal, "EMULATOR", *failure);
+}
+
+void set_schedule(int order, unsigned seed) {
+  config() = {order, seed};
 }
 
 void set_traffic_counter(TrafficCounter* counter) {

@@ -86,6 +86,9 @@ void wait_copies(int groups_left);
 void launch(ThreadPool& pool, void (*body)(const void*), const void* arguments, Index grid, unsigned n_threads,
             int warp);
 
+// The order of lanes, warps and blocks from the next launch on, instead of the environment's; not during a launch.
+void set_schedule(int order, unsigned seed);
+
 // Bytes that kernels read from device memory with load() (gpu.h), in sectors of 32 bytes. A sector counts once for each
 // block that reads it, and in a buffer small enough to stay in the second-level cache once for each launch.
 class TrafficCounter {
