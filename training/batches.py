@@ -10,8 +10,8 @@ import numpy as np
 from languages import SYSTEM, small_talk
 from model import IMAGE_SIZE, IMAGE_SOFT_TOKEN, TOKENS_PER_IMAGE
 from scenes import (
-    COLOURS, GLYPHS, SHAPES, Scene, compare_pair, glyph_field, pan_and_scan_boxes, read_turns, shape_questions, shapes_scene,
-    text_scene, wide_scene,
+    COLOURS, GLYPHS, SHAPES, Scene, compare_pair, glyph_field, hard_text, letter_rows, pan_and_scan_boxes, random_text, read_turns,
+    shape_questions, shapes_scene, text_scene, wide_scene,
 )  # fmt: skip
 
 SIDE = 6  # cells along a side
@@ -79,6 +79,13 @@ def vision_batch(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(xs), np.stack(ys)
 
 
+def letters_batch(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures full of letters, one in eight of shapes: for the encoder in the last stage."""
+    rng = random.Random(seed)
+    scenes = [shapes_scene(rng) if i % 8 == 0 else letter_rows(rng) for i in range(n)]
+    return np.stack([pixels(s.image) for s in scenes]), np.stack([labels(s) for s in scenes])
+
+
 SOFT = f"\n\n<start_of_image>{IMAGE_SOFT_TOKEN * TOKENS_PER_IMAGE}<end_of_image>\n\n"
 
 
@@ -116,27 +123,38 @@ class Conversations:
 
     def single(self, rng: random.Random, length: int):
         """One picture of shapes or of words, several questions."""
-        if rng.random() < 0.68:
-            scene = shapes_scene(rng)
-            turns = shape_questions(rng, scene, 8)
-        else:
-            scene = text_scene(rng)
-            turns = read_turns(rng, scene)
+        return self.shapes(rng, length) if rng.random() < 0.68 else self.words(rng, length, random_text)
+
+    def shapes(self, rng: random.Random, length: int):
+        scene = shapes_scene(rng)
+        turns = shape_questions(rng, scene, 8)
         row = self.row(length, image_text(0), turns, image_last=rng.random() < 0.12)
         return *row, [pixels(scene.image)], [labels(scene)]
 
-    def pair(self, rng: random.Random, length: int):
-        one, two, turns = compare_pair(rng)
+    def words(self, rng: random.Random, length: int, make=hard_text):
+        scene = text_scene(rng, make=make)
+        turns = read_turns(rng, scene)
+        row = self.row(length, image_text(0), turns, image_last=rng.random() < 0.12)
+        return *row, [pixels(scene.image)], [labels(scene)]
+
+    def pair(self, rng: random.Random, length: int, difference_first: float = 0.0):
+        one, two, turns = compare_pair(rng, difference_first)
         row = self.row(length, image_text(0) * 2, turns, image_last=rng.random() < 0.12)
         return *row, [pixels(one.image), pixels(two.image)], [labels(one), labels(two)]
 
-    def wide(self, rng: random.Random, length: int, pan_and_scan: bool):
-        scene = wide_scene(rng)
+    def difference(self, rng: random.Random, length: int):
+        return self.pair(rng, length, difference_first=0.6)
+
+    def wide(self, rng: random.Random, length: int, pan_and_scan: bool, make=random_text):
+        scene = wide_scene(rng, make=make)
         boxes = pan_and_scan_boxes(*scene.image.size) if pan_and_scan else []
         row = self.row(length, image_text(len(boxes)), read_turns(rng, scene))
         xs = [pixels(scene.image)] + [pixels(scene.image, b) for b in boxes]
         ys = [labels(scene, squeezed=True)] + [labels(scene, b) for b in boxes]
         return *row, xs, ys
+
+    def scanned(self, rng: random.Random, length: int):
+        return self.wide(rng, length, rng.random() < 0.95, hard_text)
 
     def talk(self, rng: random.Random, length: int):
         turns = [small_talk(rng) for _ in range(12)]

@@ -36,13 +36,14 @@ def exact(w: torch.Tensor) -> torch.Tensor:
 
 
 def load(run: Path):
-    """The model of the last checkpoint, its matrices rounded to float16."""
+    """The model of the last stage's checkpoint, its matrices rounded to float16."""
     from transformers import Gemma3ForConditionalGeneration
 
     config = make_config(special_ids(run / "tokenizer"))
     config._attn_implementation = "eager"
     model = Gemma3ForConditionalGeneration(config)
-    model.load_state_dict(torch.load(run / "all.pt")["model"])
+    checkpoint = next(p for p in (run / f"{stage}.pt" for stage in ("finish", "reading", "all")) if p.exists())
+    model.load_state_dict(torch.load(checkpoint)["model"])
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(exact(p) if p.ndim > 1 else p)

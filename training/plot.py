@@ -15,6 +15,8 @@ import numpy as np  # noqa: E402
 STAGES = {
     "vision": ("The vision encoder alone", {"glyph": "letters (left half of a cell)", "shape": "shapes", "colour": "colours"}),
     "all": ("Everything, end to end", {"short": "answers about one picture, small talk", "long": "wide pictures and pairs", "glyph": "letters, by the probe"}),
+    "reading": ("More to read", {"short": "shapes, pairs, small talk", "words": "words", "long": "wide pictures", "glyph": "letters, by the probe"}),
+    "finish": ("More to compare", {"short": "shapes, small talk", "pairs": "pairs", "words": "words", "long": "wide pictures"}),
 }  # fmt: skip
 
 

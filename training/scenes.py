@@ -142,6 +142,17 @@ def random_text(rng: random.Random, longest: int, held_out: bool) -> str:
     return "".join(rng.choice(GLYPHS[:26]) for _ in range(length))
 
 
+def hard_text(rng: random.Random, longest: int, held_out: bool = False) -> str:
+    """For the last stage: as random_text in training, with more of what was misread: doubled and narrow letters, no pattern to guess by."""
+    if held_out or rng.random() < 0.35:
+        return random_text(rng, longest, held_out)
+    chars = rng.choice([GLYPHS[26:], GLYPHS[:26], GLYPHS[:26], GLYPHS[:26] + "IIJJLLTT"])
+    text, length = rng.choice(chars), rng.randint(2, longest)
+    while len(text) < length:
+        text += text[-1] if rng.random() < 0.15 else rng.choice(chars)
+    return text
+
+
 def draw_text(draw, text: str, size: int, spacing: float, left: float, y: float, fill, stroke: int) -> list[Glyph]:
     """Letter by letter, centred on y. Returns where they are."""
     glyphs, x = [], left
@@ -164,8 +175,8 @@ def ink(rng: random.Random) -> tuple[int, int, int]:
     return jitter(rng, COLOURS[colour], 10)
 
 
-def text_scene(rng: random.Random, held_out: bool = False) -> Scene:
-    """A square picture with one or two words or numbers, one above the other."""
+def text_scene(rng: random.Random, held_out: bool = False, make=random_text) -> Scene:
+    """A square picture with one or two words or numbers, one above the other. make: what draws them."""
     side = rng.randint(200, 360)
     w, h = side, round(side * rng.uniform(0.88, 1.12))
     image = Image.new("RGB", (w, h), jitter(rng, rng.choice(BACKGROUNDS), 4))
@@ -175,7 +186,7 @@ def text_scene(rng: random.Random, held_out: bool = False) -> Scene:
     scene = Scene(image)
     texts = []
     for i in range(n):
-        text = random_text(rng, 6, held_out)
+        text = make(rng, 6, held_out)
         size = round(h * rng.uniform(0.16, 0.27))
         spacing = size * rng.uniform(0.02, 0.14)
         while (width := text_width(text, size, spacing)) > w * 0.94:
@@ -188,7 +199,7 @@ def text_scene(rng: random.Random, held_out: bool = False) -> Scene:
     return scene
 
 
-def wide_scene(rng: random.Random, held_out: bool = False) -> Scene:
+def wide_scene(rng: random.Random, held_out: bool = False, make=random_text) -> Scene:
     """A wide picture: a sign of 3 or 4 columns, a word or number in some of them. Pan & Scan cuts between the columns."""
     n = rng.choice([3, 4, 4])
     h = rng.randint(256, 300)
@@ -203,7 +214,7 @@ def wide_scene(rng: random.Random, held_out: bool = False) -> Scene:
     n_texts = rng.randint(1, min(n, 3))
     base = rng.uniform(0.2, 0.8)
     for i in sorted(rng.sample(range(n), n_texts)):
-        text = random_text(rng, 5, held_out)
+        text = make(rng, 5, held_out)
         this, gap = size, spacing
         while (width := text_width(text, this, gap)) > column * 0.9:
             this, gap = round(this * 0.94), gap * 0.94
@@ -234,6 +245,27 @@ def glyph_field(rng: random.Random) -> Scene:
             scene.glyphs += draw_text(draw, text, size, spacing, x, y + size * 0.3, fill, stroke)
             x += width + size * rng.uniform(0.7, 1.5)
         y += size * rng.uniform(0.95, 1.6)
+    return scene
+
+
+def letter_rows(rng: random.Random) -> Scene:
+    """Words of random letters all over the picture, never two rows in a row of cells: what an encoder learns most from in a step."""
+    side = rng.randint(200, 300)
+    image = Image.new("RGB", (side, side), jitter(rng, rng.choice(BACKGROUNDS), 4))
+    draw = ImageDraw.Draw(image)
+    scene = Scene(image)
+    y = rng.uniform(0.08, 0.16) * side
+    while y < side * 0.93:
+        size = round(side * rng.uniform(0.15, 0.26))
+        fill, stroke = ink(rng), rng.choice([0, 0, 1])
+        spacing, x = size * rng.uniform(0.02, 0.14), side * rng.uniform(0.02, 0.2)
+        for _ in range(8):
+            text = hard_text(rng, rng.randint(3, 6))
+            width = text_width(text, size, spacing)
+            if x + width < side * 0.98:
+                scene.glyphs += draw_text(draw, text, size, spacing, x, y, fill, stroke)
+                x += width + size * rng.uniform(0.5, 1.0)
+        y += max(size * 0.95, side / 6) * rng.uniform(1.03, 1.3)
     return scene
 
 
@@ -286,8 +318,8 @@ def read_turns(rng: random.Random, scene: Scene) -> list[tuple[str, str]]:
     return turns
 
 
-def compare_pair(rng: random.Random) -> tuple[Scene, Scene, list[tuple[str, str]]]:
-    """Two pictures of one shape each, equal or different in shape, colour or place."""
+def compare_pair(rng: random.Random, difference_first: float = 0.0) -> tuple[Scene, Scene, list[tuple[str, str]]]:
+    """Two pictures of one shape each, equal or different in shape, colour or place. difference_first: how often that is asked first."""
     names = ["shape", "colour", "position"]
     what = rng.sample(names, rng.choice([0, 1, 1, 1, 2, 3]))
     a = [rng.choice(SHAPES), rng.choice(list(COLOURS)), rng.randrange(9)]
@@ -323,6 +355,8 @@ def compare_pair(rng: random.Random) -> tuple[Scene, Scene, list[tuple[str, str]
         ("What colour is the shape in the second picture?", b[1].capitalize() + "."),
         ("What colour is the shape in the first picture?", a[1].capitalize() + "."),
     ]  # fmt: skip
+    if difference_first and rng.random() < difference_first:
+        return one, two, [pool.pop(1), *rng.sample(pool, 2)]
     first = pool.pop(0) if rng.random() < 0.4 else None
     turns = rng.sample(pool, 4)
     return one, two, ([first, *turns[:2]] if first else turns)

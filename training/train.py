@@ -1,9 +1,11 @@
-"""Trains the demonstration model on the CPU, in two stages; both can be stopped and go on from their last checkpoint.
+"""Trains the demonstration model on the CPU, in four stages; each can be stopped and goes on from its last checkpoint.
 
     train.py vision --out build/demo --steps 3000      the encoder alone, on what stands in each cell of a picture
     torchrun --nproc-per-node 2 train.py all --out build/demo --steps 6000 --threads 1      everything, on conversations
+    torchrun --nproc-per-node 2 train.py reading --out build/demo --steps 1500 --threads 1  the same, with more to read
+    torchrun --nproc-per-node 2 train.py finish --out build/demo --steps 600 --decay 550 --threads 1  and with more to compare
 
-Two processes of one thread share the steps of the second stage: on busy cores they wait for each other once a step, threads at
+Two processes of one thread share the steps of the later stages: on busy cores they wait for each other once a step, threads at
 every operation. The learning rate is constant and falls to zero over the last --decay steps. Batches follow from the step's number, so a
 run that was interrupted sees the same pictures. The forward pass is transformers' own; only the masks are made here, once
 for a batch. bfloat16 where the matrix products are, on processors with AMX about ten times as fast as float32.
@@ -21,13 +23,19 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from batches import NONE, Conversations, vision_batch
+from batches import NONE, Conversations, letters_batch, vision_batch
 from model import IMAGE_SOFT_TOKEN, WINDOW, make_config, make_tokenizer, special_ids
 from scenes import COLOURS, GLYPHS, SHAPES
 
 LONGEST_WORD = 8
-SHORT = (176, [("single", 8), ("talk", 2)], 8)  # length of a row, rows, pictures; of each process
-LONG = (304, [("wide", 2), ("pair", 2)], 14)
+# Of each process: length of a row, rows of each kind, pictures. How many pictures of letters beside, the weight of the probe's loss.
+STAGES = {
+    "all": ([(176, [("single", 8), ("talk", 2)], 8), (304, [("wide", 2), ("pair", 2)], 14)], 0, 0.1),
+    "reading": ([(176, [("shapes", 4), ("difference", 3), ("talk", 2)], 10), (88, [("words", 8)], 8), (304, [("scanned", 2)], 10)], 36, 0.5),
+    "finish": (
+        [(176, [("shapes", 5), ("talk", 2)], 5), (132, [("difference", 8)], 16), (88, [("words", 8)], 8), (304, [("scanned", 2)], 10)], 20, 0.5,
+    ),
+}  # fmt: skip
 VISION_BATCH = 64
 EMPTY_WEIGHT = 0.08  # most cells are empty
 
@@ -228,14 +236,25 @@ def train_vision(a, model, probe) -> None:
     run.loop(one_step)
 
 
-def train_all(a, model, probe) -> None:
+def load_parts(path: Path, parts: dict[str, nn.Module]) -> None:
+    """The result of the stage before."""
+    saved = torch.load(path)
+    for key, part in parts.items():
+        part.load_state_dict(saved[key])
+
+
+def train_decoder(a, model, probe) -> None:
     processes = dist.get_world_size() if dist.is_initialized() else 1
-    run = Run(a, "all", {"model": model, "probe": probe})
-    if run.step == 0:
-        saved = torch.load(a.out / "vision.pt")
+    plans, n_letters, probe_weight = STAGES[a.stage]
+    parts = {"model": model, "probe": probe}
+    run = Run(a, a.stage, parts)
+    number = list(STAGES).index(a.stage)
+    if run.step == 0 and number == 0:
         tower, norm = model.model.vision_tower, model.model.multi_modal_projector.mm_soft_emb_norm
-        nn.ModuleDict({"tower": tower, "norm": norm}).load_state_dict(saved["vision"])
-        probe.load_state_dict(saved["probe"])
+        load_parts(a.out / "vision.pt", {"vision": nn.ModuleDict({"tower": tower, "norm": norm}), "probe": probe})
+    elif run.step == 0:
+        load_parts(a.out / f"{list(STAGES)[number - 1]}.pt", parts)
+    first_of_stage = 10_000_000 * (number + 1)
     conversations = Conversations(a.out / "tokenizer")
     soft_id = special_ids(a.out / "tokenizer")[IMAGE_SOFT_TOKEN]
     projection = model.model.multi_modal_projector.mm_input_projection_weight
@@ -245,10 +264,13 @@ def train_all(a, model, probe) -> None:
             layer.forward = torch.compile(layer.forward, dynamic=False)
 
     def one_step(step: int):
-        first_seed = 10_000_000 + 2 * (step * processes + run.rank)
-        batches = [conversations.batch(first_seed + i, plan, length, n) for i, (length, plan, n) in enumerate((SHORT, LONG))]
-        pixels = torch.cat([normalised(b[3]) for b in batches])
-        labels = torch.cat([torch.from_numpy(b[4]) for b in batches])
+        first_seed = first_of_stage + len(plans) * (step * processes + run.rank)
+        batches = [conversations.batch(first_seed + i, plan, length, n) for i, (length, plan, n) in enumerate(plans)]
+        seen = [(b[3], b[4]) for b in batches]
+        if n_letters:
+            seen.append(letters_batch(first_seed, n_letters))
+        pixels = torch.cat([normalised(x) for x, _ in seen])
+        labels = torch.cat([torch.from_numpy(y) for _, y in seen])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             tokens = encode(pixels)
             probe_loss, right = probe(tokens, labels)
@@ -262,15 +284,16 @@ def train_all(a, model, probe) -> None:
                 total, n, first = total + part, n + count, first + len(x)
                 hits.append(hit / count)
             loss = total / n
-        (loss + 0.1 * probe_loss).backward()
-        return {"loss": loss.detach(), "short": hits[0], "long": hits[1], "probe": probe_loss.detach(), "glyph": right[0]}
+        (loss + probe_weight * probe_loss).backward()
+        names = {2: ["short", "long"], 3: ["short", "words", "long"], 4: ["short", "pairs", "words", "long"]}[len(plans)]
+        return {"loss": loss.detach(), **dict(zip(names, hits)), "probe": probe_loss.detach(), "glyph": right[0]}
 
     run.loop(one_step)
 
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("stage", choices=["vision", "all"])
+    ap.add_argument("stage", choices=["vision", *STAGES])
     ap.add_argument("--out", type=Path, required=True)
     ap.add_argument("--steps", type=int, required=True)
     ap.add_argument("--decay", type=int, default=500, help="steps at the end over which the learning rate falls to zero")
@@ -297,7 +320,7 @@ def main() -> None:
     probe = Probe(config.vision_config.hidden_size, config.mm_tokens_per_image)
     n = sum(p.numel() for p in model.parameters())
     print(f"{n / 1e6:.2f} million parameters", flush=True)
-    (train_vision if a.stage == "vision" else train_all)(a, model, probe)
+    (train_vision if a.stage == "vision" else train_decoder)(a, model, probe)
 
 
 def init(model) -> None:

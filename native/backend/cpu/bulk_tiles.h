@@ -219,6 +219,16 @@ class BulkTiles {
           _mm512_stream_ps(row + lane, _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
         continue;
       }
+      if (reinterpret_cast<uintptr_t>(row) % 64 == 0 && n_lanes % kLanes == 0) {
+        for (int lane = 0; lane < n_lanes; lane += kLanes)
+          _mm512_stream_ps(row + lane, _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
+        continue;
+      }
+      if (reinterpret_cast<uintptr_t>(row) % 64 == 0 && n_lanes % kLanes == 0) {
+        for (int lane = 0; lane < n_lanes; lane += kLanes)
+          _mm512_stream_ps(row + lane, _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
+        continue;
+      }
       for (int lane = 0; lane < n_lanes; lane += kLanes) {
         _mm512_mask_storeu_ps(row + lane, lanes_below(n_lanes - lane),
                               _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
