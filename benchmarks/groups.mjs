@@ -282,14 +282,16 @@ async function besideBusy(work) {
 
 async function busy(bench, model) {
   const { big } = await costs(model);
-  const decode = big ? 16 : 48;
-  const both = (once) => async () => {
-    const quiet = (await once()).decode;
-    return { quiet, busy: (await besideBusy(once)).decode };
+  const quietTokens = big ? 16 : 48;
+  // A peer that waits for its threads takes a second for a token and more.
+  const both = (once, busyTokens) => async () => {
+    const quiet = (await once(quietTokens)).decode;
+    return { quiet, busy: (await besideBusy(() => once(busyTokens))).decode };
   };
-  const engines = { [OURS]: both(() => ours('rates', { model, prompt: 0, decode }, bench)) };
+  const engines = { [OURS]: both((decode) => ours('rates', { model, prompt: 0, decode }, bench), quietTokens) };
   for (const peer of bench.peers) {
-    engines[peer.name] = both(() => llamaBench(peer, { model, prompt: 0, decode, threads: bench.threads, big }));
+    const once = (decode) => llamaBench(peer, { model, prompt: 0, decode, threads: bench.threads, big });
+    engines[peer.name] = both(once, 12);
   }
   const { results, peaks } = await alternate(bench, model, engines);
   return [

@@ -88,6 +88,7 @@ export async function buildLlamaCpp(log) {
     build,
     ['llama-bench', 'llama-batched-bench', 'llama-completion', 'llama-mtmd-cli'],
     log,
+    process.platform === 'win32' ? [] : [`-DCMAKE_CXX_FLAGS=-include ${join(HERE, 'native', 'tile_intrinsics.h')}`],
   );
   return { name: 'llama.cpp', tools: { ...tools, own: await buildOwn(source, build) } };
 }
@@ -109,11 +110,11 @@ export async function buildIkLlamaCpp(given, log) {
   return { name: 'ik_llama.cpp', tools };
 }
 
-async function buildTools(source, build, targets, log) {
+async function buildTools(source, build, targets, log, options = []) {
   const tools = Object.fromEntries(targets.map((target) => [target, join(build, 'bin', target + SUFFIX)]));
   if (!Object.values(tools).every(existsSync)) {
     log(`${source.split(/[\\/]/).at(-1)}: building (some minutes)`);
-    await run('cmake', ['-S', source, '-B', build, ...CMAKE_OPTIONS]);
+    await run('cmake', ['-S', source, '-B', build, ...CMAKE_OPTIONS, ...options]);
     await run('cmake', ['--build', build, '--target', ...targets, '--config', 'Release', '--parallel', '2']);
   }
   return tools;

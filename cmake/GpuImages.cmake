@@ -63,6 +63,11 @@ function(gemma_add_gpu_images target)
     if(NOT GEMMA_NVCC)
       message(FATAL_ERROR "GEMMA_BACKEND=cuda: no nvcc; `npm run build:cuda` says how to get it, or set GEMMA_NVCC")
     endif()
+    set(host_compiler ${CMAKE_CXX_COMPILER})
+    if(GEMMA_ZIG)  # one program with subcommands; device code is the same whatever reads the host's half
+      find_program(GEMMA_CUDA_HOST_COMPILER NAMES c++ g++ clang++ REQUIRED)
+      set(host_compiler ${GEMMA_CUDA_HOST_COMPILER})
+    endif()
     set(chips ${GEMMA_CUDA_CHIPS})
     if(NOT chips)
       set(chips ${default_cuda_chips})
@@ -94,7 +99,7 @@ function(gemma_add_gpu_images target)
           set(code [${code},compute_${chip}])
           set(portable true)
         endif()
-        gemma_gpu_blob(blob ${source} ${chip} ${GEMMA_NVCC} -ccbin ${CMAKE_CXX_COMPILER} -x cu -std=c++17 -O3 -fatbin
+        gemma_gpu_blob(blob ${source} ${chip} ${GEMMA_NVCC} -ccbin ${host_compiler} -x cu -std=c++17 -O3 -fatbin
           -gencode arch=compute_${chip},code=${code} -Xfatbin=-compress-all --expt-relaxed-constexpr -Werror all-warnings
           -Xcompiler=-Wall,-Wextra ${include})
         set(name "sm_${chip}")
@@ -131,5 +136,10 @@ std::span<const DeviceImage> device_images() { return kImages; }
 ]] @ONLY)
   # The compiler does not see what the assembler includes, nor does ccache.
   set_source_files_properties(${table} PROPERTIES OBJECT_DEPENDS "${blobs}" SKIP_LINTING ON)
+  if(GEMMA_ZIG)
+    # It keeps results by what it has read, which the included bytes are not: no two compilations may look alike.
+    string(TIMESTAMP now %s)
+    set_source_files_properties(${table} PROPERTIES COMPILE_DEFINITIONS GEMMA_CONFIGURED_AT=${now})
+  endif()
   target_sources(${target} PRIVATE ${table})
 endfunction()

@@ -1,4 +1,5 @@
 import { freemem } from 'node:os';
+import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
@@ -145,10 +146,11 @@ export class Gemma {
       const path = await findModelFile(model);
       const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
       const vision = await findVisionFile(path, options.mmproj);
+      const backend = await addonFor(settings.device ?? 'auto');
       const start = performance.now();
       const native = await new Promise<NativeModel>((resolve, reject) => {
         const files = { path, ...(draft !== undefined && { draft }), ...visionSettings(vision) };
-        const id = addon().load({ prefixCacheBytes: DEFAULT_PREFIX_CACHE, ...files, ...settings }, (event) => {
+        const id = backend.load({ prefixCacheBytes: DEFAULT_PREFIX_CACHE, ...files, ...settings }, (event) => {
           if (event.kind === 'progress') {
             if (cancellation.cancelled) return;
             try {
@@ -167,7 +169,7 @@ export class Gemma {
             resolve(event.model);
           }
         });
-        cancellation.onCancel(() => addon().cancel(id));
+        cancellation.onCancel(() => backend.cancel(id));
       });
       const loadMs = performance.now() - start;
       // What an embedding depends on beside the picture: the encoder's weights and its arithmetic.
@@ -219,9 +221,17 @@ export class Gemma {
     return summary;
   }
 
-  /** What this build computes on: the CPU, then GPUs, with the reason where one cannot be used. */
+  /** What can be computed on here: the CPU, then GPUs, with the reason where one cannot be used. */
   static async devices(): Promise<Device[]> {
-    return addon().devices();
+    return allDevices();
+  }
+
+  /**
+   * What models can be computed with here: this package for the CPU, the optional packages for GPUs (`gemma-native-cuda`,
+   * `gemma-native-rocm`). Says which of them `device: 'auto'` takes and why, and why the others are not there.
+   */
+  static async backends(): Promise<Backend[]> {
+    return allBackends();
   }
 
   /**
@@ -239,7 +249,7 @@ export class Gemma {
     });
   }
 
-  /** The backend that was compiled in: `'cpu'`. */
+  /** The backend that was compiled into this package's addon: `'cpu'`, in a clone also `'cuda'` or `'rocm'`. */
   static get backend(): string {
     return addon().backend;
   }
@@ -464,7 +474,8 @@ export class Gemma {
     onPosition: (event: Extract<NativeEvaluateEvent, { kind: 'position' }>) => void,
   ): Promise<void> {
     return new Promise((resolve, reject) => {
-      const id = this.#live().evaluate(params, (event) => {
+      const model = this.#live();
+      const id = model.evaluate(params, (event) => {
         if (event.kind === 'position') {
           if (cancellation.cancelled) return;
           try {
@@ -481,7 +492,7 @@ export class Gemma {
           resolve();
         }
       });
-      cancellation.onCancel(() => addon().cancel(id));
+      cancellation.onCancel(() => model.cancel(id));
     });
   }
 }

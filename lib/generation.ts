@@ -1,13 +1,7 @@
 // One generation: parameters to the engine, its events to text and a result.
 import type { Cancellation } from './cancellation.js';
 import { GemmaError } from './errors.js';
-import {
-  addon,
-  type NativeGenerateEvent,
-  type NativeGenerateParams,
-  type NativeModel,
-  type TokenScore,
-} from './native.js';
+import type { NativeGenerateEvent, NativeGenerateParams, NativeModel, TokenScore } from './native.js';
 
 /**
  * `stop`: the model ended its answer, or a stop sequence came; `length`: `maxOutputTokens` or the context's end; `other`: the
@@ -183,7 +177,7 @@ export function runGeneration(
     const id = model.generate(params, onEvent);
     acknowledge = (events) => model.acknowledge(id, events);
     sink?.started(acknowledge);
-    cancellation.onCancel(() => addon().cancel(id));
+    cancellation.onCancel(() => model.cancel(id));
   });
 }
 

@@ -6,6 +6,7 @@ export {
   type ModelInfo,
   type PerplexityResult,
 } from './gemma.js';
+export type { Backend } from './backends.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
 export {
   GemmaStream,

@@ -282,6 +282,8 @@ export interface NativeModel {
   evaluate(params: NativeEvaluateParams, onEvent: (event: NativeEvaluateEvent) => void): number;
   encodeImages(params: NativeEncodeParams, onEvent: (event: NativeEncodeEvent) => void): number;
   acknowledge(id: number, events: number): void;
+  /** Stops a generate, evaluate or encodeImages of this model by its id. */
+  cancel(id: number): void;
   close(): Promise<void>;
 }
 
@@ -311,19 +313,33 @@ export interface NativeAddon {
     },
   ): Promise<PreparedImage>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
-  /** Stops a load, generate, evaluate or encodeImages by its id. */
+  /** Stops a load by its id. */
   cancel(id: number): void;
 }
 
 let loaded: NativeAddon | undefined;
 
+/** The addon below a package's folder that fits this system. */
+export function openAddon(folder: string): NativeAddon {
+  const opened = nodeGypBuild(folder) as NativeAddon;
+  opened.init(GemmaError);
+  return opened;
+}
+
 // GEMMA_ADDON names a binary other than the one beside this package, such as a build for another backend.
 function load(root: string): NativeAddon {
   const { GEMMA_ADDON: path } = process.env;
-  return (path ? createRequire(__filename)(resolve(path)) : nodeGypBuild(root)) as NativeAddon;
+  if (!path) return openAddon(root);
+  const opened = createRequire(__filename)(resolve(path)) as NativeAddon;
+  opened.init(GemmaError);
+  return opened;
 }
 
-/** The addon, loaded on first use. Throws GemmaError `ERR_BACKEND_UNAVAILABLE` when no binary fits this machine. */
+/**
+ * This package's addon, loaded on first use; backends.ts knows those of other packages.
+ *
+ * @throws GemmaError `ERR_BACKEND_UNAVAILABLE` when no binary fits this machine
+ */
 export function addon(): NativeAddon {
   if (!loaded) {
     const root = join(__dirname, '..');
@@ -340,7 +356,6 @@ export function addon(): NativeAddon {
         'NO_BINARY',
       );
     }
-    loaded.init(GemmaError);
   }
   return loaded;
 }

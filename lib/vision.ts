@@ -3,7 +3,7 @@
 import type { Cancellation } from './cancellation.js';
 import { digest, type EmbeddingCache } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
-import { addon, type Crop, type NativeModel, type PreparedImage } from './native.js';
+import type { Crop, NativeModel, PreparedImage } from './native.js';
 import { show } from './options.js';
 
 /** What the vision encoder makes of a picture. May stand in a message instead of the picture. */
@@ -155,7 +155,8 @@ export class ImageEncoder {
         reject(new GemmaError('ERR_DISPOSED', 'cancelled before its images were encoded'));
         return;
       }
-      const id = this.#live().encodeImages({ pixels, n }, (event) => {
+      const model = this.#live();
+      const id = model.encodeImages({ pixels, n }, (event) => {
         if (event.kind === 'progress') {
           if (cancellation.cancelled) return;
           try {
@@ -172,7 +173,7 @@ export class ImageEncoder {
           reject(event.error);
         }
       });
-      cancellation.onCancel(() => addon().cancel(id));
+      cancellation.onCancel(() => model.cancel(id));
     });
   }
 }

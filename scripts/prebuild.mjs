@@ -3,16 +3,20 @@
 //
 //   npm run prebuilds                                this machine's
 //   npm run prebuilds -- linux-x64-musl win32-x64    these
-//   npm run prebuilds -- --all                       every one that is published
+//   npm run prebuilds -- --all                       every one of the main package
+//   npm run prebuilds -- --gpus                      those of the packages for GPUs (packages/), whose compilers build:cuda and
+//                                                    build:rocm know
 //
 // The compiler is zig's C++ compiler from the Python package ziglang: it brings what it needs for every target, and the binaries
 // for Linux run with glibc 2.28 (2018) and newer whatever this machine has. Runs on Linux and macOS.
 import { execFileSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { basename, join, relative } from 'node:path';
-import { glibcOf, hostTarget, targets } from './targets.mjs';
+import { gpuOptions } from './gpu-toolchain.mjs';
+import { glibcOf, gpuTargets, hostTarget, targets as cpuTargets } from './targets.mjs';
 import { jobs, main, quietly, root, run, say, SetupError, version } from './steps.mjs';
 
+const targets = { ...cpuTargets, ...gpuTargets };
 const ZIG_VERSION = '0.17.1';
 const MAX_GLIBC = [2, 28];
 
@@ -29,7 +33,8 @@ async function zig() {
 }
 
 async function build(name, compiler) {
-  const { triple } = targets[name];
+  const { triple, backend } = targets[name];
+  const gpu = backend ? [`GEMMA_BACKEND=${backend}`, ...(await gpuOptions(backend))] : [];
   say(`Building ${name}`);
   const folder = join(root, 'build', 'cross', name);
   const ninja = version('ninja') ? ['-G', 'Ninja'] : [];
@@ -43,14 +48,15 @@ async function build(name, compiler) {
     `-DZIG=${compiler}`,
     `-DZIG_TARGET=${triple}`,
     '-DCMAKE_BUILD_TYPE=Release',
+    ...gpu.map((option) => `-D${option}`),
   ]);
   await quietly('cmake', ['--build', folder, '--parallel', jobs, '--target', 'gemma_native']);
   return join(folder, 'gemma_native.node');
 }
 
 // Asks the resolver that runs at the user's, which takes the system and processor from its environment.
-function resolve({ platform, arch, libc }) {
-  const script = `process.stdout.write(require('node-gyp-build').resolve(${JSON.stringify(root)}))`;
+function resolve({ platform, arch, libc, folder = '.' }) {
+  const script = `process.stdout.write(require('node-gyp-build').resolve(${JSON.stringify(join(root, folder))}))`;
   const env = {
     ...process.env,
     PREBUILDS_ONLY: '1',
@@ -63,10 +69,16 @@ function resolve({ platform, arch, libc }) {
 
 await main(async () => {
   const wanted = process.argv.slice(2);
-  const names = wanted.includes('--all') ? Object.keys(targets) : wanted.length > 0 ? wanted : [hostTarget()];
+  const named = wanted.flatMap((word) => {
+    if (word === '--all') return Object.keys(cpuTargets);
+    return word === '--gpus' ? Object.keys(gpuTargets) : [word];
+  });
+  const names = named.length > 0 ? named : [hostTarget()];
   for (const name of names) {
     if (!targets[name]) {
-      throw new SetupError(`${name}: no such target; expected --all or some of ${Object.keys(targets).join(', ')}`);
+      throw new SetupError(
+        `${name}: no such target; expected --all, --gpus or some of ${Object.keys(targets).join(', ')}`,
+      );
     }
   }
   const compiler = await zig();
@@ -77,6 +89,7 @@ await main(async () => {
     const path = join(root, target.path);
     mkdirSync(join(path, '..'), { recursive: true });
     copyFileSync(built, path);
+    if (target.folder) copyFileSync(join(root, 'LICENSE'), join(root, target.folder, 'LICENSE'));
 
     const found = resolve(target);
     if (found !== path) throw new SetupError(`${name}: node-gyp-build takes ${found}, expected ${path}`);

@@ -15,6 +15,15 @@ export const targets = {
   'darwin-arm64': target('aarch64-macos.11.0', 'darwin', 'arm64'),
 };
 
+// Packages of their own, installed by whoever has such a GPU (lib/backends.ts). The drivers exist for glibc only.
+function gpuTarget(backend) {
+  const { path, ...rest } = target('x86_64-linux-gnu.2.28', 'linux', 'x64', 'glibc');
+  const folder = `packages/${backend}`;
+  return { ...rest, backend, folder, path: `${folder}/${path}` };
+}
+
+export const gpuTargets = { 'linux-x64-cuda': gpuTarget('cuda'), 'linux-x64-rocm': gpuTarget('rocm') };
+
 /** The target that this machine is. */
 export function hostTarget() {
   const isMusl = process.platform === 'linux' && !process.report.getReport().header.glibcVersionRuntime;

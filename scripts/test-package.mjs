@@ -19,7 +19,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { hostTarget, targets } from './targets.mjs';
+import { gpuTargets, hostTarget, targets } from './targets.mjs';
 import { main, root, SetupError } from './steps.mjs';
 
 const MAX_UNPACKED = 25e6;
@@ -91,12 +91,15 @@ function pack() {
   const prebuild = join(root, targets[hostTarget()].path);
   if (!existsSync(prebuild)) throw new SetupError(`${prebuild} is missing: npm run prebuilds`);
   mkdirSync(app);
-  const output = execFileSync(join(bin, 'npm'), ['pack', '--ignore-scripts', '--json', '--pack-destination', folder], {
-    cwd: root,
-    encoding: 'utf8',
-  });
+  return packOf(root);
+}
+
+/** What `npm pack` says of a package, which lies in the folder of this test then. */
+function packOf(cwd) {
+  const flags = ['--ignore-scripts', '--json', '--pack-destination', folder];
+  const output = execFileSync(join(bin, 'npm'), ['pack', ...flags], { cwd, encoding: 'utf8' });
   const [entry] = Object.values(JSON.parse(output));
-  return entry;
+  return { ...entry, names: entry.files.map(({ path }) => path) };
 }
 
 function checkContents({ files, unpackedSize, size }) {
@@ -220,6 +223,21 @@ await main(async () => {
         compilerOptions.lib = ['ES2023', 'ESNext.Disposable', 'DOM'];
         writeFileSync(join(app, 'tsconfig.json'), JSON.stringify({ compilerOptions, files }));
         run('node', [join(root, 'node_modules', 'typescript', 'bin', 'tsc')]);
+      });
+    }
+
+    // With their binaries, where these were built; beside the package, as npm install lays them.
+    for (const { backend, folder: at, path } of Object.values(gpuTargets)) {
+      if (hostTarget() !== 'linux-x64' || !existsSync(join(root, path))) continue;
+      check(`package for ${backend}`, () => {
+        const files = packOf(join(root, at));
+        const wanted = ['LICENSE', 'README.md', 'package.json', path.slice(at.length + 1)];
+        expect(files.names.sort().join() === wanted.sort().join(), `it holds ${files.names.join(', ')}`);
+        run('npm', ['install', '--no-audit', '--no-fund', '--no-save', join(folder, files.filename)]);
+        const { packages } = JSON.parse(run('npx', ['gemma-native', 'devices', '--json']));
+        const found = packages.find(({ name }) => name === backend);
+        expect(found && !/npm install|does not load/.test(found.reason), JSON.stringify(found));
+        return `${(files.size / 1e6).toFixed(1)} MB, unpacked ${(files.unpackedSize / 1e6).toFixed(1)} MB; ${found.reason}`;
       });
     }
 

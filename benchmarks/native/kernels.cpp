@@ -166,7 +166,7 @@ void attention(Backend& backend, const KvKind& kind, const Settings& settings) {
   const BatchSequence one{0, 1, pages.data()};
   spans[0] = {0, kLong};
   const double decode = calls_per_second(
-      settings.ms, [&] { backend.attention(out->floats(), rows.data(), layout, {&one, 1}, spans.data(), kHeads); });
+      settings.ms, [&] { backend.attention(out->floats(), rows.data(), layout, {&one, 1}, spans.data(), kHeads, {}); });
   print("attention", backend.isa(), kind.name, 1, "GBps", decode * 2.0 * kLong * static_cast<double>(kind.row_bytes));
 
   const BatchSequence many{0, kManyRows, pages.data()};
@@ -175,8 +175,9 @@ void attention(Backend& backend, const KvKind& kind, const Settings& settings) {
     spans[static_cast<size_t>(i)] = {0, kPrompt - kManyRows + i + 1};
     seen += spans[static_cast<size_t>(i)].end;
   }
-  const double prefill = calls_per_second(
-      settings.ms, [&] { backend.attention(out->floats(), rows.data(), layout, {&many, 1}, spans.data(), kHeads); });
+  const double prefill = calls_per_second(settings.ms, [&] {
+    backend.attention(out->floats(), rows.data(), layout, {&many, 1}, spans.data(), kHeads, {kManyRows});
+  });
   print("attention", backend.isa(), kind.name, kManyRows, "Gops", prefill * 4.0 * seen * kHeads * kHeadDim);
 }
 

@@ -413,18 +413,24 @@ async function devices(flags: { json?: boolean }): Promise<void> {
     const isas = found[0]?.isas.join(', ') ?? '';
     throw new GemmaError('ERR_BACKEND_UNAVAILABLE', `GEMMA_ISA: expected one of ${isas}, found ${isa}`, 'ISA');
   }
-  if (flags.json) return printJson({ backends, devices: found, isa });
+  const packages = await Gemma.backends();
+  const { name: auto, reason } = packages.find(({ chosen }) => chosen) ?? { name: 'cpu', reason: '' };
+  const device = process.env.GEMMA_DEVICE || 'auto';
+  if (flags.json) return printJson({ backends, devices: found, isa, device, auto, packages });
   printLine(`backends compiled in: ${backends.join(', ')}`);
-  for (const device of found) {
-    const size = device.memoryBytes > 0 ? `, ${device.cores} cores, ${bytes(device.memoryBytes)}` : '';
-    printLine(`${device.name}: ${device.description}${size}`);
-    if (device.name !== 'cpu' && device.isa) printLine(`  chip: ${device.isa}`);
-    if (device.name === 'cpu') {
-      printLine(
-        `  instruction sets: ${device.isas.join(', ')}; in use: ${wanted ? `${wanted} (GEMMA_ISA)` : device.isa}`,
-      );
+  for (const one of found) {
+    const size = one.memoryBytes > 0 ? `, ${one.cores} cores, ${bytes(one.memoryBytes)}` : '';
+    printLine(`${one.name}: ${one.description}${size}`);
+    if (one.name !== 'cpu' && one.isa) printLine(`  chip: ${one.isa}`);
+    if (one.name === 'cpu') {
+      printLine(`  instruction sets: ${one.isas.join(', ')}; in use: ${wanted ? `${wanted} (GEMMA_ISA)` : one.isa}`);
     }
-    if (!device.available) printLine(`  not available: ${device.reason ?? ''}`);
+    if (!one.available) printLine(`  not available: ${one.reason ?? ''}`);
+  }
+  printLine(device === 'auto' ? `device auto is ${auto}: ${reason}` : `device ${device}: GEMMA_DEVICE asks for it`);
+  for (const { name, package: from, available, chosen, reason: why } of packages) {
+    if (name === 'cpu' || (chosen && device === 'auto')) continue;
+    printLine(`  ${name} (${from}): ${available ? '' : 'not available: '}${why}`);
   }
 }
 

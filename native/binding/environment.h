@@ -43,6 +43,9 @@ class Environment : public Napi::Addon<Environment> {
   // Calls the operation's callback; nothing happens when it is gone.
   void emit(Napi::Env env, uint64_t id, const Napi::Object& event);
 
+  // cancel(id), of the addon and of every model: an operation of either.
+  Napi::Value cancel(const Napi::CallbackInfo& info);
+
   Napi::Object make_model(std::shared_ptr<Engine> engine, bool instruction_tuned);
   // An instance of GemmaError (an Error with the same fields before init()).
   Napi::Value make_error(Napi::Env env, const ErrorInfo& info) const;
@@ -68,7 +71,6 @@ class Environment : public Napi::Addon<Environment> {
   Napi::Value crop_boxes(const Napi::CallbackInfo& info);
   Napi::Value prepare_image(const Napi::CallbackInfo& info);
   Napi::Value load(const Napi::CallbackInfo& info);
-  Napi::Value cancel(const Napi::CallbackInfo& info);
   void shut_down();
 
   std::shared_ptr<Mailbox> mailbox_;

@@ -115,6 +115,7 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                          InstanceMethod<&ModelBinding::evaluate>("evaluate"),
                          InstanceMethod<&ModelBinding::encode_images>("encodeImages"),
                          InstanceMethod<&ModelBinding::acknowledge>("acknowledge"),
+                         InstanceMethod<&ModelBinding::cancel>("cancel"),
                          InstanceMethod<&ModelBinding::close>("close"),
                      });
 }
@@ -329,6 +330,11 @@ Napi::Value ModelBinding::acknowledge(const Napi::CallbackInfo& info) {
   if (operation != nullptr && operation->request)
     operation->request->acknowledge(info[1].As<Napi::Number>().Int32Value());
   return info.Env().Undefined();
+}
+
+// cancel(id): stops what began with that id; its last event still arrives. Unknown ids are done already.
+Napi::Value ModelBinding::cancel(const Napi::CallbackInfo& info) {
+  return Environment::of(info.Env()).cancel(info);
 }
 
 // close() -> Promise<undefined>: cancels what runs, joins the threads, releases the weights. Off the JavaScript thread,

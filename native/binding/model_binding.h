@@ -25,6 +25,7 @@ class ModelBinding : public Napi::ObjectWrap<ModelBinding> {
   Napi::Value evaluate(const Napi::CallbackInfo& info);
   Napi::Value encode_images(const Napi::CallbackInfo& info);
   Napi::Value acknowledge(const Napi::CallbackInfo& info);
+  Napi::Value cancel(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
   // The engine; throws kDisposed after close().

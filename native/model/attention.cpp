@@ -20,8 +20,10 @@ void Model::attention_block(size_t stage, int layer) {
   backend.norm_rope(s.q->floats(), w.attn_q_norm, rope, n, c.n_heads, c.head_dim, c.rms_eps, c.query_scale);
   backend.norm_rope(s.k->floats(), w.attn_k_norm, rope, n, c.n_kv_heads, c.head_dim, c.rms_eps, 1.0f);
   backend.store_kv(layout, batch_.sequences[stage].of[group], batch_.positions.data(), s.k->floats(), s.v->floats());
+  // Where weights are floats, prompts are computed exactly.
+  const Bulk bulk = is_float_type(w.attn_q.type) ? Bulk{} : batch_.bulk;
   backend.attention(s.attn->floats(), s.q->floats(), layout, batch_.sequences[stage].of[group],
-                    batch_.spans[group].data(), c.n_heads);
+                    batch_.spans[group].data(), c.n_heads, bulk);
   const LinearJob output[] = {{&w.attn_output, s.h->floats()}};
   backend.linear(output, s.attn->floats(), n, batch_.bulk);
   backend.add_rms_norm(s.x->floats(), s.h->floats(), w.post_attention_norm, n, c.model_dim, c.rms_eps);

@@ -7,6 +7,7 @@
 #include "backend/backend.h"
 #include "base/half.h"
 #include "cache_cases.h"
+#include "emulated_tiles.h"
 #include "kernel_cases.h"
 
 using namespace gemma;
@@ -27,7 +28,9 @@ struct Result {
   float sum = 0;
 };
 
-std::vector<Result> attend(const Kernels& kernels, const Cache& cache, int kv_head,
+using Attention = void (*)(const AttentionTile& tile, const Scratch& scratch);
+
+std::vector<Result> attend(Attention attention, const std::string& name, const Cache& cache, int kv_head,
                            const std::vector<std::vector<float>>& q, const std::vector<RowSpan>& spans) {
   static test::ScratchMemory memory;
   memory.poison(kScratchBytes);
@@ -52,17 +55,21 @@ std::vector<Result> attend(const Kernels& kernels, const Cache& cache, int kv_he
   tile.spans = spans.data();
   tile.max = max.data();
   tile.sum = sum.data();
-  kernels.attention(tile, memory.scratch());
+  attention(tile, memory.scratch());
   std::vector<Result> results;
   for (size_t r = 0; r < n; ++r) {
     for (size_t j = head_dim; j < outs[r].size(); ++j) {
-      if (!test::is_untouched(outs[r][j]))
-        test::fail(__FILE__, __LINE__, std::string(kernels.isa) + ": written past the end of a row");
+      if (!test::is_untouched(outs[r][j])) test::fail(__FILE__, __LINE__, name + ": written past the end of a row");
     }
     outs[r].resize(head_dim);
     results.push_back({outs[r], max[r], sum[r]});
   }
   return results;
+}
+
+std::vector<Result> attend(const Kernels& kernels, const Cache& cache, int kv_head,
+                           const std::vector<std::vector<float>>& q, const std::vector<RowSpan>& spans) {
+  return attend(kernels.attention, kernels.isa, cache, kv_head, q, spans);
 }
 
 void check_result(const Result& got, const Exact& exact, const std::string& what) {
@@ -71,8 +78,8 @@ void check_result(const Result& got, const Exact& exact, const std::string& what
   }
   double sum = 0;
   for (const double score : exact.scores) sum += std::exp(score - got.max);
-  const double sum_tolerance =
-      sum * (2 * exact.score_tolerance + (static_cast<double>(exact.scores.size()) + 16) * kHalfUlp);
+  const double sum_tolerance = sum * (2 * exact.score_tolerance + exact.sum_rounding +
+                                      (static_cast<double>(exact.scores.size()) + 16) * kHalfUlp);
   if (!(std::fabs(got.sum - sum) <= sum_tolerance)) {
     test::fail(__FILE__, __LINE__, what + ": sum " + test::describe(got.sum) + ", want " + std::to_string(sum));
   }
@@ -84,6 +91,18 @@ void check_result(const Result& got, const Exact& exact, const std::string& what
                      std::to_string(exact.out[j]) + " +- " + std::to_string(exact.tolerance[j]));
     }
   }
+}
+
+// What bulk_attention may be off by: weights (also in their sum) and values have 8 significant bits, queries and keys
+// twice as many.
+constexpr double kBulkRounding = 3 * 0x1p-9;
+constexpr double kBulkScoreRounding = 0x1p-15;
+
+void widen_tolerances(Exact& exact) {
+  const double score = kBulkScoreRounding * exact.score_magnitude;
+  exact.score_tolerance += score;
+  exact.sum_rounding = 0x1p-9;
+  for (size_t j = 0; j < exact.out.size(); ++j) exact.tolerance[j] += (kBulkRounding + 4 * score) * exact.magnitude[j];
 }
 
 void check_same(const Result& a, const Result& b, const std::string& what) {
@@ -180,6 +199,78 @@ TEST("attention: every set equals a softmax in double, spans around the borders 
           }
         });
       }
+    }
+  }
+}
+
+TEST("bulk attention: a softmax in double within the rounding of its products, unlike rows, tiles of every size") {
+  std::mt19937 rng(41);
+  std::vector<std::pair<std::string, Attention>> all;
+  test::for_each_set([&](const Kernels& kernels) {
+    if (kernels.bulk_attention != nullptr) all.emplace_back(kernels.isa, kernels.bulk_attention);
+  });
+  if (test::emulated_bulk_attention() != nullptr) all.emplace_back("emulated tiles", test::emulated_bulk_attention());
+  // All in the second segment.
+  constexpr int kPositions = 2 * kSegment;
+  std::vector<RowSpan> spans;
+  for (const int end : {1, 31, 32, 33, 63, 64, 65, 100, 255, 256}) spans.push_back({kSegment, kSegment + end});
+  for (const RowSpan span : {RowSpan{31, 32}, {31, 33}, {33, 65}, {99, 100}, {5, 9}, {17, 203}, {224, 256}, {40, 40}})
+    spans.push_back({kSegment + span.begin, kSegment + span.end});
+  for (const CacheCase c : cache_cases()) {
+    Cache cache(c.type, 2, c.head_dim, kPositions);
+    cache.fill(rng, kPositions);
+    for (const float size : {1.0f, 30.0f}) {
+      const std::vector<std::vector<float>> q = make_q(rng, static_cast<int>(spans.size()), c.head_dim, size);
+      std::vector<std::optional<Exact>> exact;
+      for (size_t r = 0; r < spans.size(); ++r) {
+        exact.emplace_back(std::nullopt);
+        if (spans[r].begin == spans[r].end) continue;
+        exact.back() = exact_attention(cache, 1, q[r], spans[r]);
+        widen_tolerances(*exact.back());
+      }
+      for (const auto& [kernel, attention] : all) {
+        const std::string name = kernel + " " + type_name(c.type) + " head_dim " + std::to_string(c.head_dim);
+        std::vector<Result> alone;
+        for (size_t r = 0; r < spans.size(); ++r) {
+          const std::string what =
+              name + " span " + std::to_string(spans[r].begin) + ".." + std::to_string(spans[r].end);
+          alone.push_back(attend(attention, what, cache, 1, {q[r]}, {spans[r]}).front());
+          if (exact[r]) {
+            check_result(alone[r], *exact[r], what);
+          } else {
+            CHECK(alone[r].max == kMinusInfinity && alone[r].sum == 0);
+            for (const float v : alone[r].out) CHECK(v == 0);
+          }
+        }
+        for (const int n_rows : {2, 15, 16, 17, 31, 33, 47, 48, 49, 63, kBulkAttentionRows}) {
+          std::vector<std::vector<float>> tile_q;
+          std::vector<RowSpan> tile_spans;
+          const auto row = [&](int i) { return static_cast<size_t>(n_rows + i) % spans.size(); };
+          for (int i = 0; i < n_rows; ++i) {
+            tile_q.push_back(q[row(i)]);
+            tile_spans.push_back(spans[row(i)]);
+          }
+          const std::vector<Result> together = attend(attention, name, cache, 1, tile_q, tile_spans);
+          for (int i = 0; i < n_rows; ++i)
+            check_same(together[static_cast<size_t>(i)], alone[row(i)], name + " tile of " + std::to_string(n_rows));
+        }
+      }
+    }
+    // Pages that no span reaches may be null; a NaN among the values reaches those who see it.
+    const std::vector<RowSpan> two = {{kSegment + 70, kSegment + 90}, {kSegment + 130, kSegment + 160}};
+    const std::vector<std::vector<float>> q = make_q(rng, 2, c.head_dim, 1.0f);
+    for (const auto& [kernel, attention] : all) {
+      Cache holes = cache;
+      for (size_t p = 0; p < holes.pages.size(); ++p)
+        holes.pages[p] = p == kSegment / 32 + 2 || p == kSegment / 32 + 4 ? cache.pages[p] : nullptr;
+      const std::vector<Result> want = attend(attention, kernel, cache, 1, q, two);
+      const std::vector<Result> got = attend(attention, kernel, holes, 1, q, two);
+      for (size_t r = 0; r < 2; ++r) check_same(got[r], want[r], kernel + " beside missing pages");
+      std::vector<std::vector<float>> bad = q;
+      bad[1][3] = std::numeric_limits<float>::quiet_NaN();
+      const std::vector<Result> results = attend(attention, kernel, cache, 1, bad, two);
+      CHECK(std::isnan(results[1].out[0]) && std::isnan(results[1].sum));
+      check_same(results[0], want[0], kernel + " beside a row with NaN");
     }
   }
 }
@@ -334,7 +425,7 @@ TEST(
       return RowSpan{batch.n_window == 0 ? 0 : std::max(0, position - batch.n_window + 1), position + 1};
     };
     test::for_each_set([&](const Kernels& kernels) {
-      std::vector<float> want;  // [sequence][row]: one row alone, one thread
+      std::vector<float> wants[2];  // exact and bulk: [sequence][row], one row alone, one thread
       for (const int n_threads : {1, 2, 3}) {
         const std::unique_ptr<Backend> backend = make_cpu_backend(kernels.isa, n_threads);
         struct Part {
@@ -342,7 +433,7 @@ TEST(
           int first;
           int n_rows;
         };
-        const auto run = [&](const std::vector<Part>& parts) {
+        const auto run = [&](const std::vector<Part>& parts, int n_bulk) {
           std::vector<float> batch_q;
           std::vector<RowSpan> spans;
           std::vector<BatchSequence> sequences;
@@ -356,40 +447,55 @@ TEST(
             }
           }
           std::vector<float> out(batch_q.size(), test::kUntouched);
-          backend->attention(out.data(), batch_q.data(), caches[0].layout, sequences, spans.data(), batch.n_heads);
+          backend->attention(out.data(), batch_q.data(), caches[0].layout, sequences, spans.data(), batch.n_heads,
+                             Bulk{n_bulk});
           return out;
         };
-        const std::string name = std::string(kernels.isa) + " threads " + std::to_string(n_threads);
-        std::vector<float> single;
-        for (int s = 0; s < 2; ++s) {
-          for (int r = 0; r < kRows; ++r) {
-            const std::vector<float> row = run({{s, r, 1}});
-            single.insert(single.end(), row.begin(), row.end());
+        for (const bool bulk : {false, true}) {
+          const std::string name =
+              std::string(kernels.isa) + (bulk ? " bulk" : "") + " threads " + std::to_string(n_threads);
+          const auto run_all = [&](const std::vector<Part>& parts) {
+            int n = 0;
+            for (const Part& part : parts) n += part.n_rows;
+            return run(parts, bulk ? n : 0);
+          };
+          std::vector<float> single;
+          for (int s = 0; s < 2; ++s) {
+            for (int r = 0; r < kRows; ++r) {
+              const std::vector<float> row = run_all({{s, r, 1}});
+              single.insert(single.end(), row.begin(), row.end());
+            }
           }
+          std::vector<float>& want = wants[bulk ? 1 : 0];
+          if (want.empty()) want = single;
+          test::check_same_bits(single, want, name + " row by row");
+          const std::span<const float> all(want);
+          test::check_same_bits(run_all({{0, 0, kRows}}), all.first(kRows * width), name + " prefill");
+          test::check_same_bits(run_all({{0, 0, kRows}, {1, 0, kRows}}), all, name + " two prefills");
+          test::check_same_bits(run_all({{0, 17, 3}}), all.subspan(17 * width, 3 * width), name + " three rows");
+          const std::vector<float> mixed = run({{0, 19, 1}, {1, 2, 12}}, bulk ? 12 : 0);
+          test::check_same_bits(std::span(mixed).first(width), std::span(wants[0]).subspan(19 * width, width),
+                                name + " decode beside prefill");
+          test::check_same_bits(std::span(mixed).subspan(width), all.subspan((kRows + 2) * width, 12 * width),
+                                name + " prefill beside decode");
         }
-        if (want.empty()) want = single;
-        test::check_same_bits(single, want, name + " row by row");
-        const std::span<const float> all(want);
-        test::check_same_bits(run({{0, 0, kRows}}), all.first(kRows * width), name + " prefill");
-        test::check_same_bits(run({{0, 0, kRows}, {1, 0, kRows}}), all, name + " two prefills");
-        test::check_same_bits(run({{0, 17, 3}}), all.subspan(17 * width, 3 * width), name + " three rows");
-        const std::vector<float> mixed = run({{0, 19, 1}, {1, 2, 12}});
-        test::check_same_bits(std::span(mixed).first(width), all.subspan(19 * width, width),
-                              name + " decode beside prefill");
-        test::check_same_bits(std::span(mixed).subspan(width), all.subspan((kRows + 2) * width, 12 * width),
-                              name + " prefill beside decode");
       }
+      // A cache in float32 asks for exact arithmetic.
+      if (batch.type == KvType::kF32) test::check_same_bits(wants[1], wants[0], kernels.isa);
       for (int s = 0; s < 2; ++s) {
         for (int h = 0; h < batch.n_heads; h += 3) {
           const size_t head_dim = static_cast<size_t>(batch.head_dim);
           const size_t at = static_cast<size_t>(h) * head_dim;
           const auto row = q[static_cast<size_t>(s)].begin() + static_cast<std::ptrdiff_t>(at);
           const std::vector<float> head_q(row, row + batch.head_dim);
-          const Exact exact = exact_attention(caches[static_cast<size_t>(s)], h / (batch.n_heads / batch.n_kv_heads),
-                                              head_q, span(s, 0));
-          for (size_t j = 0; j < head_dim; ++j) {
-            const float got = want[static_cast<size_t>(s) * kRows * width + at + j];
-            CHECK(std::fabs(got - exact.out[j]) <= exact.tolerance[j]);
+          Exact exact = exact_attention(caches[static_cast<size_t>(s)], h / (batch.n_heads / batch.n_kv_heads), head_q,
+                                        span(s, 0));
+          for (const std::vector<float>& want : wants) {
+            for (size_t j = 0; j < head_dim; ++j) {
+              const float got = want[static_cast<size_t>(s) * kRows * width + at + j];
+              CHECK(std::fabs(got - exact.out[j]) <= exact.tolerance[j]);
+            }
+            widen_tolerances(exact);
           }
         }
       }

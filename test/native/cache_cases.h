@@ -83,6 +83,9 @@ struct Cache {
 struct Exact {
   std::vector<double> out;  // normalised
   std::vector<double> tolerance;
+  std::vector<double> magnitude;  // weighted mean of absolute values
+  double score_magnitude = 0;
+  double sum_rounding = 0;  // of weights that are rounded before they are added up
   double max = 0;
   double score_tolerance = 0;  // of a score, in a kernel that adds in float
   std::vector<double> scores;
@@ -107,6 +110,7 @@ inline Exact exact_attention(Cache& cache, int kv_head, const std::vector<float>
     magnitude = std::max(magnitude, absolute);
   }
   // A value of q8_0 is a product too.
+  exact.score_magnitude = magnitude;
   exact.score_tolerance = (static_cast<double>(head_dim) / n_chains + 6) * 0x1p-24 * magnitude;
   double sum = 0;
   std::vector<double> out(head_dim);
@@ -126,6 +130,7 @@ inline Exact exact_attention(Cache& cache, int kv_head, const std::vector<float>
   for (size_t j = 0; j < head_dim; ++j) {
     exact.out.push_back(out[j] / sum);
     exact.tolerance.push_back(2 * relative * absolute[j] / sum);
+    exact.magnitude.push_back(absolute[j] / sum);
   }
   return exact;
 }

@@ -41,7 +41,8 @@ class MemoryBackend final : public Backend {
   void rope_table(float*, const int32_t*, const float*, int, int) override {}
   void norm_rope(float*, const float*, const float*, int, int, int, float, float) override {}
   void store_kv(const KvLayout&, std::span<const BatchSequence>, const int32_t*, const float*, const float*) override {}
-  void attention(float*, const float*, const KvLayout&, std::span<const BatchSequence>, const RowSpan*, int) override {}
+  void attention(float*, const float*, const KvLayout&, std::span<const BatchSequence>, const RowSpan*, int,
+                 Bulk) override {}
   void geglu(float*, const float*, const float*, int, int) override {}
   void layer_norm(float*, const float*, const float*, const float*, int, int, float) override {}
   void add_bias(float*, const float*, int, int) override {}

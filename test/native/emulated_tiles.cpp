@@ -5,7 +5,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "backend/cpu/attention_tiles.h"
 #include "backend/cpu/bulk_tiles.h"
+#include "backend/cpu/full_attention_tiles.h"
 
 namespace gemma::cpu {
 namespace {
@@ -68,16 +70,44 @@ struct EmulatedTiles {
 }  // namespace
 }  // namespace gemma::cpu
 
-const gemma::cpu::BulkGemm* gemma::test::emulated_bulk() {
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")
-             ? &cpu::BulkTiles<cpu::EmulatedTiles>::kKernel
-             : nullptr;
+namespace gemma::test {
+
+namespace {
+bool has_vectors() {
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
 }
+}  // namespace
+
+const cpu::BulkGemm* emulated_bulk() {
+  return has_vectors() ? &cpu::BulkTiles<cpu::EmulatedTiles>::kKernel : nullptr;
+}
+
+void (*emulated_bulk_attention())(const cpu::AttentionTile& tile, const cpu::Scratch& scratch) {
+  return has_vectors() ? cpu::TileSegment<cpu::EmulatedTiles>::attend : nullptr;
+}
+
+const cpu::FullAttention* emulated_full_attention() {
+  return has_vectors() ? &cpu::TileAttention<cpu::EmulatedTiles>::kKernel : nullptr;
+}
+
+}  // namespace gemma::test
 
 #else
 
-const gemma::cpu::BulkGemm* gemma::test::emulated_bulk() {
+namespace gemma::test {
+
+const cpu::BulkGemm* emulated_bulk() {
   return nullptr;
 }
+
+void (*emulated_bulk_attention())(const cpu::AttentionTile& tile, const cpu::Scratch& scratch) {
+  return nullptr;
+}
+
+const cpu::FullAttention* emulated_full_attention() {
+  return nullptr;
+}
+
+}  // namespace gemma::test
 
 #endif

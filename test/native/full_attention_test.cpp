@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "backend/backend.h"
+#include "emulated_tiles.h"
 #include "kernel_cases.h"
 
 using namespace gemma;
@@ -125,6 +126,13 @@ Exact exact_row(const HeadCase& c, int row) {
   return exact;
 }
 
+// f(name, kernel) of every set's fast arithmetic, and of the tiles' where only an emulation of them can run.
+template <class F>
+void for_each_fast(const F& f) {
+  test::for_each_set([&](const Kernels& kernels) { f(std::string(kernels.isa), kernels.fast_attention); });
+  if (test::emulated_full_attention() != nullptr) f(std::string("emulated tiles"), *test::emulated_full_attention());
+}
+
 const int kRowCounts[] = {1, 2, 15, 17, 63, 64, 65, 131, 257};
 const int kHeadDims[] = {1, 3, 16, 31, 72, 129, 256};
 
@@ -198,10 +206,9 @@ TEST("full_attention fast: rows whose codes are exact and whose weights are one 
         if (best - second > 20) ++n_chosen;
       }
       if (n >= 16 && head_dim >= 16) CHECK(n_chosen > n / 2);
-      test::for_each_set([&](const Kernels& kernels) {
-        const std::string what =
-            std::string(kernels.isa) + " rows " + std::to_string(n) + " head_dim " + std::to_string(head_dim);
-        const Rows got = attend(kernels.fast_attention, c, what);
+      for_each_fast([&](const std::string& name, const FullAttention& kernel) {
+        const std::string what = name + " rows " + std::to_string(n) + " head_dim " + std::to_string(head_dim);
+        const Rows got = attend(kernel, c, what);
         for (int r = 0; r < n; ++r) {
           const int p = chosen[static_cast<size_t>(r)];
           for (int j = 0; p >= 0 && j < head_dim; ++j) {
@@ -226,10 +233,10 @@ TEST("full_attention fast: the error of 8 bits, however large what all rows shar
         const HeadCase c = random_case(rng, n, head_dim, 1.0f, shared);
         std::vector<Exact> exact;
         for (int r = 0; r < n; ++r) exact.push_back(exact_row(c, r));
-        test::for_each_set([&](const Kernels& kernels) {
-          const std::string what = std::string(kernels.isa) + " rows " + std::to_string(n) + " head_dim " +
-                                   std::to_string(head_dim) + " shared " + std::to_string(shared);
-          const Rows got = attend(kernels.fast_attention, c, what);
+        for_each_fast([&](const std::string& name, const FullAttention& kernel) {
+          const std::string what = name + " rows " + std::to_string(n) + " head_dim " + std::to_string(head_dim) +
+                                   " shared " + std::to_string(shared);
+          const Rows got = attend(kernel, c, what);
           double squares = 0;
           double largest = 0;
           for (int r = 0; r < n; ++r) {
@@ -261,24 +268,23 @@ TEST("full_attention: scores of thousands, and a NaN that stays in its head") {
   for (int r = 0; r < 70; ++r) {
     for (int j = 0; j < 72; ++j) c.q.at(r)[j] = 10.0f;
   }
-  test::for_each_set([&](const Kernels& kernels) {
-    for (const FullAttention* kernel : {&kernels.exact_attention, &kernels.fast_attention}) {
-      const bool exact = kernel == &kernels.exact_attention;
-      const Rows got = attend(*kernel, c, kernels.isa);
-      for (int r = 0; r < 70; ++r) {
-        for (int j = 0; j < 72; ++j) CHECK(std::fabs(got.at(r)[j] - c.v.at(66)[j]) <= (exact ? 1e-6 : 0.05));
-      }
-      HeadCase bad = c;
-      bad.q.at(13)[5] = std::numeric_limits<float>::quiet_NaN();
-      CHECK(std::isnan(attend(*kernel, bad, kernels.isa).at(13)[0]));
-      bad = c;
-      bad.k.at(69)[71] = std::numeric_limits<float>::quiet_NaN();
-      CHECK(std::isnan(attend(*kernel, bad, kernels.isa).at(40)[7]));
-      bad = c;
-      bad.v.at(66)[3] = std::numeric_limits<float>::quiet_NaN();
-      CHECK(std::isnan(attend(*kernel, bad, kernels.isa).at(1)[3]));
+  const auto check = [&](const std::string& name, const FullAttention& kernel, double tolerance) {
+    const Rows got = attend(kernel, c, name);
+    for (int r = 0; r < 70; ++r) {
+      for (int j = 0; j < 72; ++j) CHECK(std::fabs(got.at(r)[j] - c.v.at(66)[j]) <= tolerance);
     }
-  });
+    HeadCase bad = c;
+    bad.q.at(13)[5] = std::numeric_limits<float>::quiet_NaN();
+    CHECK(std::isnan(attend(kernel, bad, name).at(13)[0]));
+    bad = c;
+    bad.k.at(69)[71] = std::numeric_limits<float>::quiet_NaN();
+    CHECK(std::isnan(attend(kernel, bad, name).at(40)[7]));
+    bad = c;
+    bad.v.at(66)[3] = std::numeric_limits<float>::quiet_NaN();
+    CHECK(std::isnan(attend(kernel, bad, name).at(1)[3]));
+  };
+  test::for_each_set([&](const Kernels& kernels) { check(kernels.isa, kernels.exact_attention, 1e-6); });
+  for_each_fast([&](const std::string& name, const FullAttention& kernel) { check(name, kernel, 0.05); });
 }
 
 TEST("full_attention of a backend: to the bit the same with any number of threads, alone or in company, out may be q") {

@@ -1,7 +1,9 @@
 // The page in a real browser, with the real preload.cjs and the real model-process.mjs; only what Electron lays between them is
 // stood in for. Drops a picture, asks, waits for the answer, stops one, and takes pictures of the window.
 //
-//   npm install; node test/page.mjs --model=/path/to/model.gguf [--out=folder] [--picture=file] [--question=text] [--dark]
+// In a clone, node_modules/ here must hold gemma-native (a link to ../../..) and playwright-core; elsewhere npm install does that.
+//
+//   node test/page.mjs --model=/path/to/model.gguf [--out=folder] [--picture=file] [--question=text] [--dark] [--height=860]
 //
 // The browser: $CHROMIUM, or chromium on the PATH (apt-get install chromium).
 import assert from 'node:assert/strict';
@@ -21,6 +23,7 @@ const { values: flags } = parseArgs({
     question: { type: 'string', default: 'Describe this picture.' },
     out: { type: 'string', default: 'screenshots' },
     dark: { type: 'boolean', default: false },
+    height: { type: 'string', default: '860' },
   },
 });
 assert(flags.model && flags.picture, 'usage: node test/page.mjs --model=M.gguf --picture=F [--out=FOLDER]');
@@ -44,7 +47,7 @@ const browser = await chromium.launch({
 });
 try {
   const context = await browser.newContext({
-    viewport: { width: 920, height: 860 },
+    viewport: { width: 920, height: Number(flags.height) },
     deviceScaleFactor: 2,
     colorScheme: flags.dark ? 'dark' : 'light',
   });

@@ -11,32 +11,13 @@
 
 #include "backend/cpu/exp_avx512.h"
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/kv_rows_avx512.h"
 #include "backend/cpu/lanes_avx512.h"
 
 namespace gemma::cpu {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-// Values j..j+15 of a row of the cache; j is a multiple of 16.
-struct LoadF32 {
-  static __m512 at(const std::byte* row, size_t j) { return _mm512_loadu_ps(row + j * 4); }
-};
-struct LoadF16 {
-  static __m512 at(const std::byte* row, size_t j) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + j * 2)));
-  }
-};
-struct LoadQ8 {
-  static __m512 at(const std::byte* row, size_t j) {
-    const std::byte* block = row + j / 32 * 34;
-    uint16_t half = 0;
-    std::memcpy(&half, block, 2);
-    const __m512 d = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
-    const __m128i q = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block + 2 + j % 32));
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), d);
-  }
-};
 
 // Keys or values of one page and one head, and those of the page that comes next: whoever reads the one fetches the
 // other, a page being the distance that hides the latency of memory.
@@ -59,14 +40,7 @@ void widen(Rows rows, int head_dim, int first, int last, float* out, size_t out_
   for (int p = first; p < last; ++p, out += out_stride) {
     const std::byte* row = rows.at(static_cast<size_t>(p));
     rows.prefetch(static_cast<size_t>(p), 0, rows.row_bytes);
-    int j = 0;
-    for (; j + 16 <= head_dim; j += 16) _mm512_storeu_ps(out + j, Load::at(row, static_cast<size_t>(j)));
-    if (j < head_dim) {  // q8_0 has no such rest
-      alignas(64) std::byte rest[64] = {};
-      const size_t size = rows.row_bytes / static_cast<size_t>(head_dim);
-      std::memcpy(rest, row + static_cast<size_t>(j) * size, static_cast<size_t>(head_dim - j) * size);
-      _mm512_storeu_ps(out + j, Load::at(rest, 0));
-    }
+    for (int j = 0; j < head_dim; j += 16) _mm512_storeu_ps(out + j, load_part<Load>(row, j, head_dim));
   }
 }
 

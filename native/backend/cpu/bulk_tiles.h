@@ -1,132 +1,91 @@
-// Matrix products of many rows in bfloat16 on a processor's matrix tiles: 16 rows of x times 16 weight rows times 32
-// columns are one instruction that adds exact products up in float32 (Intel's TDPBF16PS). Weights of any type are
-// unpacked into panels of tiles once for all rows of x. Rounding weights and x to 8 significant bits costs less than x
-// in 8-bit integers with a step for each block does, and the sums need no scaling.
+// Matrix products of many rows in bfloat16 on a processor's matrix tiles. Weights of any type are unpacked into panels
+// of tiles once for all rows of x. Rounding weights and x to 8 significant bits costs less than x in 8-bit integers
+// with a step for each block does, and the sums need no scaling.
 //
 // 8-bit integers on tiles, which would equal the other sets' products to the bit, were measured: 17.9 ns for such a
 // product of 8,192 multiply-adds against 4.4 ns here (and 17.6 ns at the peak of the vector unit), because every sum of
 // a block has to come back, be converted, scaled and added by instructions that cannot run beside the tiles'.
 //
-// Internal to each file that includes it. Tiles: AmxTiles (bulk_amx_bf16.cpp), or arrays that behave like them, with
-// which tests run the same code on processors that have none.
+// Internal to each file that includes it; tiles_avx512.h tells of the tiles.
 #pragma once
 
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/tiles_avx512.h"
 #include "backend/cpu/unpack_avx512.h"
 
 namespace gemma::cpu {
 namespace {
 
-constexpr int kTileRows = 16;
-constexpr int kTileColumns = 32;
-
-// 32 columns of 16 weight rows, or of 16 rows of x.
-struct alignas(64) WeightTile {
-  uint32_t pairs[16][kLanes];  // pairs[j][lane]: columns 2 * j (low half) and 2 * j + 1
-};
-struct alignas(64) XTile {
-  uint16_t rows[kTileRows][kTileColumns];
-};
-static_assert(sizeof(WeightTile) == 1024 && sizeof(XTile) == 1024);
-
-// Two registers of floats as pairs of bfloat16, rounded to nearest, ties to even; NaN stays NaN.
-inline __m512i bf16_pairs(__m512 even, __m512 odd) {
-  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
-                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  return _mm512_permutexvar_epi16(interleave, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even)));
-}
-
-// Where unpack_avx512.h puts a quantised type's values.
+// Where unpack_avx512.h puts a quantised type's values. A register of floats holds two columns of eight rows, which is
+// the order of the tile: two of them are rounded to one register of pairs without a shuffle.
 template <class Type>
 struct ToTiles {
   static constexpr int kParts = Type::kHalves ? 2 : 1;
-  // Codes below 128 become 128 + code by being put into a float's highest bits of mantissa.
+  // A code is put into a float's mantissa: below 128 into the highest bits of 128.0, other ones into lower bits of
+  // 32768.0, which is taken away first, for base would not be exact enough.
   static constexpr bool kSmall = Type::kOffsetShift < 7;
   static constexpr int kOffset =
       (kSmall ? 128 : 0) + (kSmall && Type::kOffsetShift >= 0 ? 1 << (Type::kOffsetShift & 31) : 0);
+  struct Rows {
+    __m512 d[2];     // of rows 0 to 7 and 8 to 15, each twice
+    __m512 base[2];  // what a value is when the float that stands for its code is 0
+  };
   WeightTile* out;
-  __m512 d[Type::kGroup][kParts];
-  __m512 base[Type::kGroup][kParts];  // what a value is when the float that stands for its code is 0
+  Rows parts[Type::kGroup][kParts];
 
   explicit ToTiles(WeightTile* tiles) : out(tiles) {}
   void scale(int b, int half, __m512 v) {
-    d[b][half] = v;
-    base[b][half] = _mm512_mul_ps(v, _mm512_set1_ps(-static_cast<float>(kOffset)));
+    Rows& rows = parts[b][half];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      rows.d[i] = twice(v, i);
+      rows.base[i] = _mm512_mul_ps(rows.d[i], _mm512_set1_ps(-static_cast<float>(kOffset)));
+    }
   }
-  void minimum(int b, int half, __m512 m) { base[b][half] = _mm512_add_ps(base[b][half], m); }
+  void minimum(int b, int half, __m512 m) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) parts[b][half].base[i] = _mm512_add_ps(parts[b][half].base[i], twice(m, i));
+  }
   void codes(int b, int j, __m512i v) const {
-    const int half = kParts == 2 ? j / 4 : 0;
-    __m512 f[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) f[i] = _mm512_fmadd_ps(float_of(v, i), d[b][half], base[b][half]);
-    _mm512_store_si512(out[b].pairs[2 * j], bf16_pairs(f[0], f[1]));
-    _mm512_store_si512(out[b].pairs[2 * j + 1], bf16_pairs(f[2], f[3]));
+    const Rows& rows = parts[b][kParts == 2 ? j / 4 : 0];
+#pragma GCC unroll 2
+    for (int pair = 0; pair < 2; ++pair) {
+      const __m512 low = _mm512_fmadd_ps(float_of(v, pair, 0), rows.d[0], rows.base[0]);
+      const __m512 high = _mm512_fmadd_ps(float_of(v, pair, 1), rows.d[1], rows.base[1]);
+      _mm512_store_si512(out[b].pairs[2 * j + pair], reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+    }
   }
 
  private:
-  static __m512 float_of(__m512i v, int i) {
-    if constexpr (kSmall) {
-      // Of each float byte 2 is the code and byte 3 that of 128.0, bytes 0 and 1 are zero; indices from 64 on pick from
-      // the second operand.
-      const __m512i lane = _mm512_mullo_epi32(_mm512_set1_epi32(0x04040404),
-                                              _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-      const __m512i index = _mm512_or_si512(lane, _mm512_set1_epi32(0x43004040 | i << 16));
-      const __m512i exponents = _mm512_set1_epi32(0x43000000);
-      return _mm512_castsi512_ps(_mm512_permutex2var_epi8(v, index, exponents));
-    } else {
-      // An offset of 128 is the sign bit.
-      const __m512i code = _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80)));
-      return signed_byte(code, static_cast<unsigned>(i));
-    }
+  static __m512 twice(__m512 v, int i) {
+    const __m512i rows = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return _mm512_permutexvar_ps(_mm512_add_epi32(rows, _mm512_set1_epi32(8 * i)), v);
+  }
+  // Codes 2 * pair and 2 * pair + 1 of rows 8 * half to 8 * half + 7.
+  static __m512 float_of(__m512i v, int pair, int half) {
+    constexpr int kByte = kSmall ? 2 : 1;  // of the float, to which the code goes
+    const __m512i bytes = _mm512_setr_epi32(0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29);
+    const __m512i index =
+        _mm512_slli_epi32(_mm512_add_epi32(bytes, _mm512_set1_epi32(32 * half + 2 * pair)), 8 * kByte);
+    const __m512i power = _mm512_set1_epi32(kSmall ? 0x43000000 : 0x47000000);
+    const __m512 f =
+        _mm512_castsi512_ps(_mm512_mask_permutexvar_epi8(power, uint64_t{0x1111111111111111} << kByte, index, v));
+    return kSmall ? f : _mm512_sub_ps(f, _mm512_set1_ps(32768.0f + 128.0f));
   }
 };
-
-// Values of a float type.
-struct Float32 {
-  static constexpr size_t kBytes = 4;
-  static __m512 load(const uint8_t* p, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, p); }
-};
-struct Float16 {
-  static constexpr size_t kBytes = 2;
-  static __m512 load(const uint8_t* p, __mmask16 lanes) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p)); }
-};
-struct BFloat16 {
-  static constexpr size_t kBytes = 2;
-  static __m512 load(const uint8_t* p, __mmask16 lanes) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p)), 16));
-  }
-};
-
-inline __mmask16 lanes_below(int n) {
-  return static_cast<__mmask16>(n >= kLanes ? 0xffff : n <= 0 ? 0 : (1u << n) - 1u);
-}
-
-// 32 floats from column c on as bfloat16; zero from n_cols on.
-template <class Type>
-inline __m512i load_32(const uint8_t* row, int c, int n_cols) {
-  const uint8_t* p = row + static_cast<size_t>(c) * Type::kBytes;
-  const __m512 low = Type::load(p, lanes_below(n_cols - c));
-  const __m512 high = Type::load(p + kLanes * Type::kBytes, lanes_below(n_cols - c - kLanes));
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-}
 
 template <class Type>
 GEMMA_FLATTEN void unpack_floats(const WeightRows& w, int row, int n_cols, int b, int n, WeightTile* tiles) {
   const int n_rows = std::min(kLanes, w.row_end - row);
   const uint8_t* first = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes;
   for (int i = 0; i < n; ++i) {
-    alignas(64) uint32_t rows[kLanes][16];
+    XTile tile;
 #pragma GCC unroll 16
     for (int lane = 0; lane < kLanes; ++lane) {
       const uint8_t* p = first + static_cast<size_t>(std::min(lane, n_rows - 1)) * w.w_row_bytes;
-      _mm512_store_si512(rows[lane], load_32<Type>(p, (b + i) * kTileColumns, n_cols));
+      _mm512_store_si512(tile.rows[lane], load_32<Type>(p, (b + i) * kTileColumns, n_cols));
     }
-    const PanelRows panel(reinterpret_cast<const uint8_t*>(rows), sizeof rows[0]);
-    for (int j = 0; j < 16; j += 4) {
-      __m512i transposed[4];
-      load_transposed(panel, 4 * j, transposed);
-      for (int k = 0; k < 4; ++k) _mm512_store_si512(tiles[i].pairs[j + k], transposed[k]);
-    }
+    transpose_pairs(&tile, &tiles[i]);
   }
 }
 
@@ -180,7 +139,7 @@ class BulkTiles {
     with_unpacker(w.type, n_cols, [&]<class Type> {
       run(w, packed, n_rows, n_cols, out, out_stride, scratch,
           [&](int row, int b, int n, WeightTile* tiles, uint8_t* tail) {
-            unpack_panel<Type, ToTiles<Type>>(w, row, b, n, tiles, tail);
+            unpack_panel<Type, ToTiles<Type>>(w, row, b, n, tiles, tail, kFewPanels * kLanes);
           });
     });
   }
@@ -191,10 +150,11 @@ class BulkTiles {
   static constexpr int kStepBlocks = 8;  // a multiple of every type's group
   static constexpr int kPanels = 16;
   static constexpr int kGroups = 32;  // of 16 rows of x
+  // So few rows that reading the weights is what takes the time: two panels at a time with all their columns, which
+  // memory likes better than a step of the columns of many rows.
+  static constexpr int kFewGroups = 8;
+  static constexpr int kFewPanels = 2;
 
-  struct alignas(64) SumTile {
-    float rows[kTileRows][kLanes];
-  };
   struct Memory {
     SumTile sums[kPanels][kGroups];
     WeightTile panels[kPanels][kStepBlocks];
@@ -213,8 +173,9 @@ class BulkTiles {
     Tiles::configure();
     for (int group = 0; group < n_groups; group += kGroups) {
       const int n_here = std::min(kGroups, n_groups - group);
-      for (int row = w.row_begin; row < w.row_end; row += kPanels * kLanes) {
-        const int n_lanes = std::min(kPanels * kLanes, w.row_end - row);
+      const int n_at_once = kLanes * (n_here <= kFewGroups ? kFewPanels : kPanels);
+      for (int row = w.row_begin; row < w.row_end; row += n_at_once) {
+        const int n_lanes = std::min(n_at_once, w.row_end - row);
         const int n_panels = tiles_of(n_lanes, kLanes);
         for (int b = 0; b < n_blocks; b += kStepBlocks) {
           const int n = std::min(kStepBlocks, n_blocks - b);
@@ -238,58 +199,32 @@ class BulkTiles {
   static void multiply_panels(Memory& memory, int p, int n_panels, const XTile* x, int n_groups, int n_blocks,
                               bool first) {
     for (int g = 0; g < n_groups; g += 2, x += 2 * kStepBlocks) {
+      const TileProduct product{x, kStepBlocks, memory.panels[p], kStepBlocks, n_blocks, &memory.sums[p][g],
+                                1, kGroups};
       const bool two = n_groups - g > 1;
       if (n_panels > 1) {
-        two ? multiply_tiles<2, 2>(memory, p, g, x, n_blocks, first)
-            : multiply_tiles<1, 2>(memory, p, g, x, n_blocks, first);
+        two ? multiply_tiles<Tiles, 2, 2>(product, first) : multiply_tiles<Tiles, 1, 2>(product, first);
       } else {
-        two ? multiply_tiles<2, 1>(memory, p, g, x, n_blocks, first)
-            : multiply_tiles<1, 1>(memory, p, g, x, n_blocks, first);
+        two ? multiply_tiles<Tiles, 2, 1>(product, first) : multiply_tiles<Tiles, 1, 1>(product, first);
       }
     }
-  }
-
-  // kX groups of rows from g on times kW panels from p on.
-  template <int kX, int kW>
-  static void multiply_tiles(Memory& memory, int p, int g, const XTile* x, int n_blocks, bool first) {
-    const auto for_sums = [](const auto& f) {
-      f.template operator()<0, 0>();
-      if constexpr (kW == 2) f.template operator()<0, 1>();
-      if constexpr (kX == 2) f.template operator()<1, 0>();
-      if constexpr (kX == 2 && kW == 2) f.template operator()<1, 1>();
-    };
-    for_sums([&]<int i, int j> {
-      if (first) {
-        Tiles::template zero<i, j>();
-      } else {
-        Tiles::template load_sums<i, j>(memory.sums[p + j][g + i].rows);
-      }
-    });
-    for (int b = 0; b < n_blocks; ++b) {
-      Tiles::template load_x<0>(x[b].rows);
-      Tiles::template load_w<0>(memory.panels[p][b].pairs);
-      Tiles::template multiply<0, 0>();
-      if constexpr (kW == 2) {
-        Tiles::template load_w<1>(memory.panels[p + 1][b].pairs);
-        Tiles::template multiply<0, 1>();
-      }
-      if constexpr (kX == 2) {
-        Tiles::template load_x<1>(x[kStepBlocks + b].rows);
-        Tiles::template multiply<1, 0>();
-        if constexpr (kW == 2) Tiles::template multiply<1, 1>();
-      }
-    }
-    for_sums([&]<int i, int j> { Tiles::template store_sums<i, j>(memory.sums[p + j][g + i].rows); });
   }
 
   static void store(const Memory& memory, float* out, size_t out_stride, int n_rows, int n_lanes) {
     for (int r = 0; r < n_rows; ++r) {
       float* row = out + static_cast<size_t>(r) * out_stride;
+      // Past the caches, which are full of what the next products need.
+      if (reinterpret_cast<uintptr_t>(row) % 64 == 0 && n_lanes % kLanes == 0) {
+        for (int lane = 0; lane < n_lanes; lane += kLanes)
+          _mm512_stream_ps(row + lane, _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
+        continue;
+      }
       for (int lane = 0; lane < n_lanes; lane += kLanes) {
         _mm512_mask_storeu_ps(row + lane, lanes_below(n_lanes - lane),
                               _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
       }
     }
+    _mm_sfence();
   }
 };
 

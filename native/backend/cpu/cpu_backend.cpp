@@ -299,14 +299,20 @@ class CpuBackend final : public Backend {
   }
 
   void attention(float* out, const float* q, const KvLayout& layout, std::span<const BatchSequence> sequences,
-                 const RowSpan* spans, int n_heads) override {
+                 const RowSpan* spans, int n_heads, Bulk bulk) override {
     const int group = n_heads / layout.n_kv_heads;
-    const int heads_per_tile = std::min(group, kAttentionRows);
-    const int tokens_per_tile = std::max(1, kAttentionRows / group);
+    const bool has_bulk =
+        kernels_.bulk_attention != nullptr && layout.type != KvType::kF32 && layout.head_dim <= cpu::kMaxBulkHeadDim;
+    const int first_bulk = sequences.back().first_row + sequences.back().n_rows - bulk.n_rows;
     items_.clear();
     for (const BatchSequence& sequence : sequences) {
+      const bool is_bulk = has_bulk && sequence.first_row >= first_bulk;
+      const int tile_rows = is_bulk ? cpu::kBulkAttentionRows : kAttentionRows;
+      const int heads_per_tile = std::min(group, tile_rows);
+      const int tokens_per_tile = std::max(1, tile_rows / group);
       for (int t = 0; t < sequence.n_rows; t += tokens_per_tile) {
         AttentionItem item;
+        item.is_bulk = is_bulk;
         item.pages = sequence.pages;
         item.first_row = sequence.first_row + t;
         item.n_tokens = std::min(tokens_per_tile, sequence.n_rows - t);
@@ -462,6 +468,7 @@ class CpuBackend final : public Backend {
   };
   struct AttentionItem {
     const std::byte* const* pages = nullptr;
+    bool is_bulk = false;
     int first_row = 0;
     int n_tokens = 0;
     int kv_head = 0;
@@ -603,9 +610,10 @@ class CpuBackend final : public Backend {
                       const Scratch& scratch) const {
     const int head_dim = task.layout->head_dim;
     const size_t row_floats = round_up(static_cast<size_t>(head_dim), 16);
-    const float* q[kAttentionRows];
-    float* out[kAttentionRows];
-    RowSpan spans[kAttentionRows];
+    constexpr int kMostRows = std::max(kAttentionRows, cpu::kBulkAttentionRows);
+    const float* q[kMostRows];
+    float* out[kMostRows];
+    RowSpan spans[kMostRows];
     int n = 0;
     for (int t = 0; t < item.n_tokens; ++t) {
       RowSpan span = task.spans[item.first_row + t];
@@ -629,7 +637,7 @@ class CpuBackend final : public Backend {
     tile.spans = spans;
     tile.max = partial.max;
     tile.sum = partial.sum;
-    kernels_.attention(tile, scratch);
+    (item.is_bulk ? kernels_.bulk_attention : kernels_.attention)(tile, scratch);
   }
 
   void merge_partials(const AttentionItem& item, int head_dim, const Partial& total, const Partial& partial) const {

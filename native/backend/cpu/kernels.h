@@ -83,7 +83,7 @@ struct AttentionTile {
   KvLayout layout;
   const std::byte* const* pages = nullptr;
   int kv_head = 0;
-  int n_rows = 0;                   // query rows of this tile, at most kAttentionRows
+  int n_rows = 0;                   // query rows of this tile, at most kAttentionRows or kBulkAttentionRows
   const float* const* q = nullptr;  // [n_rows] -> [head_dim]
   float* const* out = nullptr;      // [n_rows] -> [head_dim], unnormalised sum of p * v
   const RowSpan* spans = nullptr;   // [n_rows], already cut to the segment; empty spans give max -inf
@@ -95,6 +95,10 @@ inline constexpr int kAttentionRows = 32;
 // Long spans are cut at multiples of kSegment positions; partial results of segments are merged in order, always, so
 // that the result does not depend on how many threads worked on them.
 inline constexpr int kSegment = 256;
+
+// Of attention of a prompt's rows: rows of a tile, and the largest head it takes.
+inline constexpr int kBulkAttentionRows = 64;
+inline constexpr int kMaxBulkHeadDim = 256;
 
 // Screens of large output matrices (screen.h). 16 rows of the matrix are a panel, each a lane. Byte 4 * lane + i of the
 // 64 bytes of group g of a panel holds the codes of columns 8 * g + i (low nibble) and 8 * g + 4 + i (high nibble).
@@ -212,7 +216,10 @@ struct Kernels {
   void (*add_residual_bias)(float* x, const float* branch, const float* bias, int dim);
   FullAttention exact_attention;
   FullAttention fast_attention;
-  const BulkGemm* bulk = nullptr;  // null where the set has no such unit
+  // Null where the set has no unit for bfloat16:
+  const BulkGemm* bulk = nullptr;
+  // As attention, of a prompt's rows; the spans of a call are within one segment.
+  void (*bulk_attention)(const AttentionTile& tile, const Scratch& scratch) = nullptr;
 };
 
 const Kernels& kernels_ref();

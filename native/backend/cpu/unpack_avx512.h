@@ -671,13 +671,15 @@ inline PanelRows panel_rows(const WeightRows& w, int row, size_t offset, size_t 
 }
 
 // Blocks b .. b + n - 1 of 16 rows, a Block of the panel each. Sink: ToPanel or one like it, made from its first Block.
+// The rows to be unpacked after these are `ahead` rows on.
 template <class Type, class Sink, class Block>
-GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, Block* panel, uint8_t* tail) {
+GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, Block* panel, uint8_t* tail,
+                                int ahead = kLanes) {
   const size_t bytes = static_cast<size_t>(n / Type::kGroup) * Type::kGroupBytes;
   const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
   PanelRows from = panel_rows(w, row, offset, bytes, tail);
   Prefetcher prefetcher(
-      reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row + kLanes) * w.w_row_bytes + offset * kLanes,
+      reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row + ahead) * w.w_row_bytes + offset * kLanes,
       kLanes * w.w_row_bytes);
   for (int g = 0; g < n / Type::kGroup; ++g) {
     prefetcher.advance(Type::kGroupBytes * kLanes);

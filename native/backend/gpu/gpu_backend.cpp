@@ -293,7 +293,7 @@ class GpuBackend final : public Backend {
   }
 
   void attention(float* out, const float* q, const KvLayout& layout, std::span<const BatchSequence> sequences,
-                 const RowSpan* spans, int n_heads) override {
+                 const RowSpan* spans, int n_heads, Bulk /*bulk*/) override {
     if (layout.head_dim > kMaxHeadDim) {
       throw Error(ErrorCode::kUnsupportedModel, "HEAD_DIM",
                   "head size " + std::to_string(layout.head_dim) + ": GPUs take up to " + std::to_string(kMaxHeadDim));

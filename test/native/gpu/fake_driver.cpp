@@ -11,11 +11,21 @@
 
 namespace {
 
+// FAKE_CUDA_name or FAKE_ROCM_name, else FAKE_GPU_name, which both drivers read.
+const char* setting(const char* name) {
+#ifdef FAKE_CUDA
+  const char* own = std::getenv((std::string("FAKE_CUDA_") + name).c_str());
+#else
+  const char* own = std::getenv((std::string("FAKE_ROCM_") + name).c_str());
+#endif
+  return own != nullptr ? own : std::getenv((std::string("FAKE_GPU_") + name).c_str());
+}
+
 // Of a process that no test program controls: from the environment.
 FakeDriver initial() {
   FakeDriver driver;
-  if (const char* chip = std::getenv("FAKE_GPU_CHIP")) driver.chip = chip;
-  if (const char* bytes = std::getenv("FAKE_GPU_BYTES")) driver.memory_bytes = std::strtoull(bytes, nullptr, 10);
+  if (const char* chip = setting("CHIP")) driver.chip = chip;
+  if (const char* bytes = setting("BYTES")) driver.memory_bytes = std::strtoull(bytes, nullptr, 10);
   if (const char* call = std::getenv("FAKE_GPU_LOST_AT")) {
     driver.fail_at = std::atoi(call);
     driver.fail_on = true;

@@ -1,10 +1,12 @@
-// Matrix products of many rows with AMX (Xeons since Sapphire Rapids): bulk_tiles.h on the processor's tiles.
-// Everything else of this set is AVX-512's.
+// Prompts and pictures with AMX (Xeons since Sapphire Rapids): bulk_tiles.h, attention_tiles.h and
+// full_attention_tiles.h on the processor's tiles. Everything else of this set is AVX-512's.
 #include <immintrin.h>
 
 #include <atomic>
 
+#include "backend/cpu/attention_tiles.h"
 #include "backend/cpu/bulk_tiles.h"
+#include "backend/cpu/full_attention_tiles.h"
 
 namespace gemma::cpu {
 namespace {
@@ -75,6 +77,8 @@ const Kernels& kernels_amx_bf16() {
     Kernels k = kernels_avx512_vnni();
     k.isa = "amx_bf16";
     k.bulk = &BulkTiles<AmxTiles>::kKernel;
+    k.bulk_attention = TileSegment<AmxTiles>::attend;
+    k.fast_attention = TileAttention<AmxTiles>::kKernel;
     return k;
   }();
   return kernels;

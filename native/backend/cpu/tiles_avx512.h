@@ -1,0 +1,132 @@
+// Matrix tiles of bfloat16: 16 rows of x times 16 weight rows times 32 columns are one instruction that adds exact
+// products up in float32 (Intel's TDPBF16PS). Internal to each file that includes it.
+//
+// Tiles, a template parameter: AmxTiles (tiles_amx_bf16.cpp), or arrays that behave like them, with which tests run the
+// same code on processors that have none. Sums (i, j), i and j 0 or 1, are products of x i and weights j.
+#pragma once
+
+#include "backend/cpu/unpack_avx512.h"
+
+namespace gemma::cpu {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kTileColumns = 32;
+
+// 32 columns of 16 weight rows, or of 16 rows of x.
+struct alignas(64) WeightTile {
+  uint32_t pairs[16][kLanes];  // pairs[j][lane]: columns 2 * j (low half) and 2 * j + 1
+};
+struct alignas(64) XTile {
+  uint16_t rows[kTileRows][kTileColumns];
+};
+struct alignas(64) SumTile {
+  float rows[kTileRows][kLanes];
+};
+static_assert(sizeof(WeightTile) == 1024 && sizeof(XTile) == 1024 && sizeof(SumTile) == 1024);
+
+// Two registers of floats as pairs of bfloat16, rounded to nearest, ties to even; NaN stays NaN.
+inline __m512i bf16_pairs(__m512 even, __m512 odd) {
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(interleave, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even)));
+}
+
+// Values of a float type.
+struct Float32 {
+  static constexpr size_t kBytes = 4;
+  static __m512 load(const uint8_t* p, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, p); }
+};
+struct Float16 {
+  static constexpr size_t kBytes = 2;
+  static __m512 load(const uint8_t* p, __mmask16 lanes) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, p)); }
+};
+struct BFloat16 {
+  static constexpr size_t kBytes = 2;
+  static __m512 load(const uint8_t* p, __mmask16 lanes) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p)), 16));
+  }
+};
+
+inline __mmask16 lanes_below(int n) {
+  return static_cast<__mmask16>(n >= kLanes ? 0xffff : n <= 0 ? 0 : (1u << n) - 1u);
+}
+
+// 32 floats from column c on as bfloat16; zero from n_cols on.
+template <class Type>
+inline __m512i load_32(const uint8_t* row, int c, int n_cols) {
+  const uint8_t* p = row + static_cast<size_t>(c) * Type::kBytes;
+  const __m512 low = Type::load(p, lanes_below(n_cols - c));
+  const __m512 high = Type::load(p + kLanes * Type::kBytes, lanes_below(n_cols - c - kLanes));
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+}
+
+// 16 x 16 pairs of bfloat16, transposed: an XTile to the WeightTile with the same rows and columns, or the reverse.
+inline void transpose_pairs(const void* from, void* to) {
+  const PanelRows rows(static_cast<const uint8_t*>(from), 64);
+  uint8_t* out = static_cast<uint8_t*>(to);
+  for (int j = 0; j < 16; j += 4) {
+    __m512i transposed[4];
+    load_transposed(rows, 4 * j, transposed);
+    for (int k = 0; k < 4; ++k) _mm512_store_si512(out + static_cast<size_t>(j + k) * 64, transposed[k]);
+  }
+}
+
+// 2^x, relative error 8e-5, below what is lost when weights are rounded. x <= 0, or NaN, which stays.
+inline __m512 exp2_of(__m512 x) {
+  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
+  __m512 p = _mm512_set1_ps(0.07803036f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.22608407f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69588557f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1));
+  return _mm512_scalef_ps(p, x);  // times 2^floor(x)
+}
+
+// A product of up to two groups of 16 rows of x and up to two of weight rows, over n tiles of columns.
+struct TileProduct {
+  const XTile* x;  // the second group x_stride tiles on
+  size_t x_stride;
+  const WeightTile* w;
+  size_t w_stride;
+  int n;
+  SumTile* sums;  // of groups i of x and j of weights: sums[i * sums_x_stride + j * sums_w_stride]
+  size_t sums_x_stride;
+  size_t sums_w_stride;
+};
+
+// Of kX groups of x and kW of weights, added to the sums, or written where they are the first.
+template <class Tiles, int kX, int kW>
+inline void multiply_tiles(const TileProduct& p, bool first) {
+  const auto for_sums = [](const auto& f) {
+    f.template operator()<0, 0>();
+    if constexpr (kW == 2) f.template operator()<0, 1>();
+    if constexpr (kX == 2) f.template operator()<1, 0>();
+    if constexpr (kX == 2 && kW == 2) f.template operator()<1, 1>();
+  };
+  for_sums([&]<int i, int j> {
+    if (first) {
+      Tiles::template zero<i, j>();
+    } else {
+      Tiles::template load_sums<i, j>(p.sums[i * p.sums_x_stride + j * p.sums_w_stride].rows);
+    }
+  });
+  for (int b = 0; b < p.n; ++b) {
+    Tiles::template load_x<0>(p.x[b].rows);
+    Tiles::template load_w<0>(p.w[b].pairs);
+    Tiles::template multiply<0, 0>();
+    if constexpr (kW == 2) {
+      Tiles::template load_w<1>(p.w[p.w_stride + static_cast<size_t>(b)].pairs);
+      Tiles::template multiply<0, 1>();
+    }
+    if constexpr (kX == 2) {
+      Tiles::template load_x<1>(p.x[p.x_stride + static_cast<size_t>(b)].rows);
+      Tiles::template multiply<1, 0>();
+      if constexpr (kW == 2) Tiles::template multiply<1, 1>();
+    }
+  }
+  for_sums(
+      [&]<int i, int j> { Tiles::template store_sums<i, j>(p.sums[i * p.sums_x_stride + j * p.sums_w_stride].rows); });
+}
+
+}  // namespace
+}  // namespace gemma::cpu
