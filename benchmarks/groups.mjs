@@ -270,7 +270,9 @@ async function draft(bench, model) {
 
 /** Runs `work` while another process computes on one core; detached, because kernels may share the cores among sessions first. */
 async function besideBusy(work) {
-  const other = spawn(process.execPath, ['-e', 'for (;;);'], { stdio: 'ignore', detached: true });
+  // It ends with us, also where we are killed.
+  const loop = `while (process.ppid === ${process.pid}) for (let i = 0; i < 1e7; i++);`;
+  const other = spawn(process.execPath, ['-e', loop], { stdio: 'ignore', detached: true });
   const ended = new Promise((done) => other.on('close', done));
   try {
     return await work();
