@@ -13,7 +13,7 @@ import { SetupError, buildNativeTests, jobs, main, root, say } from './steps.mjs
 const SOURCES = 'backend/gpu';
 const TEST = 'gpu_kernels_test';
 const WORK = join(root, 'build', 'gpu-mutations');
-const TIMEOUT_MS = 600_000;
+const TIMEOUT_MS = 3_600_000;
 
 /** The source of the file with the mistake in it. */
 function mutated({ name, file, from, to }) {
@@ -33,7 +33,10 @@ function attempt(command, args, options = {}) {
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'], ...options });
     let output = '';
-    const timer = setTimeout(() => child.kill('SIGKILL'), TIMEOUT_MS);
+    const timer = setTimeout(() => {
+      child.kill('SIGKILL');
+      reject(new SetupError(`${command} ran longer than ${TIMEOUT_MS / 60_000} minutes`)); // says nothing about the mistake
+    }, TIMEOUT_MS);
     child.stdout.on('data', (chunk) => (output += chunk));
     child.stderr.on('data', (chunk) => (output += chunk));
     child.on('error', reject);

@@ -47,6 +47,22 @@ FakeDriver& fresh(const Vendor& vendor) {
   return state;
 }
 
+// n launches whose kernels and grids are the same at every step, and whose arguments are not all.
+void launch_run(Device& device, int n, int step) {
+  for (int i = 0; i < n; ++i) {
+    const unsigned blocks = static_cast<unsigned>(n * 100 + i);
+    if (i % 3 == 0) {
+      GatherArguments arguments{};
+      arguments.out = reinterpret_cast<float*>(static_cast<uintptr_t>(i % 2 == 0 ? step + 1 : 1));
+      device.launch(Kernel::gather_rows, {blocks, 2, 1}, kThreads, &arguments);
+    } else {
+      NormArguments arguments{};
+      arguments.x = reinterpret_cast<const float*>(static_cast<uintptr_t>(8 * i));
+      device.launch(Kernel::rms_norm, {blocks, 1, 1}, kThreads, &arguments);
+    }
+  }
+}
+
 // Everything a model does with a device, more than once round the staging memory.
 void use(const Vendor& vendor, int index) {
   const auto all = images({"sm_86", "gfx90a"});
@@ -68,6 +84,11 @@ void use(const Vendor& vendor, int index) {
   const NormArguments arguments{};
   device->launch(Kernel::rms_norm, {3, 2, 1}, kThreads, &arguments);
   device->synchronize();
+  // A run of launches that comes four times.
+  for (int step = 0; step < 4; ++step) {
+    launch_run(*device, 10, step);
+    device->synchronize();
+  }
   CHECK(device->free_bytes() > 0);
   std::vector<int> got(sent.size());
   device->download(got.data(), b.data, bytes);
@@ -94,9 +115,9 @@ TEST("a device is found, described and used, and gives everything back") {
       CHECK(info.memory_bytes == state.memory_bytes);
     }
     use(vendor, 1);
-    CHECK(state.current_device == 1 && state.n_launches == 1);
-    CHECK(std::string(state.last_kernel) == "gemma_rms_norm");
-    CHECK(state.last_grid[0] == 3 && state.last_grid[1] == 2 && state.last_grid[2] == 1);
+    CHECK(state.current_device == 1 && state.n_launches == 41);
+    CHECK(std::string(state.last_kernel) == "gemma_gather_rows");
+    CHECK(state.last_grid[0] == 1009 && state.last_grid[1] == 2 && state.last_grid[2] == 1);
     CHECK(state.n_live == 0 && state.used_bytes == 0);
   }
 }
@@ -136,6 +157,93 @@ TEST("every call that fails is a typed error, and nothing is leaked") {
       }
     }
   }
+}
+
+TEST("runs of launches that come again start as graphs, with the arguments of this time, in order with all else") {
+  unsigned long long traces[2] = {0, 0};
+  for (size_t v = 0; v < 2; ++v) {
+    FakeDriver& state = fresh(kVendors[v]);
+    const bool has_graphs = std::string(kVendors[v].kind) == "cuda";
+    const auto all = images({"sm_86", "gfx90a"});
+    const std::unique_ptr<Device> device = open_driver_device(kVendors[v].open(), 0, all);
+    int n_launches = 0;
+    int n_graphs = 0;
+    const auto step = [&](int n, int number, bool is_graph) {
+      launch_run(*device, n, number);
+      n_launches += n;
+      n_graphs += has_graphs && is_graph ? 1 : 0;
+    };
+    const auto check = [&] {
+      device->synchronize();
+      CHECK(state.n_launches == n_launches && state.n_graph_launches == n_graphs);
+    };
+    step(10, 0, false);  // the first time as they are
+    check();
+    for (int i = 1; i < 5; ++i) {
+      step(10, i, true);
+      check();
+    }
+    step(7, 0, false);  // too short
+    check();
+    step(7, 1, false);
+    check();
+    // Cut by an upload: two runs of their own, and the same twice without waiting is no graph the second time.
+    const std::vector<std::byte> bytes(16);
+    void* memory = device->allocate(16);
+    step(10, 5, true);
+    device->upload(memory, bytes.data(), bytes.size());
+    CHECK(state.n_launches == n_launches);
+    step(10, 6, false);
+    check();
+    step(10, 7, true);
+    check();
+    // More runs than graphs are kept; the first ones are made anew.
+    for (int round = 0; round < 3; ++round) {
+      for (int n = 20; n < 40; ++n) {
+        step(n, round, round > 0);
+        check();
+      }
+    }
+    step(10, 8, true);
+    device->free(memory);
+    CHECK(state.n_launches == n_launches);
+    traces[v] = state.trace;
+  }
+  CHECK(traces[0] == traces[1] && traces[0] != 0);
+  for (const Vendor& vendor : kVendors) CHECK(fake(vendor).n_live == 0);
+}
+
+TEST("a driver that refuses graphs gets the launches one by one") {
+  const Vendor& cuda = kVendors[0];
+  const auto run = [&] {
+    const auto all = images({"sm_86", "gfx90a"});
+    const std::unique_ptr<Device> device = open_driver_device(cuda.open(), 0, all);
+    const int first = fake(cuda).n_calls;
+    for (int i = 0; i < 4; ++i) {
+      launch_run(*device, 10, i);
+      device->synchronize();
+    }
+    return first;
+  };
+  fresh(cuda);
+  int call = run();
+  const unsigned long long trace = fake(cuda).trace;
+  const int n_calls = fake(cuda).n_calls;
+  CHECK(fake(cuda).n_graph_launches == 3);
+  int n_refused = 0;
+  for (; call < n_calls; ++call) {
+    FakeDriver& state = fresh(cuda);
+    state.fail_at = call;
+    state.error = 801;  // not supported
+    try {
+      run();
+    } catch (const Error&) {
+      continue;  // not one of a graph's calls
+    }
+    CHECK(state.trace == trace && state.n_launches == 40);
+    if (state.n_graph_launches < 3) ++n_refused;
+  }
+  CHECK(n_refused > 12);  // making, adding ten nodes, instantiating, starting, changing
 }
 
 TEST("memory that is not there is an error that says how much is") {

@@ -987,14 +987,14 @@ TEST("attention: a softmax in double; windows, image blocks, segments, groups of
         const Floats out(chip, q.size());
         const std::vector<BatchSequence> sequences = {{0, kFirst, first.pages.data()},
                                                       {kFirst, static_cast<int>(n_rows) - kFirst, second.pages.data()}};
-        chip.backend->attention(out.data(), queries.data(), caches[0].layout, sequences, spans.data(), n_heads);
+        chip.backend->attention(out.data(), queries.data(), caches[0].layout, sequences, spans.data(), n_heads, {});
         const std::vector<float> got = out.get();
         check_near(got, want, tolerance, what);
         // A row alone has the same bits.
         for (const size_t r : {size_t{2}, size_t{7}, size_t{10}}) {
           const BatchSequence alone{static_cast<int>(r), 1, (r < kFirst ? first : second).pages.data()};
           const Floats one(chip, q.size());
-          chip.backend->attention(one.data(), queries.data(), caches[0].layout, {&alone, 1}, spans.data(), n_heads);
+          chip.backend->attention(one.data(), queries.data(), caches[0].layout, {&alone, 1}, spans.data(), n_heads, {});
           check_same_bits(std::span<const float>(one.get()).subspan(r * width, width),
                           std::span<const float>(got).subspan(r * width, width), what + " alone");
         }
@@ -1033,7 +1033,7 @@ TEST("attention: scores that rise and fall from page to page, NaN in a visible k
         const DeviceCache pages(chip, *each);
         const Floats out(chip, q.size());
         const BatchSequence sequence{0, 1, pages.pages.data()};
-        chip.backend->attention(out.data(), queries.data(), cache.layout, {&sequence, 1}, &span, 2);
+        chip.backend->attention(out.data(), queries.data(), cache.layout, {&sequence, 1}, &span, 2, {});
         const std::vector<float> got = out.get();
         const size_t n = each == &cache ? got.size() : kDim;
         check_near(std::span(got).first(n), std::span(want).first(n), std::span(tolerance).first(n), "scores");
@@ -1064,7 +1064,7 @@ TEST("attention: rows in parts where their partial results are too many for the 
     const Floats out(chip, rows.size());
     const BatchSequence sequence{0, n, pages.pages.data()};
     chip.backend->attention(out.data(), queries.data(), cache.layout, {&sequence, 1},
-                            &spans[static_cast<size_t>(first)], kHeads);
+                            &spans[static_cast<size_t>(first)], kHeads, {});
     return out.get();
   };
   bool done = false;  // what the host does is the same for all chips, and this takes a while

@@ -1,5 +1,6 @@
 // NVIDIA's driver. Source of names, signatures and numbers: CUDA Driver API, cuda.h of CUDA 13.0; functions that
 // changed over time are taken by the symbol of the signature used here (_v2).
+#include <cstddef>
 #include <map>
 #include <mutex>
 
@@ -17,6 +18,19 @@ constexpr int kWarpSize = 10;
 constexpr int kCapabilityMajor = 75;
 constexpr int kCapabilityMinor = 76;
 constexpr int kNoDevice = 100;  // CUDA_ERROR_NO_DEVICE
+
+// CUDA_KERNEL_NODE_PARAMS_v2
+struct KernelNodeParameters {
+  void* function;
+  unsigned grid[3];
+  unsigned block[3];
+  unsigned shared_bytes;
+  void** arguments;
+  void** extra;
+  void* kernel;   // instead of function
+  void* context;  // for kernel
+};
+static_assert(sizeof(KernelNodeParameters) == 72 && offsetof(KernelNodeParameters, arguments) == 40);
 
 class CudaDriver final : public Driver {
  public:
@@ -52,6 +66,13 @@ class CudaDriver final : public Driver {
     library_.find(calls_.module_unload, "cuModuleUnload");
     library_.find(calls_.module_function, "cuModuleGetFunction");
     library_.find(calls_.launch, "cuLaunchKernel");
+    library_.find(calls_.graph_create, "cuGraphCreate");
+    library_.find(calls_.graph_destroy, "cuGraphDestroy");
+    library_.find(calls_.graph_instantiate, "cuGraphInstantiateWithFlags");
+    library_.find(calls_.graph_executable_destroy, "cuGraphExecDestroy");
+    library_.find(calls_.graph_launch, "cuGraphLaunch");
+    library_.find(add_kernel_node_, "cuGraphAddKernelNode_v2");
+    library_.find(set_kernel_node_, "cuGraphExecKernelNodeSetParams_v2");
     check(init_(0), "cuInit");
     int version = 0;
     check(version_(&version), "cuDriverGetVersion");
@@ -126,7 +147,28 @@ class CudaDriver final : public Driver {
     return error_name_(error, &name) == 0 && name != nullptr ? name : "CUDA error";
   }
 
+  bool has_graphs() const override { return true; }
+  int add_kernel_node(void** node, void* graph, void* after, const KernelNode& launch) override {
+    const KernelNodeParameters parameters = parameters_of(launch);
+    return add_kernel_node_(node, graph, &after, after != nullptr ? 1 : 0, &parameters);
+  }
+  int set_kernel_node(void* executable, void* node, const KernelNode& launch) override {
+    const KernelNodeParameters parameters = parameters_of(launch);
+    return set_kernel_node_(executable, node, &parameters);
+  }
+
  private:
+  static KernelNodeParameters parameters_of(const KernelNode& launch) {
+    return {launch.function,
+            {launch.grid.x, launch.grid.y, launch.grid.z},
+            {launch.n_threads, 1, 1},
+            0,
+            launch.arguments,
+            nullptr,
+            nullptr,
+            nullptr};
+  }
+
   SharedLibrary library_;
   int (*init_)(unsigned flags) = nullptr;
   int (*version_)(int* version) = nullptr;
@@ -139,6 +181,9 @@ class CudaDriver final : public Driver {
   int (*retain_)(void** context, int device) = nullptr;
   int (*release_)(int device) = nullptr;
   int (*set_current_)(void* context) = nullptr;
+  int (*add_kernel_node_)(void** node, void* graph, void* const* dependencies, size_t n_dependencies,
+                          const KernelNodeParameters* parameters) = nullptr;
+  int (*set_kernel_node_)(void* executable, void* node, const KernelNodeParameters* parameters) = nullptr;
   std::mutex mutex_;
   struct Context {
     int device = 0;

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
+#include <utility>
 
+#include "backend/gpu/launch_graphs.h"
 #include "base/error.h"
 
 namespace gemma::gpu {
@@ -38,6 +41,7 @@ class DriverDevice final : public Device {
         modules_.push_back(module);
       }
       for (size_t i = 0; i < functions_.size(); ++i) functions_[i] = find_kernel(kKernelSymbols[i]);
+      graphs_.emplace(*driver_, functions_, stream_);
     } catch (...) {
       close();
       throw;
@@ -73,13 +77,13 @@ class DriverDevice final : public Device {
   void free(void* memory) noexcept override {
     if (memory == nullptr) return;
     // Errors do not matter: of a lost device everything is gone.
-    try_make_current();
+    try_flush();
     calls_.stream_synchronize(stream_);
     calls_.free(memory);
   }
 
   void upload(void* dst, const void* src, size_t bytes) override {
-    driver_->make_current(info_.index);
+    flush();
     auto* to = static_cast<std::byte*>(dst);
     const auto* from = static_cast<const std::byte*>(src);
     while (bytes > 0) {
@@ -96,7 +100,7 @@ class DriverDevice final : public Device {
   }
 
   void download(void* dst, const void* src, size_t bytes) override {
-    driver_->make_current(info_.index);
+    flush();
     auto* to = static_cast<std::byte*>(dst);
     const auto* from = static_cast<const std::byte*>(src);
     while (bytes > 0) {
@@ -105,6 +109,7 @@ class DriverDevice final : public Device {
       std::byte* staged = static_cast<std::byte*>(staging_) + half_ * kHalfBytes + used_;
       check(calls_.download(staged, from, n, stream_), "copying from the device");
       check(calls_.stream_synchronize(stream_), "computing");
+      graphs_->all_ended();
       std::memcpy(to, staged, n);
       used_ = 0;  // nothing travels any more
       to += n;
@@ -115,32 +120,57 @@ class DriverDevice final : public Device {
 
   void copy(void* dst, const void* src, size_t bytes) override {
     if (bytes == 0) return;
-    driver_->make_current(info_.index);
+    flush();
     check(calls_.copy(dst, src, bytes, stream_), "copying on the device");
   }
 
   void fill(void* dst, uint8_t value, size_t bytes) override {
     if (bytes == 0) return;
-    driver_->make_current(info_.index);
+    flush();
     check(calls_.fill(dst, value, bytes, stream_), "filling memory");
   }
 
+  // Where the driver has graphs, launches wait until something else is asked for, and then start together.
   void launch(Kernel kernel, Grid grid, unsigned n_threads, const void* arguments) override {
-    driver_->make_current(info_.index);
-    void* pointers[] = {const_cast<void*>(arguments)};
-    const int error = calls_.launch(functions_[static_cast<size_t>(kernel)], grid.x, grid.y, grid.z, n_threads, 1, 1, 0,
-                                    stream_, pointers, nullptr);
-    if (error != 0) check(error, std::string("starting ") + kKernelSymbols[static_cast<size_t>(kernel)]);
+    const Launch launch{kernel, grid, n_threads, waiting_arguments_.size()};
+    if (!graphs_->is_on()) {
+      flush();
+      return start(launch, arguments);
+    }
+    const auto* bytes = static_cast<const std::byte*>(arguments);
+    waiting_arguments_.insert(waiting_arguments_.end(), bytes, bytes + kArgumentBytes[static_cast<size_t>(kernel)]);
+    waiting_arguments_.resize((waiting_arguments_.size() + 15) / 16 * 16);
+    waiting_.push_back(launch);
   }
 
   void synchronize() override {
-    driver_->make_current(info_.index);
+    flush();
     check(calls_.stream_synchronize(stream_), "computing");
+    graphs_->all_ended();
   }
 
  private:
   void check(int error, const std::string& doing) const {
     if (error != 0) driver_->check(error, where_ + ", " + doing);
+  }
+
+  void start(const Launch& launch, const void* arguments) {
+    void* pointers[] = {const_cast<void*>(arguments)};
+    const size_t kernel = static_cast<size_t>(launch.kernel);
+    const int error = calls_.launch(functions_[kernel], launch.grid.x, launch.grid.y, launch.grid.z, launch.n_threads,
+                                    1, 1, 0, stream_, pointers, nullptr);
+    if (error != 0) check(error, std::string("starting ") + kKernelSymbols[kernel]);
+  }
+
+  // Starts what waits, and makes the device the calling thread's.
+  void flush() {
+    driver_->make_current(info_.index);
+    if (waiting_.empty()) return;
+    // Taken out first: what fails is not tried again.
+    const std::vector<Launch> launches = std::exchange(waiting_, {});
+    const std::vector<std::byte> arguments = std::exchange(waiting_arguments_, {});
+    if (graphs_->start(launches, arguments)) return;
+    for (const Launch& launch : launches) start(launch, arguments.data() + launch.arguments);
   }
 
   // The other half of the staging memory, once what it held has arrived.
@@ -170,11 +200,19 @@ class DriverDevice final : public Device {
       return;
     }
   }
+  void try_flush() noexcept {
+    try {
+      flush();
+    } catch (const std::exception&) {
+      return;
+    }
+  }
 
   // As far as it was set up. Errors do not matter: a lost device refuses all of this.
   void close() noexcept {
     try_make_current();
     if (stream_ != nullptr) calls_.stream_synchronize(stream_);
+    graphs_.reset();
     for (void* module : modules_) calls_.module_unload(module);
     for (void* event : events_) {
       if (event != nullptr) calls_.event_destroy(event);
@@ -196,6 +234,9 @@ class DriverDevice final : public Device {
   size_t used_ = 0;  // of the half
   std::vector<void*> modules_;
   std::array<void*, kNumKernels> functions_{};
+  std::optional<LaunchGraphs> graphs_;
+  std::vector<Launch> waiting_;
+  std::vector<std::byte> waiting_arguments_;  // of all that waits, each at a multiple of 16
 };
 
 }  // namespace

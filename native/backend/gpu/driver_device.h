@@ -39,6 +39,20 @@ struct DriverCalls {
   int (*module_function)(void** function, void* module, const char* name) = nullptr;
   int (*launch)(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                 unsigned block_z, unsigned shared_bytes, void* stream, void** arguments, void** extra) = nullptr;
+  // Graphs of launches; null where a driver has none that is to be used.
+  int (*graph_create)(void** graph, unsigned flags) = nullptr;
+  int (*graph_destroy)(void* graph) = nullptr;
+  int (*graph_instantiate)(void** executable, void* graph, unsigned long long flags) = nullptr;
+  int (*graph_executable_destroy)(void* executable) = nullptr;
+  int (*graph_launch)(void* executable, void* stream) = nullptr;
+};
+
+// A launch as a node of a graph; arguments as launch takes them, copied by whoever is called.
+struct KernelNode {
+  void* function;
+  Grid grid;
+  unsigned n_threads;
+  void** arguments;
 };
 
 // An opened driver, alive as long as a device uses it.
@@ -54,6 +68,13 @@ class Driver {
   virtual void release(int index) noexcept = 0;
   // "CUDA_ERROR_ILLEGAL_ADDRESS"
   virtual std::string error_name(int error) = 0;
+
+  // Whether the calls of graphs and these two, which differ between vendors, are there. Returned are 0 or an error's
+  // number.
+  virtual bool has_graphs() const { return false; }
+  // A node that runs after another one, if that is not null.
+  virtual int add_kernel_node(void** node, void* graph, void* after, const KernelNode& launch) = 0;
+  virtual int set_kernel_node(void* executable, void* node, const KernelNode& launch) = 0;
 
   // Throws Error for an error's number: kOutOfMemory; kBackendUnavailable with DEVICE_LOST where the device or its
   // context is gone, NO_IMAGE where the device cannot run the code, else DRIVER. doing: "cuda:0, cuLaunchKernel of

@@ -8,6 +8,8 @@
 namespace gemma::gpu {
 namespace {
 
+constexpr int kNotSupported = 801;  // hipErrorNotSupported
+
 // Where there is no GPU: hipErrorNoDevice, and from hipInit hipErrorInvalidDevice.
 bool is_no_device(int error) {
   return error == 100 || error == 101;
@@ -98,6 +100,11 @@ class HipDriver final : public Driver {
     const char* name = error_name_(error);
     return name != nullptr ? name : "HIP error";
   }
+
+  // Not used: whether launches of a module's functions may be nodes, and may be changed in an instance that has run,
+  // depends on the release, and no device was at hand to try.
+  int add_kernel_node(void**, void*, void*, const KernelNode&) override { return kNotSupported; }
+  int set_kernel_node(void*, void*, const KernelNode&) override { return kNotSupported; }
 
  private:
   SharedLibrary library_;

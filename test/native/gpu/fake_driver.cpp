@@ -6,6 +6,8 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -92,12 +94,36 @@ int name_of(char* out, size_t size, int device) {
   return 0;
 }
 
+// What is left of a launch: no kernel runs.
+struct Launch {
+  const char* kernel;
+  unsigned grid[3];
+  unsigned char arguments[16];
+};
+
+// False for one that no driver takes.
+bool read_launch(void* function, const unsigned* grid, void** arguments, Launch* out) {
+  if (function == nullptr || arguments == nullptr || arguments[0] == nullptr) return false;
+  out->kernel = static_cast<const char*>(function);
+  for (int i = 0; i < 3; ++i) out->grid[i] = grid[i];
+  std::memcpy(out->arguments, arguments[0], sizeof out->arguments);
+  return true;
+}
+
+void run(const Launch& launch) {
+  ++state.n_launches;
+  state.last_kernel = launch.kernel;
+  const auto add = [](unsigned long long word) { state.trace = (state.trace ^ word) * 1099511628211u; };
+  for (const char* c = launch.kernel; *c != '\0'; ++c) add(static_cast<unsigned char>(*c));
+  for (int i = 0; i < 3; ++i) add(state.last_grid[i] = launch.grid[i]);
+  for (const unsigned char byte : launch.arguments) add(byte);
+}
+
 int launch(void* function, const unsigned* grid, void** arguments) {
   if (const int error = call()) return error;
-  if (function == nullptr || arguments == nullptr || arguments[0] == nullptr) return 1;
-  ++state.n_launches;
-  state.last_kernel = static_cast<const char*>(function);
-  for (int i = 0; i < 3; ++i) state.last_grid[i] = grid[i];
+  Launch launch{};
+  if (!read_launch(function, grid, arguments, &launch)) return 1;
+  run(launch);
   return 0;
 }
 
@@ -166,6 +192,72 @@ FAKE int cuDevicePrimaryCtxRetain(void** context, int device) {
 FAKE int cuDevicePrimaryCtxRelease_v2(int) {
   --state.n_live;
   return call();
+}
+// A node is its number, from 1; each comes after the one before.
+struct Graph {
+  std::vector<Launch> nodes;
+};
+struct KernelNodeParameters {  // CUDA_KERNEL_NODE_PARAMS_v2
+  void* function;
+  unsigned grid[3];
+  unsigned block[3];
+  unsigned shared_bytes;
+  void** arguments;
+  void** extra;
+  void* kernel;
+  void* context;
+};
+template <class T>
+int make_object(void** handle, T object) {
+  *handle = nullptr;
+  if (const int error = call()) return error;
+  *handle = new T(std::move(object));
+  ++state.n_live;
+  return 0;
+}
+template <class T>
+int unmake_object(void* handle) {
+  if (handle == nullptr) return 1;
+  delete static_cast<T*>(handle);
+  --state.n_live;
+  return call();
+}
+FAKE int cuGraphCreate(void** graph, unsigned) {
+  return make_object(graph, Graph());
+}
+FAKE int cuGraphDestroy(void* graph) {
+  return unmake_object<Graph>(graph);
+}
+FAKE int cuGraphAddKernelNode_v2(void** node, void* graph, void* const* dependencies, size_t n_dependencies,
+                                 const KernelNodeParameters* parameters) {
+  if (const int error = call()) return error;
+  std::vector<Launch>& nodes = static_cast<Graph*>(graph)->nodes;
+  if (n_dependencies != (nodes.empty() ? 0 : 1)) return 1;
+  if (n_dependencies == 1 && dependencies[0] != reinterpret_cast<void*>(nodes.size())) return 1;
+  Launch launch{};
+  if (!read_launch(parameters->function, parameters->grid, parameters->arguments, &launch)) return 1;
+  nodes.push_back(launch);
+  *node = reinterpret_cast<void*>(nodes.size());
+  return 0;
+}
+FAKE int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+  return make_object(executable, *static_cast<Graph*>(graph));
+}
+FAKE int cuGraphExecDestroy(void* executable) {
+  return unmake_object<Graph>(executable);
+}
+FAKE int cuGraphExecKernelNodeSetParams_v2(void* executable, void* node, const KernelNodeParameters* parameters) {
+  if (const int error = call()) return error;
+  std::vector<Launch>& nodes = static_cast<Graph*>(executable)->nodes;
+  const size_t number = reinterpret_cast<size_t>(node);
+  if (number == 0 || number > nodes.size()) return 1;
+  return read_launch(parameters->function, parameters->grid, parameters->arguments, &nodes[number - 1]) ? 0 : 1;
+}
+FAKE int cuGraphLaunch(void* executable, void*) {
+  if (const int error = call()) return error;
+  ++state.n_graph_launches;
+  for (const Launch& launch : static_cast<Graph*>(executable)->nodes) run(launch);
+  return 0;
 }
 FAKE int cuCtxSetCurrent(void* context) {
   state.current_device = context != nullptr ? *static_cast<int*>(context) : -1;

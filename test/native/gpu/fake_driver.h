@@ -15,7 +15,10 @@ struct FakeDriver {
   const char* chip = "";  // "sm_86", "gfx1100:sramecc+"
   size_t memory_bytes = size_t{64} << 20;
   size_t used_bytes = 0;
-  int n_launches = 0;
+  int n_launches = 0;        // those of graphs too
+  int n_graph_launches = 0;  // CUDA's alone has graphs
+  unsigned long long trace =
+      0;  // of what was launched: kernels, grids, the first 16 bytes of their arguments, in order
   const char* last_kernel = "";
   unsigned last_grid[3] = {0, 0, 0};
   int current_device = -1;
