@@ -172,7 +172,7 @@ class Backend {
   // out[n, n_heads, head_dim] = softmax(q . k over the row's span) . v; query head h reads kv head h / (n_heads /
   // n_kv_heads). Bulk rows are whole sequences; a cache in float32 is for exact arithmetic, of bulk rows too.
   virtual void attention(float* out, const float* q, const KvLayout& layout, std::span<const BatchSequence> sequences,
-                         const RowSpan* spans, int n_heads, Bulk bulk = {}) = 0;
+                         const RowSpan* spans, int n_heads, Bulk bulk) = 0;
 
   // out[n, dim] = gelu_tanh(gate) * up. out may be gate.
   virtual void geglu(float* out, const float* gate, const float* up, int n, int dim) = 0;
