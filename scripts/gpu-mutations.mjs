@@ -396,12 +396,6 @@ export const mutations = [
     to: 'const int last = kPage;',
   },
   {
-    name: 'attention: segments that do not end',
-    file: 'attention.h',
-    from: 'const int end = view.end < segment_begin + kAttentionSegment ? view.end : segment_begin + kAttentionSegment;',
-    to: 'const int end = view.end;',
-  },
-  {
     name: 'attention: the pages of the first warp for all',
     file: 'attention.h',
     from: '  for (int w = 0; w < kWarps; ++w) {',
@@ -461,12 +455,6 @@ export const mutations = [
     file: 'attention.h',
     from: 'sum = fmaf(part, load_half(block), sum);',
     to: 'sum += part;',
-  },
-  {
-    name: 'attention: a NaN is not the largest',
-    file: 'attention.h',
-    from: 'return b > a || b != b ? b : a;',
-    to: 'return b > a ? b : a;',
   },
   {
     name: 'merge: the first segment of the batch for all rows',
