@@ -74,14 +74,21 @@ class PaddedDevice final : public gpu::Device {
  private:
   static constexpr size_t kPadding = 1024;
 
-  static const std::vector<uint32_t>& padding() {
-    static const std::vector<uint32_t> words(kPadding / sizeof(uint32_t), 0xffbfffffu);
-    return words;
+  using Padding = std::array<uint32_t, kPadding / sizeof(uint32_t)>;
+
+  // Trivial to destroy: devices that live as long as the program look at it at its end.
+  static const Padding& padding() {
+    static constexpr Padding kWords = [] {
+      Padding words{};
+      words.fill(0xffbfffffu);
+      return words;
+    }();
+    return kWords;
   }
 
   bool padding_is_whole(std::byte* memory, size_t bytes) {
-    std::vector<uint32_t> before(padding().size());
-    std::vector<uint32_t> behind(padding().size());
+    Padding before{};
+    Padding behind{};
     device_->download(before.data(), memory - kPadding, kPadding);
     device_->download(behind.data(), memory + bytes, kPadding);
     return before == padding() && behind == padding();
