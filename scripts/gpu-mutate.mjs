@@ -4,11 +4,10 @@
 // Writes benchmarks/gpu-mutations.md.
 //
 //   npm run gpu:mutate -- tiles      only mistakes with "tiles" in their name; writes nothing
-import { spawn } from 'node:child_process';
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { mutations } from './gpu-mutations.mjs';
-import { SetupError, buildNativeTests, jobs, main, root, say } from './steps.mjs';
+import { SetupError, buildNativeTests, capture, jobs, main, root, say } from './steps.mjs';
 
 const SOURCES = 'backend/gpu';
 const TEST = 'gpu_kernels_test';
@@ -29,22 +28,15 @@ function mutated({ name, file, from, to }) {
 }
 
 /** Runs a program; its output, and what ended it: '' for success. */
-function attempt(command, args, options = {}) {
-  return new Promise((resolve, reject) => {
-    const child = spawn(command, args, { cwd: root, stdio: ['ignore', 'pipe', 'pipe'], ...options });
-    let output = '';
-    const timer = setTimeout(() => {
-      child.kill('SIGKILL');
-      reject(new SetupError(`${command} ran longer than ${TIMEOUT_MS / 60_000} minutes`)); // says nothing about the mistake
-    }, TIMEOUT_MS);
-    child.stdout.on('data', (chunk) => (output += chunk));
-    child.stderr.on('data', (chunk) => (output += chunk));
-    child.on('error', reject);
-    child.on('close', (code, signal) => {
-      clearTimeout(timer);
-      resolve({ output, ended: code === 0 ? '' : (signal ?? `exit ${code}`) });
-    });
+async function attempt(command, args, options) {
+  const { ok, status, output } = await capture(command, args, {
+    timeout: TIMEOUT_MS,
+    killSignal: 'SIGKILL',
+    ...options,
   });
+  // By us or for want of memory: that says nothing about the mistake.
+  if (status === 'SIGKILL') throw new SetupError(`${command} was killed; it has ${TIMEOUT_MS / 60_000} minutes`);
+  return { output, ended: ok ? '' : status };
 }
 
 /** A build of the test whose objects can be replaced one at a time. */

@@ -16,6 +16,7 @@ import torch
 from model import (
     CHAT_TEMPLATE, CONTROL, IMAGE_SIZE, NEWLINES, PATCH_SIZE, SPACES, TOKENS_PER_IMAGE, VOCAB_SIZE, make_config, special_ids,
 )  # fmt: skip
+from train import STAGES
 
 NAME = "Gemma-native demonstration model"
 TEXT_NAMES = {
@@ -42,7 +43,7 @@ def load(run: Path):
     config = make_config(special_ids(run / "tokenizer"))
     config._attn_implementation = "eager"
     model = Gemma3ForConditionalGeneration(config)
-    checkpoint = next(p for p in (run / f"{stage}.pt" for stage in ("finish", "reading", "all")) if p.exists())
+    checkpoint = next(p for p in (run / f"{stage}.pt" for stage in reversed(STAGES)) if p.exists())
     model.load_state_dict(torch.load(checkpoint)["model"])
     with torch.no_grad():
         for p in model.parameters():

@@ -101,12 +101,16 @@ def draw_shape(draw: ImageDraw.ImageDraw, s: Shape, fill) -> None:
         draw.ellipse([x - r, y - r, x + r, y + r], outline=fill, width=max(3, round(r * 0.36)))
 
 
+def canvas(rng: random.Random, w: int, h: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", (w, h), jitter(rng, rng.choice(BACKGROUNDS), 4))
+    return image, ImageDraw.Draw(image)
+
+
 def shapes_scene(rng: random.Random, n: int | None = None, kinds: list[tuple[str, str, int]] | None = None) -> Scene:
     """1 to 5 shapes, each in its own ninth of the picture; no two alike. kinds: (shape, colour, ninth) instead of chance."""
     side = rng.randint(200, 360)
     w, h = side, round(side * rng.uniform(0.88, 1.12))
-    image = Image.new("RGB", (w, h), jitter(rng, rng.choice(BACKGROUNDS), 4))
-    draw = ImageDraw.Draw(image)
+    image, draw = canvas(rng, w, h)
     if kinds is None:
         n = n or rng.choice([1, 1, 2, 2, 3, 3, 4, 5])
         # every third scene repeats shapes, so that counting them means something
@@ -179,8 +183,7 @@ def text_scene(rng: random.Random, held_out: bool = False, make=random_text) -> 
     """A square picture with one or two words or numbers, one above the other. make: what draws them."""
     side = rng.randint(200, 360)
     w, h = side, round(side * rng.uniform(0.88, 1.12))
-    image = Image.new("RGB", (w, h), jitter(rng, rng.choice(BACKGROUNDS), 4))
-    draw = ImageDraw.Draw(image)
+    image, draw = canvas(rng, w, h)
     fill, stroke = ink(rng), rng.choice([0, 0, 1])
     n = rng.choice([1, 1, 2])
     scene = Scene(image)
@@ -204,8 +207,7 @@ def wide_scene(rng: random.Random, held_out: bool = False, make=random_text) -> 
     n = rng.choice([3, 4, 4])
     h = rng.randint(256, 300)
     w = round(n * h * rng.uniform(1.0, 1.06))
-    image = Image.new("RGB", (w, h), jitter(rng, rng.choice(BACKGROUNDS), 4))
-    draw = ImageDraw.Draw(image)
+    image, draw = canvas(rng, w, h)
     fill, stroke = ink(rng), rng.choice([0, 0, 1])
     size = round(h * rng.uniform(0.16, 0.24))
     spacing = size * rng.uniform(0.02, 0.14)
@@ -229,8 +231,7 @@ def wide_scene(rng: random.Random, held_out: bool = False, make=random_text) -> 
 def glyph_field(rng: random.Random) -> Scene:
     """Rows of random letters over the whole picture with shapes between: for the vision encoder alone."""
     side = rng.randint(200, 300)
-    image = Image.new("RGB", (side, side), jitter(rng, rng.choice(BACKGROUNDS), 4))
-    draw = ImageDraw.Draw(image)
+    image, draw = canvas(rng, side, side)
     scene = Scene(image)
     y = rng.uniform(0.06, 0.2) * side
     while y < side * 0.95:
@@ -251,8 +252,7 @@ def glyph_field(rng: random.Random) -> Scene:
 def letter_rows(rng: random.Random) -> Scene:
     """Words of random letters all over the picture, never two rows in a row of cells: what an encoder learns most from in a step."""
     side = rng.randint(200, 300)
-    image = Image.new("RGB", (side, side), jitter(rng, rng.choice(BACKGROUNDS), 4))
-    draw = ImageDraw.Draw(image)
+    image, draw = canvas(rng, side, side)
     scene = Scene(image)
     y = rng.uniform(0.08, 0.16) * side
     while y < side * 0.93:

@@ -28,14 +28,30 @@ from model import IMAGE_SOFT_TOKEN, WINDOW, make_config, make_tokenizer, special
 from scenes import COLOURS, GLYPHS, SHAPES
 
 LONGEST_WORD = 8
-# Of each process: length of a row, rows of each kind, pictures. How many pictures of letters beside, the weight of the probe's loss.
+# Of each process: a name in the log, length of a row, rows of each kind, pictures. How many pictures of letters beside, the weight of
+# the probe's loss. In order: each stage goes on from the one before, the first from the encoder's.
 STAGES = {
-    "all": ([(176, [("single", 8), ("talk", 2)], 8), (304, [("wide", 2), ("pair", 2)], 14)], 0, 0.1),
-    "reading": ([(176, [("shapes", 4), ("difference", 3), ("talk", 2)], 10), (88, [("words", 8)], 8), (304, [("scanned", 2)], 10)], 36, 0.5),
-    "finish": (
-        [(176, [("shapes", 5), ("talk", 2)], 5), (132, [("difference", 8)], 16), (88, [("words", 8)], 8), (304, [("scanned", 2)], 10)], 20, 0.5,
+    "all": ([("short", 176, [("single", 8), ("talk", 2)], 8), ("long", 304, [("wide", 2), ("pair", 2)], 14)], 0, 0.1),
+    "reading": (
+        [
+            ("short", 176, [("shapes", 4), ("difference", 3), ("talk", 2)], 10),
+            ("words", 88, [("words", 8)], 8),
+            ("long", 304, [("scanned", 2)], 10),
+        ],
+        36,
+        0.5,
     ),
-}  # fmt: skip
+    "finish": (
+        [
+            ("short", 176, [("shapes", 5), ("talk", 2)], 5),
+            ("pairs", 132, [("difference", 8)], 16),
+            ("words", 88, [("words", 8)], 8),
+            ("long", 304, [("scanned", 2)], 10),
+        ],
+        20,
+        0.5,
+    ),
+}
 VISION_BATCH = 64
 EMPTY_WEIGHT = 0.08  # most cells are empty
 
@@ -265,7 +281,7 @@ def train_decoder(a, model, probe) -> None:
 
     def one_step(step: int):
         first_seed = first_of_stage + len(plans) * (step * processes + run.rank)
-        batches = [conversations.batch(first_seed + i, plan, length, n) for i, (length, plan, n) in enumerate(plans)]
+        batches = [conversations.batch(first_seed + i, plan, length, n) for i, (_, length, plan, n) in enumerate(plans)]
         seen = [(b[3], b[4]) for b in batches]
         if n_letters:
             seen.append(letters_batch(first_seed, n_letters))
@@ -275,18 +291,17 @@ def train_decoder(a, model, probe) -> None:
             tokens = encode(pixels)
             probe_loss, right = probe(tokens, labels)
             features = tokens @ projection.to(tokens.dtype)
-            total, hits, n, first = torch.zeros(()), [], 0, 0
-            for ids, learn, block, x, _ in batches:
+            total, hits, n, first = torch.zeros(()), {}, 0, 0
+            for (name, *_), (ids, learn, block, x, _) in zip(plans, batches):
                 ids, learn = torch.from_numpy(ids), torch.from_numpy(learn)
                 mask = masks(torch.from_numpy(block), torch.bfloat16)
                 hidden = decode(model, ids, features[first : first + len(x)], soft_id, mask)
                 part, hit, count = answer_loss(model, hidden, ids, learn)
                 total, n, first = total + part, n + count, first + len(x)
-                hits.append(hit / count)
+                hits[name] = hit / count
             loss = total / n
         (loss + probe_weight * probe_loss).backward()
-        names = {2: ["short", "long"], 3: ["short", "words", "long"], 4: ["short", "pairs", "words", "long"]}[len(plans)]
-        return {"loss": loss.detach(), **dict(zip(names, hits)), "probe": probe_loss.detach(), "glyph": right[0]}
+        return {"loss": loss.detach(), **hits, "probe": probe_loss.detach(), "glyph": right[0]}
 
     run.loop(one_step)
 

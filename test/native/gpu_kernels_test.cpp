@@ -618,6 +618,24 @@ std::vector<double> linear_magnitudes(TensorType type, const std::vector<std::by
 constexpr int kRowsOfX[] = {1, 2, 5, 8, 9, 37};
 constexpr int kMostRows = 37;
 
+// Every chip's products of the first rows of x, for each of these numbers of rows.
+void check_linear(TensorType type, const std::vector<std::byte>& weights, int n_out, int n_in,
+                  const std::vector<float>& x, const std::vector<float>& want) {
+  for_each_chip([&](Chip& chip) {
+    const Weight weight = chip.backend->load_weight(type, n_out, n_in, weights.data());
+    for (const int n : kRowsOfX) {
+      const size_t rows = static_cast<size_t>(n);
+      const Floats in(chip, std::span<const float>(x).first(rows * static_cast<size_t>(n_in)));
+      const Floats out(chip, rows * static_cast<size_t>(n_out));
+      const LinearJob job{&weight, out.data()};
+      chip.backend->linear({&job, 1}, in.data(), n, {});
+      check_same_bits(out.get(), std::span<const float>(want).first(rows * static_cast<size_t>(n_out)),
+                      std::string(type_traits(type).name) + " [" + std::to_string(n_out) + ", " + std::to_string(n_in) +
+                          "] x " + std::to_string(n));
+    }
+  });
+}
+
 }  // namespace
 
 TEST("linear, quantised: every type, all kernels of a product, the same bits in the order promised") {
@@ -651,19 +669,7 @@ TEST("linear, quantised: every type, all kernels of a product, the same bits in 
         const double tolerance = 2 * (2.0 * n_in / 16 + 6 + gpu::kSegments) * kHalfUlp * magnitudes[i];
         CHECK(is_nan || std::fabs(static_cast<double>(want[i]) - static_cast<double>(cpu[i])) <= tolerance);
       }
-      for_each_chip([&](Chip& chip) {
-        const Weight weight = chip.backend->load_weight(type, n_out, n_in, weights.data());
-        for (const int n : kRowsOfX) {
-          const size_t rows = static_cast<size_t>(n);
-          const Floats in(chip, std::span<const float>(x).first(rows * n_cols));
-          const Floats out(chip, rows * static_cast<size_t>(n_out));
-          const LinearJob job{&weight, out.data()};
-          chip.backend->linear({&job, 1}, in.data(), n, {});
-          check_same_bits(out.get(), std::span<const float>(want).first(rows * static_cast<size_t>(n_out)),
-                          std::string(type_traits(type).name) + " [" + std::to_string(n_out) + ", " +
-                              std::to_string(n_in) + "] x " + std::to_string(n));
-        }
-      });
+      check_linear(type, weights, n_out, n_in, x, want);
     }
   }
 }
@@ -680,19 +686,7 @@ TEST("linear, float: every type, the CPU's bits, odd widths") {
       std::vector<float> want(static_cast<size_t>(kMostRows) * static_cast<size_t>(n_out));
       cpu::kernels_ref().gemm_float({type, weights.data(), row_bytes(type, n_in), 0, n_out}, x.data(), kMostRows, n_in,
                                     want.data(), static_cast<size_t>(n_out), memory.scratch());
-      for_each_chip([&](Chip& chip) {
-        const Weight weight = chip.backend->load_weight(type, n_out, n_in, weights.data());
-        for (const int n : kRowsOfX) {
-          const size_t rows = static_cast<size_t>(n);
-          const Floats in(chip, std::span<const float>(x).first(rows * n_cols));
-          const Floats out(chip, rows * static_cast<size_t>(n_out));
-          const LinearJob job{&weight, out.data()};
-          chip.backend->linear({&job, 1}, in.data(), n, {});
-          check_same_bits(out.get(), std::span<const float>(want).first(rows * static_cast<size_t>(n_out)),
-                          std::string(type_traits(type).name) + " [" + std::to_string(n_out) + ", " +
-                              std::to_string(n_in) + "] x " + std::to_string(n));
-        }
-      });
+      check_linear(type, weights, n_out, n_in, x, want);
     }
   }
 }

@@ -167,14 +167,15 @@ inline std::vector<std::byte> float_weights(std::mt19937& rng, TensorType type, 
   return bytes;
 }
 
-// Rows of x in the form of the kernels, made by the scalar quantize_row.
+// Rows of x in the form of the kernels, made by the scalar quantize_row or that of a set.
 struct Quantized {
   int n_cols;
   std::vector<int8_t> q;
   std::vector<float> d, dsum, dsum16;
   std::vector<int32_t> neg_sum, neg_sum16;
 
-  Quantized(const std::vector<float>& x, int n_rows, int cols) : n_cols(cols) {
+  Quantized(const std::vector<float>& x, int n_rows, int cols, const cpu::Kernels& kernels = cpu::kernels_ref())
+      : n_cols(cols) {
     const size_t blocks = static_cast<size_t>(n_rows * cols / 32);
     q.resize(x.size());
     d.resize(blocks);
@@ -182,8 +183,8 @@ struct Quantized {
     neg_sum.resize(blocks);
     dsum16.resize(2 * blocks);
     neg_sum16.resize(2 * blocks);
-    cpu::kernels_ref().quantize_row(x.data(), n_rows * cols,
-                                    {q.data(), d.data(), neg_sum.data(), neg_sum16.data(), dsum.data(), dsum16.data()});
+    kernels.quantize_row(x.data(), n_rows * cols,
+                         {q.data(), d.data(), neg_sum.data(), neg_sum16.data(), dsum.data(), dsum16.data()});
   }
   cpu::QuantizedRows first(int n_rows) const {
     return {n_rows, n_cols, q.data(), d.data(), neg_sum.data(), neg_sum16.data(), dsum.data(), dsum16.data()};

@@ -10,6 +10,7 @@
 using namespace gemma;
 using namespace gemma::cpu;
 using test::awkward_blocks;
+using test::Quantized;
 
 namespace {
 
@@ -77,22 +78,9 @@ std::vector<NormCase> norm_cases(std::mt19937& rng, int dim) {
   return cases;
 }
 
-struct Quantized {
-  std::vector<int8_t> q;
-  std::vector<float> d, dsum, dsum16;
-  std::vector<int32_t> neg_sum, neg_sum16;
-  Quantized(const Kernels& kernels, const std::vector<float>& x) {
-    const size_t blocks = x.size() / 32;
-    q.resize(x.size());
-    d.resize(blocks);
-    dsum.resize(blocks);
-    neg_sum.resize(blocks);
-    dsum16.resize(2 * blocks);
-    neg_sum16.resize(2 * blocks);
-    kernels.quantize_row(x.data(), static_cast<int>(x.size()),
-                         {q.data(), d.data(), neg_sum.data(), neg_sum16.data(), dsum.data(), dsum16.data()});
-  }
-};
+Quantized quantized(const Kernels& kernels, const std::vector<float>& x) {
+  return {x, 1, static_cast<int>(x.size()), kernels};
+}
 
 }  // namespace
 
@@ -326,9 +314,9 @@ TEST("geglu: every set within rounding of double, far arguments included, out ma
 TEST("quantize_row: every set equals ref bit for bit") {
   std::mt19937 rng(24);
   const auto check = [](const std::vector<float>& x) {
-    const Quantized want(kernels_ref(), x);
+    const Quantized want = quantized(kernels_ref(), x);
     test::for_each_set([&](const Kernels& kernels) {
-      const Quantized got(kernels, x);
+      const Quantized got = quantized(kernels, x);
       CHECK(got.q == want.q && got.neg_sum == want.neg_sum && got.neg_sum16 == want.neg_sum16);
       test::check_same_bits(got.d, want.d, std::string(kernels.isa) + " d");
       test::check_same_bits(got.dsum, want.dsum, std::string(kernels.isa) + " dsum");
@@ -353,7 +341,7 @@ TEST("quantize_row: every set equals ref bit for bit") {
 TEST("quantize_row ref: half a step at most, sums right, a block that is not finite has no scale") {
   std::mt19937 rng(25);
   const std::vector<float> x = awkward_blocks(rng);
-  const Quantized got(kernels_ref(), x);
+  const Quantized got = quantized(kernels_ref(), x);
   int n_not_finite = 0;
   for (size_t b = 0; b < x.size() / 32; ++b) {
     double largest = 0;

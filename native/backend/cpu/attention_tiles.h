@@ -9,8 +9,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
-#include <cstring>
 #include <limits>
 
 #include "backend/cpu/kv_rows_avx512.h"
@@ -36,8 +34,6 @@ class TileSegment {
   static constexpr int kPages = kSegment / kPagePositions;
   static constexpr int kPageGroups = kPagePositions / kTileRows;  // of 16 keys
   static_assert(kPagePositions == kTileColumns);
-  static constexpr float kLog2E = 1.44269504f;
-  static constexpr float kLn2 = 0.693147181f;
 
   struct Memory {
     WeightTile q[kRowGroups][2][kSteps];  // high and low parts, times log2(e)
@@ -63,7 +59,7 @@ class TileSegment {
   static void attend_as(const AttentionTile& tile, const Scratch& scratch) {
     Memory& memory = *reinterpret_cast<Memory*>(scratch.data);
     const int head_dim = tile.layout.head_dim;
-    const int n_groups = (tile.n_rows + kLanes - 1) / kLanes;
+    const int n_groups = tiles_of(tile.n_rows, kLanes);
     const Pages pages = find_pages(tile, memory);
     pack_queries(tile, memory);
     Tiles::configure();
@@ -135,11 +131,9 @@ class TileSegment {
     _mm512_store_si512(rest, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high_left, low_left)));
   }
 
-  static int steps_of(int head_dim) { return (head_dim + kTileColumns - 1) / kTileColumns; }
-
   static void pack_queries(const AttentionTile& tile, Memory& memory) {
     const int head_dim = tile.layout.head_dim;
-    const int n_steps = steps_of(head_dim);
+    const int n_steps = tiles_of(head_dim, kTileColumns);
     const __m512 to_log2 = _mm512_set1_ps(kLog2E);
     for (int first = 0; first < tile.n_rows; first += kLanes) {
       for (int s = 0; s < n_steps; ++s) {
@@ -163,7 +157,7 @@ class TileSegment {
     for (int p = 0; p < kPagePositions; ++p) {
       const std::byte* row = keys + static_cast<size_t>(p) * layout.row_bytes;
       XTile(*out)[kSteps] = memory.keys[p / kTileRows];
-      for (int s = 0; s < steps_of(layout.head_dim); ++s) {
+      for (int s = 0; s < tiles_of(layout.head_dim, kTileColumns); ++s) {
         const int j = s * kTileColumns;
         split(load_part<Load>(row, j, layout.head_dim), load_part<Load>(row, j + kLanes, layout.head_dim),
               out[0][s].rows[p % kTileRows], out[1][s].rows[p % kTileRows]);
@@ -196,7 +190,7 @@ class TileSegment {
         Tiles::template multiply<1, 1>();
       }
     };
-    for (int s = 0; s < steps_of(head_dim); ++s) {
+    for (int s = 0; s < tiles_of(head_dim, kTileColumns); ++s) {
       load_keys_of(0, s);
       load_rows_of(1, s);
       multiply();

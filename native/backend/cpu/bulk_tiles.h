@@ -162,8 +162,6 @@ class BulkTiles {
   };
   static_assert(sizeof(Memory) <= kScratchBytes);
 
-  static int tiles_of(int n, int size) { return (n + size - 1) / size; }
-
   template <class Unpack>
   static void run(const WeightRows& w, const std::byte* packed, int n_rows, int n_cols, float* out, size_t out_stride,
                   const Scratch& scratch, const Unpack& unpack) {
@@ -214,24 +212,14 @@ class BulkTiles {
     for (int r = 0; r < n_rows; ++r) {
       float* row = out + static_cast<size_t>(r) * out_stride;
       // Past the caches, which are full of what the next products need.
-      if (reinterpret_cast<uintptr_t>(row) % 64 == 0 && n_lanes % kLanes == 0) {
-        for (int lane = 0; lane < n_lanes; lane += kLanes)
-          _mm512_stream_ps(row + lane, _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
-        continue;
-      }
-      if (reinterpret_cast<uintptr_t>(row) % 64 == 0 && n_lanes % kLanes == 0) {
-        for (int lane = 0; lane < n_lanes; lane += kLanes)
-          _mm512_stream_ps(row + lane, _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
-        continue;
-      }
-      if (reinterpret_cast<uintptr_t>(row) % 64 == 0 && n_lanes % kLanes == 0) {
-        for (int lane = 0; lane < n_lanes; lane += kLanes)
-          _mm512_stream_ps(row + lane, _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
-        continue;
-      }
+      const bool streams = reinterpret_cast<uintptr_t>(row) % 64 == 0 && n_lanes % kLanes == 0;
       for (int lane = 0; lane < n_lanes; lane += kLanes) {
-        _mm512_mask_storeu_ps(row + lane, lanes_below(n_lanes - lane),
-                              _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]));
+        const __m512 sums = _mm512_load_ps(memory.sums[lane / kLanes][r / kTileRows].rows[r % kTileRows]);
+        if (streams) {
+          _mm512_stream_ps(row + lane, sums);
+        } else {
+          _mm512_mask_storeu_ps(row + lane, lanes_below(n_lanes - lane), sums);
+        }
       }
     }
     _mm_sfence();

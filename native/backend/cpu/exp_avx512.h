@@ -24,4 +24,14 @@ inline __m512 exp_ps(__m512 x) {
   return _mm512_scalef_ps(p, n);
 }
 
+// 2^x * c[0], where c[0] + c[1] f + ... is 2^f * c[0] for f in 0..1; 0 far below 0, NaN stays.
+inline __m512 exp2_ps(__m512 x, const float (&c)[4]) {
+  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
+  __m512 p = _mm512_set1_ps(c[3]);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c[2]));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c[1]));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c[0]));
+  return _mm512_scalef_ps(p, x);  // times 2^floor(x)
+}
+
 }  // namespace

@@ -23,8 +23,6 @@ namespace gemma::cpu {
 namespace {
 
 constexpr int kVectors = 2;
-constexpr float kLog2E = 1.44269504f;
-constexpr float kLn2 = 0.693147181f;
 
 // 255 * 2^f for f in 0..1 as a polynomial with the least relative error, 8e-5.
 constexpr float kExp2Codes[4] = {254.98093f, 177.43755f, 57.647126f, 19.896253f};

@@ -41,14 +41,7 @@ struct Vector {
   static Int ones() { return _mm512_set1_epi8(1); }
   static Sums without_offset(Sums products, Sums /*total*/) { return products; }
   static Float to_float(Sums sums) { return _mm512_cvtepi32_ps(reinterpret_cast<Int>(sums)); }
-  static Int exp2_codes(Float x) {
-    const Float f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
-    Float p = _mm512_set1_ps(kExp2Codes[3]);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2Codes[2]));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2Codes[1]));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kExp2Codes[0]));
-    return _mm512_cvtps_epi32(_mm512_scalef_ps(p, x));  // times 2^floor(x)
-  }
+  static Int exp2_codes(Float x) { return _mm512_cvtps_epi32(exp2_ps(x, kExp2Codes)); }
   static Int pack_codes(Int a, Int b, Int c, Int d) {
     constexpr int kOr = 0xfe;
     const Int low = _mm512_or_si512(a, _mm512_slli_epi32(b, 8));

@@ -118,8 +118,6 @@ class TileAttention {
   };
   static_assert(sizeof(Memory) <= kScratchBytes);
 
-  static int tiles_of(int n, int size) { return (n + size - 1) / size; }
-
   static __m512 difference_at(const float* row, const float* mean, int j, int head_dim) {
     const __mmask16 lanes = lanes_below(head_dim - j);
     return _mm512_maskz_sub_ps(lanes, _mm512_maskz_loadu_ps(lanes, row + j), _mm512_load_ps(mean + j));

@@ -63,6 +63,10 @@ struct QuantizedRowOut {
   float* dsum16;
 };
 
+// Exponentials are powers of two inside: log2(e), and its inverse.
+inline constexpr float kLog2E = 1.44269504f;
+inline constexpr float kLn2 = 0.693147181f;
+
 // Per-thread working memory, reused by all operations.
 struct Scratch {
   std::byte* data = nullptr;  // aligned to 64

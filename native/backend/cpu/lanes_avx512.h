@@ -10,6 +10,11 @@ inline __mmask16 first_lanes(int n) {
   return static_cast<__mmask16>((1u << n) - 1u);
 }
 
+// Any n: none of the lanes, or all.
+inline __mmask16 lanes_below(int n) {
+  return n >= 16 ? __mmask16{0xffff} : first_lanes(n > 0 ? n : 0);
+}
+
 // The lanes of each of 16 vectors added up, as the float products of kernels.h: j and j + 8, + 4, + 2, + 1. The sum of
 // vector 4 i + l in lane 4 l + i.
 inline __m512 sum_lanes(const __m512* v) {

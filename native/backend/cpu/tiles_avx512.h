@@ -5,6 +5,8 @@
 // same code on processors that have none. Sums (i, j), i and j 0 or 1, are products of x i and weights j.
 #pragma once
 
+#include "backend/cpu/exp_avx512.h"
+#include "backend/cpu/lanes_avx512.h"
 #include "backend/cpu/unpack_avx512.h"
 
 namespace gemma::cpu {
@@ -24,6 +26,10 @@ struct alignas(64) SumTile {
   float rows[kTileRows][kLanes];
 };
 static_assert(sizeof(WeightTile) == 1024 && sizeof(XTile) == 1024 && sizeof(SumTile) == 1024);
+
+constexpr int tiles_of(int n, int size) {
+  return (n + size - 1) / size;
+}
 
 // Two registers of floats as pairs of bfloat16, rounded to nearest, ties to even; NaN stays NaN.
 inline __m512i bf16_pairs(__m512 even, __m512 odd) {
@@ -48,10 +54,6 @@ struct BFloat16 {
   }
 };
 
-inline __mmask16 lanes_below(int n) {
-  return static_cast<__mmask16>(n >= kLanes ? 0xffff : n <= 0 ? 0 : (1u << n) - 1u);
-}
-
 // 32 floats from column c on as bfloat16; zero from n_cols on.
 template <class Type>
 inline __m512i load_32(const uint8_t* row, int c, int n_cols) {
@@ -74,12 +76,8 @@ inline void transpose_pairs(const void* from, void* to) {
 
 // 2^x, relative error 8e-5, below what is lost when weights are rounded. x <= 0, or NaN, which stays.
 inline __m512 exp2_of(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
-  __m512 p = _mm512_set1_ps(0.07803036f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.22608407f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69588557f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1));
-  return _mm512_scalef_ps(p, x);  // times 2^floor(x)
+  static constexpr float kExp2[4] = {1.0f, 0.69588557f, 0.22608407f, 0.07803036f};
+  return exp2_ps(x, kExp2);
 }
 
 // A product of up to two groups of 16 rows of x and up to two of weight rows, over n tiles of columns.

@@ -51,11 +51,6 @@ GPU_FUNCTION float cache_dot(int type, const uint8_t* row, const float* q, int h
   return sum;
 }
 
-// Not a number counts as the largest.
-GPU_FUNCTION float larger(float a, float b) {
-  return b > a || b != b ? b : a;
-}
-
 // A warp for the keys or the values of each head of each row.
 GPU_KERNEL(store_kv)(const StoreKvArguments a) {
   const CacheLayout& layout = a.layout;

@@ -348,13 +348,13 @@ GPU_FUNCTION T warp_sum(T v) {
   for (int mask = kLanes / 2; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
   return v;
 }
-// NaN where a lane has it.
+// Not a number counts as the largest.
+GPU_FUNCTION float larger(float a, float b) {
+  return b > a || b != b ? b : a;
+}
 GPU_FUNCTION float warp_max(float v) {
   GPU_UNROLL
-  for (int mask = kLanes / 2; mask > 0; mask /= 2) {
-    const float other = shuffle_xor(v, mask);
-    v = other > v || other != other ? other : v;
-  }
+  for (int mask = kLanes / 2; mask > 0; mask /= 2) v = larger(v, shuffle_xor(v, mask));
   return v;
 }
 

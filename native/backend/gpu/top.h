@@ -42,10 +42,7 @@ GPU_KERNEL(top_maxima)(const TopArguments a) {
   const int begin = slice * a.slice;
   const int end = begin + a.slice < a.n_out ? begin + a.slice : a.n_out;
   float largest = -INFINITY;
-  for (int i = begin + lane; i < end; i += kLanes) {
-    const float value = products[i];
-    largest = value > largest || value != value ? value : largest;
-  }
+  for (int i = begin + lane; i < end; i += kLanes) largest = larger(largest, products[i]);
   largest = warp_max(largest);
   if (lane == 0 && slice < a.n_slices)
     a.maxima[static_cast<size_t>(row) * static_cast<size_t>(a.n_slices) + static_cast<size_t>(slice)] = largest;
