@@ -75,7 +75,8 @@ function figureTable(figures) {
 
 function kernelTable(kernels, peaks) {
   const lines = [];
-  for (const op of ['linear', 'attention']) {
+  for (const op of ['linear', 'bulk_linear', 'attention']) {
+    if (!kernels.some((k) => k.op === op)) continue;
     const rows = [...new Set(kernels.filter((k) => k.op === op).map((k) => k.rows))];
     const unit = (n) => (kernels.find((k) => k.op === op && k.rows === n).GBps === undefined ? 'GOP/s' : 'GB/s');
     lines.push(

@@ -2,6 +2,7 @@
 // (activations quantised, work divided among the threads). Prints one JSON object a line:
 //
 //   {"op":"linear","isa":"avx2","type":"Q4_0","rows":1,"GBps":20.1}     up to 16 rows: bytes of weights read per second
+//   {"op":"bulk_linear","isa":"amx_bf16", ...                          the same for 16 rows of a prompt, where they differ
 //   {"op":"linear","isa":"avx2","type":"Q4_0","rows":512,"Gops":300.2}  many rows: a multiply-add counts as two
 //   {"op":"attention","isa":"avx2","type":"f16","rows":1,"GBps":15.2}   one token after 16,384: bytes of keys and
 //   values
@@ -121,6 +122,11 @@ void linear(Backend& backend, TensorType type, const Settings& settings) {
     const LinearJob job{&stream, out->floats()};
     const double rate = calls_per_second(settings.ms, [&] { backend.linear({&job, 1}, x.data(), rows, {}); });
     print("linear", backend.isa(), name, rows, "GBps", rate * static_cast<double>(data.size()));
+  }
+  if (backend.has_bulk()) {
+    const LinearJob job{&stream, out->floats()};
+    const double rate = calls_per_second(settings.ms, [&] { backend.linear({&job, 1}, x.data(), 16, {16, true}); });
+    print("bulk_linear", backend.isa(), name, 16, "GBps", rate * static_cast<double>(data.size()));
   }
   const Weight matrix = backend.load_weight(type, kManyOut, kInner, data.data());
   const LinearJob job{&matrix, out->floats()};
