@@ -39,11 +39,11 @@ struct EmulatedTiles {
     std::memcpy(rows, sums[i][j], sizeof sums[i][j]);
   }
   template <int i>
-  static void load_x(const uint16_t (*rows)[kTileColumns]) {
+  static void load_rows(const uint16_t (*rows)[kTileColumns]) {
     std::memcpy(x[i], rows, sizeof x[i]);
   }
   template <int j>
-  static void load_w(const uint32_t (*pairs)[kLanes]) {
+  static void load_pairs(const uint32_t (*pairs)[kLanes]) {
     std::memcpy(w[j], pairs, sizeof w[j]);
   }
   static float value(uint32_t half) {

@@ -36,11 +36,11 @@ class TileSegment {
   static_assert(kPagePositions == kTileColumns);
 
   struct Memory {
-    WeightTile q[kRowGroups][2][kSteps];  // high and low parts, times log2(e)
-    XTile keys[kPageGroups][2][kSteps];   // of one page
+    PairTile q[kRowGroups][2][kSteps];     // high and low parts, times log2(e)
+    RowTile keys[kPageGroups][2][kSteps];  // of one page
     SumTile scores[kPages][kPageGroups][kRowGroups];
-    XTile weights[kRowGroups][kPages];
-    WeightTile values[2][kPages];  // 32 dimensions
+    RowTile weights[kRowGroups][kPages];
+    PairTile values[2][kPages];  // 32 dimensions
     SumTile out[kRowGroups][2];
     alignas(64) int32_t from[kRowGroups][kLanes];  // each row's span, from the segment's first position on
     alignas(64) int32_t to[kRowGroups][kLanes];
@@ -137,8 +137,8 @@ class TileSegment {
     const __m512 to_log2 = _mm512_set1_ps(kLog2E);
     for (int first = 0; first < tile.n_rows; first += kLanes) {
       for (int s = 0; s < n_steps; ++s) {
-        XTile rounded;
-        XTile rest;
+        RowTile rounded;
+        RowTile rest;
         for (int r = 0; r < kLanes; ++r) {
           const auto part = [&](int j) {
             if (first + r >= tile.n_rows) return _mm512_setzero_ps();
@@ -156,7 +156,7 @@ class TileSegment {
   static void load_keys(const std::byte* keys, const KvLayout& layout, Memory& memory) {
     for (int p = 0; p < kPagePositions; ++p) {
       const std::byte* row = keys + static_cast<size_t>(p) * layout.row_bytes;
-      XTile(*out)[kSteps] = memory.keys[p / kTileRows];
+      RowTile(*out)[kSteps] = memory.keys[p / kTileRows];
       for (int s = 0; s < tiles_of(layout.head_dim, kTileColumns); ++s) {
         const int j = s * kTileColumns;
         split(load_part<Load>(row, j, layout.head_dim), load_part<Load>(row, j + kLanes, layout.head_dim),
@@ -175,12 +175,12 @@ class TileSegment {
       Tiles::template zero<1, 1>();
     }
     const auto load_keys_of = [&](int part, int s) {
-      Tiles::template load_x<0>(memory.keys[0][part][s].rows);
-      Tiles::template load_x<1>(memory.keys[1][part][s].rows);
+      Tiles::template load_rows<0>(memory.keys[0][part][s].rows);
+      Tiles::template load_rows<1>(memory.keys[1][part][s].rows);
     };
     const auto load_rows_of = [&](int part, int s) {
-      Tiles::template load_w<0>(memory.q[g][part][s].pairs);
-      if constexpr (kW == 2) Tiles::template load_w<1>(memory.q[g + 1][part][s].pairs);
+      Tiles::template load_pairs<0>(memory.q[g][part][s].pairs);
+      if constexpr (kW == 2) Tiles::template load_pairs<1>(memory.q[g + 1][part][s].pairs);
     };
     const auto multiply = [] {
       Tiles::template multiply<0, 0>();
@@ -229,7 +229,7 @@ class TileSegment {
     const __m512bh ones = reinterpret_cast<__m512bh>(_mm512_set1_epi32(0x3f803f80));
     __m512 sum = _mm512_setzero_ps();
     for (int i = 0; i < pages.n; ++i) {
-      WeightTile pairs;
+      PairTile pairs;
 #pragma GCC unroll 4
       for (int j = 0; j < 16; ++j) {
         const auto weight = [&](int p) {

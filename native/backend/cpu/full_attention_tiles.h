@@ -44,7 +44,7 @@ class TileAttention {
         split(_mm512_reduce_add_ps(sum), bias);
       }
       std::copy_n(bias, 3, row + head.head_dim);
-      XTile* tile = packed.keys + static_cast<size_t>(p / kTileRows) * packed.n_steps;
+      RowTile* tile = packed.keys + static_cast<size_t>(p / kTileRows) * packed.n_steps;
       for (size_t s = 0; s < packed.n_steps; ++s)
         _mm512_store_si512(tile[s].rows[p % kTileRows], row_of(row + s * kTileColumns));
     }
@@ -86,8 +86,8 @@ class TileAttention {
     int n_keys;       // n_rows rounded up to whole tiles of keys
     size_t n_steps;   // of 32 dimensions
     size_t n_groups;  // of 16 dimensions of the values
-    XTile* keys;      // [n_keys / 16][n_steps]
-    XTile* values;    // [n_keys / kTileKeys][n_groups][kKeyBlocks]
+    RowTile* keys;    // [n_keys / 16][n_steps]
+    RowTile* values;  // [n_keys / kTileKeys][n_groups][kKeyBlocks]
     float* q_mean;    // [kMostDims], as v_mean
     float* v_mean;
     size_t bytes;
@@ -97,8 +97,8 @@ class TileAttention {
       n_keys = tiles_of(n_rows, kTileKeys) * kTileKeys;
       n_steps = static_cast<size_t>(tiles_of(head_dim + 3, kTileColumns));
       n_groups = static_cast<size_t>(tiles_of(head_dim + 1, kTileRows));
-      keys = carve.take<XTile>(static_cast<size_t>(n_keys / kTileRows) * n_steps);
-      values = carve.take<XTile>(static_cast<size_t>(n_keys / kTileColumns) * n_groups);
+      keys = carve.take<RowTile>(static_cast<size_t>(n_keys / kTileRows) * n_steps);
+      values = carve.take<RowTile>(static_cast<size_t>(n_keys / kTileColumns) * n_groups);
       q_mean = carve.take<float>(kMostDims);
       v_mean = carve.take<float>(kMostDims);
       bytes = carve.used();
@@ -111,10 +111,10 @@ class TileAttention {
     __m512 top[2];                 // largest scores so far
   };
   struct Memory {
-    WeightTile q[kFullAttentionRows / kLanes][kMostSteps];
+    PairTile q[kFullAttentionRows / kLanes][kMostSteps];
     Pair pairs[kFullAttentionRows / kLanes / 2];
-    SumTile scores[2 * kKeyGroups];      // [groups of keys][2]
-    WeightTile weights[2 * kKeyBlocks];  // [2][blocks of keys]
+    SumTile scores[2 * kKeyGroups];    // [groups of keys][2]
+    PairTile weights[2 * kKeyBlocks];  // [2][blocks of keys]
   };
   static_assert(sizeof(Memory) <= kScratchBytes);
 
@@ -148,7 +148,7 @@ class TileAttention {
   }
 
   static void pack_values(const FullAttentionHead& head, const Packed& packed) {
-    XTile* out = packed.values;
+    RowTile* out = packed.values;
     for (int tile = 0; tile < packed.n_keys; tile += kTileKeys) {
       for (int d = 0; d < static_cast<int>(packed.n_groups) * kTileRows; d += kTileRows) {
         const int column_of_ones = head.head_dim - d;
@@ -159,7 +159,7 @@ class TileAttention {
           return _mm512_mask_mov_ps(difference_at(v, packed.v_mean, d, head.head_dim), ones, _mm512_set1_ps(1));
         };
         for (int block = tile; block < tile + kTileKeys; block += kTileColumns, ++out) {
-          WeightTile pairs;
+          PairTile pairs;
           for (int j = 0; j < 16; ++j)
             _mm512_store_si512(pairs.pairs[j], bf16_pairs(value_at(block + 2 * j), value_at(block + 2 * j + 1)));
           transpose_pairs(&pairs, out);
@@ -170,8 +170,8 @@ class TileAttention {
 
   // 16 rows of q from first_row on, zero from row_end on.
   static void pack_queries(const FullAttentionHead& head, const Packed& packed, int first_row, int row_end,
-                           WeightTile* out) {
-    XTile tiles[kMostSteps];
+                           PairTile* out) {
+    RowTile tiles[kMostSteps];
     for (int r = 0; r < kLanes; ++r) {
       alignas(64) float row[kMostDims] = {};
       if (first_row + r < row_end) {
@@ -187,8 +187,8 @@ class TileAttention {
 
   // The keys from `first` on for two groups of rows.
   static void attend_tile(const Packed& packed, int first, int pair, float to_log2, Memory& memory) {
-    const WeightTile* q = memory.q[2 * pair];
-    const XTile* keys = packed.keys + static_cast<size_t>(first / kTileRows) * packed.n_steps;
+    const PairTile* q = memory.q[2 * pair];
+    const RowTile* keys = packed.keys + static_cast<size_t>(first / kTileRows) * packed.n_steps;
     for (size_t g = 0; g < kKeyGroups; g += 2, keys += 2 * packed.n_steps) {
       multiply_tiles<Tiles, 2, 2>(
           {keys, packed.n_steps, q, kMostSteps, static_cast<int>(packed.n_steps), memory.scores + 2 * g, 2, 1}, true);
@@ -197,7 +197,7 @@ class TileAttention {
     Pair& sums = memory.pairs[pair];
     for (int i = 0; i < 2; ++i) weigh(first == 0, i, to_log2, packed, sums, memory);
     Tiles::written();
-    const XTile* values = packed.values + static_cast<size_t>(first / kTileColumns) * packed.n_groups;
+    const RowTile* values = packed.values + static_cast<size_t>(first / kTileColumns) * packed.n_groups;
     for (size_t d = 0; d < packed.n_groups; d += 2) {
       const TileProduct product{
           values + d * kKeyBlocks, kKeyBlocks, memory.weights, kKeyBlocks, kKeyBlocks, sums.out + 2 * d, 2, 1};

@@ -51,12 +51,12 @@ struct AmxTiles {
     if constexpr (i == 1 && j == 1) _tile_stored(3, rows, 64);
   }
   template <int i>
-  static void load_x(const uint16_t (*rows)[kTileColumns]) {
+  static void load_rows(const uint16_t (*rows)[kTileColumns]) {
     if constexpr (i == 0) _tile_loadd(4, rows, 64);
     if constexpr (i == 1) _tile_loadd(5, rows, 64);
   }
   template <int j>
-  static void load_w(const uint32_t (*pairs)[kLanes]) {
+  static void load_pairs(const uint32_t (*pairs)[kLanes]) {
     if constexpr (j == 0) _tile_loadd(6, pairs, 64);
     if constexpr (j == 1) _tile_loadd(7, pairs, 64);
   }

@@ -1,8 +1,9 @@
-// Matrix tiles of bfloat16: 16 rows of x times 16 weight rows times 32 columns are one instruction that adds exact
-// products up in float32 (Intel's TDPBF16PS). Internal to each file that includes it.
+// Matrix tiles of bfloat16: 16 rows times 16 rows of 32 columns are one instruction that adds exact products up in
+// float32 (Intel's TDPBF16PS). It wants one of them as it is (rows) and the other turned over, two columns of each row
+// in a dword (pairs). Internal to each file that includes it.
 //
 // Tiles, a template parameter: AmxTiles (tiles_amx_bf16.cpp), or arrays that behave like them, with which tests run the
-// same code on processors that have none. Sums (i, j), i and j 0 or 1, are products of x i and weights j.
+// same code on processors that have none. Sums (i, j), i and j 0 or 1, are products of rows i and pairs j.
 #pragma once
 
 #include "backend/cpu/exp_avx512.h"
@@ -15,17 +16,16 @@ namespace {
 constexpr int kTileRows = 16;
 constexpr int kTileColumns = 32;
 
-// 32 columns of 16 weight rows, or of 16 rows of x.
-struct alignas(64) WeightTile {
-  uint32_t pairs[16][kLanes];  // pairs[j][lane]: columns 2 * j (low half) and 2 * j + 1
-};
-struct alignas(64) XTile {
+struct alignas(64) RowTile {
   uint16_t rows[kTileRows][kTileColumns];
 };
-struct alignas(64) SumTile {
-  float rows[kTileRows][kLanes];
+struct alignas(64) PairTile {
+  uint32_t pairs[16][kLanes];  // pairs[j][lane]: columns 2 * j (low half) and 2 * j + 1 of a row
 };
-static_assert(sizeof(WeightTile) == 1024 && sizeof(XTile) == 1024 && sizeof(SumTile) == 1024);
+struct alignas(64) SumTile {
+  float rows[kTileRows][kLanes];  // of each of the rows with each of the pairs
+};
+static_assert(sizeof(PairTile) == 1024 && sizeof(RowTile) == 1024 && sizeof(SumTile) == 1024);
 
 constexpr int tiles_of(int n, int size) {
   return (n + size - 1) / size;
@@ -63,7 +63,7 @@ inline __m512i load_32(const uint8_t* row, int c, int n_cols) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
-// 16 x 16 pairs of bfloat16, transposed: an XTile to the WeightTile with the same rows and columns, or the reverse.
+// 16 x 16 dwords, transposed: a RowTile to the PairTile with the same rows and columns, or the reverse.
 inline void transpose_pairs(const void* from, void* to) {
   const PanelRows rows(static_cast<const uint8_t*>(from), 64);
   uint8_t* out = static_cast<uint8_t*>(to);
@@ -80,50 +80,68 @@ inline __m512 exp2_of(__m512 x) {
   return exp2_ps(x, kExp2);
 }
 
-// A product of up to two groups of 16 rows of x and up to two of weight rows, over n tiles of columns.
+// A product of up to two groups of 16 rows with up to two that lie in pairs, over n tiles of columns.
 struct TileProduct {
-  const XTile* x;  // the second group x_stride tiles on
-  size_t x_stride;
-  const WeightTile* w;
-  size_t w_stride;
+  const RowTile* rows;  // the second group rows_stride tiles on
+  size_t rows_stride;
+  const PairTile* pairs;
+  size_t pairs_stride;
   int n;
-  SumTile* sums;  // of groups i of x and j of weights: sums[i * sums_x_stride + j * sums_w_stride]
-  size_t sums_x_stride;
-  size_t sums_w_stride;
+  SumTile* sums;  // of groups i of rows and j of pairs: sums[i * sums_rows_stride + j * sums_pairs_stride]
+  size_t sums_rows_stride;
+  size_t sums_pairs_stride;
 };
 
-// Of kX groups of x and kW of weights, added to the sums, or written where they are the first.
-template <class Tiles, int kX, int kW>
-inline void multiply_tiles(const TileProduct& p, bool first) {
-  const auto for_sums = [](const auto& f) {
-    f.template operator()<0, 0>();
-    if constexpr (kW == 2) f.template operator()<0, 1>();
-    if constexpr (kX == 2) f.template operator()<1, 0>();
-    if constexpr (kX == 2 && kW == 2) f.template operator()<1, 1>();
-  };
-  for_sums([&]<int i, int j> {
-    if (first) {
-      Tiles::template zero<i, j>();
-    } else {
-      Tiles::template load_sums<i, j>(p.sums[i * p.sums_x_stride + j * p.sums_w_stride].rows);
-    }
+// f.operator()<i, j>() for each of kRows x kPairs sums.
+template <int kRows, int kPairs, class F>
+inline void for_sums(const F& f) {
+  f.template operator()<0, 0>();
+  if constexpr (kPairs == 2) f.template operator()<0, 1>();
+  if constexpr (kRows == 2) f.template operator()<1, 0>();
+  if constexpr (kRows == 2 && kPairs == 2) f.template operator()<1, 1>();
+}
+template <class Tiles, int kRows, int kPairs>
+inline void zero_sums() {
+  for_sums<kRows, kPairs>([]<int i, int j> { Tiles::template zero<i, j>(); });
+}
+template <class Tiles, int kRows, int kPairs>
+inline void load_sums(const TileProduct& p) {
+  for_sums<kRows, kPairs>([&]<int i, int j> {
+    Tiles::template load_sums<i, j>(p.sums[i * p.sums_rows_stride + j * p.sums_pairs_stride].rows);
   });
-  for (int b = 0; b < p.n; ++b) {
-    Tiles::template load_x<0>(p.x[b].rows);
-    Tiles::template load_w<0>(p.w[b].pairs);
+}
+template <class Tiles, int kRows, int kPairs>
+inline void store_sums(const TileProduct& p) {
+  for_sums<kRows, kPairs>([&]<int i, int j> {
+    Tiles::template store_sums<i, j>(p.sums[i * p.sums_rows_stride + j * p.sums_pairs_stride].rows);
+  });
+}
+
+// Tiles begin .. end - 1 of a product of kRows and kPairs groups, added to the sums that the processor holds.
+template <class Tiles, int kRows, int kPairs>
+inline void add_products(const TileProduct& p, int begin, int end) {
+  for (int b = begin; b < end; ++b) {
+    Tiles::template load_rows<0>(p.rows[b].rows);
+    Tiles::template load_pairs<0>(p.pairs[b].pairs);
     Tiles::template multiply<0, 0>();
-    if constexpr (kW == 2) {
-      Tiles::template load_w<1>(p.w[p.w_stride + static_cast<size_t>(b)].pairs);
+    if constexpr (kPairs == 2) {
+      Tiles::template load_pairs<1>(p.pairs[p.pairs_stride + static_cast<size_t>(b)].pairs);
       Tiles::template multiply<0, 1>();
     }
-    if constexpr (kX == 2) {
-      Tiles::template load_x<1>(p.x[p.x_stride + static_cast<size_t>(b)].rows);
+    if constexpr (kRows == 2) {
+      Tiles::template load_rows<1>(p.rows[p.rows_stride + static_cast<size_t>(b)].rows);
       Tiles::template multiply<1, 0>();
-      if constexpr (kW == 2) Tiles::template multiply<1, 1>();
+      if constexpr (kPairs == 2) Tiles::template multiply<1, 1>();
     }
   }
-  for_sums(
-      [&]<int i, int j> { Tiles::template store_sums<i, j>(p.sums[i * p.sums_x_stride + j * p.sums_w_stride].rows); });
+}
+
+// All of it, added to the sums, or written where they are the first.
+template <class Tiles, int kRows, int kPairs>
+inline void multiply_tiles(const TileProduct& p, bool first) {
+  first ? zero_sums<Tiles, kRows, kPairs>() : load_sums<Tiles, kRows, kPairs>(p);
+  add_products<Tiles, kRows, kPairs>(p, 0, p.n);
+  store_sums<Tiles, kRows, kPairs>(p);
 }
 
 }  // namespace

@@ -543,11 +543,12 @@ struct MXFP4 {
   static constexpr int kOffsetShift = 4;
   static constexpr bool kMin = false;
   static constexpr bool kHalves = false;
+  // Twice the values plus 16.
+  static __m512i table() {
+    return _mm512_broadcast_i32x4(_mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4));
+  }
   template <class Sink>
   static void unpack(const PanelRows& rows, Sink& sink) {
-    // Twice the values plus 16.
-    const __m512i table =
-        _mm512_broadcast_i32x4(_mm_setr_epi8(16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4));
     __m512i q[4];
     load_transposed(rows, 1, q);
     // 2^(e - 128); exponents 0 and 1 give subnormal floats.
@@ -555,7 +556,7 @@ struct MXFP4 {
     const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
     const __mmask16 is_subnormal = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
     sink.scale(0, 0, _mm512_castsi512_ps(_mm512_mask_sllv_epi32(normal, is_subnormal, _mm512_set1_epi32(1 << 21), e)));
-    unpack_table(sink, 0, q, table);
+    unpack_table(sink, 0, q, table());
   }
 };
 
@@ -659,8 +660,13 @@ struct TQ2_0 {
   }
 };
 
-// The bytes of a panel of 16 rows. A last panel with fewer rows is copied, so that no load leaves the matrix.
-inline PanelRows panel_rows(const WeightRows& w, int row, size_t offset, size_t bytes, uint8_t* tail) {
+// The bytes of a panel of 16 rows, stride apart. A last panel with fewer rows is copied, so that no load leaves the
+// matrix.
+struct PanelBytes {
+  const uint8_t* p;
+  size_t stride;
+};
+inline PanelBytes panel_bytes(const WeightRows& w, int row, size_t offset, size_t bytes, uint8_t* tail) {
   const uint8_t* p = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes + offset;
   const int rows = w.row_end - row;
   if (rows >= kLanes) return {p, w.w_row_bytes};
@@ -668,6 +674,10 @@ inline PanelRows panel_rows(const WeightRows& w, int row, size_t offset, size_t 
     std::memcpy(tail + static_cast<size_t>(r) * bytes, p + static_cast<size_t>(std::min(r, rows - 1)) * w.w_row_bytes,
                 bytes);
   return {tail, bytes};
+}
+inline PanelRows panel_rows(const WeightRows& w, int row, size_t offset, size_t bytes, uint8_t* tail) {
+  const PanelBytes panel = panel_bytes(w, row, offset, bytes, tail);
+  return {panel.p, panel.stride};
 }
 
 // Blocks b .. b + n - 1 of 16 rows, a Block of the panel each. Sink: ToPanel or one like it, made from its first Block.
