@@ -67,7 +67,7 @@ const NVIDIA_KINDS = {
 
 async function nvidia(nvcc, tools, chip) {
   const cubin = join(folder, `sm_${chip}.cubin`);
-  const flags = ['-x', 'cu', '-std=c++17', '-O3', '-cubin', `-arch=sm_${chip}`, '--expt-relaxed-constexpr'];
+  const flags = ['-x', 'cu', '-std=c++17', '-O3', '-fmad=false', '-cubin', `-arch=sm_${chip}`, '--expt-relaxed-constexpr'];
   const log = await output(nvcc, [
     ...flags,
     '-Werror',
@@ -131,6 +131,7 @@ async function amd({ clang, rocmPath }, chip) {
     'hip',
     '-std=c++17',
     '-O3',
+    '-ffp-contract=off',
     `--offload-arch=${chip}`,
     '--cuda-device-only',
     '--no-gpu-bundle-output',

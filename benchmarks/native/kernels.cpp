@@ -2,7 +2,8 @@
 // (activations quantised, work divided among the threads). Prints one JSON object a line:
 //
 //   {"op":"linear","isa":"avx2","type":"Q4_0","rows":1,"GBps":20.1}     up to 16 rows: bytes of weights read per second
-//   {"op":"bulk_linear","isa":"amx_bf16", ...                          the same for 16 rows of a prompt, where they differ
+//   {"op":"bulk_linear","isa":"amx_bf16", ...                          the same for 16 rows of a prompt, where they
+//   differ
 //   {"op":"linear","isa":"avx2","type":"Q4_0","rows":512,"Gops":300.2}  many rows: a multiply-add counts as two
 //   {"op":"attention","isa":"avx2","type":"f16","rows":1,"GBps":15.2}   one token after 16,384: bytes of keys and
 //   values
