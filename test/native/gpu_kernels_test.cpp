@@ -691,6 +691,87 @@ TEST("linear, float: every type, the CPU's bits, odd widths") {
   }
 }
 
+TEST(
+    "linear, float, bulk rows: two bfloat16 for a value or float32, the same bits in any company; F32 weights as "
+    "ever") {
+  std::mt19937 rng(22);
+  ScratchMemory memory;
+  constexpr size_t kInfinite = 4;
+  for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16}) {
+    for (const auto& [n_out, n_in] : {std::pair{1, 1}, {7, 15}, {65, 64}, {67, 641}, {130, 104}}) {
+      const size_t n_cols = static_cast<size_t>(n_in);
+      const size_t n_rows = static_cast<size_t>(n_out);
+      const std::vector<std::byte> weights = float_weights(rng, type, n_out, n_in);
+      std::vector<float> x = random_floats(rng, kMostRows * n_cols);
+      for (size_t j = 0; j < n_cols; ++j) {
+        x[j] *= 1e20f;
+        x[n_cols + j] *= 1e-20f;
+      }
+      x[3 * n_cols] = kNaN;
+      x[kInfinite * n_cols + n_cols / 2] = kInfinity;
+      std::vector<float> exact(kMostRows * n_rows);
+      cpu::kernels_ref().gemm_float({type, weights.data(), row_bytes(type, n_in), 0, n_out}, x.data(), kMostRows, n_in,
+                                    exact.data(), n_rows, memory.scratch());
+      // In double, and what the terms add up to without their signs.
+      std::vector<float> row(n_cols);
+      std::vector<double> want(exact.size());
+      std::vector<double> magnitudes(exact.size());
+      for (size_t o = 0; o < n_rows; ++o) {
+        dequantize_row(type, weights.data() + o * row_bytes(type, n_in), row.data(), n_in);
+        for (size_t r = 0; r < kMostRows; ++r) {
+          for (size_t j = 0; j < n_cols; ++j) {
+            const double product = static_cast<double>(row[j]) * x[r * n_cols + j];
+            want[r * n_rows + o] += product;
+            magnitudes[r * n_rows + o] += std::fabs(product);
+          }
+        }
+      }
+      const std::string what =
+          std::string(type_traits(type).name) + " [" + std::to_string(n_out) + ", " + std::to_string(n_in) + "]";
+      for_each_chip([&](Chip& chip) {
+        const Weight weight = chip.backend->load_weight(type, n_out, n_in, weights.data());
+        const auto products = [&](size_t first, int n, int n_bulk) {
+          const Floats in(chip, std::span<const float>(x).subspan(first * n_cols, static_cast<size_t>(n) * n_cols));
+          const Floats out(chip, static_cast<size_t>(n) * n_rows);
+          const LinearJob job{&weight, out.data()};
+          chip.backend->linear({&job, 1}, in.data(), n, {n_bulk, false});
+          return out.get();
+        };
+        CHECK(chip.backend->computes_bulk_apart(type) == (type != TensorType::kF32));
+        const std::vector<float> all = products(0, kMostRows, kMostRows);
+        if (type == TensorType::kF32) return check_same_bits(all, exact, what);
+        const bool has_bf16 = chip.name != "sm_75" && chip.name != "gfx906" && chip.name != "gfx1030";
+        // Chains of 32 terms, or of three products each; the sum of the chains.
+        const double roundings = (has_bf16 ? 3.0 * 33 : 32.0) + n_in / 32.0 + 1;
+        // The lower part keeps x to 2^-17; the product of lower parts, 2^-8 of their values each, is left out.
+        const double lost = 0x1p-17 + (type == TensorType::kF16 ? 0x1p-16 : 0.0);
+        const double relative = roundings * kHalfUlp + (has_bf16 ? lost : 0.0);
+        for (size_t i = 0; i < all.size(); ++i) {
+          const bool is_finite = i / n_rows != 3 && i / n_rows != kInfinite;
+          if (is_finite != std::isfinite(all[i]) ||
+              (is_finite && !(std::fabs(all[i] - want[i]) <= relative * magnitudes[i] + kSmallest))) {
+            fail(__FILE__, __LINE__,
+                 what + " at " + std::to_string(i) + ": got " + describe(all[i]) + ", want " + std::to_string(want[i]) +
+                     " +- " + std::to_string(relative * magnitudes[i]));
+          }
+        }
+        // Rows of bulk and others side by side, alone, at other places of a tile.
+        const auto is_row = [&](std::span<const float> got, size_t first, int n, int n_bulk) {
+          const size_t n_others = static_cast<size_t>(n - n_bulk);
+          check_same_bits(got.first(n_others * n_rows), std::span(exact).subspan(first * n_rows, n_others * n_rows),
+                          what + " others");
+          check_same_bits(got.subspan(n_others * n_rows),
+                          std::span(all).subspan((first + n_others) * n_rows, static_cast<size_t>(n_bulk) * n_rows),
+                          what + " bulk");
+        };
+        for (const auto& [first, n, n_bulk] :
+             {std::tuple<size_t, int, int>{0, 37, 36}, {0, 37, 1}, {36, 1, 1}, {5, 32, 17}, {19, 9, 9}, {2, 3, 0}})
+          is_row(products(first, n, n_bulk), first, n, n_bulk);
+      });
+    }
+  }
+}
+
 TEST("linear: jobs of mixed types share x; fewer rows than are stored; top_linear where all are wanted") {
   std::mt19937 rng(11);
   constexpr int kIn = 256;

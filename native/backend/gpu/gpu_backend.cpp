@@ -214,18 +214,30 @@ class GpuBackend final : public Backend {
     newest_ = made;
   }
 
-  // Rows are computed alike however many there are.
+  // Integers are multiplied faster than floats.
   bool has_bulk() const override { return false; }
-  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk /*bulk*/) override {
+  bool computes_bulk_apart(TensorType type) const override { return is_float_type(type) && type != TensorType::kF32; }
+
+  // Whoever is alone and who is one of many, the kernels for quantised weights compute a row alike. Of float weights
+  // bulk rows are multiplied in bfloat16, two for a value: as good as exact, whatever bulk.float_weights allows.
+  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) override {
     if (n == 0) return;
     QuantizedX quantized{};
     if (newest_.x == x && newest_.n == n && newest_.dim == jobs.front().weight->n_in) quantized = as_x(newest_.blocks);
     for (const LinearJob& job : jobs) {
       const Weight& weight = *job.weight;
       if (is_float_type(weight.type)) {
-        LinearFloatArguments a{static_cast<int>(weight.type), weight.n_out, weight.n_in, weight.data, x, job.out, n};
-        launch(Kernel::linear_float,
-               {ceil_div(static_cast<size_t>(weight.n_out), kFloatOut), ceil_div(static_cast<size_t>(n), kFloatX)}, a);
+        const int n_bulk = computes_bulk_apart(weight.type) ? std::min(bulk.n_rows, n) : 0;
+        const size_t n_others = static_cast<size_t>(n - n_bulk);
+        const size_t n_out = static_cast<size_t>(weight.n_out);
+        LinearFloatArguments a{
+            static_cast<int>(weight.type), weight.n_out, weight.n_in, weight.data, x, job.out, n - n_bulk};
+        launch(Kernel::linear_float, {ceil_div(n_out, kFloatOut), ceil_div(n_others, kFloatX)}, a);
+        a.x += n_others * static_cast<size_t>(weight.n_in);
+        a.out += n_others * n_out;
+        a.n = n_bulk;
+        launch(Kernel::linear_float_tiled, {ceil_div(n_out, kTileOut), ceil_div(static_cast<size_t>(n_bulk), kTileX)},
+               a);
         continue;
       }
       if (quantized.q == nullptr) quantized = quantize(x, n, weight.n_in);

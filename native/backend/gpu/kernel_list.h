@@ -22,6 +22,7 @@ namespace gemma::gpu {
   X(linear_few, LinearArguments)              \
   X(linear_tiled, LinearArguments)            \
   X(linear_float, LinearFloatArguments)       \
+  X(linear_float_tiled, LinearFloatArguments) \
   X(store_kv, StoreKvArguments)               \
   X(attention, AttentionArguments)            \
   X(attention_merge, AttentionMergeArguments) \
@@ -98,7 +99,8 @@ inline constexpr int kFewRows = 4;
 inline constexpr int kTileOut = 64;
 inline constexpr int kTileX = 32;
 
-// The same for F32, F16 and BF16 weights [n_out][n_in] and float x: sixteen interleaved partial sums, added as a tree.
+// The same for F32, F16 and BF16 weights [n_out][n_in] and float x. linear_float: sixteen interleaved partial sums,
+// added as a tree. linear_float_tiled, not for F32: float_matrix.h.
 struct LinearFloatArguments {
   int type;
   int n_out;
