@@ -100,12 +100,12 @@ function(gemma_add_gpu_images target)
           set(portable true)
         endif()
         gemma_gpu_blob(blob ${source} ${chip} ${GEMMA_NVCC} -ccbin ${host_compiler} -x cu -std=c++17 -O3 -fatbin
-          -gencode arch=compute_${chip},code=${code} -Xfatbin=-compress-all --expt-relaxed-constexpr -Werror all-warnings
+          -gencode arch=compute_${chip},code=${code} -Xfatbin=-compress-all -fmad=false --expt-relaxed-constexpr -Werror all-warnings
           -Xcompiler=-Wall,-Wextra ${include})
         set(name "sm_${chip}")
       else()
         # Code objects of version 4: also ROCm 5 loads them.
-        gemma_gpu_blob(blob ${source} ${chip} ${GEMMA_HIP_CLANG} -x hip -std=c++17 -O3 --offload-arch=${chip}
+        gemma_gpu_blob(blob ${source} ${chip} ${GEMMA_HIP_CLANG} -x hip -std=c++17 -O3 -ffp-contract=off --offload-arch=${chip}
           --cuda-device-only --no-gpu-bundle-output -mcode-object-version=4 --rocm-path=${GEMMA_HIP_ROOT}
           --rocm-device-lib-path=${bitcode} -D__HIP_PLATFORM_AMD__=1 -Wall -Wextra -Werror ${include})
         set(name "${chip}")

@@ -77,7 +77,8 @@ struct LinearJob {
 // faster arithmetic for many rows uses it for these, however few they are this time.
 struct Bulk {
   int n_rows = 0;
-  bool float_weights = false;  // also with weights in floats, whose products are exact otherwise
+  bool float_weights = false;  // also with weights in floats, whose products are exact, or as good as exact (off by
+                               // 2^-15 of what their terms add up to), otherwise
 };
 
 // What is wanted of the products of one row of x with all rows of an output matrix.
@@ -146,8 +147,11 @@ class Backend {
   // For each job: out[n, n_out] = x[n, n_in] * weight^T. All jobs share n_in (and so the quantised x).
   virtual void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) = 0;
 
-  // Whether Bulk makes a difference. It does as well with weights as they are stored: requantize() gains nothing.
+  // Whether bulk rows are multiplied as fast by weights as they are stored, floats included: requantize() gains
+  // nothing.
   virtual bool has_bulk() const = 0;
+  // Whether a row of Bulk without float_weights is not computed as others are with weights of that type.
+  virtual bool computes_bulk_apart(TensorType type) const = 0;
 
   // screened: keep what top_linear needs to be faster than linear; it is built during the first calls.
   virtual std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened) = 0;

@@ -60,15 +60,13 @@ size_t Model::scratch_bytes() const {
 }
 
 bool Model::computes_prompts_apart() const {
-  const auto is_quantized = [](const Weight& weight) { return !is_float_type(weight.type); };
   return std::any_of(stages_.begin(), stages_.end(), [&](const StageState& s) {
-    return s.backend->has_bulk() && std::any_of(weights_.layers.begin() + s.first_layer,
-                                                weights_.layers.begin() + s.end_layer, [&](const LayerWeights& w) {
-                                                  return is_quantized(w.attn_q) || is_quantized(w.attn_k) ||
-                                                         is_quantized(w.attn_v) || is_quantized(w.attn_output) ||
-                                                         is_quantized(w.ffn_gate) || is_quantized(w.ffn_up) ||
-                                                         is_quantized(w.ffn_down);
-                                                });
+    const auto is_apart = [&](const Weight& weight) { return s.backend->computes_bulk_apart(weight.type); };
+    return std::any_of(
+        weights_.layers.begin() + s.first_layer, weights_.layers.begin() + s.end_layer, [&](const LayerWeights& w) {
+          return is_apart(w.attn_q) || is_apart(w.attn_k) || is_apart(w.attn_v) || is_apart(w.attn_output) ||
+                 is_apart(w.ffn_gate) || is_apart(w.ffn_up) || is_apart(w.ffn_down);
+        });
   });
 }
 

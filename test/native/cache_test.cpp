@@ -35,6 +35,7 @@ class MemoryBackend final : public Backend {
   void add_rms_norm(float*, const float*, const float*, int, int, float) override {}
   void linear(std::span<const LinearJob>, const float*, int, Bulk) override {}
   bool has_bulk() const override { return false; }
+  bool computes_bulk_apart(TensorType) const override { return false; }
   std::unique_ptr<OutputMatrix> make_output(const Weight&, bool) override { return nullptr; }
   void top_linear(OutputMatrix&, float*, const float*, int, std::span<const TopRows>, std::span<TopProducts>) override {
   }

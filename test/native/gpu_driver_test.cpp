@@ -163,7 +163,6 @@ TEST("runs of launches that come again start as graphs, with the arguments of th
   unsigned long long traces[2] = {0, 0};
   for (size_t v = 0; v < 2; ++v) {
     FakeDriver& state = fresh(kVendors[v]);
-    const bool has_graphs = std::string(kVendors[v].kind) == "cuda";
     const auto all = images({"sm_86", "gfx90a"});
     const std::unique_ptr<Device> device = open_driver_device(kVendors[v].open(), 0, all);
     int n_launches = 0;
@@ -171,7 +170,7 @@ TEST("runs of launches that come again start as graphs, with the arguments of th
     const auto step = [&](int n, int number, bool is_graph) {
       launch_run(*device, n, number);
       n_launches += n;
-      n_graphs += has_graphs && is_graph ? 1 : 0;
+      n_graphs += is_graph ? 1 : 0;
     };
     const auto check = [&] {
       device->synchronize();
@@ -214,36 +213,41 @@ TEST("runs of launches that come again start as graphs, with the arguments of th
 }
 
 TEST("a driver that refuses graphs gets the launches one by one") {
-  const Vendor& cuda = kVendors[0];
-  const auto run = [&] {
-    const auto all = images({"sm_86", "gfx90a"});
-    const std::unique_ptr<Device> device = open_driver_device(cuda.open(), 0, all);
-    const int first = fake(cuda).n_calls;
-    for (int i = 0; i < 4; ++i) {
-      launch_run(*device, 10, i);
-      device->synchronize();
+  for (const Vendor& vendor : kVendors) {
+    const auto run = [&] {
+      const auto all = images({"sm_86", "gfx90a"});
+      const std::unique_ptr<Device> device = open_driver_device(vendor.open(), 0, all);
+      const int first = fake(vendor).n_calls;
+      for (int i = 0; i < 4; ++i) {
+        launch_run(*device, 10, i);
+        device->synchronize();
+      }
+      return first;
+    };
+    fresh(vendor);
+    int call = run();
+    const unsigned long long trace = fake(vendor).trace;
+    const int n_calls = fake(vendor).n_calls;
+    CHECK(fake(vendor).n_graph_launches == 3);
+    int n_refused = 0;
+    for (; call < n_calls; ++call) {
+      FakeDriver& state = fresh(vendor);
+      state.fail_at = call;
+      state.error = 801;  // not supported
+      try {
+        run();
+      } catch (const Error&) {
+        continue;  // not one of a graph's calls
+      }
+      CHECK(state.trace == trace && state.n_launches == 40);
+      if (state.n_graph_launches < 3) ++n_refused;
     }
-    return first;
-  };
-  fresh(cuda);
-  int call = run();
-  const unsigned long long trace = fake(cuda).trace;
-  const int n_calls = fake(cuda).n_calls;
-  CHECK(fake(cuda).n_graph_launches == 3);
-  int n_refused = 0;
-  for (; call < n_calls; ++call) {
-    FakeDriver& state = fresh(cuda);
-    state.fail_at = call;
-    state.error = 801;  // not supported
-    try {
-      run();
-    } catch (const Error&) {
-      continue;  // not one of a graph's calls
-    }
-    CHECK(state.trace == trace && state.n_launches == 40);
-    if (state.n_graph_launches < 3) ++n_refused;
+    CHECK(n_refused > 12);  // making, adding ten nodes, instantiating, starting, changing
+    if (std::string(vendor.kind) != "rocm") continue;
+    fresh(vendor).runtime_version = 50731921;  // ROCm 5.7 is not asked for graphs
+    run();
+    CHECK(fake(vendor).n_graph_launches == 0 && fake(vendor).trace == trace);
   }
-  CHECK(n_refused > 12);  // making, adding ten nodes, instantiating, starting, changing
 }
 
 TEST("memory that is not there is an error that says how much is") {
@@ -276,7 +280,7 @@ TEST("devices, chips and drivers that are not there are refused") {
       CHECK_THROWS(kBackendUnavailable, "NO_IMAGE", open_driver_device(vendor.open(), 0, others));
     CHECK(fake(vendor).n_live == 0);
     // hipErrorNoDevice where there is a runtime and no GPU
-    fake(vendor).fail_at = fake(vendor).n_calls + (std::string(vendor.kind) == "rocm" ? 1 : 2);
+    fake(vendor).fail_at = fake(vendor).n_calls + 2;
     fake(vendor).error = 100;
     CHECK(vendor.open()->devices().empty());
   }

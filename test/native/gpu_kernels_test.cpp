@@ -6,6 +6,7 @@
 //   GEMMA_EMULATOR_ORDER=0|1|2        only that order
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdlib>
 #include <functional>
 #include <map>
@@ -536,8 +537,8 @@ TEST("quantize_rows: the CPU's codes, steps and sums to the bit") {
     const Floats d(chip, n_blocks);
     const Floats half_sums(chip, 2 * n_blocks);
     const Floats sums(chip, n_blocks);
-    const gpu::QuantizeArguments a{in.data(),        q.data(),    d.data(),
-                                   half_sums.data(), sums.data(), static_cast<int>(n_blocks)};
+    const gpu::QuantizeArguments a{
+        in.data(), {q.data(), d.data(), half_sums.data(), sums.data()}, static_cast<int>(n_blocks)};
     chip.device->launch(Kernel::quantize_rows, {static_cast<unsigned>((n_blocks + gpu::kThreads - 1) / gpu::kThreads)},
                         gpu::kThreads, &a);
     check_same(q.get(), want.q, "codes");
@@ -687,6 +688,87 @@ TEST("linear, float: every type, the CPU's bits, odd widths") {
       cpu::kernels_ref().gemm_float({type, weights.data(), row_bytes(type, n_in), 0, n_out}, x.data(), kMostRows, n_in,
                                     want.data(), static_cast<size_t>(n_out), memory.scratch());
       check_linear(type, weights, n_out, n_in, x, want);
+    }
+  }
+}
+
+TEST(
+    "linear, float, bulk rows: two bfloat16 for a value or float32, the same bits in any company; F32 weights as "
+    "ever") {
+  std::mt19937 rng(22);
+  ScratchMemory memory;
+  constexpr size_t kInfinite = 4;
+  for (const TensorType type : {TensorType::kF32, TensorType::kF16, TensorType::kBF16}) {
+    for (const auto& [n_out, n_in] : {std::pair{1, 1}, {7, 15}, {65, 64}, {67, 641}, {130, 104}}) {
+      const size_t n_cols = static_cast<size_t>(n_in);
+      const size_t n_rows = static_cast<size_t>(n_out);
+      const std::vector<std::byte> weights = float_weights(rng, type, n_out, n_in);
+      std::vector<float> x = random_floats(rng, kMostRows * n_cols);
+      for (size_t j = 0; j < n_cols; ++j) {
+        x[j] *= 1e20f;
+        x[n_cols + j] *= 1e-20f;
+      }
+      x[3 * n_cols] = std::bit_cast<float>(0x7fffffffu);  // would round to a number
+      x[kInfinite * n_cols + n_cols / 2] = kInfinity;
+      std::vector<float> exact(kMostRows * n_rows);
+      cpu::kernels_ref().gemm_float({type, weights.data(), row_bytes(type, n_in), 0, n_out}, x.data(), kMostRows, n_in,
+                                    exact.data(), n_rows, memory.scratch());
+      // In double, and what the terms add up to without their signs.
+      std::vector<float> row(n_cols);
+      std::vector<double> want(exact.size());
+      std::vector<double> magnitudes(exact.size());
+      for (size_t o = 0; o < n_rows; ++o) {
+        dequantize_row(type, weights.data() + o * row_bytes(type, n_in), row.data(), n_in);
+        for (size_t r = 0; r < kMostRows; ++r) {
+          for (size_t j = 0; j < n_cols; ++j) {
+            const double product = static_cast<double>(row[j]) * x[r * n_cols + j];
+            want[r * n_rows + o] += product;
+            magnitudes[r * n_rows + o] += std::fabs(product);
+          }
+        }
+      }
+      const std::string what =
+          std::string(type_traits(type).name) + " [" + std::to_string(n_out) + ", " + std::to_string(n_in) + "]";
+      for_each_chip([&](Chip& chip) {
+        const Weight weight = chip.backend->load_weight(type, n_out, n_in, weights.data());
+        const auto products = [&](size_t first, int n, int n_bulk) {
+          const Floats in(chip, std::span<const float>(x).subspan(first * n_cols, static_cast<size_t>(n) * n_cols));
+          const Floats out(chip, static_cast<size_t>(n) * n_rows);
+          const LinearJob job{&weight, out.data()};
+          chip.backend->linear({&job, 1}, in.data(), n, {n_bulk, false});
+          return out.get();
+        };
+        CHECK(chip.backend->computes_bulk_apart(type) == (type != TensorType::kF32));
+        const std::vector<float> all = products(0, kMostRows, kMostRows);
+        if (type == TensorType::kF32) return check_same_bits(all, exact, what);
+        const bool has_bf16 = chip.name != "sm_75" && chip.name != "gfx906" && chip.name != "gfx1030";
+        // Chains of 32 terms, or of three products each; the sum of the chains.
+        const double roundings = (has_bf16 ? 3.0 * 33 : 32.0) + n_in / 32.0 + 1;
+        // The lower part keeps x to 2^-17; the product of lower parts, 2^-8 of their values each, is left out.
+        const double lost = 0x1p-17 + (type == TensorType::kF16 ? 0x1p-16 : 0.0);
+        const double relative = roundings * kHalfUlp + (has_bf16 ? lost : 0.0);
+        for (size_t i = 0; i < all.size(); ++i) {
+          const bool is_finite = i / n_rows != 3 && i / n_rows != kInfinite;
+          if (is_finite != std::isfinite(all[i]) ||
+              (is_finite && !(std::fabs(all[i] - want[i]) <= relative * magnitudes[i] + kSmallest))) {
+            fail(__FILE__, __LINE__,
+                 what + " at " + std::to_string(i) + ": got " + describe(all[i]) + ", want " + std::to_string(want[i]) +
+                     " +- " + std::to_string(relative * magnitudes[i]));
+          }
+        }
+        // Rows of bulk and others side by side, alone, at other places of a tile.
+        const auto is_row = [&](std::span<const float> got, size_t first, int n, int n_bulk) {
+          const size_t n_others = static_cast<size_t>(n - n_bulk);
+          check_same_bits(got.first(n_others * n_rows), std::span(exact).subspan(first * n_rows, n_others * n_rows),
+                          what + " others");
+          check_same_bits(got.subspan(n_others * n_rows),
+                          std::span(all).subspan((first + n_others) * n_rows, static_cast<size_t>(n_bulk) * n_rows),
+                          what + " bulk");
+        };
+        for (const auto& [first, n, n_bulk] :
+             {std::tuple<size_t, int, int>{0, 37, 36}, {0, 37, 1}, {36, 1, 1}, {5, 32, 17}, {19, 9, 9}, {2, 3, 0}})
+          is_row(products(first, n, n_bulk), first, n, n_bulk);
+      });
     }
   }
 }
@@ -1053,6 +1135,38 @@ TEST("attention: scores that rise and fall from page to page, NaN in a visible k
   }
 }
 
+namespace {
+
+int n_quantized() {
+  return launches[static_cast<size_t>(Kernel::quantize_rows)];
+}
+
+// Products of rows as they are in memory: quantised by a launch of their own.
+std::vector<float> product_of(Chip& chip, const Weight& weight, const std::vector<float>& rows) {
+  const Floats in(chip, rows);
+  const int n = static_cast<int>(rows.size()) / weight.n_in;
+  const Floats out(chip, static_cast<size_t>(n) * static_cast<size_t>(weight.n_out));
+  const LinearJob job{&weight, out.data()};
+  const int before = n_quantized();
+  chip.backend->linear({&job, 1}, in.data(), n, {});
+  CHECK(n_quantized() == before + 1);
+  return out.get();
+}
+
+// A product that follows what has just been launched; n_launches: whether rows are quantised by a launch of their own.
+void check_product(Chip& chip, const Weight& weight, const float* x, int n, const std::vector<float>& rows,
+                   int n_launches, const std::string& what) {
+  const Floats out(chip, static_cast<size_t>(n) * static_cast<size_t>(weight.n_out));
+  const LinearJob job{&weight, out.data()};
+  const int before = n_quantized();
+  chip.backend->linear({&job, 1}, x, n, {});
+  if (n_quantized() != before + n_launches)
+    fail(__FILE__, __LINE__, what + ": expected " + std::to_string(n_launches) + " launches of quantize_rows");
+  check_same_bits(out.get(), product_of(chip, weight, rows), what);
+}
+
+}  // namespace
+
 TEST("attention: rows in parts where their partial results are too many for the memory set aside") {
   // Two segments for each row of 14 heads of 512: 57 KB a row, 64 MiB after 1167 rows.
   constexpr int kHeads = 14;
@@ -1066,7 +1180,9 @@ TEST("attention: rows in parts where their partial results are too many for the 
   for (size_t i = 0; i < q.size(); ++i) q[i] = some[i % some.size()];
   std::vector<RowSpan> spans(kRows, RowSpan{255, 257});
   spans[1180] = {256, 258};
+  const std::vector<std::byte> weights = random_weights(rng, TensorType::kQ8_0, 1, kHeads * kDim);
   const auto run = [&](Chip& chip, int first, int n) {
+    const Weight weight = chip.backend->load_weight(TensorType::kQ8_0, 1, kHeads * kDim, weights.data());
     const DeviceCache pages(chip, cache);
     const std::span<const float> rows = std::span<const float>(q).subspan(static_cast<size_t>(first) * kHeads * kDim,
                                                                           static_cast<size_t>(n) * kHeads * kDim);
@@ -1075,7 +1191,9 @@ TEST("attention: rows in parts where their partial results are too many for the 
     const BatchSequence sequence{0, n, pages.pages.data()};
     chip.backend->attention(out.data(), queries.data(), cache.layout, {&sequence, 1},
                             &spans[static_cast<size_t>(first)], kHeads, {});
-    return out.get();
+    std::vector<float> all = out.get();
+    check_product(chip, weight, out.data(), n, all, n == kRows ? 1 : 0, "rows in parts, multiplied");
+    return all;
   };
   bool done = false;  // what the host does is the same for all chips, and this takes a while
   for_each_chip([&](Chip& chip) {
@@ -1083,6 +1201,116 @@ TEST("attention: rows in parts where their partial results are too many for the 
     const std::vector<float> all = run(chip, 0, kRows);
     const std::vector<float> last = run(chip, 1160, 40);
     check_same_bits(std::span(all).last(last.size()), last, "the last rows");
+  });
+}
+
+TEST("norms, activations and attention quantise what is multiplied next, to the bits of quantize_rows") {
+  std::mt19937 rng(20);
+  constexpr int kRows = 3;
+  for (const int dim : {32, 352, 4128}) {  // one block, some, more than threads
+    const size_t n = static_cast<size_t>(dim);
+    std::vector<float> x = random_floats(rng, kRows * n);
+    x[n] = kNaN;
+    std::fill_n(x.begin() + static_cast<std::ptrdiff_t>(2 * n), 32, 0.0f);
+    const std::vector<float> other = random_floats(rng, kRows * n);
+    const std::vector<float> scale = random_floats(rng, n);
+    const std::vector<std::byte> weights = random_weights(rng, TensorType::kQ8_0, 5, dim);
+    const std::string what = " dim " + std::to_string(dim);
+    for_each_chip([&](Chip& chip) {
+      Backend& backend = *chip.backend;
+      const Weight weight = backend.load_weight(TensorType::kQ8_0, 5, dim, weights.data());
+      const Floats in(chip, x);
+      const Floats up(chip, other);
+      const Floats w(chip, scale);
+      const Floats out(chip, x.size());
+      // get() only reads: what follows it is still the next launch.
+      backend.rms_norm(out.data(), in.data(), w.data(), kRows, dim, kEps);
+      check_product(chip, weight, out.data(), kRows, out.get(), 0, "rms_norm" + what);
+      backend.layer_norm(out.data(), in.data(), w.data(), w.data(), kRows, dim, kEps);
+      check_product(chip, weight, out.data(), kRows, out.get(), 0, "layer_norm" + what);
+      backend.geglu(out.data(), in.data(), up.data(), kRows, dim);
+      check_product(chip, weight, out.data(), kRows, out.get(), 0, "geglu" + what);
+      backend.bias_gelu(in.data(), w.data(), kRows, dim);
+      check_product(chip, weight, in.data(), kRows, in.get(), 0, "bias_gelu" + what);
+    });
+  }
+  // Heads that fill no block of threads; rows that see one segment and two.
+  Cache cache = unwritten(KvType::kF16, 1, 96, 300);
+  cache.fill(rng, 300);
+  constexpr int kWidth = 3 * 96;
+  const std::vector<float> q = random_floats(rng, 3 * kWidth);
+  const std::vector<std::byte> weights = random_weights(rng, TensorType::kQ8_0, 7, kWidth);
+  const std::vector<RowSpan> spans = {{0, 300}, {3, 17}, {250, 258}};
+  for_each_chip([&](Chip& chip) {
+    const Weight weight = chip.backend->load_weight(TensorType::kQ8_0, 7, kWidth, weights.data());
+    const DeviceCache pages(chip, cache);
+    const Floats queries(chip, q);
+    const Floats out(chip, q.size());
+    const BatchSequence sequence{0, 3, pages.pages.data()};
+    chip.backend->attention(out.data(), queries.data(), cache.layout, {&sequence, 1}, spans.data(), 3, {});
+    check_product(chip, weight, out.data(), 3, out.get(), 0, "attention");
+  });
+}
+
+TEST("rows are quantised anew after anything that may have written them, and where others are multiplied") {
+  std::mt19937 rng(21);
+  constexpr int kDim = 128;
+  constexpr int kRows = 4;
+  const std::vector<float> x = random_floats(rng, kRows * kDim);
+  const std::vector<float> other = random_floats(rng, kRows * kDim);
+  const std::vector<std::byte> weights = random_weights(rng, TensorType::kQ8_0, 5, kDim);
+  const std::vector<std::byte> narrow_weights = random_weights(rng, TensorType::kQ8_0, 5, kDim / 2);
+  for_each_chip([&](Chip& chip) {
+    Backend& backend = *chip.backend;
+    const Weight weight = backend.load_weight(TensorType::kQ8_0, 5, kDim, weights.data());
+    const Weight narrow = backend.load_weight(TensorType::kQ8_0, 5, kDim / 2, narrow_weights.data());
+    const Floats in(chip, x);
+    const Floats w(chip, other);
+    const Floats out(chip, x.size());
+    const Floats elsewhere(chip, x.size());
+    const auto norm = [&](const Floats& to) { backend.rms_norm(to.data(), in.data(), w.data(), kRows, kDim, kEps); };
+    const auto check_anew = [&](const std::string& what) {
+      check_product(chip, weight, out.data(), kRows, out.get(), 1, what);
+    };
+    const std::vector<std::pair<std::string, std::function<void()>>> writers = {
+        {"upload", [&] { backend.upload(out.data(), other.data(), other.size() * sizeof(float)); }},
+        {"fill_zero", [&] { backend.fill_zero(out.data(), kDim * sizeof(float)); }},
+        {"add_rms_norm", [&] { backend.add_rms_norm(out.data(), in.data(), w.data(), kRows, kDim, kEps); }},
+        {"add_bias", [&] { backend.add_bias(out.data(), w.data(), kRows, kDim); }},
+        {"softcap", [&] { backend.softcap(out.data(), x.size(), 0.5f); }},
+        {"gather_rows",
+         [&] {
+           const int32_t rows[] = {3, 2, 1, 0};
+           backend.gather_rows(out.data(), w.data(), rows, kRows, kDim);
+         }},
+        {"another norm", [&] { norm(elsewhere); }},
+        {"linear",
+         [&] {
+           const LinearJob job{&weight, out.data()};
+           backend.linear({&job, 1}, in.data(), kRows, {});
+         }},
+    };
+    for (const auto& [what, write] : writers) {
+      norm(out);
+      write();
+      check_anew(what);
+    }
+    norm(out);
+    check_product(chip, weight, in.data(), kRows, x, 1, "another buffer");
+    norm(out);
+    std::vector<float> rows = out.get();
+    check_product(chip, narrow, out.data(), 2 * kRows, rows, 1, "another width");
+    norm(out);
+    rows.resize(3 * kDim);
+    check_product(chip, weight, out.data(), 3, rows, 1, "fewer rows");
+    norm(out);
+    rows = out.get();
+    rows.erase(rows.begin(), rows.begin() + kDim);
+    check_product(chip, weight, out.data() + kDim, 3, rows, 1, "from the second row on");
+    // A second product of the same rows: the first may have written over them.
+    norm(out);
+    check_product(chip, weight, out.data(), kRows, out.get(), 0, "the next product");
+    check_product(chip, weight, out.data(), kRows, out.get(), 1, "the one after it");
   });
 }
 

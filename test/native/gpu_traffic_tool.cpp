@@ -1,6 +1,6 @@
 // Bytes that the kernels of the GPU backend read from device memory for one decoded token, counted by the emulator,
 // beside the bytes that there are to read: every weight matrix once and the keys and values of all positions seen.
-// Prints a table.
+// Prints a table, and how many kernels that took.
 //
 //   gpu_traffic_tool MODEL.gguf POSITIONS CHIP...
 //   gpu_traffic_tool --check     the model of GEMMA_TEST_MODEL on a few chips: fails when more than 3 % off
@@ -32,14 +32,19 @@ class Sectors final : public emulator::TrafficCounter {
     }
   }
   void next_block() override {}
-  void next_launch() override { regions_.clear(); }
+  void next_launch() override {
+    regions_.clear();
+    ++n_launches_;
+  }
   uint64_t total() const { return total_; }
+  int n_launches() const { return n_launches_; }
 
  private:
   static constexpr uintptr_t kSector = 32;
   static constexpr uintptr_t kRegion = 8192;
   std::unordered_map<uintptr_t, std::bitset<kRegion>> regions_;
   uint64_t total_ = 0;
+  int n_launches_ = 0;
 };
 
 uint64_t weight_bytes(const GgufFile& file) {
@@ -81,9 +86,9 @@ double measure(const std::shared_ptr<const GgufFile>& file, int n_positions, con
   }
   const uint64_t weights = weight_bytes(*file);
   const double more = static_cast<double>(sectors.total()) / static_cast<double>(weights + cache) - 1;
-  std::printf("| %s | %d | %.2f | %.2f | %.2f | %+.1f %% |\n", chip.c_str(), n_positions,
+  std::printf("| %s | %d | %.2f | %.2f | %.2f | %+.1f %% | %d |\n", chip.c_str(), n_positions,
               static_cast<double>(weights) / 1e6, static_cast<double>(cache) / 1e6,
-              static_cast<double>(sectors.total()) / 1e6, 100.0 * more);
+              static_cast<double>(sectors.total()) / 1e6, 100.0 * more, sectors.n_launches());
   std::fflush(stdout);
   return more;
 }
@@ -107,8 +112,8 @@ int main(int argc, char** argv) {
     std::vector<std::string> chips = {"sm_80", "gfx90a"};
     if (!is_check) chips.assign(argv + 3, argv + argc);
     const auto file = gemma::GgufFile::open(path, {});
-    std::printf("| chip | positions | weights, MB | cache, MB | read, MB | more than these |\n");
-    std::printf("| --- | ---: | ---: | ---: | ---: | ---: |\n");
+    std::printf("| chip | positions | weights, MB | cache, MB | read, MB | more than these | launches |\n");
+    std::printf("| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n");
     int n_passed = 0;
     for (const std::string& chip : chips) {
       const double more = gemma::measure(file, n_positions, chip);

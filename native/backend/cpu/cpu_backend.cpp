@@ -143,6 +143,7 @@ class CpuBackend final : public Backend {
   }
 
   bool has_bulk() const override { return kernels_.bulk != nullptr; }
+  bool computes_bulk_apart(TensorType type) const override { return has_bulk() && !is_float_type(type); }
 
   void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) override {
     const int n_in = jobs.front().weight->n_in;

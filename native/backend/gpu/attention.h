@@ -4,7 +4,7 @@
 // time. A lane scores one position, then sums up its share of the head's dimensions over all positions.
 #pragma once
 
-#include "backend/gpu/blocks.h"
+#include "backend/gpu/vector.h"
 
 namespace gemma::gpu::GPU_CHIP_NAMESPACE {
 
@@ -187,15 +187,17 @@ GPU_KERNEL_WITH_REGISTERS(attention)(const AttentionArguments a) {
 // A warp for each head of each row.
 GPU_KERNEL(attention_merge)(const AttentionMergeArguments a) {
   const int lane = thread_index() % kLanes;
-  const int item = block_x() * kWarps + thread_index() / kLanes;
-  if (item >= a.n * a.n_heads) return;
+  const int number = block_x() * kWarps + thread_index() / kLanes;
+  const bool used = number < a.n * a.n_heads;
+  const int item = used ? number : 0;
   const RowView view = a.rows[item / a.n_heads];
   const size_t stride = static_cast<size_t>(a.n) * static_cast<size_t>(a.n_heads) * static_cast<size_t>(a.head_dim + 2);
   const int first = view.begin / kAttentionSegment - a.first_segment;
   const int last = (view.end - 1) / kAttentionSegment - a.first_segment;
   const float* partial =
       a.partial + static_cast<size_t>(first) * stride + static_cast<size_t>(item) * static_cast<size_t>(a.head_dim + 2);
-  for (int j = lane; j < a.head_dim; j += kLanes) {
+  GPU_ROLLED
+  for (int j = lane; j < a.head_dim && used; j += kLanes) {
     const float* part = partial;
     float out = part[j];
     float largest = part[a.head_dim];
@@ -210,6 +212,14 @@ GPU_KERNEL(attention_merge)(const AttentionMergeArguments a) {
       largest = new_largest;
     }
     a.out[static_cast<size_t>(item) * static_cast<size_t>(a.head_dim) + static_cast<size_t>(j)] = out * (1.0f / sum);
+  }
+  if (a.quantized.q == nullptr) return;
+  warp_barrier();
+  const int n_blocks = a.head_dim / 32;
+  GPU_ROLLED
+  for (int b = lane; b < n_blocks && used; b += kLanes) {
+    const size_t at = static_cast<size_t>(item) * static_cast<size_t>(n_blocks) + static_cast<size_t>(b);
+    quantize_block(a.quantized, at, a.out + 32 * at);
   }
 }
 

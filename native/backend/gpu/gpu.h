@@ -37,6 +37,7 @@
   typedef type name##_type dims;     \
   auto& name = *static_cast<name##_type*>(emulator::shared_variable(&name##_key, sizeof(name##_type)))
 #define GPU_UNROLL
+#define GPU_ROLLED
 #if GEMMA_EMULATED_CHIP == 75
 #define GPU_MATRIX GPU_MATRIX_SM75
 #elif GEMMA_EMULATED_CHIP == 80
@@ -80,6 +81,7 @@ struct alignas(16) float4 {
 #endif
 #define GPU_SHARED(type, name, dims) __shared__ __align__(16) type name dims
 #define GPU_UNROLL _Pragma("unroll")
+#define GPU_ROLLED _Pragma("unroll 1")  // copies of a large body would only take registers
 #if defined(__HIP__) || defined(__HIPCC__)
 #include <hip/hip_runtime.h>
 #define GPU_HIP 1

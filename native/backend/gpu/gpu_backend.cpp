@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -126,11 +127,18 @@ class GpuBackend final : public Backend {
   int n_threads() const override { return n_threads_; }
 
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<GpuBuffer>(*device_, bytes); }
-  void upload(void* dst, const void* src, size_t bytes) override { device_->upload(dst, src, bytes); }
+  void upload(void* dst, const void* src, size_t bytes) override {
+    newest_ = {};
+    device_->upload(dst, src, bytes);
+  }
   void download(void* dst, const void* src, size_t bytes) override { device_->download(dst, src, bytes); }
-  void fill_zero(void* dst, size_t bytes) override { device_->fill(dst, 0, bytes); }
+  void fill_zero(void* dst, size_t bytes) override {
+    newest_ = {};
+    device_->fill(dst, 0, bytes);
+  }
 
   Weight load_weight(TensorType type, int n_out, int n_in, const std::byte* data) override {
+    newest_ = {};
     const size_t n_rows = static_cast<size_t>(n_out);
     if (is_float_type(type)) {
       const size_t bytes = n_rows * row_bytes(type, n_in);
@@ -159,11 +167,13 @@ class GpuBackend final : public Backend {
       device_->upload(buffer->data() + offsets.tail + first * tail, planes[2], n * tail);
     }
     stored_rows_[buffer->data()] = n_out;
+    quantized_widths_.insert(n_in);
     weights_.push_back(std::move(buffer));
     return {type, n_out, n_in, weights_.back()->data()};
   }
 
   void requantize(std::byte* dst, const Weight& weight, int n_out, int n_in) override {
+    quantized_widths_.insert(n_in);
     RequantizeArguments a{};
     a.matrix = matrix_of(weight);
     a.weight = is_float_type(weight.type) ? weight.data : nullptr;
@@ -187,27 +197,47 @@ class GpuBackend final : public Backend {
   }
 
   void rms_norm(float* out, const float* x, const float* weight, int n, int dim, float eps) override {
-    launch(Kernel::rms_norm, {static_cast<unsigned>(n)}, NormArguments{out, x, weight, nullptr, n, dim, eps, 0});
+    const Newest made = plan_blocks(out, n, dim);
+    launch(Kernel::rms_norm, {static_cast<unsigned>(n)},
+           NormArguments{out, x, weight, nullptr, n, dim, eps, 0, made.blocks});
+    newest_ = made;
   }
+  // The sum is the residual stream: what is multiplied is its norm.
   void add_rms_norm(float* x, const float* branch, const float* weight, int n, int dim, float eps) override {
-    launch(Kernel::rms_norm, {static_cast<unsigned>(n)}, NormArguments{x, branch, weight, nullptr, n, dim, eps, 1});
+    launch(Kernel::rms_norm, {static_cast<unsigned>(n)}, NormArguments{x, branch, weight, nullptr, n, dim, eps, 1, {}});
   }
   void layer_norm(float* out, const float* x, const float* weight, const float* bias, int n, int dim,
                   float eps) override {
-    launch(Kernel::layer_norm, {static_cast<unsigned>(n)}, NormArguments{out, x, weight, bias, n, dim, eps, 0});
+    const Newest made = plan_blocks(out, n, dim);
+    launch(Kernel::layer_norm, {static_cast<unsigned>(n)},
+           NormArguments{out, x, weight, bias, n, dim, eps, 0, made.blocks});
+    newest_ = made;
   }
 
-  // Rows are computed alike however many there are.
+  // Integers are multiplied faster than floats.
   bool has_bulk() const override { return false; }
-  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk /*bulk*/) override {
+  bool computes_bulk_apart(TensorType type) const override { return is_float_type(type) && type != TensorType::kF32; }
+
+  // Whoever is alone and who is one of many, the kernels for quantised weights compute a row alike. Of float weights
+  // bulk rows are multiplied in bfloat16, two for a value: as good as exact, whatever bulk.float_weights allows.
+  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) override {
     if (n == 0) return;
     QuantizedX quantized{};
+    if (newest_.x == x && newest_.n == n && newest_.dim == jobs.front().weight->n_in) quantized = as_x(newest_.blocks);
     for (const LinearJob& job : jobs) {
       const Weight& weight = *job.weight;
       if (is_float_type(weight.type)) {
-        LinearFloatArguments a{static_cast<int>(weight.type), weight.n_out, weight.n_in, weight.data, x, job.out, n};
-        launch(Kernel::linear_float,
-               {ceil_div(static_cast<size_t>(weight.n_out), kFloatOut), ceil_div(static_cast<size_t>(n), kFloatX)}, a);
+        const int n_bulk = computes_bulk_apart(weight.type) ? std::min(bulk.n_rows, n) : 0;
+        const size_t n_others = static_cast<size_t>(n - n_bulk);
+        const size_t n_out = static_cast<size_t>(weight.n_out);
+        LinearFloatArguments a{
+            static_cast<int>(weight.type), weight.n_out, weight.n_in, weight.data, x, job.out, n - n_bulk};
+        launch(Kernel::linear_float, {ceil_div(n_out, kFloatOut), ceil_div(n_others, kFloatX)}, a);
+        a.x += n_others * static_cast<size_t>(weight.n_in);
+        a.out += n_others * n_out;
+        a.n = n_bulk;
+        launch(Kernel::linear_float_tiled, {ceil_div(n_out, kTileOut), ceil_div(static_cast<size_t>(n_bulk), kTileX)},
+               a);
         continue;
       }
       if (quantized.q == nullptr) quantized = quantize(x, n, weight.n_in);
@@ -320,6 +350,9 @@ class GpuBackend final : public Backend {
 
     const size_t row_floats = static_cast<size_t>(n_heads) * static_cast<size_t>(layout.head_dim);
     const size_t partial_row = static_cast<size_t>(n_heads) * static_cast<size_t>(layout.head_dim + 2) * sizeof(float);
+    Newest made{};
+    if (layout.head_dim % 32 == 0)
+      made = plan_blocks(out + first_row * row_floats, static_cast<int>(n_rows), n_heads * layout.head_dim);
     for (size_t begin = 0; begin < n_rows;) {
       // As many rows as their partial results have room for.
       int first_segment = std::numeric_limits<int>::max();
@@ -351,27 +384,33 @@ class GpuBackend final : public Backend {
              {ceil_div(n_pairs, kThreads / 32), static_cast<unsigned>(layout.n_kv_heads),
               static_cast<unsigned>(a.n_segments)},
              a);
+      if (static_cast<size_t>(n) != n_rows) made = {};  // rows that go in parts are quantised in one
       launch(Kernel::attention_merge, {ceil_div(static_cast<size_t>(n) * static_cast<size_t>(n_heads), kThreads / 32)},
              AttentionMergeArguments{a.rows, a.partial, out + offset, n, n_heads, layout.head_dim, first_segment,
-                                     a.n_segments});
+                                     a.n_segments, made.blocks});
       begin = end;
     }
+    newest_ = made;
   }
 
   void geglu(float* out, const float* gate, const float* up, int n, int dim) override {
-    elementwise(Elementwise::kGeglu, out, gate, up, nullptr, n, dim);
+    const Newest made = plan_blocks(out, n, dim);
+    elementwise(Elementwise::kGeglu, out, gate, up, nullptr, n, dim, made.blocks);
+    newest_ = made;
   }
   void add_bias(float* x, const float* bias, int n, int dim) override {
     elementwise(Elementwise::kAddBias, x, x, nullptr, bias, n, dim);
   }
   void bias_gelu(float* x, const float* bias, int n, int dim) override {
-    elementwise(Elementwise::kBiasGelu, x, x, nullptr, bias, n, dim);
+    const Newest made = plan_blocks(x, n, dim);
+    elementwise(Elementwise::kBiasGelu, x, x, nullptr, bias, n, dim, made.blocks);
+    newest_ = made;
   }
   void add_residual_bias(float* x, const float* branch, const float* bias, int n, int dim) override {
     elementwise(Elementwise::kAddResidualBias, x, x, branch, bias, n, dim);
   }
   void softcap(float* x, size_t n, float cap) override {
-    launch_elementwise({Elementwise::kSoftcap, x, x, nullptr, nullptr, n, 1, cap});
+    launch_elementwise({Elementwise::kSoftcap, x, x, nullptr, nullptr, n, 1, cap, {}});
   }
 
   // In float32 whatever the arithmetic.
@@ -391,18 +430,44 @@ class GpuBackend final : public Backend {
   }
 
  private:
+  // Rows of floats that the newest launch has made, of which it has also made the blocks.
+  struct Newest {
+    const float* x = nullptr;
+    int n = 0;
+    int dim = 0;
+    QuantizedOut blocks{};
+  };
+
+  // Blocks for out[n, dim] to be made along with it, where a product may follow that takes them; else none.
+  Newest plan_blocks(const float* out, int n, int dim) {
+    const bool fits = n > 0 && dim % 32 == 0 && reinterpret_cast<uintptr_t>(out) % sizeof(float[4]) == 0;
+    if (!fits || !quantized_widths_.contains(dim)) return {};
+    return {out, n, dim, reserve_blocks(static_cast<size_t>(n) * static_cast<size_t>(dim / 32))};
+  }
+
+  QuantizedOut reserve_blocks(size_t n_blocks) {
+    std::byte* memory = quantized_.reserve(n_blocks * (32 + 4 * sizeof(float)));
+    float* d = reinterpret_cast<float*>(memory + n_blocks * 32);
+    return {reinterpret_cast<int8_t*>(memory), d, d + n_blocks, d + 3 * n_blocks};
+  }
+
+  static QuantizedX as_x(const QuantizedOut& blocks) { return {blocks.q, blocks.d, blocks.half_sums, blocks.sums}; }
+
+  // Whatever is launched may write to the rows that newest_ stands for.
   template <class Arguments>
   void launch(Kernel kernel, Grid grid, const Arguments& arguments) {
+    newest_ = {};
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
     device_->launch(kernel, grid, kThreads, &arguments);
   }
 
   void launch_elementwise(const ElementwiseArguments& a) {
-    launch(Kernel::elementwise, {ceil_div(a.n, size_t{kThreads} * 8)}, a);
+    launch(Kernel::elementwise, {ceil_div(a.n, size_t{kThreads} * kElementwise)}, a);
   }
-  void elementwise(Elementwise operation, float* out, const float* x, const float* a, const float* bias, int n,
-                   int dim) {
-    launch_elementwise({operation, out, x, a, bias, static_cast<uint64_t>(n) * static_cast<uint64_t>(dim), dim, 0});
+  void elementwise(Elementwise operation, float* out, const float* x, const float* a, const float* bias, int n, int dim,
+                   const QuantizedOut& blocks = {}) {
+    launch_elementwise(
+        {operation, out, x, a, bias, static_cast<uint64_t>(n) * static_cast<uint64_t>(dim), dim, 0, blocks});
   }
 
   static CacheLayout layout_of(const KvLayout& layout) {
@@ -484,16 +549,9 @@ class GpuBackend final : public Backend {
 
   QuantizedX quantize(const float* x, int n, int n_in) {
     const size_t n_blocks = static_cast<size_t>(n) * static_cast<size_t>(n_in / 32);
-    std::byte* memory = quantized_.reserve(n_blocks * (32 + 4 * sizeof(float)));
-    QuantizeArguments a{};
-    a.x = x;
-    a.q = reinterpret_cast<int8_t*>(memory);
-    a.d = reinterpret_cast<float*>(memory + n_blocks * 32);
-    a.half_sums = a.d + n_blocks;
-    a.sums = a.half_sums + 2 * n_blocks;
-    a.n_blocks = static_cast<int>(n_blocks);
+    const QuantizeArguments a{x, reserve_blocks(n_blocks), static_cast<int>(n_blocks)};
     launch(Kernel::quantize_rows, {ceil_div(n_blocks, kThreads)}, a);
-    return {a.q, a.d, a.half_sums, a.sums};
+    return as_x(a.out);
   }
 
   std::unique_ptr<Device> device_;  // before everything that frees memory of it
@@ -502,6 +560,8 @@ class GpuBackend final : public Backend {
   std::string name_;
   std::vector<std::unique_ptr<GpuBuffer>> weights_;
   std::map<const std::byte*, int> stored_rows_;  // of quantised weights, by their memory
+  std::set<int> quantized_widths_;               // n_in of them
+  Newest newest_;
   Workspace quantized_;
   Workspace partials_;
   Workspace top_;

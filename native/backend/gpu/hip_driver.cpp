@@ -1,5 +1,6 @@
 // AMD's HIP runtime. Source of names, signatures and numbers: HIP API, hip_runtime_api.h of ROCm 5.2 to 7.2.
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 #include "backend/gpu/driver_device.h"
@@ -8,7 +9,9 @@
 namespace gemma::gpu {
 namespace {
 
-constexpr int kNotSupported = 801;  // hipErrorNotSupported
+// The releases whose source was read for what graphs do here: a node takes a function of a module, and the instance of
+// a graph takes other arguments between two starts. 6.0 as hipRuntimeGetVersion has it.
+constexpr int kVersionWithGraphs = 60'000'000;
 
 // Where there is no GPU: hipErrorNoDevice, and from hipInit hipErrorInvalidDevice.
 bool is_no_device(int error) {
@@ -30,6 +33,17 @@ struct PropertiesR0000 {
 };
 static_assert(offsetof(PropertiesR0000, warp) == 276 && offsetof(PropertiesR0000, n_processors) == 336 &&
               offsetof(PropertiesR0000, chip) == 396 && sizeof(PropertiesR0000) == 792);
+
+// hipKernelNodeParams
+struct KernelNodeParameters {
+  unsigned block[3];
+  void** extra;
+  void* function;
+  unsigned grid[3];
+  void** arguments;
+  unsigned shared_bytes;
+};
+static_assert(sizeof(KernelNodeParameters) == 64 && offsetof(KernelNodeParameters, arguments) == 48);
 
 class HipDriver final : public Driver {
  public:
@@ -61,6 +75,16 @@ class HipDriver final : public Driver {
     library_.find(calls_.module_function, "hipModuleGetFunction");
     library_.find(calls_.launch, "hipModuleLaunchKernel");
     if (const int error = init_(0); !is_no_device(error)) check(error, "hipInit");
+    int (*runtime_version)(int* version) = nullptr;
+    int version = 0;
+    has_graphs_ = library_.find_optional(runtime_version, "hipRuntimeGetVersion") && runtime_version(&version) == 0 &&
+                  version >= kVersionWithGraphs && library_.find_optional(calls_.graph_create, "hipGraphCreate") &&
+                  library_.find_optional(calls_.graph_destroy, "hipGraphDestroy") &&
+                  library_.find_optional(calls_.graph_instantiate, "hipGraphInstantiateWithFlags") &&
+                  library_.find_optional(calls_.graph_executable_destroy, "hipGraphExecDestroy") &&
+                  library_.find_optional(calls_.graph_launch, "hipGraphLaunch") &&
+                  library_.find_optional(add_kernel_node_, "hipGraphAddKernelNode") &&
+                  library_.find_optional(set_kernel_node_, "hipGraphExecKernelNodeSetParams");
   }
 
   std::vector<DeviceInfo> devices() override {
@@ -101,18 +125,32 @@ class HipDriver final : public Driver {
     return name != nullptr ? name : "HIP error";
   }
 
-  // Not used: whether launches of a module's functions may be nodes, and may be changed in an instance that has run,
-  // depends on the release, and no device was at hand to try.
-  int add_kernel_node(void**, void*, void*, const KernelNode&) override { return kNotSupported; }
-  int set_kernel_node(void*, void*, const KernelNode&) override { return kNotSupported; }
+  bool has_graphs() const override { return has_graphs_; }
+  int add_kernel_node(void** node, void* graph, void* after, const KernelNode& launch) override {
+    const KernelNodeParameters parameters = parameters_of(launch);
+    return add_kernel_node_(node, graph, &after, after != nullptr ? 1 : 0, &parameters);
+  }
+  int set_kernel_node(void* executable, void* node, const KernelNode& launch) override {
+    const KernelNodeParameters parameters = parameters_of(launch);
+    return set_kernel_node_(executable, node, &parameters);
+  }
 
  private:
+  static KernelNodeParameters parameters_of(const KernelNode& launch) {
+    return {{launch.n_threads, 1, 1}, nullptr, launch.function, {launch.grid.x, launch.grid.y, launch.grid.z},
+            launch.arguments,         0};
+  }
+
   SharedLibrary library_;
   int (*init_)(unsigned flags) = nullptr;
   const char* (*error_name_)(int error) = nullptr;
   int (*device_count_)(int* n) = nullptr;
   int (*properties_)(PropertiesR0000* properties, int device) = nullptr;
   int (*set_device_)(int device) = nullptr;
+  int (*add_kernel_node_)(void** node, void* graph, void* const* dependencies, size_t n_dependencies,
+                          const KernelNodeParameters* parameters) = nullptr;
+  int (*set_kernel_node_)(void* executable, void* node, const KernelNodeParameters* parameters) = nullptr;
+  bool has_graphs_ = false;
 };
 
 }  // namespace

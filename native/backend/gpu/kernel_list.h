@@ -22,6 +22,7 @@ namespace gemma::gpu {
   X(linear_few, LinearArguments)              \
   X(linear_tiled, LinearArguments)            \
   X(linear_float, LinearFloatArguments)       \
+  X(linear_float_tiled, LinearFloatArguments) \
   X(store_kv, StoreKvArguments)               \
   X(attention, AttentionArguments)            \
   X(attention_merge, AttentionMergeArguments) \
@@ -70,6 +71,15 @@ struct QuantizedX {
   const float* sums;       // [n][n_in / 32]
 };
 
+// Where blocks of them are written, of contiguous rows. Kernels that make rows of floats write these besides when q is
+// not null.
+struct QuantizedOut {
+  int8_t* q;
+  float* d;
+  float* half_sums;
+  float* sums;
+};
+
 // One order of arithmetic for all kernels of a product: a row's blocks are split into kSegments runs, as even as can
 // be and the longer ones first; each run is added up in order by fused multiply-adds, then the runs in order.
 inline constexpr int kSegments = 8;
@@ -89,7 +99,8 @@ inline constexpr int kFewRows = 4;
 inline constexpr int kTileOut = 64;
 inline constexpr int kTileX = 32;
 
-// The same for F32, F16 and BF16 weights [n_out][n_in] and float x: sixteen interleaved partial sums, added as a tree.
+// The same for F32, F16 and BF16 weights [n_out][n_in] and float x. linear_float: sixteen interleaved partial sums,
+// added as a tree. linear_float_tiled, not for F32: float_matrix.h.
 struct LinearFloatArguments {
   int type;
   int n_out;
@@ -104,10 +115,7 @@ inline constexpr int kFloatX = 8;    // for so many rows of x
 
 struct QuantizeArguments {
   const float* x;  // [n_blocks][32]
-  int8_t* q;
-  float* d;
-  float* half_sums;
-  float* sums;
+  QuantizedOut out;
   int n_blocks;
 };
 
@@ -144,6 +152,7 @@ struct NormArguments {
   int dim;
   float eps;
   int add;
+  QuantizedOut quantized;  // of out
 };
 
 struct NormRopeArguments {
@@ -173,7 +182,9 @@ struct ElementwiseArguments {
   uint64_t n;         // values
   int dim;
   float cap;
+  QuantizedOut quantized;  // of out
 };
+inline constexpr int kElementwise = 4;  // values of a thread
 
 struct RopeTableArguments {
   float* table;  // [n, head_dim]
@@ -246,6 +257,7 @@ struct AttentionMergeArguments {
   int head_dim;
   int first_segment;
   int n_segments;
+  QuantizedOut quantized;  // of out
 };
 
 // Attention of the vision encoder (backend.h). A block takes kFullQueries rows of one head of one group; out is not q.

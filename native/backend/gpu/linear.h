@@ -2,11 +2,13 @@
 //   linear_one, linear_few   few rows: a weight row's blocks in kSegments lanes, dot products of four bytes
 //   linear_tiled             many rows: tiles of 64 x 32 results, matrix instructions on shared memory
 //   linear_float             F32, F16, BF16 weights and float x
-// All of them add up a result in the order of kernel_list.h, so a row is the same to the bit in every batch.
+//   linear_float_tiled       F16, BF16 weights and float x of prompts (Bulk): tiles, matrix instructions
+// The first three add up a result in the order of kernel_list.h and the others in one of their own, so a row is the
+// same to the bit in every batch.
 #pragma once
 
 #include "backend/gpu/blocks.h"
-#include "backend/gpu/matrix.h"
+#include "backend/gpu/float_matrix.h"
 
 namespace gemma::gpu::GPU_CHIP_NAMESPACE {
 
@@ -258,6 +260,130 @@ GPU_KERNEL(linear_float)(const LinearFloatArguments a) {
     for (int mask = kPartial / 2; mask > 0; mask /= 2) sums[r] += shuffle_xor(sums[r], mask);
     if (lane == 0 && row < a.n_out)
       a.out[static_cast<size_t>(first_x + r) * static_cast<size_t>(a.n_out) + static_cast<size_t>(row)] = sums[r];
+  }
+}
+
+// What a thread holds of the next tiles while these are multiplied: twice eight weights and twice four values of x.
+struct FloatFetch {
+  unsigned weights[2][4];
+  float x[2][4];
+};
+
+// Past the end of a row there are zeros. Rows past the last are the last once more.
+GPU_FUNCTION void fetch_floats(const LinearFloatArguments& a, FloatFetch& fetch, int first_row, int first_x,
+                               int first_k) {
+  const size_t n_in = static_cast<size_t>(a.n_in);
+  GPU_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const int chunk = i * kThreads + thread_index();
+    const int row = first_row + chunk / (kFloatK / 8);
+    const int k = first_k + 8 * (chunk % (kFloatK / 8));
+    const uint16_t* weights = static_cast<const uint16_t*>(a.weight) +
+                              static_cast<size_t>(row < a.n_out ? row : a.n_out - 1) * n_in + static_cast<size_t>(k);
+    GPU_UNROLL
+    for (int w = 0; w < 4; ++w) fetch.weights[i][w] = 0;
+    if (a.n_in % 8 == 0) {
+      if (k < a.n_in) {
+        const uint4 eight = load(reinterpret_cast<const uint4*>(weights));
+        fetch.weights[i][0] = eight.x, fetch.weights[i][1] = eight.y;
+        fetch.weights[i][2] = eight.z, fetch.weights[i][3] = eight.w;
+      }
+    } else {
+      GPU_UNROLL
+      for (int j = 0; j < 8; ++j) {
+        if (k + j < a.n_in) fetch.weights[i][j / 2] |= static_cast<unsigned>(load(weights + j)) << (16 * (j % 2));
+      }
+    }
+  }
+  GPU_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const int chunk = i * kThreads + thread_index();
+    const int row = first_x + chunk / (kFloatK / 4);
+    const int k = first_k + 4 * (chunk % (kFloatK / 4));
+    const float* x = a.x + static_cast<size_t>(row < a.n ? row : a.n - 1) * n_in + static_cast<size_t>(k);
+    GPU_UNROLL
+    for (int j = 0; j < 4; ++j) fetch.x[i][j] = 0;
+    if (a.n_in % 4 == 0) {
+      if (k < a.n_in) {
+        const float4 four = load(reinterpret_cast<const float4*>(x));
+        fetch.x[i][0] = four.x, fetch.x[i][1] = four.y, fetch.x[i][2] = four.z, fetch.x[i][3] = four.w;
+      }
+    } else {
+      GPU_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        if (k + j < a.n_in) fetch.x[i][j] = load(x + j);
+      }
+    }
+  }
+}
+
+template <bool kIsF16>
+GPU_FUNCTION void store_floats(const FloatFetch& fetch, FloatTile<kTileOut>& weights, FloatTile<kTileX>& x) {
+  GPU_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const int chunk = i * kThreads + thread_index();
+    float values[8];
+    GPU_UNROLL
+    for (int j = 0; j < 8; ++j) {
+      const unsigned bits = fetch.weights[i][j / 2] >> (16 * (j % 2)) & 0xffffu;
+      values[j] = kIsF16 ? half_to_float(static_cast<uint16_t>(bits)) : bits_to_float(bits << 16);
+    }
+    const int row = chunk / (kFloatK / 8);
+    const int k = 8 * (chunk % (kFloatK / 8));
+    store_values(weights, row, k, values);
+    store_values(weights, row, k + 4, values + 4);
+    store_values(x, chunk / (kFloatK / 4), 4 * (chunk % (kFloatK / 4)), fetch.x[i]);
+  }
+}
+
+// Each kFloatK products are added up by themselves, and these sums in order: how instructions round what they add to
+// differs, and shows less.
+template <bool kIsF16>
+GPU_FUNCTION void multiply_float_tiles(const LinearFloatArguments& a, FloatTile<kTileOut>& weights,
+                                       FloatTile<kTileX>& x) {
+  constexpr int kTilesX = kTileX / 16;
+  constexpr int kTiles = kTileOut / 16 * kTilesX / (kThreads / GPU_WARP);  // of a warp
+  const int lane = thread_index() % GPU_WARP;
+  const int warp = thread_index() / GPU_WARP;
+  const int first_row = block_x() * kTileOut;
+  const int first_x = block_y() * kTileX;
+  float totals[kTiles][kTileElements] = {};
+  FloatFetch fetch;
+  fetch_floats(a, fetch, first_row, first_x, 0);
+  for (int first = 0; first < a.n_in; first += kFloatK) {
+    store_floats<kIsF16>(fetch, weights, x);
+    block_barrier();
+    if (first + kFloatK < a.n_in) fetch_floats(a, fetch, first_row, first_x, first + kFloatK);
+    GPU_UNROLL
+    for (int i = 0; i < kTiles; ++i) {
+      const int tile = warp * kTiles + i;
+      float sums[kTileElements] = {};
+      multiply_values<kIsF16>(sums, weights, tile / kTilesX * 16, x, tile % kTilesX * 16, lane);
+      GPU_UNROLL
+      for (int r = 0; r < kTileElements; ++r) totals[i][r] += sums[r];
+    }
+    block_barrier();
+  }
+  GPU_UNROLL
+  for (int i = 0; i < kTiles; ++i) {
+    const int tile = warp * kTiles + i;
+    GPU_UNROLL
+    for (int r = 0; r < kTileElements; ++r) {
+      const int row = first_row + tile / kTilesX * 16 + tile_row(lane, r);
+      const int x_row = first_x + tile % kTilesX * 16 + tile_col(lane, r);
+      if (row < a.n_out && x_row < a.n)
+        a.out[static_cast<size_t>(x_row) * static_cast<size_t>(a.n_out) + static_cast<size_t>(row)] = totals[i][r];
+    }
+  }
+}
+
+GPU_KERNEL(linear_float_tiled)(const LinearFloatArguments a) {
+  GPU_SHARED(FloatTile<kTileOut>, weights, [1]);
+  GPU_SHARED(FloatTile<kTileX>, x, [1]);
+  if (a.type == kTypeF16) {
+    multiply_float_tiles<true>(a, weights[0], x[0]);
+  } else {
+    multiply_float_tiles<false>(a, weights[0], x[0]);
   }
 }
 

@@ -12,35 +12,42 @@ GPU_FUNCTION int load4(const int8_t* p) {
 }
 
 #if defined(GEMMA_EMULATED)
-// One instruction: D[M][N] += A[M][K] * B[N][K]^T. Layout tells which element byte x of a lane's registers is.
-template <class Layout, int M, int N, int K, int kABytes, int kBBytes, int kSums>
-EMULATOR_UNCHECKED inline void emulate_matrix(int* c, const int* a, const int* b, GPU_HERE) {
+inline int multiply_add(int8_t a, int8_t b, int sum) {
+  return sum + a * b;
+}
+inline float multiply_add(uint16_t a, uint16_t b, float sum) {  // bfloat16: the product is exact
+  return fmaf(bits_to_float(static_cast<uint32_t>(a) << 16), bits_to_float(static_cast<uint32_t>(b) << 16), sum);
+}
+
+// One instruction: D[M][N] += A[M][K] * B[N][K]^T. Layout tells which element x of a lane's registers is.
+template <class Layout, int M, int N, int K, int kA, int kB, int kSums, class Element = int8_t, class Sum = int>
+EMULATOR_UNCHECKED inline void emulate_matrix(Sum* c, const void* a, const void* b, GPU_HERE) {
   struct Payload {
-    int8_t a[kABytes];
-    int8_t b[kBBytes];
-    int c[kSums];
+    Element a[kA];
+    Element b[kB];
+    Sum c[kSums];
   };
   static_assert(sizeof(Payload) <= emulator::kMaxPayload);
   Payload* mine = reinterpret_cast<Payload*>(emulator::payload());
-  __builtin_memcpy(mine->a, a, kABytes);
-  __builtin_memcpy(mine->b, b, kBBytes);
+  __builtin_memcpy(mine->a, a, sizeof mine->a);
+  __builtin_memcpy(mine->b, b, sizeof mine->b);
   __builtin_memcpy(mine->c, c, sizeof mine->c);
   const emulator::Slots slots =
       emulator::exchange({"matrix instruction", file, line}, [](emulator::Slots all, int n_lanes) EMULATOR_UNCHECKED {
-        int8_t left[M][K];
-        int8_t right[N][K];
+        Element left[M][K];
+        Element right[N][K];
         for (int l = 0; l < n_lanes; ++l) {
           const Payload& p = *reinterpret_cast<const Payload*>(all[l]);
-          for (int x = 0; x < kABytes; ++x) left[Layout::a_row(l, x)][Layout::a_k(l, x)] = p.a[x];
-          for (int x = 0; x < kBBytes; ++x) right[Layout::b_col(l, x)][Layout::b_k(l, x)] = p.b[x];
+          for (int x = 0; x < kA; ++x) left[Layout::a_row(l, x)][Layout::a_k(l, x)] = p.a[x];
+          for (int x = 0; x < kB; ++x) right[Layout::b_col(l, x)][Layout::b_k(l, x)] = p.b[x];
         }
         for (int l = 0; l < n_lanes; ++l) {
           Payload& p = *reinterpret_cast<Payload*>(all[l]);
           for (int r = 0; r < kSums; ++r) {
-            const int8_t* x = left[Layout::c_row(l, r)];
-            const int8_t* y = right[Layout::c_col(l, r)];
-            int sum = 0;
-            for (int k = 0; k < K; ++k) sum += x[k] * y[k];
+            const Element* x = left[Layout::c_row(l, r)];
+            const Element* y = right[Layout::c_col(l, r)];
+            Sum sum = 0;
+            for (int k = 0; k < K; ++k) sum = multiply_add(x[k], y[k], sum);
             p.c[r] += sum;
           }
         }
@@ -54,6 +61,15 @@ struct LayoutM16N8 {
   static int a_k(int l, int x) { return l % 4 * 4 + x % 4 + x / 8 * 16; }
   static int b_col(int l, int /*x*/) { return l / 4; }
   static int b_k(int l, int x) { return l % 4 * 4 + x % 4 + x / 4 * 16; }
+  static int c_row(int l, int r) { return l / 4 + r / 2 * 8; }
+  static int c_col(int l, int r) { return l % 4 * 2 + r % 2; }
+};
+// mma.m16n8k16 for .bf16: registers of two values.
+struct LayoutM16N8Bf16 {
+  static int a_row(int l, int x) { return l / 4 + x / 2 % 2 * 8; }
+  static int a_k(int l, int x) { return l % 4 * 2 + x % 2 + x / 4 * 8; }
+  static int b_col(int l, int /*x*/) { return l / 4; }
+  static int b_k(int l, int x) { return l % 4 * 2 + x % 2 + x / 2 * 8; }
   static int c_row(int l, int r) { return l / 4 + r / 2 * 8; }
   static int c_col(int l, int r) { return l % 4 * 2 + r % 2; }
 };

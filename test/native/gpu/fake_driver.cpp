@@ -193,72 +193,6 @@ FAKE int cuDevicePrimaryCtxRelease_v2(int) {
   --state.n_live;
   return call();
 }
-// A node is its number, from 1; each comes after the one before.
-struct Graph {
-  std::vector<Launch> nodes;
-};
-struct KernelNodeParameters {  // CUDA_KERNEL_NODE_PARAMS_v2
-  void* function;
-  unsigned grid[3];
-  unsigned block[3];
-  unsigned shared_bytes;
-  void** arguments;
-  void** extra;
-  void* kernel;
-  void* context;
-};
-template <class T>
-int make_object(void** handle, T object) {
-  *handle = nullptr;
-  if (const int error = call()) return error;
-  *handle = new T(std::move(object));
-  ++state.n_live;
-  return 0;
-}
-template <class T>
-int unmake_object(void* handle) {
-  if (handle == nullptr) return 1;
-  delete static_cast<T*>(handle);
-  --state.n_live;
-  return call();
-}
-FAKE int cuGraphCreate(void** graph, unsigned) {
-  return make_object(graph, Graph());
-}
-FAKE int cuGraphDestroy(void* graph) {
-  return unmake_object<Graph>(graph);
-}
-FAKE int cuGraphAddKernelNode_v2(void** node, void* graph, void* const* dependencies, size_t n_dependencies,
-                                 const KernelNodeParameters* parameters) {
-  if (const int error = call()) return error;
-  std::vector<Launch>& nodes = static_cast<Graph*>(graph)->nodes;
-  if (n_dependencies != (nodes.empty() ? 0 : 1)) return 1;
-  if (n_dependencies == 1 && dependencies[0] != reinterpret_cast<void*>(nodes.size())) return 1;
-  Launch launch{};
-  if (!read_launch(parameters->function, parameters->grid, parameters->arguments, &launch)) return 1;
-  nodes.push_back(launch);
-  *node = reinterpret_cast<void*>(nodes.size());
-  return 0;
-}
-FAKE int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
-  return make_object(executable, *static_cast<Graph*>(graph));
-}
-FAKE int cuGraphExecDestroy(void* executable) {
-  return unmake_object<Graph>(executable);
-}
-FAKE int cuGraphExecKernelNodeSetParams_v2(void* executable, void* node, const KernelNodeParameters* parameters) {
-  if (const int error = call()) return error;
-  std::vector<Launch>& nodes = static_cast<Graph*>(executable)->nodes;
-  const size_t number = reinterpret_cast<size_t>(node);
-  if (number == 0 || number > nodes.size()) return 1;
-  return read_launch(parameters->function, parameters->grid, parameters->arguments, &nodes[number - 1]) ? 0 : 1;
-}
-FAKE int cuGraphLaunch(void* executable, void*) {
-  if (const int error = call()) return error;
-  ++state.n_graph_launches;
-  for (const Launch& launch : static_cast<Graph*>(executable)->nodes) run(launch);
-  return 0;
-}
 FAKE int cuCtxSetCurrent(void* context) {
   state.current_device = context != nullptr ? *static_cast<int*>(context) : -1;
   return call();
@@ -289,11 +223,96 @@ FAKE int hipGetDeviceProperties(void* properties, int device) {
   std::strcpy(bytes + 396, state.chip);
   return name_of(bytes, 256, device);
 }
+FAKE int hipRuntimeGetVersion(int* version) {
+  *version = state.runtime_version;
+  return call();
+}
 FAKE int hipSetDevice(int device) {
   state.current_device = device;
   return call();
 }
 #endif
+
+// A node is its number, from 1; each comes after the one before.
+struct Graph {
+  std::vector<Launch> nodes;
+};
+#ifdef FAKE_CUDA
+struct KernelNodeParameters {  // CUDA_KERNEL_NODE_PARAMS_v2
+  void* function;
+  unsigned grid[3];
+  unsigned block[3];
+  unsigned shared_bytes;
+  void** arguments;
+  void** extra;
+  void* kernel;
+  void* context;
+};
+#else
+struct KernelNodeParameters {  // hipKernelNodeParams
+  unsigned block[3];
+  void** extra;
+  void* function;
+  unsigned grid[3];
+  void** arguments;
+  unsigned shared_bytes;
+};
+#endif
+template <class T>
+int make_object(void** handle, T object) {
+  *handle = nullptr;
+  if (const int error = call()) return error;
+  *handle = new T(std::move(object));
+  ++state.n_live;
+  return 0;
+}
+template <class T>
+int unmake_object(void* handle) {
+  if (handle == nullptr) return 1;
+  delete static_cast<T*>(handle);
+  --state.n_live;
+  return call();
+}
+FAKE int NAME(cuGraphCreate, hipGraphCreate)(void** graph, unsigned) {
+  return make_object(graph, Graph());
+}
+FAKE int NAME(cuGraphDestroy, hipGraphDestroy)(void* graph) {
+  return unmake_object<Graph>(graph);
+}
+FAKE int NAME(cuGraphAddKernelNode_v2, hipGraphAddKernelNode)(void** node, void* graph, void* const* dependencies,
+                                                              size_t n_dependencies,
+                                                              const KernelNodeParameters* parameters) {
+  if (const int error = call()) return error;
+  std::vector<Launch>& nodes = static_cast<Graph*>(graph)->nodes;
+  if (n_dependencies != (nodes.empty() ? 0 : 1)) return 1;
+  if (n_dependencies == 1 && dependencies[0] != reinterpret_cast<void*>(nodes.size())) return 1;
+  Launch launch{};
+  if (!read_launch(parameters->function, parameters->grid, parameters->arguments, &launch)) return 1;
+  nodes.push_back(launch);
+  *node = reinterpret_cast<void*>(nodes.size());
+  return 0;
+}
+FAKE int NAME(cuGraphInstantiateWithFlags, hipGraphInstantiateWithFlags)(void** executable, void* graph,
+                                                                         unsigned long long) {
+  return make_object(executable, *static_cast<Graph*>(graph));
+}
+FAKE int NAME(cuGraphExecDestroy, hipGraphExecDestroy)(void* executable) {
+  return unmake_object<Graph>(executable);
+}
+FAKE int NAME(cuGraphExecKernelNodeSetParams_v2,
+              hipGraphExecKernelNodeSetParams)(void* executable, void* node, const KernelNodeParameters* parameters) {
+  if (const int error = call()) return error;
+  std::vector<Launch>& nodes = static_cast<Graph*>(executable)->nodes;
+  const size_t number = reinterpret_cast<size_t>(node);
+  if (number == 0 || number > nodes.size()) return 1;
+  return read_launch(parameters->function, parameters->grid, parameters->arguments, &nodes[number - 1]) ? 0 : 1;
+}
+FAKE int NAME(cuGraphLaunch, hipGraphLaunch)(void* executable, void*) {
+  if (const int error = call()) return error;
+  ++state.n_graph_launches;
+  for (const Launch& launch : static_cast<Graph*>(executable)->nodes) run(launch);
+  return 0;
+}
 
 FAKE int NAME(cuMemAlloc_v2, hipMalloc)(void** memory, size_t bytes) {
   return take_memory(memory, bytes);

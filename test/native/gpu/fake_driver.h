@@ -9,14 +9,15 @@ struct FakeDriver {
   int fail_at = -1;      // the call of this number fails with error
   bool fail_on = false;  // and all after it: the device is lost
   int error = 0;
-  long n_live = 0;      // memory, streams, events, modules, contexts that were made and not given back
-  int version = 13000;  // of the driver (CUDA)
+  long n_live = 0;                 // memory, streams, events, modules, contexts that were made and not given back
+  int version = 13000;             // of the driver (CUDA)
+  int runtime_version = 60443484;  // ROCm's, of 6.4
   int n_devices = 2;
   const char* chip = "";  // "sm_86", "gfx1100:sramecc+"
   size_t memory_bytes = size_t{64} << 20;
   size_t used_bytes = 0;
-  int n_launches = 0;        // those of graphs too
-  int n_graph_launches = 0;  // CUDA's alone has graphs
+  int n_launches = 0;  // those of graphs too
+  int n_graph_launches = 0;
   unsigned long long trace =
       0;  // of what was launched: kernels, grids, the first 16 bytes of their arguments, in order
   const char* last_kernel = "";
