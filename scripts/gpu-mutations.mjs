@@ -800,10 +800,34 @@ export const mutations = [
   },
   // ---- the host's side
   {
+    name: 'products together: blocks of the second begin with those of the first',
+    file: 'linear.h',
+    from: 'is_second ? a.end_blocks[0] : 0;',
+    to: '0;',
+  },
+  {
+    name: 'products together: the last block of the first is of the second',
+    file: 'linear.h',
+    from: 'block_x() >= a.end_blocks[0];',
+    to: 'block_x() + 1 >= a.end_blocks[0];',
+  },
+  {
+    name: 'products together: a third one is the second',
+    file: 'linear.h',
+    from: 'is_third ? a.jobs[2] : ',
+    to: '',
+  },
+  {
+    name: 'host: products left over are not multiplied',
+    file: 'gpu_backend.cpp',
+    from: '    multiply(std::span(together).first(n_together), quantized, n);\n',
+    to: '',
+  },
+  {
     name: 'host: the last rows of a few missing',
     file: 'gpu_backend.cpp',
-    from: 'ceil_div(n_x, kFewRows)',
-    to: 'static_cast<unsigned>(std::max<size_t>(n_x / kFewRows, 1))',
+    from: 'ceil_div(static_cast<size_t>(n), n == 1 ? 1 : is_few ? kFewRows : kTileX)',
+    to: 'std::max(1u, static_cast<unsigned>(n) / (n == 1 ? 1 : is_few ? kFewRows : kTileX))',
   },
   {
     name: 'host: planes of a part of a matrix found by its own rows',
@@ -886,7 +910,7 @@ export const mutations = [
   {
     name: 'host: all rows are bulk where some are',
     file: 'gpu_backend.cpp',
-    from: 'computes_bulk_apart(weight.type) ? std::min(bulk.n_rows, n) : 0;',
-    to: 'computes_bulk_apart(weight.type) && bulk.n_rows > 0 ? n : 0;',
+    from: 'multiply_floats(job, x, n, std::min(bulk.n_rows, n));',
+    to: 'multiply_floats(job, x, n, bulk.n_rows > 0 ? n : 0);',
   },
 ];

@@ -827,6 +827,54 @@ TEST("linear: jobs of mixed types share x; fewer rows than are stored; top_linea
   });
 }
 
+TEST("linear: jobs go together, as many as one launch takes; of any type and height; the bits of each alone") {
+  std::mt19937 rng(23);
+  constexpr int kIn = 256;
+  constexpr int kMostX = 9;
+  struct Shape {
+    TensorType type;
+    int n_out;
+  };
+  const std::vector<Shape> shapes = {{TensorType::kQ4_K, 41},  {TensorType::kQ6_K, 17}, {TensorType::kF16, 20},
+                                     {TensorType::kQ8_0, 130}, {TensorType::kQ4_K, 1},  {TensorType::kQ2_K, 64}};
+  std::vector<std::vector<std::byte>> weights;
+  for (const Shape& shape : shapes) weights.push_back(weights_of(rng, shape.type, shape.n_out, kIn));
+  const std::vector<float> x = random_floats(rng, kMostX * kIn);
+  const auto n_launched = [] {
+    int sum = 0;
+    for (const Kernel kernel : {Kernel::linear_one, Kernel::linear_few, Kernel::linear_tiled})
+      sum += launches[static_cast<size_t>(kernel)];
+    return sum;
+  };
+  for_each_chip([&](Chip& chip) {
+    const Floats in(chip, x);
+    std::vector<Weight> loaded;
+    for (size_t i = 0; i < shapes.size(); ++i)
+      loaded.push_back(chip.backend->load_weight(shapes[i].type, shapes[i].n_out, kIn, weights[i].data()));
+    for (const int n : {1, 5, kMostX}) {
+      std::vector<Floats> alone;
+      std::vector<Floats> together;
+      std::vector<LinearJob> jobs;
+      for (const Weight& weight : loaded) {
+        for (auto* outs : {&alone, &together})
+          outs->emplace_back(chip, static_cast<size_t>(n) * static_cast<size_t>(weight.n_out));
+        const LinearJob job{&weight, alone.back().data()};
+        chip.backend->linear({&job, 1}, in.data(), n, {});
+        jobs.push_back({&weight, together.back().data()});
+      }
+      for (const size_t n_jobs : {jobs.size(), size_t{2}}) {
+        const int before = n_launched();
+        chip.backend->linear(std::span(jobs).first(n_jobs), in.data(), n, {});
+        const int n_together = n == kMostX ? 1 : 3;
+        const int n_quantized = static_cast<int>(n_jobs == 2 ? 2 : n_jobs - 1);  // one is of floats
+        CHECK(n_launched() == before + (n_quantized + n_together - 1) / n_together);
+        for (size_t i = 0; i < n_jobs; ++i)
+          check_same_bits(together[i].get(), alone[i].get(), "job " + std::to_string(i) + " of " + std::to_string(n));
+      }
+    }
+  });
+}
+
 namespace {
 
 // Whether found has what was asked for of these products, and nothing that was not to be there.

@@ -224,34 +224,20 @@ class GpuBackend final : public Backend {
     if (n == 0) return;
     QuantizedX quantized{};
     if (newest_.x == x && newest_.n == n && newest_.dim == jobs.front().weight->n_in) quantized = as_x(newest_.blocks);
+    // Of many rows each is a launch of its own: beside its work a launch is nothing.
+    const size_t most = n > kMostFewRows ? 1 : kMostJobs;
+    std::array<LinearJob, kMostJobs> together;
+    size_t n_together = 0;
     for (const LinearJob& job : jobs) {
-      const Weight& weight = *job.weight;
-      if (is_float_type(weight.type)) {
-        const int n_bulk = computes_bulk_apart(weight.type) ? std::min(bulk.n_rows, n) : 0;
-        const size_t n_others = static_cast<size_t>(n - n_bulk);
-        const size_t n_out = static_cast<size_t>(weight.n_out);
-        LinearFloatArguments a{
-            static_cast<int>(weight.type), weight.n_out, weight.n_in, weight.data, x, job.out, n - n_bulk};
-        launch(Kernel::linear_float, {ceil_div(n_out, kFloatOut), ceil_div(n_others, kFloatX)}, a);
-        a.x += n_others * static_cast<size_t>(weight.n_in);
-        a.out += n_others * n_out;
-        a.n = n_bulk;
-        launch(Kernel::linear_float_tiled, {ceil_div(n_out, kTileOut), ceil_div(static_cast<size_t>(n_bulk), kTileX)},
-               a);
+      if (is_float_type(job.weight->type)) {
+        multiply_floats(job, x, n, std::min(bulk.n_rows, n));
         continue;
       }
-      if (quantized.q == nullptr) quantized = quantize(x, n, weight.n_in);
-      const LinearArguments a{matrix_of(weight), quantized, job.out, n};
-      const size_t n_out = static_cast<size_t>(weight.n_out);
-      const size_t n_x = static_cast<size_t>(n);
-      if (n == 1) {
-        launch(Kernel::linear_one, {ceil_div(n_out, kRowsOfLinear), 1}, a);
-      } else if (n <= kMostFewRows) {
-        launch(Kernel::linear_few, {ceil_div(n_out, kRowsOfLinear), ceil_div(n_x, kFewRows)}, a);
-      } else {
-        launch(Kernel::linear_tiled, {ceil_div(n_out, kTileOut), ceil_div(n_x, kTileX)}, a);
-      }
+      if (quantized.q == nullptr) quantized = quantize(x, n, job.weight->n_in);
+      together[n_together++] = job;
+      if (n_together == most) multiply(std::span(together).first(std::exchange(n_together, 0)), quantized, n);
     }
+    multiply(std::span(together).first(n_together), quantized, n);
   }
 
   std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened) override {
@@ -486,6 +472,39 @@ class GpuBackend final : public Backend {
     matrix.high = matrix.low + offsets.high;
     matrix.tail = matrix.low + offsets.tail;
     return matrix;
+  }
+
+  // At most kMostJobs of quantised weights.
+  void multiply(std::span<const LinearJob> jobs, const QuantizedX& x, int n) {
+    const bool is_few = n <= kMostFewRows;
+    LinearArguments a{};
+    a.x = x;
+    a.n = n;
+    unsigned n_blocks = 0;
+    for (size_t i = 0; i < std::size(a.jobs); ++i) {
+      if (i < jobs.size()) {
+        a.jobs[i] = {matrix_of(*jobs[i].weight), jobs[i].out};
+        n_blocks += ceil_div(static_cast<size_t>(jobs[i].weight->n_out), is_few ? kRowsOfLinear : kTileOut);
+      }
+      a.end_blocks[i] = static_cast<int>(n_blocks);
+    }
+    const unsigned rows = ceil_div(static_cast<size_t>(n), n == 1 ? 1 : is_few ? kFewRows : kTileX);
+    launch(n == 1 ? Kernel::linear_one : is_few ? Kernel::linear_few : Kernel::linear_tiled, {n_blocks, rows}, a);
+  }
+
+  // The last n_bulk of n rows by tiles where the type has them.
+  void multiply_floats(const LinearJob& job, const float* x, int n, int n_bulk) {
+    const Weight& weight = *job.weight;
+    if (!computes_bulk_apart(weight.type)) n_bulk = 0;
+    const size_t n_others = static_cast<size_t>(n - n_bulk);
+    const size_t n_out = static_cast<size_t>(weight.n_out);
+    LinearFloatArguments a{
+        static_cast<int>(weight.type), weight.n_out, weight.n_in, weight.data, x, job.out, n - n_bulk};
+    launch(Kernel::linear_float, {ceil_div(n_out, kFloatOut), ceil_div(n_others, kFloatX)}, a);
+    a.x += n_others * static_cast<size_t>(weight.n_in);
+    a.out += n_others * n_out;
+    a.n = n_bulk;
+    launch(Kernel::linear_float_tiled, {ceil_div(n_out, kTileOut), ceil_div(static_cast<size_t>(n_bulk), kTileX)}, a);
   }
 
   // The largest of products[n, n_out] and those wanted by name into found, which has room for capacity in a row. False

@@ -84,11 +84,17 @@ struct QuantizedOut {
 // be and the longer ones first; each run is added up in order by fused multiply-adds, then the runs in order.
 inline constexpr int kSegments = 8;
 
-// out[n, matrix.n_out] = x[n, n_in] * matrix^T.
-struct LinearArguments {
+// out[n, matrix.n_out] = x[n, n_in] * matrix^T. For up to three matrices at once, but by tiles for one: they share x,
+// and each has its blocks in the grid's x, those of the first one first.
+inline constexpr int kMostJobs = 3;
+struct LinearJobArguments {
   Matrix matrix;
-  QuantizedX x;
   float* out;
+};
+struct LinearArguments {
+  LinearJobArguments jobs[kMostJobs];
+  int end_blocks[kMostJobs];  // past those of each; jobs that are not there have none
+  QuantizedX x;
   int n;
 };
 

@@ -18,13 +18,30 @@ GPU_FUNCTION int segment_begin(int n_blocks, int segment) {
   return segment * (n_blocks / kSegments) + (segment < longer ? segment : longer);
 }
 
+// What a block has to do: its job, and its number in there.
+struct LinearPart {
+  Matrix matrix;
+  float* out;
+  QuantizedX x;
+  int n;
+  int block;
+};
+GPU_FUNCTION LinearPart part_of_block(const LinearArguments& a) {
+  const bool is_second = block_x() >= a.end_blocks[0];
+  const bool is_third = block_x() >= a.end_blocks[1];
+  // Not by an index: arguments would have to be copied to where one can be used.
+  const LinearJobArguments job = is_third ? a.jobs[2] : is_second ? a.jobs[1] : a.jobs[0];
+  const int first = is_third ? a.end_blocks[1] : is_second ? a.end_blocks[0] : 0;
+  return {job.matrix, job.out, a.x, a.n, block_x() - first};
+}
+
 template <int kType, int kRows>
-GPU_FUNCTION void multiply_rows(const LinearArguments& a) {
+GPU_FUNCTION void multiply_rows(const LinearPart& a) {
   constexpr PlaneLayout kLayout = plane_layout(kType);
   const int n_blocks = a.matrix.n_in / 32;
   const int lane = thread_index() % kLanes;
   const int segment = lane % kSegments;
-  const int row = block_x() * kRowsOfLinear + thread_index() / kSegments;
+  const int row = a.block * kRowsOfLinear + thread_index() / kSegments;
   const int stored_row = row < a.matrix.n_out ? row : a.matrix.n_out - 1;
   const int first_x = block_y() * kRows;
   float sums[kRows] = {};
@@ -67,11 +84,13 @@ GPU_FUNCTION void multiply_rows(const LinearArguments& a) {
   }
 }
 
-GPU_KERNEL(linear_one)(const LinearArguments a) {
+GPU_KERNEL(linear_one)(const LinearArguments arguments) {
+  const LinearPart a = part_of_block(arguments);
   for_type(a.matrix.type, [&](auto tag) { multiply_rows<decltype(tag)::value, 1>(a); });
 }
 
-GPU_KERNEL(linear_few)(const LinearArguments a) {
+GPU_KERNEL(linear_few)(const LinearArguments arguments) {
+  const LinearPart a = part_of_block(arguments);
   for_type(a.matrix.type, [&](auto tag) { multiply_rows<decltype(tag)::value, kFewRows>(a); });
 }
 
@@ -91,7 +110,7 @@ struct TileWeights {
 };
 
 template <bool kHalves>
-GPU_FUNCTION void fetch_x(const LinearArguments& a, TileX& tile, int first_x, int first_block) {
+GPU_FUNCTION void fetch_x(const LinearPart& a, TileX& tile, int first_x, int first_block) {
   const int n_blocks = a.matrix.n_in / 32;
   const int t = thread_index();
   {  // 32 rows of 64 bytes: one copy for each thread
@@ -118,7 +137,7 @@ GPU_FUNCTION void fetch_x(const LinearArguments& a, TileX& tile, int first_x, in
 }
 
 template <int kType>
-GPU_FUNCTION void fetch_weights(const LinearArguments& a, TileWeights& tile, int first_row, int first_block) {
+GPU_FUNCTION void fetch_weights(const LinearPart& a, TileWeights& tile, int first_row, int first_block) {
   const int n_blocks = a.matrix.n_in / 32;
   const int row = thread_index() / 2;  // 64 rows of two blocks: one block for each thread
   const int part = thread_index() % 2;
@@ -138,14 +157,14 @@ GPU_FUNCTION void fetch_weights(const LinearArguments& a, TileWeights& tile, int
 }
 
 template <bool kHalves, bool kMin>
-GPU_FUNCTION void multiply_tiles(const LinearArguments& a, TileWeights& weights, TileX* x) {
+GPU_FUNCTION void multiply_tiles(const LinearPart& a, TileWeights& weights, TileX* x) {
   constexpr int kHardwareWarps = kThreads / GPU_WARP;
   constexpr int kTilesX = kTileX / 16;
   constexpr int kTiles = kTileOut / 16 * kTilesX / kHardwareWarps;  // of a warp
   const int lane = thread_index() % GPU_WARP;
   const int warp = thread_index() / GPU_WARP;
   const int n_blocks = a.matrix.n_in / 32;
-  const int first_row = block_x() * kTileOut;
+  const int first_row = a.block * kTileOut;
   const int first_x = block_y() * kTileX;
   float totals[kTiles][kTileElements] = {};
   float sums[kTiles][kTileElements] = {};
@@ -215,7 +234,9 @@ GPU_FUNCTION void multiply_tiles(const LinearArguments& a, TileWeights& weights,
   }
 }
 
-GPU_KERNEL(linear_tiled)(const LinearArguments a) {
+GPU_KERNEL(linear_tiled)(const LinearArguments arguments) {
+  // To choose among jobs would cost registers, which are few here.
+  const LinearPart a{arguments.jobs[0].matrix, arguments.jobs[0].out, arguments.x, arguments.n, block_x()};
   GPU_SHARED(TileWeights, weights, [1]);
   GPU_SHARED(TileX, x, [2]);
   const PlaneLayout layout = plane_layout(a.matrix.type);
