@@ -25,7 +25,7 @@ void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) {
+ThreadPool::ThreadPool(int n_threads) : shares_(static_cast<size_t>(n_threads > 1 ? n_threads : 1)) {
   workers_.reserve(static_cast<size_t>(n_threads > 1 ? n_threads - 1 : 0));
   for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { worker_main(i); });
 }
@@ -40,8 +40,12 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::work(int thread) {
-  for (int chunk; (chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed)) < n_chunks_;)
-    call_(context_, chunk, thread);
+  const size_t n = shares_.size();
+  for (size_t i = 0; i < n; ++i) {
+    Share& share = shares_[(static_cast<size_t>(thread) + i) % n];
+    for (int chunk; (chunk = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+      call_(context_, chunk, thread);
+  }
 }
 
 void ThreadPool::run(int n_chunks, Call call, const void* context) {
@@ -52,8 +56,13 @@ void ThreadPool::run(int n_chunks, Call call, const void* context) {
   }
   call_ = call;
   context_ = context;
-  n_chunks_ = n_chunks;
-  next_chunk_.store(0, std::memory_order_relaxed);
+  const auto n = static_cast<int64_t>(shares_.size());
+  int begin = 0;
+  for (int64_t t = 0; t < n; ++t) {
+    Share& share = shares_[static_cast<size_t>(t)];
+    share.next.store(begin, std::memory_order_relaxed);
+    share.end = begin = static_cast<int>(n_chunks * (t + 1) / n);
+  }
   state_.fetch_add(kJob | kOpen, std::memory_order_seq_cst);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
     const std::lock_guard lock(mutex_);

@@ -1,5 +1,6 @@
-// The one compute pool of a model. Work is cut into small chunks that threads take from a counter, so a thread that the
-// operating system holds up delays one chunk, not the step; waiting threads spin briefly, then sleep.
+// The one compute pool of a model. Work is cut into small chunks, of which each thread takes a run of its own one after
+// the other, so that it can fetch ahead what the next one reads, and then what is left of the others' runs: a thread
+// that the operating system holds up delays one chunk, not the step. Waiting threads spin briefly, then sleep.
 //
 // When another process takes one of our cores, a worker may be put aside inside a chunk for a whole time slice, which
 // is fifty times as long as the operation. The caller notices by how long it waits, and then works alone for some time:
@@ -61,8 +62,12 @@ class ThreadPool {
   static constexpr uint64_t kJob = uint64_t{1} << 32;
 
   alignas(64) std::atomic<uint64_t> state_{0};
-  alignas(64) std::atomic<int> next_chunk_{0};
-  int n_chunks_ = 0;
+  // Chunks left of one thread's share.
+  struct alignas(64) Share {
+    std::atomic<int> next{0};
+    int end = 0;
+  };
+  std::vector<Share> shares_;
   Call call_ = nullptr;
   const void* context_ = nullptr;
 

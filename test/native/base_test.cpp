@@ -88,6 +88,26 @@ TEST("thread pool: a slow chunk holds up nothing else") {
   CHECK(n_others.load() == 49);
 }
 
+TEST("thread pool: each thread takes neighbouring chunks, of its own share and of each it helps with") {
+  for (const int n_threads : {2, 3}) {
+    ThreadPool pool(n_threads);
+    std::vector<int> last(static_cast<size_t>(n_threads), -1);
+    std::vector<int> n_runs(static_cast<size_t>(n_threads), 0);
+    std::atomic<int> n_here{0};
+    pool.parallel_for(100 * n_threads, [&](int chunk, int thread) {
+      const size_t t = static_cast<size_t>(thread);
+      if (n_runs[t] == 0) {
+        CHECK(chunk == 100 * thread);  // nobody else has been there
+        ++n_here;
+        while (n_here.load() < n_threads) std::this_thread::yield();
+      }
+      if (chunk <= last[t] || n_runs[t] == 0) ++n_runs[t];
+      last[t] = chunk;
+    });
+    for (const int n : n_runs) CHECK(n >= 1 && n <= n_threads);
+  }
+}
+
 TEST("thread pool: comes and goes, idle, asleep or just used; several side by side") {
   for (int round = 0; round < 100; ++round) {
     ThreadPool pool(1 + round % 4);

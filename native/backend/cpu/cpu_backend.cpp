@@ -501,10 +501,10 @@ class CpuBackend final : public Backend {
     });
   }
 
-  // Weight rows per chunk: with few rows of x 64 to 256 KiB of weights, large enough that the start of a chunk, which
-  // nobody has fetched ahead, costs little; with many as many panels as a kernel unpacks at a time, so that it reads x
-  // seldom, but several chunks for each thread. The n_exact first of the n rows are not bulk, which wants larger
-  // chunks.
+  // Weight rows per chunk: with few rows of x 64 to 256 KiB of weights, large enough that the start of a share of
+  // chunks, which nobody has fetched ahead, costs little; with many as many panels as a kernel unpacks at a time, so
+  // that it reads x seldom, but several chunks for each thread. The n_exact first of the n rows are not bulk, which
+  // wants larger chunks.
   int chunk_rows(const Weight& weight, int n_exact, int n) const {
     constexpr int kGranularity = 32;
     if (n_exact < n) {
