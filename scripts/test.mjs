@@ -35,7 +35,7 @@ function count(passed, failed) {
 }
 
 // Every program prints "N passed, N failed"; one that died before that counts as one failure.
-async function runNativeTests(folder, name, environment, { only, except, parallel = '1' } = {}) {
+async function runNativeTests(folder, name, environment, { only, except } = {}) {
   say(`Running the native tests (${name})`);
   const { ok, output } = await capture(
     'ctest',
@@ -44,7 +44,7 @@ async function runNativeTests(folder, name, environment, { only, except, paralle
       folder,
       '--verbose',
       '--parallel',
-      parallel,
+      jobs,
       '--timeout',
       '1800',
       ...(only ? ['--tests-regex', `^(${only.join('|')})$`] : []),
@@ -86,7 +86,7 @@ async function runArm64Tests() {
   const folder = await buildArm64Tests();
   for (const { cpu, isa, ...which } of arm64Processors) {
     const environment = { QEMU_CPU: cpu, GEMMA_TEST_BEST_ISA: isa };
-    await runNativeTests(folder, `arm64, ${cpu}: ${isa}`, environment, { ...which, parallel: jobs });
+    await runNativeTests(folder, `arm64, ${cpu}: ${isa}`, environment, which);
   }
 }
 
@@ -124,9 +124,7 @@ await main(async () => {
       ASAN_OPTIONS: 'detect_leaks=1:strict_string_checks=1',
       UBSAN_OPTIONS: 'print_stacktrace=1',
     };
-    await runNativeTests(await buildNativeTests('address'), 'AddressSanitizer, UndefinedBehaviorSanitizer', address, {
-      parallel: jobs,
-    });
+    await runNativeTests(await buildNativeTests('address'), 'AddressSanitizer, UndefinedBehaviorSanitizer', address);
     // Only what has threads: the emulated GPU's are among them, here in random order on one chip of each family.
     const thread = {
       GEMMA_TEST_CHIPS: 'sm_80 gfx90a gfx1100',
@@ -135,7 +133,6 @@ await main(async () => {
     };
     await runNativeTests(await buildNativeTests('thread'), 'ThreadSanitizer', thread, {
       only: ['base', 'engine', 'images', 'gpu_kernels'],
-      parallel: jobs,
     });
   }
   if (!arguments_.includes('--quick')) await runArm64Tests();
