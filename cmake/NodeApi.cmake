@@ -22,7 +22,8 @@ add_library(gemma_native ${kind}
   native/binding/mailbox.cpp
   native/binding/model_binding.cpp
   ${CMAKE_JS_SRC})
-set_target_properties(gemma_native PROPERTIES PREFIX "" SUFFIX ".node")
+set_target_properties(gemma_native PROPERTIES PREFIX "" SUFFIX ".node"
+  BUILD_WITH_INSTALL_NAME_DIR ON INSTALL_NAME_DIR "@rpath")  # else the library names the folder it was built in
 target_include_directories(gemma_native SYSTEM PRIVATE ${node_api_include_dirs})
 target_compile_definitions(gemma_native PRIVATE
   NAPI_VERSION=8

@@ -93,8 +93,10 @@ await main(async () => {
 
     const found = resolve(target);
     if (found !== path) throw new SetupError(`${name}: node-gyp-build takes ${found}, expected ${path}`);
+    const bytes = readFileSync(path);
+    if (bytes.includes(root)) throw new SetupError(`${name}: ${relative(root, path)} names the folder it was built in`);
     if (target.libc === 'glibc') {
-      const [major, minor] = glibcOf(readFileSync(path));
+      const [major, minor] = glibcOf(bytes);
       if (major > MAX_GLIBC[0] || minor > MAX_GLIBC[1]) {
         throw new SetupError(
           `${basename(path)}: needs glibc ${major}.${minor}, expected ${MAX_GLIBC.join('.')} at most`,
