@@ -140,10 +140,12 @@ FileMap::~FileMap() {
   }
 }
 
-void FileMap::prefetch() const {
+void FileMap::prefetch(const std::function<void(size_t bytes)>& on_read) const {
   if (!mapped_) return;
+  on_read(0);
   WIN32_MEMORY_RANGE_ENTRY range{const_cast<std::byte*>(data_), size_};
   PrefetchVirtualMemory(GetCurrentProcess(), 1, &range, 0);
+  on_read(size_);
 }
 
 #else
@@ -189,8 +191,24 @@ FileMap::~FileMap() {
   }
 }
 
-void FileMap::prefetch() const {
-  if (mapped_) ::madvise(const_cast<std::byte*>(data_), size_, MADV_WILLNEED);
+void FileMap::prefetch(const std::function<void(size_t bytes)>& on_read) const {
+  if (!mapped_) return;
+  std::byte* data = const_cast<std::byte*>(data_);
+  size_t done = 0;
+  on_read(done);
+#if defined(__linux__)
+  constexpr int kPopulateRead = 22;           // MADV_POPULATE_READ, since Linux 5.14
+  constexpr size_t kPart = size_t{64} << 20;  // some tens of milliseconds of a fast disk
+  while (done < size_) {
+    const size_t n = std::min(kPart, size_ - done);
+    if (::madvise(data + done, n, kPopulateRead) != 0) break;
+    done += n;
+    on_read(done);
+  }
+#endif
+  if (done == size_) return;
+  ::madvise(data, size_, MADV_WILLNEED);
+  on_read(size_);
 }
 
 #endif

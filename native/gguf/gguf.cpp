@@ -456,8 +456,13 @@ class ParsedFile final : public GgufFile {
     add_first(&part);
   }
 
-  void prefetch() const override {
-    for (const FileMap& map : maps_) map.prefetch();
+  void prefetch(const std::function<void(double fraction)>& on_read) const override {
+    size_t before = 0;
+    for (const FileMap& map : maps_) {
+      map.prefetch(
+          [&](size_t bytes) { on_read(static_cast<double>(before + bytes) / static_cast<double>(file_bytes_)); });
+      before += map.bytes().size();
+    }
   }
 
  private:

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -81,8 +82,8 @@ class GgufFile {
   std::optional<bool> find_bool(std::string_view key) const;
   std::optional<std::string> find_string(std::string_view key) const;
 
-  // Asks the operating system to read the mapped weights ahead; a hint.
-  virtual void prefetch() const {}
+  // Brings the mapped weights into memory, as FileMap::prefetch does. on_read gets the fraction that is there.
+  virtual void prefetch(const std::function<void(double fraction)>& /*on_read*/) const {}
 
  protected:
   GgufFile() = default;

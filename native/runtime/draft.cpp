@@ -137,7 +137,8 @@ Drafter::Drafter(const Tokenizer& tokenizer, int n_vocab, std::span<const TokenI
     : tokenizer_(tokenizer), n_vocab_(n_vocab), banned_(banned.begin(), banned.end()), check_cost_(weights_bytes) {}
 
 MemoryPlan Drafter::load_model(Backend& backend, const std::string& path, bool mmap, const Vocabulary& vocabulary,
-                               int n_ctx, KvType kv_type, int n_batch, bool screened) {
+                               int n_ctx, KvType kv_type, int n_batch, bool screened,
+                               const std::function<void(double)>& progress) {
   try {
     GgufOpenOptions open_options;
     open_options.mmap = mmap;
@@ -151,7 +152,7 @@ MemoryPlan Drafter::load_model(Backend& backend, const std::string& path, bool m
                   "expected the vocabulary of the model it guesses for, found that token " + std::to_string(id) +
                       " is another");
     }
-    file->prefetch();
+    file->prefetch(progress);
     const MemoryPlan plan = plan_memory(*file, config, n_ctx, kv_type, n_batch, screened);
     const Stage all[] = {{&backend, 0, config.n_layers}};
     Weights weights = load_weights(all, file, config);

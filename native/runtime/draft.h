@@ -119,9 +119,10 @@ class Drafter {
   Drafter(const Tokenizer& tokenizer, int n_vocab, std::span<const TokenId> banned, uint64_t weights_bytes);
 
   // Loads a model to guess with, and returns what it takes with n_ctx positions. vocabulary: of the model that checks.
+  // progress gets the fraction of the file that is read; what it throws ends the loading.
   // Throws Error as loading does, and kUnsupportedModel, DRAFT_VOCABULARY when ids do not mean the same tokens.
   MemoryPlan load_model(Backend& backend, const std::string& path, bool mmap, const Vocabulary& vocabulary, int n_ctx,
-                        KvType kv_type, int n_batch, bool screened);
+                        KvType kv_type, int n_batch, bool screened, const std::function<void(double)>& progress);
   bool has_model() const { return model_ != nullptr; }
   void close() { model_.reset(); }
   size_t pages_in_use() const { return model_ ? model_->kv_pool().pages_in_use() : 0; }

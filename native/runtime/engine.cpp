@@ -144,12 +144,12 @@ class EngineImpl final : public Engine {
     GgufOpenOptions open_options;
     open_options.mmap = options.mmap;
     std::shared_ptr<const GgufFile> file = GgufFile::open(options.path, open_options);
-    progress(0.2);
+    progress(0.1);
     config_ = read_model_config(*file);
     const Vocabulary vocabulary = read_vocabulary(*file, config_.n_vocab);
     tokenizer_ = std::make_unique<Tokenizer>(vocabulary);
-    progress(0.7);
-    file->prefetch();
+    progress(0.2);
+    file->prefetch([&](double fraction) { progress(0.2 + 0.6 * fraction); });
 
     if (options.n_ctx > config_.n_ctx_train) {
       throw Error(ErrorCode::kInvalidArgument, "CONTEXT_SIZE",
@@ -193,8 +193,9 @@ class EngineImpl final : public Engine {
     drafter_ = std::make_unique<Drafter>(*tokenizer_, config_.n_vocab, banned_, info_.memory.weights_bytes);
     if (!options.draft_path.empty()) {
       progress(0.8);
-      info_.memory += drafter_->load_model(last, options.draft_path, options.mmap, vocabulary, info_.n_ctx,
-                                           info_.kv_type, n_batch, options.screen_logits);
+      info_.memory +=
+          drafter_->load_model(last, options.draft_path, options.mmap, vocabulary, info_.n_ctx, info_.kv_type, n_batch,
+                               options.screen_logits, [&](double fraction) { progress(0.8 + 0.2 * fraction); });
       info_.has_draft_model = true;
     }
     progress(1.0);

@@ -344,7 +344,10 @@ TEST("class 17: split files") {
       std::memcpy(&value, file->find_tensor("tensor" + std::to_string(i))->data, sizeof value);
       CHECK(value == static_cast<float>(i));
     }
-    file->prefetch();
+    std::vector<double> fractions{0};
+    file->prefetch([&](double fraction) { fractions.push_back(fraction); });
+    CHECK(std::is_sorted(fractions.begin(), fractions.end()));
+    CHECK(fractions.back() == (map ? 1.0 : 0.0));
     CHECK(file->file_bytes() == part(0, 3, 3).build().size() + 2 * part(1, 3, 3).build().size());
   }
   const auto check_missing = [&](int line, const std::string& path) {
@@ -392,7 +395,6 @@ TEST("open: mapped, read, headers only") {
   for (const bool map : {true, false}) {
     const auto file = GgufFile::open(path, {map, false});
     CHECK(file->find_tensor("second")->data[67] == std::byte{7});
-    file->prefetch();
     const auto headers = GgufFile::open(path, {map, true});
     CHECK(headers->find_tensor("second")->data == nullptr && headers->find_tensor("second")->bytes == 68);
     CHECK(headers->find_string("text") == "caf\xc3\xa9");
@@ -440,8 +442,17 @@ TEST("file map: bytes, moves") {
     CHECK(one.bytes().empty());
     CHECK(std::equal(two.bytes().begin(), two.bytes().end(), bytes.begin(), bytes.end()));
     CHECK(reinterpret_cast<uintptr_t>(two.bytes().data()) % 64 == 0);
-    two.prefetch();
+    std::vector<size_t> read;
+    two.prefetch([&](size_t n) { read.push_back(n); });
+    CHECK(read == (map ? std::vector<size_t>{0, bytes.size()} : std::vector<size_t>{}));
   }
+}
+
+TEST("file map: reading ahead can be ended") {
+  const TempFolder folder;
+  const FileMap map = FileMap::open(folder.write("a", sample().build()), true);
+  const auto enough = [](size_t /*bytes*/) { throw Error(ErrorCode::kDisposed, "CANCELLED", "enough"); };
+  CHECK_THROWS(kDisposed, "CANCELLED", map.prefetch(enough));
 }
 
 TEST("messages: what, where, expected, found; no raw bytes of the file") {
