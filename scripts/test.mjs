@@ -118,9 +118,11 @@ await main(async () => {
 
   await runNativeTests(await buildNativeTests(''), 'optimised', {});
   if (!arguments_.includes('--quick') && process.platform === 'linux') {
-    // Instrumented, one emulated chip is enough: the others run the same source.
+    // Instrumented, one emulated chip of each kind of matrix instruction is enough for the kernels, and for whole models one that has
+    // none, whose emulation would take most of the time of all these tests.
     const address = {
-      GEMMA_TEST_CHIPS: 'gfx90a',
+      GEMMA_TEST_CHIPS: 'sm_80 gfx90a gfx1100',
+      GEMMA_TEST_MODEL_CHIPS: 'gfx1030',
       ASAN_OPTIONS: 'detect_leaks=1:strict_string_checks=1',
       UBSAN_OPTIONS: 'print_stacktrace=1',
     };

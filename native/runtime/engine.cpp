@@ -149,7 +149,6 @@ class EngineImpl final : public Engine {
     const Vocabulary vocabulary = read_vocabulary(*file, config_.n_vocab);
     tokenizer_ = std::make_unique<Tokenizer>(vocabulary);
     progress(0.2);
-    file->prefetch([&](double fraction) { progress(0.2 + 0.6 * fraction); });
 
     if (options.n_ctx > config_.n_ctx_train) {
       throw Error(ErrorCode::kInvalidArgument, "CONTEXT_SIZE",
@@ -181,6 +180,7 @@ class EngineImpl final : public Engine {
       info_.memory.total_bytes -= info_.memory.screen_bytes;
       info_.memory.screen_bytes = 0;
     }
+    file->prefetch([&](double fraction) { progress(0.2 + 0.6 * fraction); });
     Weights weights = load_weights(placement.stages, file, config_);
     model_ = std::make_unique<Model>(placement.stages, config_, std::move(weights), info_.kv_type, n_batch,
                                      options.screen_logits);

@@ -1,7 +1,7 @@
 // Whole models on the emulated device of every chip: logits against transformers' with the bounds that the CPU has
 // (test/api/exactness.test.ts), equal to the bit however a prompt is cut and in whatever company, images, the real
-// model. GEMMA_TEST_CHIPS="sm_80 gfx942" runs only those, with the slow tests too; with GEMMA_TEST_REPORT set the
-// largest errors are printed beside their bounds.
+// model. GEMMA_TEST_CHIPS="sm_80 gfx942" runs only those, with the slow tests too, and GEMMA_TEST_MODEL_CHIPS says so
+// of these tests alone; with GEMMA_TEST_REPORT set the largest errors are printed beside their bounds.
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
@@ -20,7 +20,9 @@ using namespace gemma::test;
 // The slow tests take one chip with lanes of 32 and one of 64, unless told; the others all.
 std::vector<std::string> chips(bool all = true) {
   std::vector<std::string> names;
-  if (const char* wanted = std::getenv("GEMMA_TEST_CHIPS")) {
+  const char* wanted = std::getenv("GEMMA_TEST_MODEL_CHIPS");
+  if (wanted == nullptr) wanted = std::getenv("GEMMA_TEST_CHIPS");
+  if (wanted != nullptr) {
     std::istringstream words(wanted);
     for (std::string word; words >> word;) names.push_back(word);
     return names;
