@@ -56,6 +56,10 @@ endfunction()
 function(gemma_add_gpu_images target)
   file(MAKE_DIRECTORY ${gpu_folder})
   set(include -I${CMAKE_CURRENT_SOURCE_DIR}/native)
+  if(GEMMA_WERROR)
+    set(nvcc_errors -Werror all-warnings)
+    set(clang_errors -Werror)
+  endif()
   if(GEMMA_BACKEND STREQUAL "cuda")
     if(NOT GEMMA_NVCC)
       find_program(GEMMA_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
@@ -100,14 +104,14 @@ function(gemma_add_gpu_images target)
           set(portable true)
         endif()
         gemma_gpu_blob(blob ${source} ${chip} ${GEMMA_NVCC} -ccbin ${host_compiler} -x cu -std=c++17 -O3 -fatbin
-          -gencode arch=compute_${chip},code=${code} -Xfatbin=-compress-all -fmad=false --expt-relaxed-constexpr -Werror all-warnings
-          -Xcompiler=-Wall,-Wextra ${include})
+          -gencode arch=compute_${chip},code=${code} -Xfatbin=-compress-all -fmad=false --expt-relaxed-constexpr
+          -Xcompiler=-Wall,-Wextra ${nvcc_errors} ${include})
         set(name "sm_${chip}")
       else()
         # Code objects of version 4: also ROCm 5 loads them.
         gemma_gpu_blob(blob ${source} ${chip} ${GEMMA_HIP_CLANG} -x hip -std=c++17 -O3 -ffp-contract=off --offload-arch=${chip}
           --cuda-device-only --no-gpu-bundle-output -mcode-object-version=4 --rocm-path=${GEMMA_HIP_ROOT}
-          --rocm-device-lib-path=${bitcode} -D__HIP_PLATFORM_AMD__=1 -Wall -Wextra -Werror ${include})
+          --rocm-device-lib-path=${bitcode} -D__HIP_PLATFORM_AMD__=1 -Wall -Wextra ${clang_errors} ${include})
         set(name "${chip}")
       endif()
       list(LENGTH blobs index)
