@@ -11,6 +11,7 @@
 
 #include "backend/cpu/inlining.h"
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/products_avx512.h"
 #include "backend/cpu/unpack_avx512.h"
 
 namespace gemma::cpu {
@@ -30,12 +31,6 @@ inline __m512i start(int32_t neg_sum) {
   } else {
     return _mm512_slli_epi32(_mm512_set1_epi32(neg_sum), kShift);
   }
-}
-
-inline __m512i broadcast4(const int8_t* q) {
-  int32_t four = 0;
-  std::memcpy(&four, q, 4);
-  return _mm512_set1_epi32(four);
 }
 
 // Straight into the product with a single row of x. Dot products stay in registers.
@@ -60,7 +55,7 @@ struct ToProduct {
   }
   void codes(int b, int j, __m512i v) {
     __m512i& sum = dot[b][kParts == 2 ? j / 4 : 0];
-    sum = _mm512_dpbusd_epi32(sum, v, broadcast4(q + 32 * b + 4 * j));
+    add_products(sum, v, q + 32 * b + 4 * j);
     if (j % 4 == 0) prefetcher.advance(Type::kGroupBytes * kLanes / (2 * Type::kGroup));
   }
   void scale(int b, int half, __m512 v) { d[b][half] = v; }
@@ -91,8 +86,10 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
   const size_t blocks_per_row = static_cast<size_t>(x.n_cols / 32);
   size_t index[kRows];
   __m512 acc[kPanels][kRows];
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     index[r] = static_cast<size_t>(first_row + r) * blocks_per_row + static_cast<size_t>(first_block);
+#pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
       float* o = out + static_cast<size_t>(r) * out_stride + p * kLanes;
       acc[p][r] = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes[p], o);
@@ -101,26 +98,41 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
   for (int b = 0; b < n_blocks; ++b) {
     __m512i dot[kPanels][kRows];
     const PanelBlock* block[kPanels];
+#pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) block[p] = panels + static_cast<size_t>(p) * panel_stride + b;
     const int8_t* q[kRows];
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) q[r] = x.q + (index[r] + static_cast<size_t>(b)) * 32;
     constexpr int kParts = kHalves ? 2 : 1;
+#pragma GCC unroll 2
     for (int h = 0; h < kParts; ++h) {
+#pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const size_t i = index[r] + static_cast<size_t>(b);
         const __m512i s = start<kShift>(kHalves ? x.neg_sum16[2 * i + static_cast<size_t>(h)] : x.neg_sum[i]);
+#pragma GCC unroll 2
         for (int p = 0; p < kPanels; ++p) dot[p][r] = s;
       }
+#pragma GCC unroll 8
       for (int j = h * (8 / kParts); j < (h + 1) * (8 / kParts); ++j) {
         __m512i w[kPanels];
+#pragma GCC unroll 2
         for (int p = 0; p < kPanels; ++p) w[p] = _mm512_load_si512(block[p]->u[j]);
+#pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          const __m512i four = broadcast4(q[r] + 4 * j);
-          for (int p = 0; p < kPanels; ++p) dot[p][r] = _mm512_dpbusd_epi32(dot[p][r], w[p], four);
+          if constexpr (kPanels == 1) {
+            add_products(dot[0][r], w[0], q[r] + 4 * j);
+          } else {
+            const __m512i four = broadcast4(q[r] + 4 * j);
+#pragma GCC unroll 2
+            for (int p = 0; p < kPanels; ++p) add_products(dot[p][r], w[p], four);
+          }
         }
       }
+#pragma GCC unroll 2
       for (int p = 0; p < kPanels; ++p) {
         const __m512 d = _mm512_load_ps(block[p]->d[h]);
+#pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           const size_t i = index[r] + static_cast<size_t>(b);
           const __m512 scale = _mm512_mul_ps(d, _mm512_set1_ps(x.d[i]));
@@ -128,6 +140,7 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
         }
         if constexpr (kMin) {
           const __m512 m = _mm512_load_ps(block[p]->m[h]);
+#pragma GCC unroll 8
           for (int r = 0; r < kRows; ++r) {
             const size_t i = index[r] + static_cast<size_t>(b);
             const float sum = kHalves ? x.dsum16[2 * i + static_cast<size_t>(h)] : x.dsum[i];
@@ -137,7 +150,9 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
       }
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
       _mm512_mask_storeu_ps(out + static_cast<size_t>(r) * out_stride + p * kLanes, lanes[p], acc[p][r]);
     }

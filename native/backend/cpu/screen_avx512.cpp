@@ -1,18 +1,37 @@
 // The screen with AVX-512 VNNI: a register of codes holds eight columns of 16 rows.
 #include <immintrin.h>
 
-#include <cstring>
+#include <algorithm>
 
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/products_avx512.h"
 #include "backend/cpu/screen_loops.h"
 
 namespace gemma::cpu {
 namespace {
 
-inline __m512i broadcast4(const int8_t* q) {
-  int32_t four = 0;
-  std::memcpy(&four, q, 4);
-  return _mm512_set1_epi32(four);
+// The largest lane of each of 1 to 8 vectors.
+template <int n>
+void store_largest(const __m512* v, float* out) {
+  if constexpr (n < 3) {
+    for (int i = 0; i < n; ++i) out[i] = _mm512_reduce_max_ps(v[i]);
+  } else {
+    const auto pairs = [](__m512 a, __m512 b) {
+      return _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    };
+    const auto fours = [&](const __m512* w, int left) {
+      const __m512 a = pairs(w[0], w[std::min(1, left - 1)]);
+      const __m512 b = pairs(w[std::min(2, left - 1)], w[std::min(3, left - 1)]);
+      return _mm512_max_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    };
+    // In every 128 bits the largest of four lanes of four vectors.
+    const __m512 low = fours(v, n);
+    const __m512 high = n > 4 ? fours(v + 4, n - 4) : low;
+    const __m512 halves = _mm512_max_ps(_mm512_shuffle_f32x4(low, high, 0x44), _mm512_shuffle_f32x4(low, high, 0xee));
+    alignas(64) float all[16];
+    _mm512_store_ps(all, _mm512_max_ps(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1)));
+    for (int i = 0; i < n; ++i) out[i] = all[i < 4 ? i : i + 4];
+  }
 }
 
 template <int kQueries>
@@ -21,34 +40,40 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
   const __m512i low = _mm512_set1_epi8(0x0f);
   for (size_t panel = static_cast<size_t>(panel_begin); panel < static_cast<size_t>(panel_end); ++panel) {
     const uint8_t* codes = table.codes + panel * n_groups * 64;
-    __m512i dot[kQueries][2];
-    for (auto& pair : dot) pair[0] = pair[1] = _mm512_setzero_si512();
+    __m512i first[kQueries];
+    __m512i second[kQueries];  // 16 times as much: these codes stay where they are
+#pragma GCC unroll 8
+    for (int i = 0; i < kQueries; ++i) first[i] = second[i] = _mm512_setzero_si512();
     for (size_t g = 0; g < n_groups; ++g) {
       const __m512i both = _mm512_loadu_si512(codes + g * 64);
       _mm_prefetch(reinterpret_cast<const char*>(codes + g * 64 + 4096), _MM_HINT_T0);
-      const __m512i first = _mm512_and_si512(both, low);
-      const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+      const __m512i low_codes = _mm512_and_si512(both, low);
+      const __m512i high_codes = _mm512_andnot_si512(low, both);
+#pragma GCC unroll 8
       for (int i = 0; i < kQueries; ++i) {
-        // Each broadcast a load of its own: taking both from one would cost a shuffle each.
-        dot[i][0] = _mm512_dpbusd_epi32(dot[i][0], first, broadcast4(queries[i].q + g * 8));
-        dot[i][1] = _mm512_dpbusd_epi32(dot[i][1], second, broadcast4(queries[i].q + g * 8 + 4));
+        add_products(first[i], low_codes, queries[i].q + g * 8);
+        add_products(second[i], high_codes, queries[i].q + g * 8 + 4);
       }
     }
     const size_t row = panel * kScreenLanes;
     const __m512 step = _mm512_loadu_ps(table.step + row);
     const __m512 deviation = _mm512_loadu_ps(table.deviation + row);
     const __m512 rounding = _mm512_loadu_ps(table.rounding + row);
+    __m512 upper[kQueries];
+#pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
       const ScreenQuery& query = queries[i];
-      const __m512 exact = _mm512_cvtepi32_ps(_mm512_add_epi32(dot[i][0], dot[i][1]));
+      const __m512 exact = _mm512_cvtepi32_ps(_mm512_add_epi32(first[i], _mm512_srai_epi32(second[i], 4)));
       const __m512 product = _mm512_mul_ps(_mm512_add_ps(exact, _mm512_set1_ps(query.offset)),
                                            _mm512_mul_ps(step, _mm512_set1_ps(query.scale)));
       const __m512 margin = _mm512_add_ps(_mm512_mul_ps(deviation, _mm512_set1_ps(query.deviation_part)),
                                           _mm512_mul_ps(rounding, _mm512_set1_ps(query.rounding_part)));
-      const __m512 upper = _mm512_add_ps(product, margin);
-      _mm512_storeu_ps(query.bounds + row, upper);
-      query.maxima[panel] = _mm512_reduce_max_ps(upper);
+      upper[i] = _mm512_add_ps(product, margin);
+      _mm512_storeu_ps(query.bounds + row, upper[i]);
     }
+    float largest[kQueries];
+    store_largest<kQueries>(upper, largest);
+    for (int i = 0; i < kQueries; ++i) queries[i].maxima[panel] = largest[i];
   }
 }
 
