@@ -117,7 +117,7 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
       for (int j = h * (8 / kParts); j < (h + 1) * (8 / kParts); ++j) {
         __m512i w[kPanels];
 #pragma GCC unroll 2
-        for (int p = 0; p < kPanels; ++p) w[p] = _mm512_load_si512(block[p]->u[j]);
+        for (int p = 0; p < kPanels; ++p) w[p] = load_codes(block[p]->u[j]);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           if constexpr (kPanels == 1) {
