@@ -556,6 +556,7 @@ class Prefetcher {
   // panel_bytes: of 8 whole rows, the time that passes before what is fetched is used.
   Prefetcher(const uint8_t* first, size_t panel_bytes) : next_(first), near_(panel_bytes <= kNear) {}
   GEMMA_INLINE void advance(int n_bytes) {
+    GEMMA_NO_UNROLL
     for (due_ += n_bytes; due_ > 0; due_ -= 64, next_ += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(next_ + kFar), _MM_HINT_T1);
       if (near_) _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T0);

@@ -1,6 +1,6 @@
-// Unpackers and products meet in registers only where the compiler inlines them into each other; left to itself it
-// stops once a file has grown by some share (GCC), after which the same code ran five times slower. Not under
-// sanitizers, where it would take minutes to compile.
+// What compilers must be told. Unpackers and products meet in registers only where the compiler inlines them into each
+// other; left to itself it stops once a file has grown by some share (GCC), after which the same code ran five times
+// slower. Not under sanitizers, where it would take minutes to compile.
 #pragma once
 
 #if defined(_MSC_VER) && !defined(__clang__)
@@ -12,4 +12,13 @@
 #else
 #define GEMMA_INLINE inline __attribute__((always_inline))  // this function into its callers
 #define GEMMA_FLATTEN __attribute__((flatten))              // all it calls into this function
+#endif
+
+// In front of a loop of one or two rounds that the compiler would make eight of.
+#if defined(__clang__)
+#define GEMMA_NO_UNROLL _Pragma("clang loop unroll(disable)")
+#elif defined(__GNUC__)
+#define GEMMA_NO_UNROLL _Pragma("GCC unroll 1")
+#else
+#define GEMMA_NO_UNROLL
 #endif

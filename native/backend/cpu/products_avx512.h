@@ -1,8 +1,8 @@
 // Products of bytes with AVX-512 VNNI, internal to each file that includes it (all are compiled with the same flags).
 //
 // Written out, because the registers of a tile of sums are all there are. Compilers copy the sums of the intrinsic from
-// register to register or keep them in memory (GCC 12: up to one copy for two products), or load so far ahead that sums must
-// leave their registers (clang 19: 26 times in a tile's 96 products). These stay in the order they are called in.
+// register to register or keep them in memory (GCC 12: up to one copy for two products), or load so far ahead that sums
+// must leave their registers (clang 19: 26 times in a tile's 96 products). These stay in the order they are called in.
 #pragma once
 
 #include <immintrin.h>

@@ -168,14 +168,13 @@ void Screen::exclude(int query, std::span<const int32_t> rows) {
 }
 
 void Screen::best(int query, size_t k, std::vector<int32_t>* rows) {
-  // The k-th largest maximum of panels, or of groups of panels, is no larger than the k-th largest bound. Groups are as large
-  // as still tells the best k well apart: most of the time here goes into what is sorted.
+  // The k-th largest maximum of panels, or of groups of panels, is no larger than the k-th largest bound. Groups are as
+  // large as still tells the best k well apart: most of the time here goes into what is sorted.
   const std::span<const float> largest = maxima(query);
   float least = -kInfinity;
   if (k <= largest.size()) {
     const size_t n_groups = std::max(largest.size() / 16, std::min(largest.size(), 4 * k));
-    const std::span<float> sorted =
-        std::span(sorted_).subspan(static_cast<size_t>(query) * largest.size(), n_groups);
+    const std::span<float> sorted = std::span(sorted_).subspan(static_cast<size_t>(query) * largest.size(), n_groups);
     std::copy_n(largest.begin(), n_groups, sorted.begin());
     for (size_t begin = n_groups; begin < largest.size(); begin += n_groups) {
       const size_t n = std::min(n_groups, largest.size() - begin);

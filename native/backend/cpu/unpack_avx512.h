@@ -154,6 +154,7 @@ class Prefetcher {
   // panel_bytes: of 16 whole rows, the time that passes before what is fetched is used.
   Prefetcher(const uint8_t* next, size_t panel_bytes) : next_(next), near_(panel_bytes <= kNear) {}
   void advance(size_t bytes) {
+    GEMMA_NO_UNROLL
     for (end_ += bytes; done_ < end_; done_ += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(next_ + done_ + kFar), _MM_HINT_T1);
       if (near_) _mm_prefetch(reinterpret_cast<const char*>(next_ + done_), _MM_HINT_T0);
