@@ -41,7 +41,9 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
   for (size_t panel = static_cast<size_t>(panel_begin); panel < static_cast<size_t>(panel_end); ++panel) {
     const uint8_t* codes = table.codes + panel * n_groups * 64;
     __m512i first[kQueries];
-    __m512i second[kQueries];  // 16 times as much: these codes stay where they are
+    // 16 times as much: these codes stay in the high half of their bytes. The largest model that is loaded has 65,536
+    // columns: 240 * 127 * 32,768 fits.
+    __m512i second[kQueries];
 #pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) first[i] = second[i] = _mm512_setzero_si512();
     for (size_t g = 0; g < n_groups; ++g) {
