@@ -7,7 +7,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "backend/cpu/inlining.h"
 #include "backend/cpu/kernels_avx512.h"
@@ -89,7 +88,6 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
     index[r] = static_cast<size_t>(first_row + r) * blocks_per_row + static_cast<size_t>(first_block);
-#pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
       float* o = out + static_cast<size_t>(r) * out_stride + p * kLanes;
       acc[p][r] = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes[p], o);
@@ -98,7 +96,6 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
   for (int b = 0; b < n_blocks; ++b) {
     __m512i dot[kPanels][kRows];
     const PanelBlock* block[kPanels];
-#pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) block[p] = panels + static_cast<size_t>(p) * panel_stride + b;
     const int8_t* q[kRows];
 #pragma GCC unroll 8
@@ -110,13 +107,11 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
       for (int r = 0; r < kRows; ++r) {
         const size_t i = index[r] + static_cast<size_t>(b);
         const __m512i s = start<kShift>(kHalves ? x.neg_sum16[2 * i + static_cast<size_t>(h)] : x.neg_sum[i]);
-#pragma GCC unroll 2
         for (int p = 0; p < kPanels; ++p) dot[p][r] = s;
       }
 #pragma GCC unroll 8
       for (int j = h * (8 / kParts); j < (h + 1) * (8 / kParts); ++j) {
         __m512i w[kPanels];
-#pragma GCC unroll 2
         for (int p = 0; p < kPanels; ++p) w[p] = load_codes(block[p]->u[j]);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
@@ -124,12 +119,10 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
             add_products(dot[0][r], w[0], q[r] + 4 * j);
           } else {
             const __m512i four = broadcast4(q[r] + 4 * j);
-#pragma GCC unroll 2
             for (int p = 0; p < kPanels; ++p) add_products(dot[p][r], w[p], four);
           }
         }
       }
-#pragma GCC unroll 2
       for (int p = 0; p < kPanels; ++p) {
         const __m512 d = _mm512_load_ps(block[p]->d[h]);
 #pragma GCC unroll 8
@@ -152,7 +145,6 @@ void multiply(const PanelBlock* panels, size_t panel_stride, int n_blocks, const
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
     for (int p = 0; p < kPanels; ++p) {
       _mm512_mask_storeu_ps(out + static_cast<size_t>(r) * out_stride + p * kLanes, lanes[p], acc[p][r]);
     }

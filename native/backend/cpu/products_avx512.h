@@ -12,48 +12,46 @@
 
 namespace {
 
-// Four bytes of x in every lane.
-inline __m512i broadcast4(const int8_t* x) {
+// broadcast4: four bytes of x in every lane. load_codes: 64 aligned bytes. add_products: sum += codes (unsigned) times
+// x (signed), four products in each lane; x a register, or four bytes for all lanes.
 #if defined(__GNUC__)
-  using Four [[gnu::may_alias, gnu::aligned(1)]] = int32_t;
+
+using Four [[gnu::may_alias, gnu::aligned(1)]] = int32_t;
+
+inline __m512i broadcast4(const int8_t* x) {
   __m512i four;
   asm volatile("vpbroadcastd %1, %0" : "=v"(four) : "m"(*reinterpret_cast<const Four*>(x)));
   return four;
-#else
-  int32_t four = 0;
-  std::memcpy(&four, x, 4);
-  return _mm512_set1_epi32(four);
-#endif
 }
-
-// 64 aligned bytes.
 inline __m512i load_codes(const uint8_t* codes) {
-#if defined(__GNUC__)
   __m512i loaded;
   asm volatile("vmovdqa64 %1, %0" : "=v"(loaded) : "m"(*reinterpret_cast<const __m512i*>(codes)));
   return loaded;
-#else
-  return _mm512_load_si512(codes);
-#endif
 }
-
-// sum += codes (unsigned) times x (signed), four products in each lane.
 inline void add_products(__m512i& sum, __m512i codes, __m512i x) {
-#if defined(__GNUC__)
   asm volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
-#else
-  sum = _mm512_dpbusd_epi32(sum, codes, x);
-#endif
+}
+inline void add_products(__m512i& sum, __m512i codes, const int8_t* x) {
+  asm volatile("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const Four*>(x)));
 }
 
-// Four bytes of x for all lanes.
-inline void add_products(__m512i& sum, __m512i codes, const int8_t* x) {
-#if defined(__GNUC__)
-  using Four [[gnu::may_alias, gnu::aligned(1)]] = int32_t;
-  asm volatile("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*reinterpret_cast<const Four*>(x)));
 #else
-  add_products(sum, codes, broadcast4(x));
-#endif
+
+inline __m512i broadcast4(const int8_t* x) {
+  int32_t four = 0;
+  std::memcpy(&four, x, 4);
+  return _mm512_set1_epi32(four);
 }
+inline __m512i load_codes(const uint8_t* codes) {
+  return _mm512_load_si512(codes);
+}
+inline void add_products(__m512i& sum, __m512i codes, __m512i x) {
+  sum = _mm512_dpbusd_epi32(sum, codes, x);
+}
+inline void add_products(__m512i& sum, __m512i codes, const int8_t* x) {
+  add_products(sum, codes, broadcast4(x));
+}
+
+#endif
 
 }  // namespace

@@ -1,38 +1,12 @@
 // The screen with AVX-512 VNNI: a register of codes holds eight columns of 16 rows.
 #include <immintrin.h>
 
-#include <algorithm>
-
 #include "backend/cpu/kernels_avx512.h"
 #include "backend/cpu/products_avx512.h"
 #include "backend/cpu/screen_loops.h"
 
 namespace gemma::cpu {
 namespace {
-
-// The largest lane of each of 1 to 8 vectors.
-template <int n>
-void store_largest(const __m512* v, float* out) {
-  if constexpr (n < 3) {
-    for (int i = 0; i < n; ++i) out[i] = _mm512_reduce_max_ps(v[i]);
-  } else {
-    const auto pairs = [](__m512 a, __m512 b) {
-      return _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    };
-    const auto fours = [&](const __m512* w, int left) {
-      const __m512 a = pairs(w[0], w[std::min(1, left - 1)]);
-      const __m512 b = pairs(w[std::min(2, left - 1)], w[std::min(3, left - 1)]);
-      return _mm512_max_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
-    };
-    // In every 128 bits the largest of four lanes of four vectors.
-    const __m512 low = fours(v, n);
-    const __m512 high = n > 4 ? fours(v + 4, n - 4) : low;
-    const __m512 halves = _mm512_max_ps(_mm512_shuffle_f32x4(low, high, 0x44), _mm512_shuffle_f32x4(low, high, 0xee));
-    alignas(64) float all[16];
-    _mm512_store_ps(all, _mm512_max_ps(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1)));
-    for (int i = 0; i < n; ++i) out[i] = all[i < 4 ? i : i + 4];
-  }
-}
 
 template <int kQueries>
 void bound(const ScreenTable& table, int panel_begin, int panel_end, const ScreenQuery* queries) {
@@ -61,7 +35,6 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
     const __m512 step = _mm512_loadu_ps(table.step + row);
     const __m512 deviation = _mm512_loadu_ps(table.deviation + row);
     const __m512 rounding = _mm512_loadu_ps(table.rounding + row);
-    __m512 upper[kQueries];
 #pragma GCC unroll 8
     for (int i = 0; i < kQueries; ++i) {
       const ScreenQuery& query = queries[i];
@@ -70,12 +43,10 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
                                            _mm512_mul_ps(step, _mm512_set1_ps(query.scale)));
       const __m512 margin = _mm512_add_ps(_mm512_mul_ps(deviation, _mm512_set1_ps(query.deviation_part)),
                                           _mm512_mul_ps(rounding, _mm512_set1_ps(query.rounding_part)));
-      upper[i] = _mm512_add_ps(product, margin);
-      _mm512_storeu_ps(query.bounds + row, upper[i]);
+      const __m512 upper = _mm512_add_ps(product, margin);
+      _mm512_storeu_ps(query.bounds + row, upper);
+      query.maxima[panel] = _mm512_reduce_max_ps(upper);
     }
-    float largest[kQueries];
-    store_largest<kQueries>(upper, largest);
-    for (int i = 0; i < kQueries; ++i) queries[i].maxima[panel] = largest[i];
   }
 }
 
