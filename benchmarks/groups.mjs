@@ -6,7 +6,7 @@
 // is what the same engine did without (one sequence, a quiet machine, no drafting).
 import { spawn } from 'node:child_process';
 import { createReadStream } from 'node:fs';
-import { mkdtemp, open, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -15,6 +15,7 @@ import { batchedBench, complete, decodeAt, encodeImage, llamaBench, observe, run
 const HERE = dirname(fileURLToPath(import.meta.url));
 const ROOT = dirname(HERE);
 const OURS = 'gemma-native';
+const BEFORE = 'before';
 const BIG_BYTES = 1.5e9;
 
 export const GROUPS = {
@@ -30,10 +31,11 @@ export const GROUPS = {
   image: { title: 'Image of 896 x 896', models: ['4b'], measure: image },
 };
 
-async function ours(task, settings, bench) {
+/** checkout: the folder of another build of the package. */
+async function ours(task, settings, bench, checkout = ROOT) {
   const { threads, isa, device } = bench;
   const json = JSON.stringify({ task, threads, isa, device, ...settings });
-  return JSON.parse(await run(process.execPath, [join(HERE, 'measure.mjs'), json]));
+  return JSON.parse(await run(process.execPath, [join(checkout, 'benchmarks', 'measure.mjs'), json]));
 }
 
 function readOnce(file) {
@@ -85,49 +87,18 @@ const better = (a, b) =>
 // the output matrix read through its screen, as ours does), operations of a prefill position (two per multiply-add).
 async function costs(model, context) {
   const { Gemma } = await import('../dist/index.mjs');
-  const { config, parameters, fileBytes, memory } = await Gemma.inspect(model, { contexts: [context ?? 512] });
+  const { config, parameters, fileBytes, outputBytes, memory } = await Gemma.inspect(model, {
+    contexts: [context ?? 512],
+  });
   const { vocabularySize, modelDim } = config;
   const decodeBytes = memory[0].weightsBytes + (context ? memory[0].kvBytes : 0);
-  // 4 bits a weight and three floats a row (native/backend/cpu/screen.h)
-  const screenBytes = vocabularySize * (modelDim / 2 + 12);
   return {
     big: fileBytes > BIG_BYTES,
     decodeBytes,
-    screenedBytes: decodeBytes - (await outputBytes(model, vocabularySize * modelDim)) + screenBytes,
+    screenedBytes: decodeBytes - outputBytes + memory[0].screenBytes,
     // logits are computed for the last position only, so the embedding is no part of the prefill
     prefillOps: 2 * (parameters - vocabularySize * modelDim),
   };
-}
-
-// Bytes of the output matrix, which is the embedding, from its entry in the file's header: name, dimensions, type.
-async function outputBytes(model, elements) {
-  const BITS = {
-    0: 32,
-    1: 16,
-    2: 4.5,
-    3: 5,
-    6: 5.5,
-    7: 6,
-    8: 8.5,
-    10: 2.625,
-    11: 3.4375,
-    12: 4.5,
-    13: 5.5,
-    14: 6.5625,
-  };
-  const OTHERS = { 20: 4.5, 23: 4.25, 30: 16, 35: 2.0625, 39: 4.25 };
-  const file = await open(model);
-  try {
-    const { buffer, bytesRead } = await file.read(Buffer.alloc(1 << 25), 0, 1 << 25, 0);
-    const name = 'token_embd.weight';
-    const at = buffer.subarray(0, bytesRead).indexOf(name) + name.length;
-    const type = buffer.readUInt32LE(at + 4 + 8 * buffer.readUInt32LE(at));
-    const bits = { ...BITS, ...OTHERS }[type];
-    if (at < name.length || !bits) throw new Error(`${model}: no embedding of a known type`);
-    return (elements * bits) / 8;
-  } finally {
-    await file.close();
-  }
 }
 
 // { engine: { values, ofPeak } } from rounds of results; `need(engine)` is what one unit of the value takes of the peak.
@@ -147,7 +118,7 @@ function engineValues(results, pick, peaks, peak, need) {
 const read =
   (bytes, { device }) =>
   (name) =>
-    name === OURS && device === 'cpu' ? bytes.screenedBytes : bytes.decodeBytes;
+    [OURS, BEFORE].includes(name) && device === 'cpu' ? bytes.screenedBytes : bytes.decodeBytes;
 
 const PEAK_NOTES = {
   int8Gops: 'of the 8-bit multiply-add rate',
@@ -161,6 +132,7 @@ async function rates(bench, model, wanted) {
   const prompt = wanted.includes('prefill') ? 512 : 0;
   const decode = wanted.includes('decode') ? (big ? 32 : 128) : 0;
   const engines = { [OURS]: () => ours('rates', { model, prompt, decode }, bench) };
+  if (bench.before) engines[BEFORE] = () => ours('rates', { model, prompt, decode }, bench, bench.before);
   for (const peer of bench.peers) {
     engines[peer.name] = () => llamaBench(peer, { model, prompt, decode, threads: bench.threads, big });
   }

@@ -34,6 +34,7 @@ const USAGE = `usage: npm run bench -- [options]
   --peak-tops N      likewise its 8-bit rate with dense matrices
   --peers            also llama.cpp (built on first use, some minutes) and ik_llama.cpp where its source is at hand
   --ik-source DIR    a checkout or git directory of ik_llama.cpp, for the first time
+  --before DIR       also this package as another checkout has built it, in prefill and decode: for a change, its commit before
   --out DIR          where results go. Default: benchmarks/results; "none": nowhere
 `;
 
@@ -52,6 +53,7 @@ function options() {
       'peak-tops': { type: 'string' },
       peers: { type: 'boolean', default: false },
       'ik-source': { type: 'string' },
+      before: { type: 'string' },
       out: { type: 'string', default: join(HERE, 'results') },
       help: { type: 'boolean', short: 'h', default: false },
     },
@@ -150,6 +152,8 @@ async function main() {
   }
   if (!existsSync(join(ROOT, 'dist', 'index.mjs'))) throw new Error('the package is not built: npm run build');
   const { groups, threads, rounds, isa } = settings;
+  const before = settings.before && resolve(settings.before);
+  if (before && !existsSync(join(before, 'dist', 'index.mjs'))) throw new Error(`--before: ${before} is not built`);
   const usual = Object.keys(GROUPS).flatMap((name) => (groups.includes(name) ? GROUPS[name].models : []));
   const models = [];
   for (const name of settings.models?.split(',') ?? new Set(usual)) models.push(await findModel(name));
@@ -167,12 +171,12 @@ async function main() {
   const measurePeaks = async () =>
     gpu ? gpu.peaks : JSON.parse(await run(programs.peaks, ['--threads', String(threads), '--ms', '20']));
   const [loadBefore] = loadavg();
-  const bench = { peers, rounds, threads, isa, device: settings.device, log, measurePeaks, findVision };
+  const bench = { before, peers, rounds, threads, isa, device: settings.device, log, measurePeaks, findVision };
   const measured = await measureGroups(bench, groups, models);
   let kernels;
   if (groups.includes('kernels')) {
     log('Kernels');
-    const before = await measurePeaks();
+    const peaksBefore = await measurePeaks();
     const out = await run(programs.kernels, [
       '--threads',
       String(threads),
@@ -181,7 +185,7 @@ async function main() {
       ...(isa ? ['--isa', isa] : []),
     ]);
     const after = await measurePeaks();
-    const best = (key) => Math.max(before[key] ?? 0, after[key] ?? 0);
+    const best = (key) => Math.max(peaksBefore[key] ?? 0, after[key] ?? 0);
     kernels = {
       peaks: { readGBps: best('readGBps'), int8Gops: best('int8Gops'), f32Gops: best('f32Gops') },
       rows: out

@@ -1,4 +1,4 @@
-// What happens in a video: 16 frames of it, each after its time. Needs the program ffmpeg.
+// Describes a video. The model sees 16 frames, each after its time. Needs the program ffmpeg.
 // node examples/caption-video.mjs gemma-3-4b-it.gguf clip.mp4
 import { Gemma } from 'gemma-native';
 

@@ -1,4 +1,4 @@
-// A conversation: a system message, and turns that remember what was said. Makes sense with an instruction-tuned model.
+// A conversation: a system message, then turns that each get all earlier ones. Use an instruction-tuned model.
 // node examples/chat.mjs model-it.gguf
 import { Gemma } from 'gemma-native';
 

@@ -1,4 +1,4 @@
-// Two pictures in one question, and a second question about the same two: they are encoded and read only once.
+// Two pictures in one question, then a second question about the same two. The pictures are encoded and read only once.
 // node examples/compare-pictures.mjs gemma-3-4b-it.gguf before.jpg after.jpg
 import { Gemma } from 'gemma-native';
 

@@ -1,5 +1,5 @@
 // node examples/demo.mjs
-// What gemma-native does, on the demonstration model that comes with it: pictures, Pan & Scan, streamed text, speed.
+// Shows what gemma-native does, with the demonstration model in the package: pictures, Pan & Scan, streamed text, speed.
 import { createRequire } from 'node:module';
 import { basename, dirname, join } from 'node:path';
 import { Gemma } from 'gemma-native';
@@ -11,7 +11,7 @@ const one = join(models, 'pictures', 'one.png');
 const other = join(models, 'pictures', 'other.png');
 const sign = join(models, 'pictures', 'sign.png');
 
-/** Draws a picture on the terminal: two pixels a character in colour, else by how dark they are. */
+/** Draws a picture in the terminal, two pixels per character: in colour if the terminal has it, otherwise by brightness. */
 async function draw(file, columns) {
   const { width, height } = await sharp(file).metadata();
   const rows = Math.max(2, Math.round((columns * height) / width / 2) * 2);
@@ -40,10 +40,10 @@ async function draw(file, columns) {
 const gemma = await Gemma.load('demo', { imageCache: { maxBytes: 0 } });
 const { config, loadMs } = gemma.info;
 console.log(
-  `The demonstration model: ${config.layers} layers, loaded in ${Math.round(loadMs)} ms. It is no Gemma of Google's.`,
+  `The demonstration model: ${config.layers} layers, loaded in ${Math.round(loadMs)} ms. It is not Google's Gemma.`,
 );
 
-/** Asks and prints the answer as it comes. */
+/** Asks and prints the answer as it arrives. */
 async function ask(question, pictures = [], options = {}, note = '') {
   process.stdout.write(`\n> ${pictures.map((file) => `[${basename(file)}] `).join('')}${question}${note}\n  `);
   const content = [...pictures.map((image) => ({ type: 'image', image })), { type: 'text', text: question }];

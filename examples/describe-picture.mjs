@@ -1,5 +1,5 @@
 // node examples/describe-picture.mjs gemma-3-4b-it.gguf picture.jpg ["What does the sign say?"]
-// The vision encoder (mmproj-*.gguf) is found beside the model.
+// The vision encoder (mmproj-*.gguf) must be in the model's folder.
 import { Gemma } from 'gemma-native';
 
 const [model, picture, question = 'Describe this picture.'] = process.argv.slice(2);

@@ -1,4 +1,4 @@
-// Which of 100 pictures are nearly the same? Each becomes one vector, and vectors are compared by their angle.
+// Finds near duplicates among 100 pictures. Each picture becomes one vector; vectors are compared by their angle.
 // node examples/near-duplicates.mjs gemma-3-4b-it.gguf [folder]    (without a folder: on 100 pictures drawn here)
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -6,7 +6,7 @@ import { Gemma } from 'gemma-native';
 
 const [model, folder] = process.argv.slice(2);
 
-// 90 coloured ramps, and 10 of them once more with a little noise.
+// 90 colour gradients, and copies of 10 of them with a little noise.
 function draw(i) {
   const [width, height] = [160, 120];
   const [kind, noise] = i < 90 ? [i, 0] : [(i - 90) * 9, 5];
@@ -28,7 +28,7 @@ const gemma = await Gemma.load(model);
 const embeddings = await gemma.embedImage(pictures, { pooling: 'mean' });
 const vectors = embeddings.map(({ data }) => data);
 
-// What all pictures have in common says nothing: it is taken away, then all are brought to the same length.
+// The part that all pictures share carries no information: subtract the mean, then normalise.
 const mean = vectors[0].map((_, d) => vectors.reduce((sum, vector) => sum + vector[d], 0) / vectors.length);
 for (const vector of vectors) {
   for (let d = 0; d < vector.length; ++d) vector[d] -= mean[d];

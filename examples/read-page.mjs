@@ -1,5 +1,5 @@
-// Small text in a wide picture: seen whole, and with Pan & Scan also in crops, where it stays legible. A square page is not cropped
-// by Pan & Scan; { tile: 2 } instead cuts it into 2 x 2.
+// Reads small text in a wide picture, first without and then with Pan & Scan, whose crops keep it legible. Pan & Scan does not crop a
+// square page; { tile: 2 } cuts it into 2 x 2.
 // node examples/read-page.mjs gemma-3-4b-it.gguf page.png
 import { Gemma } from 'gemma-native';
 

@@ -1,4 +1,4 @@
-// Calls of one model share each pass through its layers: four answers take little longer than one.
+// Concurrent calls of one model are computed as one batch. Four answers take little longer than one.
 // node examples/several-at-once.mjs model.gguf
 import { Gemma } from 'gemma-native';
 

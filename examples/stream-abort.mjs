@@ -1,4 +1,4 @@
-// Prints an answer while it is made and stops it after a second. Ctrl-C would work the same way.
+// Prints an answer while it is generated and aborts it after a second. Ctrl-C would work the same way.
 // node examples/stream-abort.mjs model.gguf
 import { Gemma } from 'gemma-native';
 

@@ -5,6 +5,7 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { GemmaError } from './errors.js';
 import { addon, openAddon, type Device, type NativeAddon } from './native.js';
+import { reasonOf } from './values.js';
 
 /** Packages with an addon for GPUs, installed beside this one by whoever has such a GPU. */
 const GPU_PACKAGES = [
@@ -57,7 +58,7 @@ function open(kind: { name: string; package: string }): Candidate {
     if (other !== version) return { ...kind, reason: `it has version ${other}, expected ${version}: ${install}` };
     return { ...kind, addon: openAddon(folder), reason: '' };
   } catch (error) {
-    return { ...kind, reason: `it does not load: ${error instanceof Error ? error.message : String(error)}` };
+    return { ...kind, reason: `it does not load: ${reasonOf(error)}` };
   }
 }
 

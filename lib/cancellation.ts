@@ -1,23 +1,29 @@
 // Stopping work from three sides with one object: an AbortSignal, a reader that leaves its loop, a callback that throws.
+import { GemmaError } from './errors.js';
 
 export class Cancellation {
-  #cancelled = false;
+  readonly #controller = new AbortController();
   #stop: (() => void) | undefined;
 
   get cancelled(): boolean {
-    return this.#cancelled;
+    return this.#controller.signal.aborted;
   }
 
-  cancel(): void {
-    if (this.#cancelled) return;
-    this.#cancelled = true;
+  /** For work that is stopped by a signal; it then rejects with the reason of `cancel`. */
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  cancel(reason: unknown = new GemmaError('ERR_DISPOSED', 'cancelled', 'CANCELLED')): void {
+    if (this.cancelled) return;
+    this.#controller.abort(reason);
     this.#stop?.();
   }
 
   /** How to stop what is running now. Called at once if it is too late. */
   onCancel(stop: () => void): void {
     this.#stop = stop;
-    if (this.#cancelled) stop();
+    if (this.cancelled) stop();
   }
 }
 
@@ -36,7 +42,7 @@ export async function abortable<T>(
     const onAbort = () => {
       // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- the caller's own reason
       reject(signal.reason);
-      cancellation.cancel();
+      cancellation.cancel(signal.reason);
     };
     signal.addEventListener('abort', onAbort, { once: true });
     work(cancellation)

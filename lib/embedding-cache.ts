@@ -1,8 +1,20 @@
 // Embeddings of pictures by what is in them, so that no picture is encoded twice: in memory up to a limit, what was used longest
-// ago goes first; optionally in a folder, for the next process. A file that is cut or damaged counts as absent.
+// ago goes first; optionally in a folder, for the next process. Others may write to that folder: what is not a file of ours, whole
+// and sound, counts as absent, and is replaced.
 import { randomUUID, webcrypto } from 'node:crypto';
-import { mkdir, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { mkdir, open, rename, rm, writeFile, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
+
+// Neither a link is followed nor a pipe waited for. Windows has no such flags, and no such files.
+const {
+  O_RDONLY,
+  O_NOFOLLOW = 0,
+  O_NONBLOCK = 0,
+}: { O_RDONLY: number; O_NOFOLLOW?: number; O_NONBLOCK?: number } = constants;
+
+// Files that wait to be written. More are not kept: a disk that is so slow is no help, and the waiting ones take memory.
+const MAX_WAITING = 32;
 
 const MAGIC = Buffer.from('gemma-native embedding 1\n\0\0\0\0\0\0\0', 'latin1'); // 32 bytes, so that the floats are aligned
 const HEADER = MAGIC.length + 32; // and the SHA-256 of the floats; they follow, little-endian
@@ -17,9 +29,11 @@ export async function digest(data: Uint8Array): Promise<string> {
  * spread over the rest.
  */
 export async function fileIdentity(path: string): Promise<string> {
-  const file = await open(path);
+  const file = await open(path, O_RDONLY | O_NONBLOCK);
   try {
-    const { size } = await file.stat();
+    const status = await file.stat();
+    if (!status.isFile()) throw new Error('not a regular file');
+    const { size } = status;
     const places = [0, ...Array.from({ length: 64 }, (_, i) => Math.floor(((i + 1) * size) / 65))];
     const blocks: Uint8Array[] = [Buffer.from(String(size))];
     for (const place of places) {
@@ -33,16 +47,27 @@ export async function fileIdentity(path: string): Promise<string> {
   }
 }
 
+/** Fills `bytes` from a place in the file; false when the file ends before. */
+async function readWhole(file: FileHandle, bytes: Uint8Array, from: number): Promise<boolean> {
+  for (let done = 0; done < bytes.length;) {
+    const { bytesRead } = await file.read(bytes, done, bytes.length - done, from + done);
+    if (bytesRead === 0) return false;
+    done += bytesRead;
+  }
+  return true;
+}
+
 /** Holds arrays by key; nobody may change an array that went in or came out. */
 export class EmbeddingCache {
   readonly #entries = new Map<string, Float32Array>(); // the latest used last
   readonly #maxBytes: number;
-  readonly #folder: { path: string; identity: () => Promise<string> } | undefined;
-  #identity: Promise<string> | undefined;
+  readonly #folder: { path: string; identity: string } | undefined;
   #bytes = 0;
+  #writes: Promise<void> = Promise.resolve(); // one after the other
+  #waiting = 0;
 
   /** `identity`: of everything but the picture that an embedding depends on; part of the names of files. */
-  constructor(maxBytes: number, folder?: { path: string; identity: () => Promise<string> }) {
+  constructor(maxBytes: number, folder?: { path: string; identity: string }) {
     this.#maxBytes = maxBytes;
     this.#folder = folder;
   }
@@ -61,9 +86,17 @@ export class EmbeddingCache {
     return stored;
   }
 
-  async set(key: string, embedding: Float32Array): Promise<void> {
+  /** Nobody waits for the folder: what goes there is written afterwards. */
+  set(key: string, embedding: Float32Array): void {
     this.#keep(key, embedding);
-    if (this.#folder) await this.#write(key, embedding);
+    if (!this.#folder || this.#waiting >= MAX_WAITING) return;
+    ++this.#waiting;
+    this.#writes = this.#writes.then(() => this.#write(key, embedding)).finally(() => --this.#waiting);
+  }
+
+  /** When all that was set is written, as far as it can be. */
+  async flush(): Promise<void> {
+    await this.#writes;
   }
 
   #keep(key: string, embedding: Float32Array): void {
@@ -79,41 +112,46 @@ export class EmbeddingCache {
   }
 
   async #path(key: string): Promise<string> {
-    const { path, identity } = this.#folder ?? { path: '', identity: async () => '' };
-    this.#identity ??= identity();
-    return join(path, `${await digest(Buffer.from(`${await this.#identity} ${key}`))}.embedding`);
+    const { path, identity } = this.#folder ?? { path: '', identity: '' };
+    return join(path, `${await digest(Buffer.from(`${identity} ${key}`))}.embedding`);
   }
 
   async #read(key: string, length: number): Promise<Float32Array | undefined> {
-    const path = await this.#path(key);
-    let bytes: Buffer;
+    let file: FileHandle | undefined;
     try {
-      bytes = await readFile(path);
+      file = await open(await this.#path(key), O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+      const bytes = HEADER + length * 4;
+      const status = await file.stat();
+      if (!status.isFile() || status.size !== bytes) return undefined;
+      const head = Buffer.alloc(HEADER);
+      const floats = new Uint8Array(length * 4);
+      if (!(await readWhole(file, head, 0)) || !(await readWhole(file, floats, HEADER))) return undefined;
+      if (!head.subarray(0, MAGIC.length).equals(MAGIC)) return undefined;
+      if (head.toString('hex', MAGIC.length) !== (await digest(floats))) return undefined;
+      const embedding = new Float32Array(floats.buffer);
+      return embedding.every(Number.isFinite) ? embedding : undefined;
     } catch {
       return undefined;
+    } finally {
+      await file?.close().catch(() => {});
     }
-    const floats = new Uint8Array(length * 4);
-    floats.set(bytes.subarray(HEADER, HEADER + floats.length));
-    const sound =
-      bytes.length === HEADER + floats.length &&
-      bytes.subarray(0, MAGIC.length).equals(MAGIC) &&
-      bytes.toString('hex', MAGIC.length, HEADER) === (await digest(floats));
-    if (sound) return new Float32Array(floats.buffer);
-    await rm(path, { force: true }).catch(() => {});
-    return undefined;
   }
 
-  // Under another name first: whoever reads finds a whole file or none. A full or read-only disk costs time, not the answer.
+  // Under another name first: whoever reads, in this process or another, finds a whole file or none, and renaming replaces what is
+  // there, even a link or a pipe. A full or read-only disk costs time, not the answer.
   async #write(key: string, embedding: Float32Array): Promise<void> {
-    const path = await this.#path(key);
-    const unfinished = `${path}.${randomUUID()}`;
     const floats = new Uint8Array(embedding.buffer, embedding.byteOffset, embedding.byteLength);
+    let unfinished: string | undefined;
     try {
+      const path = await this.#path(key);
       await mkdir(this.#folder?.path ?? '', { recursive: true });
-      await writeFile(unfinished, Buffer.concat([MAGIC, Buffer.from(await digest(floats), 'hex'), floats]));
-      await rename(unfinished, path);
+      const content = Buffer.concat([MAGIC, Buffer.from(await digest(floats), 'hex'), floats]);
+      const name = `${path}.${randomUUID()}`;
+      unfinished = name;
+      await writeFile(name, content, { flag: 'wx' });
+      await rename(name, path);
     } catch {
-      await rm(unfinished, { force: true }).catch(() => {});
+      if (unfinished !== undefined) await rm(unfinished, { force: true }).catch(() => {});
     }
   }
 }

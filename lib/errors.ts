@@ -1,3 +1,8 @@
+import { plain } from './values.js';
+
+// Messages name files, URLs and keys, which can be as long, and hold whatever controls a terminal, as whoever chose them wanted.
+const MAX_MESSAGE_BYTES = 1000;
+
 /** What went wrong, stable across versions. Kept equal to ErrorCode in native/base/error.h by a test. */
 export const ERROR_CODES = [
   'ERR_FILE',
@@ -6,12 +11,15 @@ export const ERROR_CODES = [
   'ERR_UNSUPPORTED_INPUT',
   'ERR_IMAGE',
   'ERR_VIDEO',
+  'ERR_CHAT_TEMPLATE',
   'ERR_CONTEXT_FULL',
   'ERR_NON_FINITE',
   'ERR_OUT_OF_MEMORY',
   'ERR_BACKEND_UNAVAILABLE',
   'ERR_INVALID_ARGUMENT',
   'ERR_DISPOSED',
+  'ERR_QUEUE_FULL',
+  'ERR_STALLED',
   'ERR_INTERNAL',
 ] as const;
 
@@ -28,7 +36,7 @@ export class GemmaError extends Error {
   readonly detail: string | undefined;
 
   constructor(code: GemmaErrorCode, message: string, detail?: string) {
-    super(message);
+    super(plain(message, MAX_MESSAGE_BYTES));
     this.name = 'GemmaError';
     this.code = code;
     this.detail = detail;

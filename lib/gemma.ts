@@ -1,32 +1,41 @@
 import { freemem } from 'node:os';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import { abortable, Cancellation } from './cancellation.js';
+import { decideChat, type Chat, type ChatInfo } from './chat.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
-import { emptyResult, GemmaStream, runGeneration, type GenerateResult, type Sink } from './generation.js';
-import { drawCrops, prepareImage, readImage, type ImageInput } from './image.js';
+import { runGeneration, type Sink } from './generation.js';
+import { drawCrops, prepareImage, readImage } from './image.js';
+import type { Crop, ImageEmbedding, ImageInput } from './media.js';
 import { demoModel, findModelFile, findVisionFile, type VisionFile } from './model-files.js';
 import {
   addon,
   MARKER_BOS,
-  type Crop,
   type Device,
   type EngineStats,
   type MemoryPlan,
-  type ModelSummary,
+  type NativeAddon,
   type NativeEvaluateEvent,
   type NativeEvaluateParams,
-  type NativeGenerateParams,
+  type NativeLoadOptions,
   type NativeModel,
   type NativeModelInfo,
+  type NativeModelSummary,
   type PromptPart,
   type TokenScore,
 } from './native.js';
+import { outcomeOf, runOperation } from './operation.js';
 import * as check from './options.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
-import { ImageEncoder, type ImageEmbedding } from './vision.js';
+import { emptyResult, type GenerateResult } from './result.js';
+import { GemmaStream } from './stream.js';
+import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
+import { show, text as checkText } from './values.js';
+import { embeddingOf, ImageEncoder } from './vision.js';
 import type {
+  CountTokensOptions,
   CropsOptions,
+  DetokenizeOptions,
   EmbedImageOptions,
   EstimateOptions,
   GenerateOptions,
@@ -34,13 +43,26 @@ import type {
   LoadOptions,
   LogitsOptions,
   PerplexityOptions,
-  PromptOptions,
+  TokenizeOptions,
 } from './options.js';
 
 /** A loaded model: where it runs and what it is. */
-export interface ModelInfo extends NativeModelInfo {
+export interface ModelInfo extends Omit<NativeModelInfo, 'chat' | 'endTokens'> {
+  /** which chat template is used, and why */
+  chat: ChatInfo;
+  /** a string is a turn of a conversation, unless `raw` says otherwise: `chat.template` is not `'none'` */
+  instructionTuned: boolean;
+  /** ids of the tokens that end an answer (`stopTokens` adds others) */
+  endTokens: number[];
   /** time `Gemma.load` took */
   loadMs: number;
+}
+
+/** What the headers of a model file say, without loading it. */
+export interface ModelSummary extends Omit<NativeModelSummary, 'chat'> {
+  /** which chat template `load` would use, and why */
+  chat: ChatInfo;
+  instructionTuned: boolean;
 }
 
 /** Whether a model fits into this machine's memory. */
@@ -84,11 +106,17 @@ export interface CropsResult {
 const DEFAULT_CONTEXT_LADDER = [2048, 8192, 32768, 131072];
 
 const DEFAULT_PREFIX_CACHE = 512 << 20; // without a vision encoder the engine keeps nothing
-const MEMORY_KEYS = ['weightsBytes', 'kvBytes', 'scratchBytes', 'screenBytes', 'visionBytes', 'totalBytes'] as const;
+
+function chatInfo({ template, reason }: Chat): { chat: ChatInfo; instructionTuned: boolean } {
+  return { chat: { template, reason }, instructionTuned: template !== 'none' };
+}
 
 function visionSettings({ path, wanted }: VisionFile): { mmproj?: string; vision: boolean } {
   return { ...(path !== undefined && { mmproj: path }), vision: wanted };
 }
+
+// So many calls are computed together; others wait.
+const MAX_RUNNING = 64;
 
 // How far the engine may run ahead of a stream's reader, in events.
 const MAX_UNREAD = 256;
@@ -117,17 +145,30 @@ export class Gemma {
   readonly #model: NativeModel;
   readonly #prompts: PromptBuilder;
   readonly #encoder: ImageEncoder | undefined;
+  readonly #cache: EmbeddingCache;
+  readonly #maxQueue: number;
+  #calls = 0; // under way, from their beginning on
   #disposed: Promise<void> | undefined;
 
-  private constructor(model: NativeModel, loadMs: number, cache: EmbeddingCache, noVision: string) {
+  private constructor(
+    model: NativeModel,
+    native: NativeModelInfo,
+    loadMs: number,
+    chat: Chat,
+    cache: EmbeddingCache,
+    noVision: string,
+    { maxQueue }: { maxQueue: number },
+  ) {
     this.#model = model;
-    this.info = { ...model.info(), loadMs };
+    this.#maxQueue = maxQueue;
+    this.info = { ...native, endTokens: Array.from(native.endTokens), ...chatInfo(chat), loadMs };
+    this.#cache = cache;
     const live = () => this.#live();
     const { vision, config } = this.info;
     if (vision) {
       this.#encoder = new ImageEncoder(live, vision.imageSize, vision.tokensPerImage, config.modelDim, cache);
     }
-    this.#prompts = new PromptBuilder(live, this.info, this.#encoder, noVision);
+    this.#prompts = new PromptBuilder(live, native, chat, this.#encoder, noVision);
   }
 
   /**
@@ -139,44 +180,44 @@ export class Gemma {
    * `ERR_BACKEND_UNAVAILABLE`
    */
   static async load(model: string | URL, options: LoadOptions = {}): Promise<Gemma> {
-    const settings = check.loadOptions(options);
+    const { chatTemplate, ...settings } = check.loadOptions(options);
     const { maxBytes, folder } = check.imageCacheOptions(options);
+    const queue = check.queueOptions(options);
     const { onProgress } = options;
     return abortable(options.signal, async (cancellation) => {
       const path = await findModelFile(model);
       const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
       const vision = await findVisionFile(path, options.mmproj);
       const backend = await addonFor(settings.device ?? 'auto');
+      // Of what embeddings depend on: the encoder's weights. Taken before and after, as the file may be replaced while it is loaded.
+      const identify = async () =>
+        folder === undefined ? undefined : fileIdentity(vision.path ?? path).catch(() => undefined);
+      const before = await identify();
       const start = performance.now();
-      const native = await new Promise<NativeModel>((resolve, reject) => {
-        const files = { path, ...(draft !== undefined && { draft }), ...visionSettings(vision) };
-        const id = backend.load({ prefixCacheBytes: DEFAULT_PREFIX_CACHE, ...files, ...settings }, (event) => {
-          if (event.kind === 'progress') {
-            if (cancellation.cancelled) return;
-            try {
-              onProgress?.(event.fraction);
-            } catch (error) {
-              cancellation.cancel();
-              // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- the callback's own error
-              reject(error);
-            }
-          } else if (event.kind === 'failed') {
-            // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- a GemmaError made by native code
-            reject(event.error);
-          } else if (cancellation.cancelled) {
-            void event.model.close(); // loaded just before it heard of the cancellation
-          } else {
-            resolve(event.model);
-          }
-        });
-        cancellation.onCancel(() => backend.cancel(id));
-      });
+      const native = await loadNative(
+        backend,
+        {
+          prefixCacheBytes: DEFAULT_PREFIX_CACHE,
+          path,
+          ...(draft !== undefined && { draft }),
+          ...visionSettings(vision),
+          ...settings,
+        },
+        cancellation,
+        onProgress,
+      );
       const loadMs = performance.now() - start;
-      // What an embedding depends on beside the picture: the encoder's weights and its arithmetic.
-      const precision = native.info().vision?.precision ?? '';
-      const identity = async () => `${await fileIdentity(vision.path ?? path)} ${precision}`;
-      const cache = new EmbeddingCache(maxBytes, folder === undefined ? undefined : { path: folder, identity });
-      return new Gemma(native, loadMs, cache, vision.reason);
+      const info = native.info();
+      const identity = `${before} ${info.vision?.precision ?? ''}`; // and of the arithmetic
+      const isKept = folder !== undefined && before !== undefined && before === (await identify());
+      const cache = new EmbeddingCache(maxBytes, isKept ? { path: folder, identity } : undefined);
+      try {
+        const chat = await decideChat(path, info.config.name, info.chat, chatTemplate);
+        return new Gemma(native, info, loadMs, chat, cache, vision.reason, queue);
+      } catch (error) {
+        await native.close();
+        throw error;
+      }
     });
   }
 
@@ -189,16 +230,17 @@ export class Gemma {
     const { contextSize = 0, ...settings } = check.estimateOptions(options);
     const path = await findModelFile(model);
     const vision = visionSettings(await findVisionFile(path, options.mmproj));
-    const summary = await addon().inspect({ path, contexts: [contextSize], ...vision, ...settings });
+    const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
+    const summary = await addon().inspect({
+      prefixCacheBytes: DEFAULT_PREFIX_CACHE,
+      path,
+      contexts: [contextSize],
+      ...(draft !== undefined && { draft }),
+      ...vision,
+      ...settings,
+    });
     const [plan] = summary.memory;
     if (!plan) throw new GemmaError('ERR_INTERNAL', 'no memory plan');
-    if (options.draft !== undefined) {
-      const draft = await findModelFile(options.draft, 'draft');
-      const beside = await addon().inspect({ path: draft, contexts: [plan.contextSize], vision: false, ...settings });
-      for (const key of MEMORY_KEYS) {
-        plan[key] += beside.memory[0]?.[key] ?? 0;
-      }
-    }
     const availableBytes = availableMemory();
     return { ...plan, availableBytes, fits: plan.totalBytes <= availableBytes };
   }
@@ -213,12 +255,12 @@ export class Gemma {
     const path = await findModelFile(model);
     const vision = visionSettings(await findVisionFile(path, options.mmproj));
     const ladder = contexts ?? DEFAULT_CONTEXT_LADDER;
-    const summary = await addon().inspect({ path, contexts: ladder, ...vision, ...settings });
+    const { chat, ...summary } = await addon().inspect({ path, contexts: ladder, ...vision, ...settings });
     if (!contexts) {
       const { trainedContext } = summary.config;
       summary.memory = summary.memory.filter((plan) => plan.contextSize <= trainedContext);
     }
-    return summary;
+    return { ...summary, ...chatInfo(await decideChat(path, summary.config.name, chat, undefined)) };
   }
 
   /** What can be computed on here: the CPU, then GPUs, with the reason where one cannot be used. */
@@ -257,12 +299,14 @@ export class Gemma {
   /**
    * Answers a prompt.
    *
-   * @throws GemmaError `ERR_CONTEXT_FULL` (prompt and output do not fit), `ERR_UNSUPPORTED_INPUT`, `ERR_INVALID_ARGUMENT` (roles
-   * out of order, a token id past the vocabulary), `ERR_NON_FINITE`, `ERR_DISPOSED`; the signal's reason after an abort
+   * @throws GemmaError `ERR_CONTEXT_FULL` (prompt and output do not fit), `ERR_UNSUPPORTED_INPUT`, `ERR_CHAT_TEMPLATE` (the model's
+   * own template refuses the messages, or cannot be used), `ERR_INVALID_ARGUMENT` (roles out of order, a token id past the
+   * vocabulary), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see `maxQueue`), `ERR_FILE` (`FILE_CHANGED`),
+   * `ERR_DISPOSED`; the signal's reason after an abort
    */
   async generate(input: Input, options: GenerateOptions = {}): Promise<GenerateResult> {
     const { params, prompt: settings } = check.generateOptions(options);
-    return abortable(options.signal, async (cancellation) => {
+    return this.#call(options.signal, async (cancellation) => {
       const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
       return this.#generate(prompt, { ...params, maxUnread: 0 }, options, cancellation);
     });
@@ -273,36 +317,42 @@ export class Gemma {
    * promise of what `generate` would return. Options that are wrong throw here, everything else when the stream is read.
    */
   stream(input: Input, options: GenerateOptions = {}): GemmaStream {
-    const { params, prompt: settings } = check.generateOptions(options);
+    const { params, prompt: settings, stallTimeoutMs } = check.generateOptions(options);
     const cancellation = new Cancellation();
     const run = async (sink: Sink) => {
       try {
         const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
         return await this.#generate(prompt, { ...params, maxUnread: MAX_UNREAD }, options, cancellation, sink);
       } catch (error) {
-        // Left while its pictures were being encoded.
+        // Left before the prompt was read.
         const left = cancellation.cancelled && error instanceof GemmaError && error.code === 'ERR_DISPOSED';
         if (left && !this.#disposed) return emptyResult(params.seed);
         throw error;
       }
     };
-    return new GemmaStream((sink) => abortable(options.signal, () => run(sink), cancellation), cancellation);
+    const begin = (sink: Sink) => this.#call(options.signal, () => run(sink), cancellation);
+    return new GemmaStream(begin, cancellation, stallTimeoutMs);
   }
 
   /** How many tokens the prompt of an input has, template, `<bos>` and pictures included. Encodes no picture. */
-  async countTokens(input: Input, options: PromptOptions = {}): Promise<number> {
-    return (await this.#prompts.layOut(input, check.checkPromptOptions(options))).tokens.length;
+  async countTokens(input: Input, options: CountTokensOptions = {}): Promise<number> {
+    const settings = check.countOptions(options);
+    return abortable(options.signal, async ({ signal }) => {
+      return (await this.#prompts.layOut(input, settings, { signal })).tokens.length;
+    });
   }
 
   /**
    * Text to token ids. Control strings such as `<start_of_turn>` stay text unless `special` is set: set it only for text you
    * wrote yourself. `bos` puts `<bos>` in front.
    */
-  async tokenize(text: string, options: { special?: boolean; bos?: boolean } = {}): Promise<number[]> {
+  async tokenize(text: string, options: TokenizeOptions = {}): Promise<number[]> {
     const { special, bos } = check.tokenizeOptions(options);
-    const parts: PromptPart[] = [check.text('text', text)];
+    const parts: PromptPart[] = [checkText('text', text)];
     if (bos) parts.unshift(MARKER_BOS);
-    return Array.from(await this.#live().encode(parts, special));
+    return abortable(options.signal, async ({ signal }) => {
+      return plainIds(await encodeParts(this.#live(), parts, { special, signal }), signal);
+    });
   }
 
   /**
@@ -310,9 +360,12 @@ export class Gemma {
    *
    * @throws GemmaError `ERR_INVALID_ARGUMENT` for an id past the vocabulary
    */
-  async detokenize(ids: readonly number[], options: { special?: boolean } = {}): Promise<string> {
+  async detokenize(ids: readonly number[], options: DetokenizeOptions = {}): Promise<string> {
     const { special } = check.detokenizeOptions(options);
-    return this.#live().decode(check.tokenIds('ids', ids), special);
+    return abortable(options.signal, async ({ signal }) => {
+      const tokens = await tokenIds('ids', ids, signal);
+      return decodeTokens(this.#live(), tokens, { special, signal });
+    });
   }
 
   /**
@@ -325,7 +378,7 @@ export class Gemma {
   async logits(input: Input, options: LogitsOptions = {}): Promise<LogitsResult> {
     const { all, rows, top, prompt } = check.logitsOptions(options);
     const { onRow } = options;
-    return abortable(options.signal, async (cancellation) => {
+    return this.#call(options.signal, async (cancellation) => {
       const { tokens, images } = await this.#promptFor(input, prompt, 0, {}, cancellation);
       const vocabulary = this.info.config.vocabularySize;
       const positions = all ? tokens.length : 1;
@@ -356,14 +409,20 @@ export class Gemma {
    */
   async perplexity(text: string | readonly number[], options: PerplexityOptions = {}): Promise<PerplexityResult> {
     const { contextSize } = check.perplexityOptions(options, this.info.contextSize);
-    return abortable(options.signal, async (cancellation) => {
-      const ids = typeof text === 'string' ? await this.#live().encode([text], false) : check.tokenIds('text', text);
+    return this.#call(options.signal, async (cancellation) => {
+      const { signal } = cancellation;
+      const ids =
+        typeof text === 'string'
+          ? await encodeParts(this.#live(), [text], { signal })
+          : await tokenIds('text', text, signal);
       if (ids.length === 0) throw new RangeError('text: expected some text to score, found none');
-      const bos = await this.#live().encode([MARKER_BOS], false);
+      const bos = await encodeParts(this.#live(), [MARKER_BOS]);
       let sum = 0;
       for (let start = 0; start < ids.length; start += contextSize - 1) {
         const chunk = ids.subarray(start, start + contextSize - 1);
-        const tokens = Int32Array.of(...bos, ...chunk);
+        const tokens = new Int32Array(bos.length + chunk.length);
+        tokens.set(bos);
+        tokens.set(chunk, bos.length);
         let scored = 0;
         await this.#evaluate({ tokens, all: true, rows: false, top: 0, next: true }, cancellation, (event) => {
           if (event.nextLogprob === undefined) return;
@@ -395,8 +454,8 @@ export class Gemma {
     const { limits, crops: cut, pooling } = check.embedImageOptions(options);
     const several = Array.isArray(image);
     const images = (several ? image : [image]) as readonly ImageInput[];
-    return abortable(options.signal, async (cancellation) => {
-      const { encoder, imageSize, tokensPerImage } = this.#prompts.vision();
+    return this.#call(options.signal, async (cancellation) => {
+      const { encoder, imageSize } = this.#prompts.vision();
       const { modelDim } = this.info.config;
       const crops: Crop[][] = [];
       const squares = await encoder.embed(
@@ -404,7 +463,7 @@ export class Gemma {
         async (i) => {
           const name = several ? `images[${i}]` : 'image';
           if (cancellation.cancelled) throw new GemmaError('ERR_DISPOSED', 'cancelled');
-          const pixels = await readImage(images[i] as ImageInput, name, limits, options.signal);
+          const pixels = await readImage(images[i] as ImageInput, name, limits, cancellation.signal);
           const prepared = await prepareImage(pixels, imageSize, cut);
           crops[i] = prepared.crops;
           return prepared;
@@ -412,13 +471,10 @@ export class Gemma {
         cancellation,
         options.onProgress,
       );
-      const results = squares.map((rows, i): ImageEmbedding => {
-        const data = new Float32Array(rows.length * tokensPerImage * modelDim);
-        rows.forEach((square, k) => data.set(square, k * tokensPerImage * modelDim));
-        const shape: [number, number] = [rows.length * tokensPerImage, modelDim];
-        const embedding = { data, shape, crops: crops[i] ?? [] };
-        return pooling === 'mean' ? meanOf(embedding) : embedding;
-      });
+      const results: ImageEmbedding[] = [];
+      for (const [i, rows] of squares.entries()) {
+        results.push(await embeddingOf(rows, modelDim, crops[i] ?? [], pooling));
+      }
       return several ? results : (results[0] as ImageEmbedding);
     });
   }
@@ -431,10 +487,16 @@ export class Gemma {
   /**
    * Stops everything under way (it rejects with `ERR_DISPOSED`) and frees the model. Resolves when all threads have ended. Any
    * number of calls. A model that is forgotten instead is freed by the garbage collector, some time.
+   *
+   * @throws GemmaError `ERR_OUT_OF_MEMORY` when there is no memory to begin; the model is as it was, and another call may succeed
    */
-  dispose(): Promise<void> {
-    this.#disposed ??= this.#model.close();
-    return this.#disposed;
+  async dispose(): Promise<void> {
+    if (!this.#disposed) {
+      const closed = this.#model.close(); // throws where there is no memory to begin
+      this.#prompts.close();
+      this.#disposed = closed.then(() => this.#cache.flush());
+    }
+    await this.#disposed;
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -446,26 +508,73 @@ export class Gemma {
     return this.#model;
   }
 
+  // Runs a call that computes, when not too many are under way already.
+  #call<T>(
+    signal: AbortSignal | undefined,
+    work: (cancellation: Cancellation) => Promise<T>,
+    cancellation?: Cancellation,
+  ): Promise<T> {
+    const counted = async (begun: Cancellation) => {
+      const most = MAX_RUNNING + this.#maxQueue;
+      if (this.#calls >= most && this.#calls - this.#live().stats().paused >= most) {
+        throw new GemmaError(
+          'ERR_QUEUE_FULL',
+          `${MAX_RUNNING} calls are being computed and ${this.#maxQueue} wait, as many as may (option maxQueue of load): try again later`,
+        );
+      }
+      ++this.#calls;
+      try {
+        return await work(begun);
+      } finally {
+        --this.#calls;
+      }
+    };
+    return abortable(signal, counted, cancellation);
+  }
+
   async #promptFor(
     input: Input,
     settings: check.PromptSettings,
     maxOutputTokens: number,
-    { onProgress, signal }: Pick<GenerateOptions, 'onProgress' | 'signal'>,
+    { onProgress }: Pick<GenerateOptions, 'onProgress'>,
     cancellation: Cancellation,
   ): Promise<Prompt> {
-    const layout = await this.#prompts.layOut(input, settings, { maxOutputTokens, signal });
+    const { signal } = cancellation;
+    const layout = await this.#prompts.layOut(input, settings, { maxOutputTokens, signal, fits: true });
+    signal.throwIfAborted();
     return this.#prompts.fill(layout, cancellation, (fraction) => onProgress?.({ stage: 'images', fraction }));
   }
 
   #generate(
     { tokens, images, imageTokens }: Prompt,
-    params: Omit<NativeGenerateParams, 'tokens' | 'images'>,
+    { stopTokens, ...params }: check.GenerateParams & { maxUnread: number },
     { onProgress }: GenerateOptions,
     cancellation: Cancellation,
     sink?: Sink,
   ): Promise<GenerateResult> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
-    return runGeneration(this.#live(), { ...params, tokens, images }, imageTokens, cancellation, onPrompt, sink);
+    const model = this.#live();
+    const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(model, token, i));
+    return runGeneration(
+      model,
+      { ...params, stopTokens: stops, tokens, images },
+      imageTokens,
+      cancellation,
+      onPrompt,
+      sink,
+    );
+  }
+
+  // A stop token by its id or its text.
+  #tokenId(model: NativeModel, token: number | string, i: number): number {
+    if (typeof token === 'number') return token;
+    const id = model.findToken(token);
+    if (id < 0) {
+      throw new RangeError(
+        `stopTokens[${i}]: the vocabulary has no token ${show(token)}; for text of several tokens use stopSequences`,
+      );
+    }
+    return id;
   }
 
   #evaluate(
@@ -473,34 +582,47 @@ export class Gemma {
     cancellation: Cancellation,
     onPosition: (event: Extract<NativeEvaluateEvent, { kind: 'position' }>) => void,
   ): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const model = this.#live();
-      const id = model.evaluate(params, (event) => {
-        if (event.kind === 'position') {
-          if (cancellation.cancelled) return;
-          try {
-            onPosition(event);
-          } catch (error) {
-            cancellation.cancel();
-            // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- the callback's own error
-            reject(error);
-          }
-        } else if (event.error !== undefined) {
-          // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- a GemmaError made by native code
-          reject(event.error);
-        } else {
-          resolve();
-        }
-      });
-      cancellation.onCancel(() => model.cancel(id));
-    });
+    return runOperation(
+      {
+        start: (listener: (event: NativeEvaluateEvent) => void) => this.#live().evaluate(params, listener),
+        stop: (id) => this.#model.cancel(id),
+        onEvent: (event) => {
+          if (event.kind === 'finish') return outcomeOf(event.error);
+          if (!cancellation.cancelled) onPosition(event);
+          return undefined;
+        },
+      },
+      cancellation,
+    );
   }
 }
 
-function meanOf({ data, shape: [n, width], crops }: ImageEmbedding): ImageEmbedding {
-  const sums = new Float64Array(width);
-  for (let i = 0; i < data.length; ++i) sums[i % width] = (sums[i % width] ?? 0) + (data[i] ?? NaN);
-  return { data: Float32Array.from(sums, (sum) => sum / n), shape: [1, width], crops };
+function loadNative(
+  backend: NativeAddon,
+  options: NativeLoadOptions,
+  cancellation: Cancellation,
+  onProgress: (fraction: number) => void = () => {},
+): Promise<NativeModel> {
+  return runOperation(
+    {
+      start: (listener: Parameters<NativeAddon['load']>[1]) => backend.load(options, listener),
+      stop: (id) => backend.cancel(id),
+      onEvent: (event) => {
+        switch (event.kind) {
+          case 'progress':
+            if (!cancellation.cancelled) onProgress(event.fraction);
+            return undefined;
+          case 'failed':
+            return { error: event.error };
+          case 'loaded':
+            if (!cancellation.cancelled) return { value: event.model };
+            void event.model.close(); // loaded just before it heard of the cancellation
+            return undefined;
+        }
+      },
+    },
+    cancellation,
+  );
 }
 
 function allocate(length: number): Float32Array {

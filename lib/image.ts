@@ -1,40 +1,22 @@
 // Pictures from wherever they are to pixels as Hugging Face opens them: upright by their EXIF orientation, colour profiles
-// ignored, alpha dropped. Decoding is sharp's (libvips), loaded with the first picture; resizing and crops are native code's,
-// which must equal Pillow's. Nothing here computes on the JavaScript thread.
+// ignored. Decoding is sharp's (libvips), loaded with the first picture; resizing, crops and what becomes of alpha are native code's,
+// which must equal Pillow's. Nothing here computes on the JavaScript thread but what has to, and that in slices (turns.ts).
 //
-// Byte for byte what Pillow decodes for JPEG (CMYK too), PNG, WebP, TIFF and opaque GIF. Different on purpose or by library:
+// Byte for byte what Pillow decodes for JPEG (CMYK too), PNG, WebP, TIFF and GIF. Different on purpose or by library:
 // - 16-bit grey keeps its upper 8 bits; Pillow clips it at 255, which leaves a white picture
-// - AVIF with subsampled colour: another interpolation of the colour
-// - transparent pixels of a GIF are black; Pillow shows the palette's entry
+// - AVIF: another interpolation of subsampled colour; without subsampling some bytes differ by one
 import { open, stat } from 'node:fs/promises';
-import { fileURLToPath } from 'node:url';
-import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { Sharp } from 'sharp';
+import { base64Decoded, percentDecoded, type Decoded } from './encoded-text.js';
 import { GemmaError } from './errors.js';
-import { addon, type Crop, type NativeCropOptions, type PixelLayout, type PreparedImage } from './native.js';
-import { show } from './options.js';
+import { FORMAT_BYTES, formatOf, gifBackground, type GifBackground } from './image-formats.js';
+import { localPath } from './local-file.js';
+import type { Crop, ImageInput, RawImage } from './media.js';
+import { addon, type NativeCropOptions, type PixelLayout, type PreparedImage } from './native.js';
+import type { ImageLimits } from './media-options.js';
 import { fetchBytes } from './remote.js';
-
-/** Pixels without a file around them: rows of `width` pixels of 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) bytes. */
-export interface RawImage {
-  data: Uint8Array | Uint8ClampedArray;
-  width: number;
-  height: number;
-  /** Default: what the data has for each pixel. */
-  channels?: 1 | 2 | 3 | 4;
-}
-
-/**
- * A picture: a path; a `file:`, `data:` or (with `allowRemote`) http(s) URL; the bytes of a JPEG, PNG, WebP, GIF (its first
- * frame), AVIF or TIFF file; a Blob of such; raw pixels.
- */
-export type ImageInput = string | URL | Uint8Array | ArrayBuffer | Blob | RawImage;
-
-export interface ImageLimits {
-  maxBytes: number;
-  maxPixels: number;
-  allowRemote: boolean | 'private';
-  timeoutMs: number;
-}
+import { COPY_SLICE, copyInto, copyOf, nextTurn } from './turns.js';
+import { plain, reasonOf, show } from './values.js';
 
 /** Decoded and upright. The data belongs to this library alone. */
 export interface Pixels {
@@ -42,9 +24,14 @@ export interface Pixels {
   width: number;
   height: number;
   layout: PixelLayout;
+  /** what transparency becomes, where the layout has some */
+  alpha: 'drop' | 'white';
 }
 
 const DECODE_SECONDS = 300; // a picture can be made to take far longer than its size suggests
+const MAX_PATH = 32767; // of Windows, the longest
+const MAX_DATA_URL_HEAD = 1024;
+const MIN_BASE64 = 32; // characters; no picture is smaller, and few words look like one
 const MAX_SIDE = 65535; // kMaxImageSide in native/image/image.h
 const LAYOUTS: readonly PixelLayout[] = ['grey', 'grey-alpha', 'rgb', 'rgba'];
 
@@ -56,26 +43,18 @@ function undecodable(name: string, reason: string): GemmaError {
   return new GemmaError('ERR_IMAGE', `${name}: cannot be decoded: ${reason}`, 'IMAGE_DECODE');
 }
 
-function reasonOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
-}
-
-// A copy that nobody else can change or take away while other threads read it, without holding up the event loop.
-async function copyOf(data: Uint8Array | Uint8ClampedArray): Promise<Uint8Array> {
-  const step = 8 << 20;
-  const copy = new Uint8Array(data.length);
-  for (let at = 0; at < data.length; at += step) {
-    if (at > 0) await nextTurn();
-    copy.set(data.subarray(at, at + step), at);
-  }
-  return copy;
-}
-
 /** A regular file's bytes, `maxBytes` at most. */
 async function readFileBytes(path: string, name: string, maxBytes: number): Promise<Uint8Array> {
+  const where = `${name}: ${plain(path)}`;
+  if (path.length > MAX_PATH) {
+    throw new GemmaError(
+      'ERR_FILE',
+      `${where}: ${path.length} characters are no path; expected a path, a URL, or base64 text of a picture`,
+    );
+  }
   try {
     const found = await stat(path); // before opening: to open a pipe is to wait
-    if (!found.isFile()) throw new GemmaError('ERR_FILE', `${name}: ${path}: expected a file`);
+    if (!found.isFile()) throw new GemmaError('ERR_FILE', `${where}: expected a file`);
     if (found.size > maxBytes) throw tooLarge(name, `${found.size} bytes are more than ${maxBytes}`, 'maxImageBytes');
     const file = await open(path);
     try {
@@ -91,32 +70,41 @@ async function readFileBytes(path: string, name: string, maxBytes: number): Prom
     }
   } catch (error) {
     if (error instanceof GemmaError) throw error;
-    throw new GemmaError('ERR_FILE', `${name}: ${path}: cannot be read (${reasonOf(error)})`);
+    throw new GemmaError('ERR_FILE', `${where}: cannot be read (${reasonOf(error)})`);
   }
 }
 
-function dataUrlBytes(url: string, name: string, maxBytes: number): Uint8Array {
-  const comma = url.indexOf(',');
-  const isBase64 = /;\s*base64\s*$/i.test(url.slice(0, comma));
-  if (comma < 0) throw undecodable(name, 'a data: URL without a comma');
+function decodedBytes(decoded: Decoded, name: string, maxBytes: number): Uint8Array {
+  if (decoded === 'too many') throw tooLarge(name, `more than ${maxBytes} bytes`, 'maxImageBytes');
+  if (decoded === 'malformed') throw undecodable(name, 'base64 text with other characters in it');
+  return decoded;
+}
+
+async function dataUrlBytes(url: string, name: string, maxBytes: number): Promise<Uint8Array> {
+  const head = url.slice(0, MAX_DATA_URL_HEAD);
+  const comma = head.indexOf(',');
+  if (comma < 0) throw undecodable(name, `a data: URL without a comma in its first ${MAX_DATA_URL_HEAD} characters`);
+  const isBase64 = /;\s*base64\s*$/i.test(head.slice(0, comma));
+  // Each byte may be an escape of three characters.
   if ((url.length - comma) * (isBase64 ? 0.75 : 1) > 3 * maxBytes) {
     throw tooLarge(name, `more than ${maxBytes} bytes`, 'maxImageBytes');
   }
-  const body = url.slice(comma + 1);
-  try {
-    const bytes = isBase64 ? Buffer.from(decodeURIComponent(body), 'base64') : percentDecoded(body);
-    if (bytes.length > maxBytes) throw tooLarge(name, `more than ${maxBytes} bytes`, 'maxImageBytes');
-    return bytes;
-  } catch (error) {
-    if (error instanceof GemmaError) throw error;
-    throw undecodable(name, `a data: URL with ${reasonOf(error)}`);
-  }
+  const decode = isBase64 ? base64Decoded : percentDecoded;
+  return decodedBytes(await decode(url, comma + 1, maxBytes), name, maxBytes);
 }
 
-function percentDecoded(text: string): Buffer {
-  return Buffer.from(
-    text.replace(/%([0-9a-f]{2})/gi, (_, hex: string) => String.fromCharCode(parseInt(hex, 16))),
-    'latin1',
+// Whether text is base64 of a picture, as clients of other engines pass it, and no path: by its first characters, which decode to
+// a signature, and because there is no such file.
+async function isBase64Picture(text: string, allowLocal: boolean): Promise<boolean> {
+  if (text.length < MIN_BASE64) return false;
+  const start = text.slice(0, FORMAT_BYTES).replace(/[\t\n\f\r ]+/g, '');
+  if (!/^[A-Za-z0-9+/_-]+={0,2}$/.test(start)) return false;
+  const format = formatOf(Buffer.from(start, 'base64'));
+  if (!format || (format.advice !== undefined && format.name !== 'HEIC')) return false;
+  if (!allowLocal || text.length > MAX_PATH) return true;
+  return stat(text).then(
+    () => false,
+    () => true,
   );
 }
 
@@ -127,38 +115,51 @@ async function encodedBytes(
   signal: AbortSignal | undefined,
 ): Promise<Uint8Array> {
   if (typeof image === 'string' || image instanceof URL) {
+    const maxBytes = limits.maxImageBytes;
     const text = String(image);
+    // Before anything looks at it: a string that was put together is joined then, all at once. No byte takes more characters than
+    // an escape in base64 does.
+    if (text.length > 4 * maxBytes + MAX_PATH) throw tooLarge(name, `more than ${maxBytes} bytes`, 'maxImageBytes');
     const scheme = image instanceof URL ? image.protocol : /^(?:data|file|https?):/i.exec(text)?.[0].toLowerCase();
     switch (scheme) {
       case undefined:
         if (text === '') throw new TypeError(`${name}: expected a path or a URL, found an empty string`);
-        return readFileBytes(text, name, limits.maxBytes);
+        if (await isBase64Picture(text, limits.allowLocal)) {
+          return decodedBytes(await base64Decoded(text, 0, maxBytes), name, maxBytes);
+        }
+        return readFileBytes(localPath(text, name, limits, 'ERR_IMAGE'), name, maxBytes);
       case 'data:':
-        return dataUrlBytes(text, name, limits.maxBytes);
+        return dataUrlBytes(text, name, maxBytes);
       case 'file:':
-        return readFileBytes(fileURLToPath(text), name, limits.maxBytes);
+        return readFileBytes(localPath(image, name, limits, 'ERR_IMAGE'), name, maxBytes);
       case 'http:':
       case 'https:':
         if (limits.allowRemote === false) {
-          throw new GemmaError('ERR_IMAGE', `${name}: ${text}: allowRemote is not set`, 'SSRF_BLOCKED');
+          throw new GemmaError('ERR_IMAGE', `${name}: ${plain(text)}: allowRemote is not set`, 'SSRF_BLOCKED');
         }
         return fetchBytes(
           image,
           {
-            maxBytes: limits.maxBytes,
-            timeoutMs: limits.timeoutMs,
+            maxBytes,
+            timeoutMs: limits.remoteTimeoutMs,
             allowPrivate: limits.allowRemote === 'private',
           },
           signal,
         );
       default:
-        throw new TypeError(`${name}: expected a file:, data: or http(s): URL, found ${scheme}`);
+        throw new TypeError(`${name}: expected a file:, data: or http(s): URL, found ${plain(scheme)}`);
     }
   }
   const size = image instanceof Blob ? image.size : image.byteLength;
-  if (size > limits.maxBytes) throw tooLarge(name, `${size} bytes are more than ${limits.maxBytes}`, 'maxImageBytes');
-  if (image instanceof Blob) return new Uint8Array(await image.arrayBuffer());
-  return copyOf(image instanceof ArrayBuffer ? new Uint8Array(image) : image);
+  const { maxImageBytes } = limits;
+  if (size > maxImageBytes) throw tooLarge(name, `${size} bytes are more than ${maxImageBytes}`, 'maxImageBytes');
+  if (!(image instanceof Blob)) return copyOf(image instanceof ArrayBuffer ? new Uint8Array(image) : image);
+  const bytes = new Uint8Array(size);
+  for (let at = 0; at < size; at += COPY_SLICE) {
+    await nextTurn();
+    bytes.set(new Uint8Array(await image.slice(at, at + COPY_SLICE).arrayBuffer()), at);
+  }
+  return bytes;
 }
 
 function checkSize(width: number, height: number, name: string, limits: ImageLimits): void {
@@ -169,22 +170,10 @@ function checkSize(width: number, height: number, name: string, limits: ImageLim
       'IMAGE_LIMIT',
     );
   }
-  if (!(width * height <= limits.maxPixels)) {
-    throw tooLarge(name, `${width} x ${height} pixels are more than ${limits.maxPixels}`, 'maxImagePixels');
+  const { maxImagePixels } = limits;
+  if (!(width * height <= maxImagePixels)) {
+    throw tooLarge(name, `${width} x ${height} pixels are more than ${maxImagePixels}`, 'maxImagePixels');
   }
-}
-
-// The formats that are handed to sharp, by their first bytes: what else libvips was built to open (SVG, PDF, ...) has no
-// business with files of strangers.
-function formatOf(bytes: Uint8Array): string | undefined {
-  const text = Buffer.from(bytes.buffer, bytes.byteOffset, Math.min(bytes.length, 32)).toString('latin1');
-  if (text.startsWith('\xff\xd8\xff')) return 'JPEG';
-  if (text.startsWith('\x89PNG\r\n\x1a\n')) return 'PNG';
-  if (text.startsWith('GIF87a') || text.startsWith('GIF89a')) return 'GIF';
-  if (text.startsWith('RIFF') && text.startsWith('WEBP', 8)) return 'WebP';
-  if (/^(?:II[*+]\0|MM\0[*+])/.test(text)) return 'TIFF';
-  if (text.startsWith('ftyp', 4) && /avif|avis|mif1|miaf/.test(text)) return 'AVIF';
-  return undefined;
 }
 
 async function loadSharp() {
@@ -199,20 +188,42 @@ async function loadSharp() {
   }
 }
 
+// Pixels that a GIF does not have are black or transparent to libvips, and of the palette's colour to Pillow.
+function fillGif(
+  pipeline: Sharp,
+  background: GifBackground | undefined,
+  width: number,
+  height: number,
+  alpha: 'drop' | 'white',
+): void {
+  if (!background) return;
+  const { colour, transparent, picture } = background;
+  const [right, bottom] = [width - picture.left - picture.width, height - picture.top - picture.height];
+  if (transparent) {
+    if (alpha === 'drop') pipeline.flatten({ background: colour });
+  } else if (right >= 0 && bottom >= 0 && picture.width > 0 && picture.height > 0) {
+    const { left, top } = picture;
+    pipeline.extract(picture).extend({ left, top, right, bottom, background: colour });
+  }
+}
+
 async function decode(bytes: Uint8Array, name: string, limits: ImageLimits): Promise<Pixels> {
   const format = formatOf(bytes);
   if (format === undefined) throw undecodable(name, 'expected JPEG, PNG, WebP, GIF, AVIF or TIFF');
-  if (format === 'PNG' && bytes.length >= 24) {
+  if (format.advice !== undefined) throw undecodable(name, `${format.name} is not supported; ${format.advice}`);
+  if (format.name === 'PNG' && bytes.length >= 24) {
     const view = new DataView(bytes.buffer, bytes.byteOffset);
     checkSize(view.getUint32(16), view.getUint32(20), name, limits); // libpng itself calls some of these sizes errors
   }
   const sharp = await loadSharp();
   // Truncated and damaged files are refused, mere warnings are not; the size is checked before any pixel is decoded.
-  const options = { failOn: 'error', limitInputPixels: limits.maxPixels, ignoreIcc: true } as const;
+  const options = { failOn: 'error', limitInputPixels: limits.maxImagePixels, ignoreIcc: true } as const;
   try {
     const { width, height, space } = await sharp(bytes, { ...options, limitInputPixels: false }).metadata();
     checkSize(width, height, name, limits);
     const upright = sharp(bytes, options).autoOrient();
+    const alpha = limits.alpha ?? 'drop';
+    if (format.name === 'GIF') fillGif(upright, gifBackground(bytes), width, height, alpha);
     const isCmyk = space === 'cmyk';
     const { data, info } = await (
       isCmyk ? upright.pipelineColourspace('cmyk').toColourspace('cmyk') : upright.toColourspace('srgb')
@@ -225,9 +236,9 @@ async function decode(bytes: Uint8Array, name: string, limits: ImageLimits): Pro
     if (!layout || (isCmyk && info.channels !== 4) || data.length !== expected) {
       throw undecodable(name, `${info.channels} channels`);
     }
-    return { data, width: info.width, height: info.height, layout };
+    return { data, width: info.width, height: info.height, layout, alpha };
   } catch (error) {
-    throw error instanceof GemmaError ? error : undecodable(name, `${format}, ${reasonOf(error)}`);
+    throw error instanceof GemmaError ? error : undecodable(name, `${format.name}, ${reasonOf(error)}`);
   }
 }
 
@@ -252,7 +263,7 @@ async function copyOfRaw(image: RawImage, name: string, limits: ImageLimits): Pr
       `${name}.data: expected ${expected} bytes for each of ${width} x ${height} pixels, found ${data.length} bytes`,
     );
   }
-  return { data: await copyOf(data), width, height, layout };
+  return { data: await copyOf(data), width, height, layout, alpha: limits.alpha ?? 'white' };
 }
 
 /**
@@ -282,9 +293,21 @@ export async function readImage(
   return decode(await encodedBytes(image, name, limits, signal), name, limits);
 }
 
-/** The squares of a picture that the encoder takes: the whole one first, then its crops. Uses up the pixels. */
-export function prepareImage(pixels: Pixels, imageSize: number, crops: NativeCropOptions): Promise<PreparedImage> {
-  return addon().prepareImage({ ...pixels, imageSize, ...crops });
+/** The squares of a picture that the encoder takes: the whole one first, then its crops. */
+export async function prepareImage(
+  image: Pixels,
+  imageSize: number,
+  options: NativeCropOptions,
+): Promise<PreparedImage> {
+  const { width, height } = image;
+  const crops = addon().cropBoxes({ width, height, ...options });
+  const bytes = imageSize * imageSize * 3;
+  const pixels = new Uint8Array((1 + crops.length) * bytes);
+  // One at a time: what native code hands over is copied on this thread, and crops may be hundreds.
+  for (const [i, box] of [{ x: 0, y: 0, width, height }, ...crops].entries()) {
+    await copyInto(pixels, await addon().prepareSquare({ ...image, box, imageSize }), i * bytes);
+  }
+  return { pixels, crops };
 }
 
 /** The picture as PNG, shrunk to at most 2000 pixels a side, with a frame around each crop. */

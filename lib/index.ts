@@ -4,48 +4,34 @@ export {
   type Estimate,
   type LogitsResult,
   type ModelInfo,
+  type ModelSummary,
   type PerplexityResult,
 } from './gemma.js';
 export type { Backend } from './backends.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
-export {
-  GemmaStream,
-  type FinishReason,
-  type GenerateResult,
-  type StreamPart,
-  type Timings,
-  type TokenLogprobs,
-  type Usage,
-} from './generation.js';
-export type { ContentPart, ImagePart, Message, TextPart, VideoPart } from './chat-template.js';
-export type { ImageInput, RawImage } from './image.js';
+export { GemmaStream } from './stream.js';
+export type { StreamPart, TextStreamPart } from './parts.js';
+export type { FinishReason, GenerateResult, Timings, TokenLogprobs, Usage } from './result.js';
+export type { ChatInfo } from './chat.js';
+export type { ContentPart, ImagePart, Message, TextPart, VideoPart } from './messages.js';
+export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
 export type { Input } from './prompt.js';
-export type { ImageEmbedding } from './vision.js';
+export type { Device, EngineStats, MemoryPlan, ModelConfig, TokenScore, VisionConfig } from './native.js';
+export type { CropOptions, ImageOptions, PanAndScanOptions, VideoOptions } from './media-options.js';
 export type {
-  Crop,
-  Device,
-  EngineStats,
-  MemoryPlan,
-  ModelConfig,
-  ModelSummary,
-  TokenScore,
-  VisionConfig,
-} from './native.js';
-export type {
-  CropOptions,
+  CountTokensOptions,
   CropsOptions,
+  DetokenizeOptions,
   EmbedImageOptions,
   EstimateOptions,
   GenerateOptions,
   ImageCacheOptions,
-  ImageOptions,
   InspectOptions,
   KvCacheType,
   LoadOptions,
   LogitsOptions,
-  PanAndScanOptions,
   PerplexityOptions,
   PromptOptions,
   PromptProgress,
-  VideoOptions,
+  TokenizeOptions,
 } from './options.js';

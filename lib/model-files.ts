@@ -1,9 +1,11 @@
 // Which files belong together: a model by its file or folder, and the vision encoder beside it.
 import { readdir, stat } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { GemmaError } from './errors.js';
 import { addon } from './native.js';
+import { checkReadable, isRestricted, mayRead } from './permission.js';
+import { plain, reasonOf } from './values.js';
 
 /** What stands for the demonstration model inside this package, wherever a model is named. */
 const DEMO = 'demo';
@@ -16,23 +18,28 @@ export async function findModelFile(model: string | URL, name = 'model'): Promis
   let path: string;
   if (model instanceof URL || (typeof model === 'string' && model.startsWith('file:'))) {
     const url = new URL(model);
-    if (url.protocol !== 'file:') throw new TypeError(`${name}: expected a path or a file: URL, found ${url.protocol}`);
+    if (url.protocol !== 'file:')
+      throw new TypeError(`${name}: expected a path or a file: URL, found ${plain(url.protocol)}`);
     path = fileURLToPath(url);
   } else if (typeof model === 'string' && model !== '') {
     path = model === DEMO ? demoModel : model;
   } else {
     throw new TypeError(`${name}: expected the path or file: URL of a GGUF file or of a folder that holds one`);
   }
-  const found = await stat(path).catch((error: unknown) => {
-    const reason = error instanceof Error ? error.message : String(error);
+  checkReadable(path);
+  const cannotBeOpened = (error: unknown): never => {
     throw new GemmaError(
       'ERR_FILE',
-      `${path}: cannot be opened (${reason}). Expected a GGUF file or a folder that holds one`,
+      `${plain(path)}: cannot be opened (${reasonOf(error)}). Expected a GGUF file or a folder that holds one`,
     );
-  });
-  if (!found.isDirectory()) return path;
+  };
+  const found = await stat(path).catch(cannotBeOpened);
+  if (!found.isDirectory()) {
+    checkParts(path);
+    return path;
+  }
   // A model in several files counts once, by its first part; vision files go beside it.
-  const files = (await readdir(path))
+  const files = (await readdir(path).catch(cannotBeOpened))
     .filter((name) => name.endsWith('.gguf') && !/mmproj/i.test(name))
     .filter((name) => !/-\d{5}-of-\d{5}\.gguf$/.test(name) || /-00001-of-\d{5}\.gguf$/.test(name))
     .sort();
@@ -40,11 +47,21 @@ export async function findModelFile(model: string | URL, name = 'model'): Promis
   if (file === undefined || files.length > 1) {
     throw new GemmaError(
       'ERR_FILE',
-      `${path}: expected one .gguf file in the folder, found ${files.length === 0 ? 'none' : files.join(', ')}; name the file`,
+      `${plain(path)}: expected one .gguf file in the folder, found ${files.length === 0 ? 'none' : plain(files.join(', '))}; ` +
+        'name the file',
       'AMBIGUOUS_FOLDER',
     );
   }
-  return join(path, file);
+  const only = join(path, file);
+  checkParts(only);
+  return only;
+}
+
+// Native code opens the other parts of a split model by their names.
+function checkParts(path: string): void {
+  if (!isRestricted) return;
+  const [, start = '', count = 0] = /^(.*-)00001-of-(\d{5})\.gguf$/s.exec(path) ?? [];
+  for (let i = 2; i <= Number(count); ++i) checkReadable(`${start}${String(i).padStart(5, '0')}-of-${count}.gguf`);
 }
 
 /** Where a model's vision encoder is. */
@@ -82,15 +99,18 @@ export async function findVisionFile(model: string, mmproj: string | URL | false
   const beside = (await readdir(folder).catch(() => []))
     .filter((name) => /mmproj/i.test(name) && name.toLowerCase().endsWith('.gguf') && mayBelong(name, basename(model)))
     .sort((a, b) => words(b).length - words(a).length || precision(a) - precision(b) || (a < b ? -1 : 1));
-  let reason = 'no file beside it has mmproj in its name and fits';
+  let reason = mayRead(folder)
+    ? 'no file beside it has mmproj in its name and fits'
+    : `Node's permission model forbids looking for one beside it: allow it with --allow-fs-read=${resolve(folder)}, or name the file`;
   for (const name of beside) {
     const path = join(folder, name);
     try {
+      checkReadable(path);
       await addon().inspect({ path: model, contexts: [1], mmproj: path });
       return { wanted: true, path, reason: '' };
     } catch (error) {
       if (!(error instanceof GemmaError)) throw error;
-      reason = `${name} beside it cannot be used: ${error.message}`;
+      reason = `the one beside it cannot be used: ${error.message}`;
     }
   }
   return { wanted: true, reason };

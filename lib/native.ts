@@ -2,64 +2,46 @@
 // Values are checked before they come here (options.ts); native code only guards itself.
 import { createRequire } from 'node:module';
 import { join, resolve } from 'node:path';
-import nodeGypBuild from 'node-gyp-build';
+import type nodeGypBuild from 'node-gyp-build';
 import { GemmaError } from './errors.js';
+import type { Crop } from './media.js';
+import type { CropParams } from './media-options.js';
+import type { GenerateParams, LoadParams, MemoryParams } from './options.js';
+import { mayRead, refusalIn, refusalOf } from './permission.js';
+import { reasonOf } from './values.js';
 
-export interface NativeLoadOptions {
+/** The options as the table in options.ts makes them, and the files. */
+export interface NativeLoadOptions extends Partial<LoadParams> {
   path: string;
   draft?: string;
-  device?: string;
-  /** absent: as memory allows */
-  gpuLayers?: number;
-  isa?: string;
-  threads?: number;
-  contextSize?: number;
-  batchSize?: number;
-  kvCache?: string;
-  mmap?: boolean;
-  screenLogits?: boolean;
-  /** for keys and values of finished requests with images, which prompts that begin alike go on from; 0 (default): none */
-  prefixCacheBytes?: number;
   /** vision encoder; absent: the one in the model file, if it holds one */
   mmproj?: string;
   /** false: no vision encoder, whatever the model file holds */
   vision?: boolean;
-  /** default int8 */
-  visionPrecision?: 'int8' | 'exact';
 }
 
-export type NativeLoadEvent =
+type NativeLoadEvent =
   { kind: 'progress'; fraction: number } | { kind: 'loaded'; model: NativeModel } | { kind: 'failed'; error: unknown };
 
 /** Rows of an image in place of tokens[first], tokens[first + 1], ...; in order. */
 export interface NativeImage {
   first: number;
   /** [rows, modelDim] */
-  embedding: Float32Array;
+  embedding: Float32Array | HeldRows;
 }
 
-export interface NativeGenerateParams {
+/** A copy of rows that native code made before; for one call. */
+export interface HeldRows {
+  readonly held: unique symbol;
+}
+
+/** The options as the table in options.ts makes them, and what they are applied to. */
+export interface NativeGenerateParams extends Omit<GenerateParams, 'stopTokens'> {
+  stopTokens: Int32Array;
   tokens: Int32Array;
   images?: NativeImage[];
-  /** -1: to the end of the context */
-  maxOutputTokens: number;
-  overflowIsError: boolean;
   /** 0: never wait for acknowledge() */
   maxUnread: number;
-  draft: 'auto' | 'off' | 'prompt-lookup' | 'model';
-  stopSequences: string[];
-  temperature: number;
-  topK: number;
-  topP: number;
-  minP: number;
-  repetitionPenalty: number;
-  frequencyPenalty: number;
-  presencePenalty: number;
-  penaltyWindow: number;
-  seed: number;
-  /** id, bias, id, bias, ... */
-  logitBias: Float64Array;
-  logprobs: number;
 }
 
 /** A token with its score: natural logarithms, of the model's own distribution. */
@@ -112,7 +94,7 @@ export interface NativeEncodeParams {
   n: number;
 }
 
-export type NativeEncodeEvent =
+type NativeEncodeEvent =
   | { kind: 'progress'; fraction: number }
   /** embeddings: [n, tokensPerImage, modelDim]; absent when there is an error */
   | { kind: 'finish'; embeddings?: Float32Array; error?: unknown };
@@ -121,9 +103,9 @@ export type NativeEncodeEvent =
 export interface MemoryPlan {
   /** of the file's tensors; mapped, so shared between processes and given back under pressure (unless `mmap: false`) */
   weightsBytes: number;
-  /** key/value cache of one full sequence */
+  /** key/value cache of one full sequence; with a vision encoder that of prompts with images besides (`prefixCacheBytes`) */
   kvBytes: number;
-  /** activations of one batch */
+  /** activations and logits of one batch, working memory of the operations */
   scratchBytes: number;
   /** what makes the best few logits cheap to find (`screenLogits`), built during the first tokens */
   screenBytes: number;
@@ -170,12 +152,24 @@ export interface VisionConfig {
   heads: number;
 }
 
+/** What a file says about conversations; empty where it says nothing. */
+export interface NativeChatMetadata {
+  /** Jinja */
+  template: string;
+  /** `'gemma-3'` */
+  baseName: string;
+  /** `'it'` */
+  finetune: string;
+}
+
 /** What the headers of a model file say, without loading it. */
-export interface ModelSummary {
+export interface NativeModelSummary {
   architecture: string;
-  instructionTuned: boolean;
+  chat: NativeChatMetadata;
   fileBytes: number;
   parameters: number;
+  /** of the matrix that logits are computed with: the embedding, where a model has no other */
+  outputBytes: number;
   config: ModelConfig;
   vision?: VisionConfig;
   /** most bytes first */
@@ -214,9 +208,13 @@ export interface NativeModelInfo {
   memory: MemoryPlan;
   config: ModelConfig;
   vision?: VisionConfig & { precision: 'int8' | 'exact' };
+  /** bytes of UTF-8 text that one token stands for at most */
+  longestToken: number;
   /** the id that MARKER_IMAGE becomes */
   imageToken: number;
-  instructionTuned: boolean;
+  /** ids of the tokens that end an answer */
+  endTokens: Int32Array;
+  chat: NativeChatMetadata;
 }
 
 /** A snapshot of the engine's work. */
@@ -228,27 +226,17 @@ export interface EngineStats {
   /** calls being computed, and calls waiting for their turn */
   running: number;
   waiting: number;
+  /** streams whose readers have fallen behind: they take nobody's turn */
+  paused: number;
   /** beginnings of prompts that are kept */
   prefixes: number;
-}
-
-/** Pixels x .. x + width - 1, y .. y + height - 1 of a picture. */
-export interface Crop {
-  x: number;
-  y: number;
-  width: number;
-  height: number;
 }
 
 /** Bytes of a pixel. */
 export type PixelLayout = 'grey' | 'grey-alpha' | 'rgb' | 'rgba' | 'cmyk';
 
 /** How a picture is cut; neither: not at all. */
-export interface NativeCropOptions {
-  panAndScan?: { minCropSize?: number; maxCrops?: number; minRatio?: number };
-  /** tiles along the shorter side */
-  tile?: number;
-}
+export type NativeCropOptions = CropParams;
 
 export interface PreparedImage {
   /** [1 + crops, imageSize, imageSize, 3], RGB: the whole picture, then its crops */
@@ -256,7 +244,7 @@ export interface PreparedImage {
   crops: Crop[];
 }
 
-/** Prompt parts: text, or a marker by number. */
+/** Prompt parts: text, a marker by number, or a token by -1 - id. */
 export const MARKER_BOS = 0;
 export const MARKER_START_OF_TURN = 1;
 export const MARKER_END_OF_TURN = 2;
@@ -264,22 +252,38 @@ export const MARKER_START_OF_IMAGE = 3;
 export const MARKER_END_OF_IMAGE = 4;
 /** a row of an image */
 export const MARKER_IMAGE = 5;
-export type PromptPart =
-  | string
-  | typeof MARKER_BOS
-  | typeof MARKER_START_OF_TURN
-  | typeof MARKER_END_OF_TURN
-  | typeof MARKER_START_OF_IMAGE
-  | typeof MARKER_END_OF_IMAGE
-  | typeof MARKER_IMAGE;
+export type PromptPart = string | number;
+
+/** The tokens that only chat templates write. */
+export interface NativeMarkers {
+  texts: string[];
+  /** of the texts */
+  ids: Int32Array;
+  /** ids, -1 for none */
+  bos: number;
+  eos: number;
+  unknown: number;
+  pad: number;
+  startOfImage: number;
+}
 
 export interface NativeModel {
   info(): NativeModelInfo;
   stats(): EngineStats;
-  encode(parts: readonly PromptPart[], special: boolean): Promise<Int32Array>;
-  decode(tokens: Int32Array, special: boolean): Promise<string>;
+  markers(): NativeMarkers;
+  /** The id of the token that is spelled so, -1 for none. */
+  findToken(spelling: string): number;
+  /**
+   * Text in bytes is UTF-8, read where it is on another thread: hand over arrays that nobody else has, and the array `stop` too, whose
+   * first number ends the work when it is no longer 0 (`ERR_DISPOSED`, `CANCELLED`).
+   */
+  encode(parts: readonly (PromptPart | Uint8Array)[], special: boolean, stop: Int32Array): Promise<Int32Array>;
+  /** UTF-8; the rest as of `encode` */
+  decode(tokens: Int32Array, special: boolean, stop: Int32Array): Promise<Uint8Array>;
   generate(params: NativeGenerateParams, onEvent: (event: NativeGenerateEvent) => void): number;
   evaluate(params: NativeEvaluateParams, onEvent: (event: NativeEvaluateEvent) => void): number;
+  /** Copies rows for the images of one call: one at a time, where a call would copy all of them at once. */
+  holdRows(embedding: Float32Array): HeldRows;
   encodeImages(params: NativeEncodeParams, onEvent: (event: NativeEncodeEvent) => void): number;
   acknowledge(id: number, events: number): void;
   /** Stops a generate, evaluate or encodeImages of this model by its id. */
@@ -291,27 +295,24 @@ export interface NativeAddon {
   readonly backend: string;
   init(errorClass: typeof GemmaError): void;
   devices(): Promise<Device[]>;
-  inspect(options: {
-    path: string;
-    contexts: number[];
-    kvCache?: string;
-    batchSize?: number;
-    screenLogits?: boolean;
-    mmproj?: string;
-    vision?: boolean;
-    visionPrecision?: 'int8' | 'exact';
-  }): Promise<ModelSummary>;
+  inspect(
+    options: MemoryParams & { path: string; contexts: number[]; draft?: string; mmproj?: string; vision?: boolean },
+  ): Promise<NativeModelSummary>;
   cropBoxes(options: NativeCropOptions & { width: number; height: number }): Crop[];
-  /** Reads `data` on another thread, where it is: hand over an array that nobody else has. */
-  prepareImage(
-    options: NativeCropOptions & {
-      data: Uint8Array;
-      width: number;
-      height: number;
-      layout: PixelLayout;
-      imageSize: number;
-    },
-  ): Promise<PreparedImage>;
+  /**
+   * A part of a picture stretched to a square, [imageSize, imageSize, 3]. Reads `data` on another thread, where it is: hand over an
+   * array that nobody else has.
+   */
+  prepareSquare(options: {
+    data: Uint8Array;
+    width: number;
+    height: number;
+    layout: PixelLayout;
+    /** what transparency becomes; default: `'drop'` */
+    alpha?: 'drop' | 'white';
+    box: Crop;
+    imageSize: number;
+  }): Promise<Uint8Array>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
   /** Stops a load by its id. */
   cancel(id: number): void;
@@ -319,9 +320,23 @@ export interface NativeAddon {
 
 let loaded: NativeAddon | undefined;
 
+// To tell musl from glibc, node-gyp-build looks for a file of Alpine's when it is loaded, and throws where the permission model
+// forbids that. The answer of LIBC keeps it from looking.
+function loadNodeGypBuild(): typeof nodeGypBuild {
+  const load = () => createRequire(__filename)('node-gyp-build') as typeof nodeGypBuild;
+  if (process.platform !== 'linux' || process.env.LIBC || mayRead('/etc/alpine-release')) return load();
+  const { header } = process.report.getReport() as { header: { glibcVersionRuntime?: string } };
+  process.env.LIBC = header.glibcVersionRuntime ? 'glibc' : 'musl';
+  try {
+    return load();
+  } finally {
+    delete process.env.LIBC;
+  }
+}
+
 /** The addon below a package's folder that fits this system. */
 export function openAddon(folder: string): NativeAddon {
-  const opened = nodeGypBuild(folder) as NativeAddon;
+  const opened = loadNodeGypBuild()(folder) as NativeAddon;
   opened.init(GemmaError);
   return opened;
 }
@@ -335,6 +350,29 @@ function load(root: string): NativeAddon {
   return opened;
 }
 
+// The true reason first, then what to do about it.
+function whyNoAddon(error: unknown, root: string): string {
+  const { code } = error as { code?: string };
+  if (code === 'ERR_DLOPEN_DISABLED') {
+    return (
+      'Node was started so that it loads no native addons: add --allow-addons, which --permission asks for, or leave out ' +
+      '--no-addons'
+    );
+  }
+  // What node-gyp-build consists of, and the folder that it looks into and finds empty.
+  const refusal = refusalIn(error) ?? refusalOf(join(root, 'prebuilds', '/'));
+  if (refusal !== undefined) return `the native addon cannot be loaded: ${refusal}`;
+  return (
+    `the native addon cannot be loaded: ${reasonOf(error)
+      .trim()
+      .replace(/\s*\n\s*/g, ', ')}. It is sought in ${root} for ` +
+    `${process.platform}-${process.arch}. The published package has binaries for Linux (x64, arm64; glibc 2.28 or musl), Windows ` +
+    '(x64) and macOS 11 (x64, arm64): where the system is one of these, install the package again, on this system and with its ' +
+    'files prebuilds/ (bundlers and asar archives must leave them outside). In a clone of the repository, `npm run build:native` ' +
+    'builds one (needs CMake 3.21 and a C++20 compiler)'
+  );
+}
+
 /**
  * This package's addon, loaded on first use; backends.ts knows those of other packages.
  *
@@ -346,15 +384,7 @@ export function addon(): NativeAddon {
     try {
       loaded = load(root);
     } catch (error) {
-      throw new GemmaError(
-        'ERR_BACKEND_UNAVAILABLE',
-        `gemma-native has no binary for ${process.platform}-${process.arch} in ${root} that loads here. The published package ` +
-          'has them for Linux (x64, arm64; glibc 2.28 or musl), Windows (x64) and macOS 11 (x64, arm64): where the system is one of ' +
-          'these, install the package again, on this system and with its files prebuilds/ (bundlers and asar archives must leave ' +
-          'them outside). In a clone of the repository, `npm run build:native` builds one (needs CMake 3.21 and a C++20 compiler). ' +
-          `Reason: ${error instanceof Error ? error.message : String(error)}`,
-        'NO_BINARY',
-      );
+      throw new GemmaError('ERR_BACKEND_UNAVAILABLE', whyNoAddon(error, root), 'NO_BINARY');
     }
   }
   return loaded;

@@ -1,11 +1,43 @@
-// Checks what callers pass and fills in defaults, so that native code sees only sound values. Wrong types are TypeError, values
-// out of range RangeError; the message begins with the option's name.
+// The options of the public API. An option is described here and nowhere else: its type and documentation in the interface, its
+// kind, bounds and default in the row of the same name below. A row that is missing does not compile, and the parameters of native
+// code (native.ts) are what the table yields. A new option of generate thus touches four files: this one, binding/convert.cpp,
+// which reads it, and the header and source below native/ that use it.
 import { randomInt } from 'node:crypto';
-import { GemmaError } from './errors.js';
-import type { ImageInput, ImageLimits } from './image.js';
-import type { NativeCropOptions, NativeGenerateParams, NativeLoadOptions } from './native.js';
-import type { VideoLimits } from './video.js';
-import type { ImageEmbedding } from './vision.js';
+import type { ImageEmbedding, ImageInput } from './media.js';
+import {
+  CROP,
+  cropParams,
+  IMAGE,
+  imageLimits,
+  mediaLimits,
+  VIDEO,
+  type CropOptions,
+  type CropParams,
+  type ImageLimits,
+  type ImageOptions,
+  type MediaLimits,
+  type VideoOptions,
+} from './media-options.js';
+import {
+  booleans,
+  callbacks,
+  checked,
+  choices,
+  custom,
+  elsewhere,
+  integers,
+  known,
+  later,
+  numbers,
+  or,
+  orIfNull,
+  signals,
+  strings,
+  valuesOf,
+  type TableOf,
+  type Values,
+} from './option-table.js';
+import { ANY_SIZE, integer, number, plain, show, text } from './values.js';
 
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
 
@@ -34,7 +66,10 @@ export interface LoadOptions {
   batchSize?: number;
   /** How keys and values are stored: `'f16'` (default), `'q8_0'` (half the memory) or `'f32'`. */
   kvCache?: KvCacheType;
-  /** Default true: the weights are the file's own pages. False reads the file into memory, for files that may change. */
+  /**
+   * Default true: the weights are the file's own pages; a file that is written to while it is in use makes calls fail (`ERR_FILE`,
+   * `FILE_CHANGED`). False reads the file into memory, for files that may change.
+   */
   mmap?: boolean;
   /**
    * Default true: a copy of the output matrix with 4 bits per weight tells which tokens can be among the best, and only these are
@@ -58,6 +93,11 @@ export interface LoadOptions {
    * float32, several times slower).
    */
   visionPrecision?: 'int8' | 'exact';
+  /**
+   * A chat template (Jinja, as in `tokenizer.chat_template`) instead of the model's own. Default: the one inside the model's file,
+   * else `chat_template.jinja` or the one in `tokenizer_config.json` beside it, else Gemma 3's format. `gemma.info.chat` says which.
+   */
+  chatTemplate?: string;
   /** Where embeddings of pictures are kept, so that no picture is encoded twice. False: nowhere. */
   imageCache?: ImageCacheOptions | false;
   /**
@@ -65,6 +105,11 @@ export interface LoadOptions {
    * Taken as it is needed. Default: 512 MiB with a vision encoder, else 0.
    */
   prefixCacheBytes?: number;
+  /**
+   * How many calls may wait while 64 are being computed; one more is `ERR_QUEUE_FULL` at once. Streams whose readers do not read
+   * do not count. Default: 512.
+   */
+  maxQueue?: number;
   /** Called with the fraction that is loaded, 0 to 1. */
   onProgress?: (fraction: number) => void;
   /** Aborting rejects `load` with the signal's reason. */
@@ -83,15 +128,17 @@ export interface EstimateOptions {
   batchSize?: number;
   kvCache?: KvCacheType;
   screenLogits?: boolean;
+  threads?: number;
   /** A draft model that is to be loaded beside. */
   draft?: string | URL;
   /** As in `load`. */
   mmproj?: string | URL | false;
   visionPrecision?: 'int8' | 'exact';
+  prefixCacheBytes?: number;
 }
 
 export interface InspectOptions {
-  /** Context sizes to plan memory for. Default: a ladder up to the model's own. */
+  /** Context sizes to plan memory for, at most 256. Default: a ladder up to the model's own. */
   contexts?: readonly number[];
   kvCache?: KvCacheType;
   /** As in `load`. */
@@ -99,7 +146,10 @@ export interface InspectOptions {
 }
 
 export interface PromptOptions extends ImageOptions, CropOptions, VideoOptions {
-  /** Take a string as text to continue, also with an instruction-tuned model. Default false. */
+  /**
+   * True takes a string as text to continue, false as one user turn. Default: false where the model has a chat template or a name
+   * of Google's instruction-tuned files (`gemma.info.chat`).
+   */
   raw?: boolean;
   /** Begin raw text with `<bos>`. Default true. */
   bos?: boolean;
@@ -128,20 +178,25 @@ export interface GenerateOptions extends PromptOptions {
   topP?: number;
   /** Only tokens at least this fraction as likely as the likeliest, 0 to 1. Default 0 (off). */
   minP?: number;
-  /** Divides the scores of tokens seen lately; above 0. Default 1 (off). */
+  /** Divides the scores of tokens seen lately; 1e-6 to 1e6. Default 1 (off). */
   repetitionPenalty?: number;
-  /** Subtracted from a token's score for each time it was seen lately. Default 0. */
+  /** Subtracted from a token's score for each time it was seen lately; -1e6 to 1e6. Default 0. */
   frequencyPenalty?: number;
-  /** Subtracted from a token's score if it was seen lately. Default 0. */
+  /** Subtracted from a token's score if it was seen lately; -1e6 to 1e6. Default 0. */
   presencePenalty?: number;
   /** How many tokens back the penalties look; -1: all. Default 64. */
   penaltyWindow?: number;
   /** Same seed, same text (on the same build and instruction set). An integer from 0 to 2^53 - 1. Default: random. */
   seed?: number;
-  /** Added to the scores of tokens, by id; -Infinity bans one. */
+  /** Added to the scores of tokens, by id, -1e6 to 1e6; -Infinity bans one. At most 16384. */
   logitBias?: Readonly<Record<number, number>>;
-  /** Generation ends before the first of these that would appear in the text. */
+  /** Generation ends before the first of these that would appear in the text. At most 256, of at most 1000 characters each. */
   stopSequences?: readonly string[];
+  /**
+   * Tokens that end the answer besides those that the model's file names (`gemma.info.endTokens`): ids, or texts that are one
+   * token each, such as `'<|im_end|>'`. At most 1000.
+   */
+  stopTokens?: readonly (number | string)[];
   /**
    * How tokens are guessed ahead and checked several in one step: by the `'model'` that `Gemma.load` was given as `draft`, by
    * `'prompt-lookup'` (what followed the last words where they stood before: pays when the answer repeats parts of the prompt or
@@ -156,59 +211,15 @@ export interface GenerateOptions extends PromptOptions {
    * `'truncate'` ends the output where the context ends.
    */
   onOverflow?: 'error' | 'truncate';
+  /**
+   * Of `stream`: a reader that takes none of the parts there are for so many milliseconds, while there are more to come, ends with
+   * `ERR_STALLED`. Default 0: it may take any time.
+   */
+  stallTimeoutMs?: number;
   /** Called while pictures are encoded and the prompt is read, which takes seconds. */
   onProgress?: (progress: PromptProgress) => void;
   /** Aborting rejects with the signal's reason at once and stops the work. */
   signal?: AbortSignal;
-}
-
-/** What is accepted as a picture. */
-export interface ImageOptions {
-  /** Bytes of a file at most. Default: 64 MiB. */
-  maxImageBytes?: number;
-  /** Pixels of a picture at most, checked before it is decoded. Default: 100 million. A side has at most 65535. */
-  maxImagePixels?: number;
-  /**
-   * Fetch pictures from http(s) URLs. True: from public addresses only, `'private'`: also from this machine and its network;
-   * set that only for URLs you wrote yourself. Default false.
-   */
-  allowRemote?: boolean | 'private';
-  /** How long fetching may take, in milliseconds. Default: 30000. */
-  remoteTimeoutMs?: number;
-}
-
-/**
- * Pan & Scan, as Hugging Face's image processor does it: a picture that is wider or higher than a square is seen whole and once
- * more in 2 or more crops side by side, so that small text stays legible.
- */
-export interface PanAndScanOptions {
-  /** Pixels a crop must have in width and height. Default 256. */
-  minCropSize?: number;
-  /** Default 4. */
-  maxCrops?: number;
-  /** Longer side divided by the shorter one from which on a picture is cropped. Default 1.2. */
-  minRatio?: number;
-}
-
-/** How pictures are cut. */
-export interface CropOptions {
-  /** Default false, as in the reference. */
-  panAndScan?: boolean | PanAndScanOptions;
-  /**
-   * Instead of Pan & Scan: cut every picture into nearly square tiles, so many along its shorter side (a square page into
-   * n x n). For dense pages, where Pan & Scan does nothing. At most 256 tiles. Each costs as much as a picture.
-   */
-  tile?: number;
-}
-
-/** How videos are read. */
-export interface VideoOptions {
-  /** Videos longer than this are refused. Default: 4 hours. */
-  maxVideoSeconds?: number;
-  /** Larger files are refused. Default: 16 GiB. */
-  maxVideoBytes?: number;
-  /** How long decoding one may take, in milliseconds. Default: 10 minutes. */
-  videoTimeoutMs?: number;
 }
 
 export interface EmbedImageOptions extends ImageOptions, CropOptions {
@@ -245,290 +256,328 @@ export interface PerplexityOptions {
   signal?: AbortSignal;
 }
 
-const MAX_INT32 = 2 ** 31 - 1;
-
-/** A value as messages show it. */
-export function show(value: unknown): string {
-  if (typeof value === 'string') return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}...` : value);
-  if (typeof value === 'number' || typeof value === 'bigint' || typeof value === 'boolean') return String(value);
-  return value === null ? 'null' : Array.isArray(value) ? 'an array' : typeof value;
+export interface CountTokensOptions extends PromptOptions {
+  signal?: AbortSignal;
 }
 
-function number(name: string, value: unknown, accepts: (value: number) => boolean, expected: string): number {
-  if (typeof value !== 'number') throw new TypeError(`${name}: expected ${expected}, found ${show(value)}`);
-  if (!accepts(value)) throw new RangeError(`${name}: expected ${expected}, found ${value}`);
-  return value;
+export interface TokenizeOptions {
+  /** Control strings become control tokens. Default false. */
+  special?: boolean;
+  /** Begin with `<bos>`. Default false. */
+  bos?: boolean;
+  signal?: AbortSignal;
 }
 
-export function integer(name: string, value: unknown, min: number, max = MAX_INT32): number {
-  const expected = max === MAX_INT32 ? `an integer of at least ${min}` : `an integer from ${min} to ${max}`;
-  return number(name, value, (n) => Number.isInteger(n) && n >= min && n <= max, expected);
+export interface DetokenizeOptions {
+  /** Write control tokens out. Default true. */
+  special?: boolean;
+  signal?: AbortSignal;
 }
 
-function boolean(name: string, value: unknown): boolean {
-  if (typeof value !== 'boolean') throw new TypeError(`${name}: expected true or false, found ${show(value)}`);
-  return value;
+const MEMORY = {
+  contextSize: integers(1),
+  batchSize: integers(1, 65536),
+  kvCache: choices('f32', 'f16', 'q8_0'),
+  screenLogits: booleans,
+  threads: integers(1, 1024),
+  visionPrecision: choices('int8', 'exact'),
+  prefixCacheBytes: integers(0, ANY_SIZE),
+} as const;
+
+const LOAD = {
+  device: orIfNull(strings, () => process.env.GEMMA_DEVICE || 'auto'),
+  gpuLayers: custom((name, value) => (value === 'auto' ? undefined : integer(name, value, 0, 1_000_000))),
+  isa: orIfNull(strings, () => process.env.GEMMA_ISA ?? ''),
+  threads: MEMORY.threads,
+  contextSize: MEMORY.contextSize,
+  batchSize: MEMORY.batchSize,
+  kvCache: MEMORY.kvCache,
+  mmap: booleans,
+  screenLogits: MEMORY.screenLogits,
+  draft: elsewhere,
+  mmproj: elsewhere,
+  visionPrecision: MEMORY.visionPrecision,
+  chatTemplate: custom((name, value) => {
+    const template = text(name, value);
+    if (template.length > 1 << 20) {
+      throw new RangeError(`${name}: expected at most 1 MiB, found ${template.length} characters`);
+    }
+    return template;
+  }),
+  imageCache: elsewhere, // imageCacheOptions()
+  maxQueue: elsewhere, // queueOptions()
+  prefixCacheBytes: MEMORY.prefixCacheBytes,
+  onProgress: callbacks,
+  signal: signals,
+} as const satisfies TableOf<LoadOptions>;
+
+const IMAGE_CACHE = {
+  maxBytes: or(integers(0, ANY_SIZE), 256 << 20),
+  folder: strings,
+} as const satisfies TableOf<ImageCacheOptions>;
+
+const ESTIMATE = { ...MEMORY, draft: elsewhere, mmproj: elsewhere } as const satisfies TableOf<EstimateOptions>;
+
+const INSPECT = {
+  contexts: custom((name, value) => {
+    if (!Array.isArray(value)) throw new TypeError(`${name}: expected an array of integers, found ${show(value)}`);
+    atMost(name, value.length, MAX_CONTEXTS);
+    return value.map((n, i) => integer(`${name}[${i}]`, n, 1));
+  }),
+  kvCache: MEMORY.kvCache,
+  mmproj: elsewhere,
+} as const satisfies TableOf<InspectOptions>;
+
+const RAW = {
+  raw: booleans,
+  bos: or(booleans, true),
+  images: or(
+    custom((name, value) => {
+      if (!Array.isArray(value)) throw new TypeError(`${name}: expected an array, found ${show(value)}`);
+      return [...(value as readonly (ImageInput | ImageEmbedding)[])];
+    }),
+    () => [],
+  ),
+} as const;
+
+const PROMPT = { ...RAW, ...IMAGE, ...CROP, ...VIDEO } as const satisfies TableOf<PromptOptions>;
+
+const COUNT = { ...PROMPT, signal: signals } as const satisfies TableOf<CountTokensOptions>;
+
+const penalties = numbers('a number from -1e6 to 1e6', (n) => Math.abs(n) <= 1e6);
+
+/** What goes to native code; `onOverflow` under another name. */
+const GENERATION = {
+  maxOutputTokens: or(integers(1), -1),
+  temperature: or(
+    numbers('a number from 0 to 1e6', (n) => n >= 0 && n <= 1e6),
+    1,
+  ),
+  topK: or(integers(0), 64),
+  topP: or(
+    numbers('a number above 0, at most 1', (n) => n > 0 && n <= 1),
+    0.95,
+  ),
+  minP: or(
+    numbers('a number from 0 to 1', (n) => n >= 0 && n <= 1),
+    0,
+  ),
+  repetitionPenalty: or(
+    numbers('a number from 1e-6 to 1e6', (n) => n >= 1e-6 && n <= 1e6),
+    1,
+  ),
+  frequencyPenalty: or(penalties, 0),
+  presencePenalty: or(penalties, 0),
+  penaltyWindow: or(integers(-1), 64),
+  seed: or(integers(0, ANY_SIZE), () => randomInt(2 ** 48 - 1)),
+  logitBias: or(custom(logitBias), () => new Float64Array()),
+  stopSequences: or(custom(stopSequences), () => []),
+  stopTokens: or(custom(stopTokens), () => []),
+  draft: or(
+    custom((name, value): 'auto' | 'off' | 'prompt-lookup' | 'model' =>
+      value === false ? 'off' : choices('prompt-lookup', 'model').check(name, value),
+    ),
+    'auto',
+  ),
+  logprobs: or(
+    custom((name, value) => (typeof value === 'boolean' ? Number(value) : integer(name, value, 0, 100))),
+    0,
+  ),
+  onOverflow: or(choices('error', 'truncate'), 'error'),
+} as const;
+
+const STREAM = { stallTimeoutMs: or(integers(0), 0) } as const;
+
+const structured = later('structured output');
+const withTools = later('tools');
+
+/** What is known from other libraries, under all names. */
+const LATER = {
+  schema: structured,
+  jsonSchema: structured,
+  json_schema: structured,
+  responseFormat: structured,
+  response_format: structured,
+  format: structured,
+  grammar: structured,
+  regex: structured,
+  choices: structured,
+  tools: withTools,
+  functions: withTools,
+  toolChoice: withTools,
+  tool_choice: withTools,
+  maxSteps: withTools,
+  adapter: later('adapters'),
+  lora: later('adapters'),
+} as const;
+
+const GENERATE = {
+  ...PROMPT,
+  ...GENERATION,
+  ...STREAM,
+  onProgress: callbacks,
+  signal: signals,
+  ...LATER,
+} as const satisfies TableOf<GenerateOptions, keyof typeof LATER>;
+
+const EMBED_IMAGE = {
+  ...IMAGE,
+  ...CROP,
+  pooling: orIfNull(choices('none', 'mean'), 'none'),
+  onProgress: callbacks,
+  signal: signals,
+} as const satisfies TableOf<EmbedImageOptions>;
+
+const CROPS = {
+  ...IMAGE,
+  ...CROP,
+  draw: orIfNull(booleans, false),
+  signal: signals,
+} as const satisfies TableOf<CropsOptions>;
+
+const LOGITS = {
+  ...PROMPT,
+  all: or(booleans, false),
+  top: or(integers(0, 1000), 0),
+  data: or(booleans, true),
+  onRow: callbacks,
+  signal: signals,
+} as const satisfies TableOf<LogitsOptions>;
+
+// Options are checked before a call begins, so arrays have limits: what grows with them holds up the event loop.
+const MAX_CONTEXTS = 256;
+const MAX_STOP_SEQUENCES = 256;
+const MAX_STOP_CHARACTERS = 1000;
+const MAX_BIASES = 1 << 14;
+
+function atMost(name: string, n: number, max: number): void {
+  if (n > max) throw new RangeError(`${name}: expected at most ${max}, found ${n}`);
 }
 
-function string(name: string, value: unknown): string {
-  if (typeof value !== 'string') throw new TypeError(`${name}: expected a string, found ${show(value)}`);
-  return value;
+function stopSequences(name: string, value: unknown): string[] {
+  if (!Array.isArray(value)) throw new TypeError(`${name}: expected an array of strings, found ${show(value)}`);
+  atMost(name, value.length, MAX_STOP_SEQUENCES);
+  return value.map((sequence: unknown, i) => {
+    const { length } = text(`${name}[${i}]`, sequence);
+    if (length === 0) throw new RangeError(`${name}[${i}]: expected some text`);
+    atMost(`${name}[${i}]: characters`, length, MAX_STOP_CHARACTERS);
+    return sequence as string;
+  });
 }
 
-function oneOf<T extends string>(name: string, value: unknown, values: readonly T[]): T {
-  const text = string(name, value);
-  if (!(values as readonly string[]).includes(text)) {
-    throw new RangeError(`${name}: expected one of ${values.join(', ')}, found ${show(value)}`);
+const MAX_STOP_TOKENS = 1000;
+
+function stopTokens(name: string, value: unknown): (number | string)[] {
+  if (!Array.isArray(value))
+    throw new TypeError(`${name}: expected an array of ids or texts of tokens, found ${show(value)}`);
+  if (value.length > MAX_STOP_TOKENS) {
+    throw new RangeError(`${name}: expected at most ${MAX_STOP_TOKENS} tokens, found ${value.length}`);
   }
-  return text as T;
+  return Array.from(value as readonly unknown[], (token, i) =>
+    typeof token === 'string' ? token : integer(`${name}[${i}]`, token, 0),
+  );
 }
 
-function callback(name: string, value: unknown): void {
-  if (value !== undefined && typeof value !== 'function') {
-    throw new TypeError(`${name}: expected a function, found ${show(value)}`);
-  }
-}
+const isBias = (n: number) => Math.abs(n) <= 1e6 || n === -Infinity;
 
-function signal(value: unknown): void {
-  if (value !== undefined && !(typeof value === 'object' && value !== null && 'aborted' in value)) {
-    throw new TypeError(`signal: expected an AbortSignal, found ${show(value)}`);
+// Ids and biases in turn.
+function logitBias(name: string, value: unknown): Float64Array {
+  if (typeof value !== 'object' || value === null) {
+    throw new TypeError(`${name}: expected an object of token ids and numbers, found ${show(value)}`);
   }
-}
-
-// Misspelt options would otherwise be ignored without a word.
-function known(options: unknown, names: readonly string[], what = 'options'): void {
-  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
-    throw new TypeError(`${what}: expected an object, found ${show(options)}`);
+  const biases = value as Record<string, unknown>;
+  const ids = Object.keys(biases);
+  atMost(name, ids.length, MAX_BIASES);
+  const pairs = new Float64Array(2 * ids.length);
+  for (let i = 0; i < ids.length; ++i) {
+    const id = ids[i] ?? '';
+    const bias = biases[id];
+    pairs[2 * i] = integer(`${name}: token id`, Number(id), 0);
+    pairs[2 * i + 1] =
+      typeof bias === 'number' && isBias(bias)
+        ? bias // names for messages are made only where there is one
+        : number(`${name}[${plain(id, 60)}]`, bias, isBias, 'a number from -1e6 to 1e6, or -Infinity');
   }
-  for (const name of Object.keys(options)) {
-    if (!names.includes(name)) throw new TypeError(`${name}: no such option; there are ${names.join(', ')}`);
-  }
-}
-
-function unsupported(name: string, value: unknown, what: string): void {
-  if (value === undefined || value === false) return;
-  throw new GemmaError('ERR_UNSUPPORTED_INPUT', `${name}: this version of gemma-native has no ${what}`);
+  return pairs;
 }
 
 // A setting from the environment counts where the option is not given.
 function environmentThreads(): number | undefined {
-  const text = process.env.GEMMA_THREADS;
-  if (!text) return undefined;
-  const threads = Number(text);
+  const setting = process.env.GEMMA_THREADS;
+  if (!setting) return undefined;
+  const threads = Number(setting);
   if (!Number.isInteger(threads) || threads < 1) {
-    throw new RangeError(`GEMMA_THREADS: expected an integer of at least 1, found ${show(text)}`);
+    throw new RangeError(`GEMMA_THREADS: expected an integer of at least 1, found ${show(setting)}`);
   }
   return threads;
 }
 
-const KV_CACHE_TYPES = ['f32', 'f16', 'q8_0'] as const;
+/** What native code is told about memory. */
+export type MemoryParams = Values<typeof MEMORY>;
 
-/** Everything but the paths. */
-export function loadOptions(options: LoadOptions): Omit<NativeLoadOptions, 'path' | 'draft' | 'mmproj' | 'vision'> {
-  known(options, [
-    'device',
-    'gpuLayers',
-    'isa',
-    'threads',
-    'contextSize',
-    'batchSize',
-    'kvCache',
-    'mmap',
-    'screenLogits',
-    'draft',
-    'mmproj',
-    'visionPrecision',
-    'imageCache',
-    'prefixCacheBytes',
-    'onProgress',
-    'signal',
-  ]);
-  callback('onProgress', options.onProgress);
-  signal(options.signal);
-  const device = options.device ?? (process.env.GEMMA_DEVICE || 'auto');
-  const isa = options.isa ?? process.env.GEMMA_ISA ?? '';
-  const threads = options.threads ?? environmentThreads();
-  return {
-    device: string('device', device),
-    ...(options.gpuLayers !== undefined &&
-      options.gpuLayers !== 'auto' && { gpuLayers: integer('gpuLayers', options.gpuLayers, 0, 1_000_000) }),
-    isa: string('isa', isa),
-    ...(threads !== undefined && { threads: integer('threads', threads, 1, 1024) }),
-    ...memoryOptions(options),
-    ...(options.mmap !== undefined && { mmap: boolean('mmap', options.mmap) }),
-    ...(options.prefixCacheBytes !== undefined && {
-      prefixCacheBytes: integer('prefixCacheBytes', options.prefixCacheBytes, 0, Number.MAX_SAFE_INTEGER),
-    }),
-  };
+/** What native code is told to load with, but for the files. */
+export type LoadParams = Values<typeof LOAD>;
+
+export function loadOptions(options: LoadOptions): LoadParams {
+  known(LOAD, options);
+  return valuesOf(LOAD, { ...options, threads: options.threads ?? environmentThreads() });
 }
 
 export function imageCacheOptions({ imageCache = {} }: LoadOptions): { maxBytes: number; folder?: string } {
   if (imageCache === false) return { maxBytes: 0 };
-  known(imageCache, ['maxBytes', 'folder'], 'imageCache');
-  const { maxBytes = 256 << 20, folder } = imageCache;
-  return {
-    maxBytes: integer('imageCache.maxBytes', maxBytes, 0, Number.MAX_SAFE_INTEGER),
-    ...(folder !== undefined && { folder: string('imageCache.folder', folder) }),
-  };
+  known(IMAGE_CACHE, imageCache, 'imageCache');
+  return valuesOf(IMAGE_CACHE, imageCache, 'imageCache.');
 }
 
-function memoryOptions(options: EstimateOptions): {
-  contextSize?: number;
-  batchSize?: number;
-  kvCache?: KvCacheType;
-  screenLogits?: boolean;
-  visionPrecision?: 'int8' | 'exact';
-} {
-  return {
-    ...(options.visionPrecision !== undefined && {
-      visionPrecision: oneOf('visionPrecision', options.visionPrecision, ['int8', 'exact']),
-    }),
-    ...(options.contextSize !== undefined && { contextSize: integer('contextSize', options.contextSize, 1) }),
-    ...(options.batchSize !== undefined && { batchSize: integer('batchSize', options.batchSize, 1, 65536) }),
-    ...(options.kvCache !== undefined && { kvCache: oneOf('kvCache', options.kvCache, KV_CACHE_TYPES) }),
-    ...(options.screenLogits !== undefined && { screenLogits: boolean('screenLogits', options.screenLogits) }),
-  };
+export function queueOptions({ maxQueue }: LoadOptions): { maxQueue: number } {
+  return valuesOf({ maxQueue: or(integers(0), 512) }, { maxQueue });
 }
 
-export function estimateOptions(options: EstimateOptions): ReturnType<typeof memoryOptions> {
-  known(options, ['contextSize', 'batchSize', 'kvCache', 'screenLogits', 'draft', 'mmproj', 'visionPrecision']);
-  return memoryOptions(options);
+export function estimateOptions(options: EstimateOptions): MemoryParams {
+  return checked(ESTIMATE, { ...options, threads: options.threads ?? environmentThreads() });
 }
 
-export function inspectOptions(options: InspectOptions): { contexts?: number[]; kvCache?: KvCacheType } {
-  known(options, ['contexts', 'kvCache', 'mmproj']);
-  if (options.contexts !== undefined && !Array.isArray(options.contexts)) {
-    throw new TypeError(`contexts: expected an array of integers, found ${show(options.contexts)}`);
-  }
-  return {
-    ...(options.contexts && { contexts: options.contexts.map((n, i) => integer(`contexts[${i}]`, n, 1)) }),
-    ...(options.kvCache !== undefined && { kvCache: oneOf('kvCache', options.kvCache, KV_CACHE_TYPES) }),
-  };
+export function inspectOptions(options: InspectOptions): Values<typeof INSPECT> {
+  return checked(INSPECT, options);
 }
-
-const IMAGE_OPTIONS = ['maxImageBytes', 'maxImagePixels', 'allowRemote', 'remoteTimeoutMs'];
-const CROP_OPTIONS = ['panAndScan', 'tile'];
-const VIDEO_OPTIONS = ['maxVideoSeconds', 'maxVideoBytes', 'videoTimeoutMs'];
-const PROMPT_OPTIONS = ['raw', 'bos', 'images', ...IMAGE_OPTIONS, ...CROP_OPTIONS, ...VIDEO_OPTIONS];
 
 /** What a prompt is made with, defaults filled in. */
 export interface PromptSettings {
-  raw: boolean;
+  raw?: boolean;
   bos: boolean;
   images: readonly (ImageInput | ImageEmbedding)[];
-  limits: ImageLimits;
-  crops: NativeCropOptions;
-  videoLimits: VideoLimits;
+  limits: MediaLimits;
+  crops: CropParams;
 }
 
-function promptOptions(options: PromptOptions): PromptSettings {
-  const { raw = false, bos = true, images = [] } = options;
-  if (!Array.isArray(images)) throw new TypeError(`images: expected an array, found ${show(images)}`);
+// Looks at the options of a prompt among others.
+function promptSettings(options: PromptOptions): PromptSettings {
   return {
-    raw: boolean('raw', raw),
-    bos: boolean('bos', bos),
-    images: images as PromptSettings['images'],
-    limits: imageLimits(options),
-    crops: cropOptions(options),
-    videoLimits: videoLimits(options),
+    ...valuesOf(RAW, options),
+    limits: mediaLimits(options),
+    crops: cropParams(options),
   };
 }
 
-export function checkPromptOptions(options: PromptOptions): PromptSettings {
-  known(options, PROMPT_OPTIONS);
-  return promptOptions(options);
+/** What native code is told about a generation, but for the tokens and their images. */
+export interface GenerateParams extends Omit<Values<typeof GENERATION>, 'onOverflow'> {
+  overflowIsError: boolean;
 }
 
-/** Everything but the tokens and their images. */
 export function generateOptions(options: GenerateOptions): {
-  params: Omit<NativeGenerateParams, 'tokens' | 'images' | 'maxUnread'>;
+  params: GenerateParams;
   prompt: PromptSettings;
+  stallTimeoutMs: number;
 } {
-  known(options, [
-    ...PROMPT_OPTIONS,
-    'maxOutputTokens',
-    'temperature',
-    'topK',
-    'topP',
-    'minP',
-    'repetitionPenalty',
-    'frequencyPenalty',
-    'presencePenalty',
-    'penaltyWindow',
-    'seed',
-    'logitBias',
-    'stopSequences',
-    'draft',
-    'logprobs',
-    'onOverflow',
-    'onProgress',
-    'signal',
-    'schema',
-    'tools',
-  ]);
-  const later = options as { schema?: unknown; tools?: unknown };
-  unsupported('schema', later.schema, 'structured output');
-  unsupported('tools', later.tools, 'tools');
-  callback('onProgress', options.onProgress);
-  signal(options.signal);
-  const {
-    temperature = 1,
-    topK = 64,
-    topP = 0.95,
-    minP = 0,
-    repetitionPenalty = 1,
-    frequencyPenalty = 0,
-    presencePenalty = 0,
-    penaltyWindow = 64,
-    seed = randomInt(2 ** 48 - 1),
-    maxOutputTokens,
-    stopSequences = [],
-    logprobs = 0,
-    onOverflow = 'error',
-    draft,
-  } = options;
-  if (!Array.isArray(stopSequences)) {
-    throw new TypeError(`stopSequences: expected an array of strings, found ${show(stopSequences)}`);
-  }
-  const params: Omit<NativeGenerateParams, 'tokens' | 'images' | 'maxUnread'> = {
-    maxOutputTokens: maxOutputTokens === undefined ? -1 : integer('maxOutputTokens', maxOutputTokens, 1),
-    overflowIsError: oneOf('onOverflow', onOverflow, ['error', 'truncate']) === 'error',
-    stopSequences: stopSequences.map((text: unknown, i) => {
-      if (string(`stopSequences[${i}]`, text) === '') throw new RangeError(`stopSequences[${i}]: expected some text`);
-      return text as string;
-    }),
-    draft: draft === undefined ? 'auto' : draft === false ? 'off' : oneOf('draft', draft, ['prompt-lookup', 'model']),
-    temperature: number('temperature', temperature, (n) => n >= 0 && Number.isFinite(n), 'a number of at least 0'),
-    topK: integer('topK', topK, 0),
-    topP: number('topP', topP, (n) => n > 0 && n <= 1, 'a number above 0, at most 1'),
-    minP: number('minP', minP, (n) => n >= 0 && n <= 1, 'a number from 0 to 1'),
-    repetitionPenalty: number(
-      'repetitionPenalty',
-      repetitionPenalty,
-      (n) => n > 0 && Number.isFinite(n),
-      'a number above 0',
-    ),
-    frequencyPenalty: number('frequencyPenalty', frequencyPenalty, Number.isFinite, 'a finite number'),
-    presencePenalty: number('presencePenalty', presencePenalty, Number.isFinite, 'a finite number'),
-    penaltyWindow: integer('penaltyWindow', penaltyWindow, -1),
-    seed: integer('seed', seed, 0, Number.MAX_SAFE_INTEGER),
-    logitBias: logitBias(options.logitBias),
-    logprobs: typeof logprobs === 'boolean' ? Number(logprobs) : integer('logprobs', logprobs, 0, 100),
+  known(GENERATE, options);
+  const { onProgress, signal } = GENERATE;
+  valuesOf({ ...LATER, onProgress, signal }, options);
+  const { onOverflow, ...params } = valuesOf(GENERATION, options);
+  return {
+    params: { ...params, overflowIsError: onOverflow === 'error' },
+    prompt: promptSettings(options),
+    ...valuesOf(STREAM, options),
   };
-  return { params, prompt: promptOptions(options) };
-}
-
-function logitBias(bias: unknown): Float64Array {
-  if (bias === undefined) return new Float64Array();
-  if (typeof bias !== 'object' || bias === null) {
-    throw new TypeError(`logitBias: expected an object of token ids and numbers, found ${show(bias)}`);
-  }
-  return Float64Array.from(
-    Object.entries(bias).flatMap(([id, value]) => [
-      integer('logitBias: token id', Number(id), 0),
-      number(`logitBias[${id}]`, value, (n) => n < Infinity, 'a number or -Infinity'),
-    ]),
-  );
 }
 
 export function logitsOptions(options: LogitsOptions): {
@@ -537,127 +586,49 @@ export function logitsOptions(options: LogitsOptions): {
   top: number;
   prompt: PromptSettings;
 } {
-  known(options, [...PROMPT_OPTIONS, 'all', 'top', 'data', 'onRow', 'signal']);
-  callback('onRow', options.onRow);
-  signal(options.signal);
-  const { all = false, top = 0, data = true } = options;
-  return {
-    all: boolean('all', all),
-    top: integer('top', top, 0, 1000),
-    rows: boolean('data', data) || !!options.onRow,
-    prompt: promptOptions(options),
-  };
+  const { all, top, data } = checked(LOGITS, options);
+  return { all, top, rows: data || !!options.onRow, prompt: promptSettings(options) };
 }
 
+/** @param contextSize the model's */
 export function perplexityOptions(options: PerplexityOptions, contextSize: number): { contextSize: number } {
-  known(options, ['contextSize', 'onProgress', 'signal']);
-  callback('onProgress', options.onProgress);
-  signal(options.signal);
-  return { contextSize: integer('contextSize', options.contextSize ?? Math.min(512, contextSize), 2, contextSize) };
-}
-
-export function imageLimits(options: ImageOptions): ImageLimits {
-  const { maxImageBytes = 64 << 20, maxImagePixels = 100e6, allowRemote = false, remoteTimeoutMs = 30_000 } = options;
-  if (typeof allowRemote !== 'boolean' && allowRemote !== 'private') {
-    throw new TypeError(`allowRemote: expected true, false or 'private', found ${show(allowRemote)}`);
-  }
-  return {
-    maxBytes: integer('maxImageBytes', maxImageBytes, 1),
-    maxPixels: integer('maxImagePixels', maxImagePixels, 1),
-    allowRemote,
-    timeoutMs: integer('remoteTimeoutMs', remoteTimeoutMs, 1),
-  };
-}
-
-const MAX_CROPS = 256; // kMaxCrops in native/image/image.h
-
-export function cropOptions({ panAndScan = false, tile }: CropOptions): NativeCropOptions {
-  if (typeof panAndScan !== 'boolean') known(panAndScan, ['minCropSize', 'maxCrops', 'minRatio'], 'panAndScan');
-  if (tile !== undefined) {
-    if (panAndScan !== false) throw new TypeError('tile: a picture is cut by panAndScan or into tiles, not both');
-    return { tile: integer('tile', tile, 1, MAX_CROPS) };
-  }
-  if (panAndScan === false) return {};
-  const { minCropSize, maxCrops, minRatio } = panAndScan === true ? {} : panAndScan;
-  return {
-    panAndScan: {
-      ...(minCropSize !== undefined && { minCropSize: integer('panAndScan.minCropSize', minCropSize, 1) }),
-      ...(maxCrops !== undefined && { maxCrops: integer('panAndScan.maxCrops', maxCrops, 1, MAX_CROPS) }),
-      ...(minRatio !== undefined && {
-        minRatio: number('panAndScan.minRatio', minRatio, (n) => n >= 0, 'a number of at least 0'),
-      }),
-    },
-  };
-}
-
-export function videoLimits(options: VideoOptions): VideoLimits {
-  const { maxVideoSeconds = 4 * 3600, maxVideoBytes = 16 * 2 ** 30, videoTimeoutMs = 600_000 } = options;
-  return {
-    maxSeconds: number('maxVideoSeconds', maxVideoSeconds, (n) => n > 0, 'a number above 0'),
-    maxBytes: integer('maxVideoBytes', maxVideoBytes, 1, Number.MAX_SAFE_INTEGER),
-    timeoutMs: integer('videoTimeoutMs', videoTimeoutMs, 1),
-  };
-}
-
-/** How many frames of a video part are wanted; undefined: as many as there is room for. */
-export function frameOptions(
-  name: string,
-  { fps, maxFrames }: { fps?: number | undefined; maxFrames?: number | undefined },
-): { fps?: number; maxFrames?: number } {
-  if (fps !== undefined) number(`${name}.fps`, fps, (n) => n > 0 && n <= 1000, 'a number above 0, at most 1000');
-  if (maxFrames !== undefined) integer(`${name}.maxFrames`, maxFrames, 1);
-  if (fps === undefined) return { maxFrames: maxFrames ?? 16 };
-  return { fps, ...(maxFrames !== undefined && { maxFrames }) };
+  const table = {
+    contextSize: orIfNull(integers(2, contextSize), Math.min(512, contextSize)),
+    onProgress: callbacks,
+    signal: signals,
+  } as const satisfies TableOf<PerplexityOptions>;
+  return checked(table, options);
 }
 
 export function embedImageOptions(options: EmbedImageOptions): {
   limits: ImageLimits;
-  crops: NativeCropOptions;
+  crops: CropParams;
   pooling: 'none' | 'mean';
 } {
-  known(options, [...IMAGE_OPTIONS, ...CROP_OPTIONS, 'pooling', 'onProgress', 'signal']);
-  callback('onProgress', options.onProgress);
-  signal(options.signal);
+  const { pooling } = checked(EMBED_IMAGE, options);
+  return { limits: imageLimits(options), crops: cropParams(options), pooling };
+}
+
+/** Pan & Scan is the default here. */
+export function cropsOptions(options: CropsOptions): { limits: ImageLimits; crops: CropParams; draw: boolean } {
+  const { draw } = checked(CROPS, options);
   return {
     limits: imageLimits(options),
-    crops: cropOptions(options),
-    pooling: oneOf('pooling', options.pooling ?? 'none', ['none', 'mean']),
+    crops: cropParams({ panAndScan: options.tile === undefined, ...options }),
+    draw,
   };
 }
 
-export function cropsOptions(options: CropsOptions): {
-  limits: ImageLimits;
-  crops: NativeCropOptions;
-  draw: boolean;
-} {
-  known(options, [...IMAGE_OPTIONS, ...CROP_OPTIONS, 'draw', 'signal']);
-  signal(options.signal);
-  return {
-    limits: imageLimits(options),
-    crops: cropOptions({ panAndScan: options.tile === undefined, ...options }),
-    draw: boolean('draw', options.draw ?? false),
-  };
+export function tokenizeOptions(options: TokenizeOptions): { special: boolean; bos: boolean } {
+  return checked({ special: or(booleans, false), bos: or(booleans, false), signal: signals }, options);
 }
 
-export function tokenizeOptions(options: { special?: boolean; bos?: boolean }): { special: boolean; bos: boolean } {
-  known(options, ['special', 'bos']);
-  const { special = false, bos = false } = options;
-  return { special: boolean('special', special), bos: boolean('bos', bos) };
+export function detokenizeOptions(options: DetokenizeOptions): { special: boolean } {
+  return checked({ special: orIfNull(booleans, true), signal: signals }, options);
 }
 
-export function detokenizeOptions(options: { special?: boolean }): { special: boolean } {
-  known(options, ['special']);
-  return { special: boolean('special', options.special ?? true) };
-}
-
-/** Token ids as native code takes them. Whether they exist in the vocabulary is checked there. */
-export function tokenIds(name: string, ids: unknown): Int32Array {
-  if (!Array.isArray(ids)) {
-    throw new TypeError(`${name}: expected an array of token ids, found ${show(ids)}`);
-  }
-  return Int32Array.from(ids, (id, i) => integer(`${name}[${i}]`, id, 0));
-}
-
-export function text(name: string, value: unknown): string {
-  return string(name, value);
+export function countOptions(options: CountTokensOptions): PromptSettings {
+  known(COUNT, options);
+  valuesOf({ signal: signals }, options);
+  return promptSettings(options);
 }

@@ -1,9 +1,12 @@
 // What is asked, to token ids and the rows of pictures between them. In two steps: first the layout, for which pictures and
 // videos are decoded and cut but not encoded; then, when all of it fits into the context, the rows.
 import type { Cancellation } from './cancellation.js';
-import { renderChat, renderImage, type ImagePart, type Message, type VideoPart } from './chat-template.js';
+import type { Chat } from './chat.js';
+import { renderChat, renderImage } from './chat-template.js';
 import { GemmaError } from './errors.js';
-import { prepareImage, readImage, type ImageInput } from './image.js';
+import { prepareImage, readImage } from './image.js';
+import type { ImageEmbedding, ImageInput } from './media.js';
+import { copyMessages, isMedia, type Message, type Part, type Turn } from './messages.js';
 import {
   MARKER_BOS,
   type NativeCropOptions,
@@ -13,18 +16,23 @@ import {
   type PreparedImage,
   type PromptPart,
 } from './native.js';
-import { frameOptions, tokenIds, type PromptSettings } from './options.js';
+import { frameOptions } from './media-options.js';
+import type { PromptSettings } from './options.js';
+import type { TemplateMessage, TemplateRequest } from './template-prompt.js';
+import { TemplateRenderer } from './template-renderer.js';
+import { inSlices, nextTurn } from './turns.js';
+import { encodeParts, tokenIds } from './token-text.js';
 import { pathOfVideo, timeLabel, videoFrames } from './video.js';
-import { isEmbedding, rowsOfEmbedding, type ImageEmbedding, type ImageEncoder, type Picture } from './vision.js';
+import { isEmbedding, rowsOfEmbedding, type ImageEncoder, type Picture } from './vision.js';
 
 /**
- * What a model is asked: a string (one user turn for an instruction-tuned model, text to continue for a pretrained one or with
- * `raw: true`), a conversation, or token ids taken as they are.
+ * What a model is asked: a string (one user turn where the model has a chat template, else text to continue; `raw` forces either),
+ * a conversation, or token ids taken as they are.
  */
 export type Input = string | readonly Message[] | readonly number[];
 
 /** Where everything stands in a prompt. */
-export interface Layout {
+interface Layout {
   tokens: Int32Array;
   /** in the order of their squares in the prompt */
   pictures: Picture[];
@@ -40,6 +48,8 @@ export interface Prompt {
 }
 
 interface LayoutOptions {
+  /** refuse a prompt that cannot fit into the context before it is looked at */
+  fits?: boolean;
   /** room to keep for the answer; -1: as it comes */
   maxOutputTokens?: number;
   signal?: AbortSignal | undefined;
@@ -52,18 +62,105 @@ function nSquares(picture: Picture): number {
   return 'rows' in picture ? picture.rows.length : 1 + picture.crops.length;
 }
 
+/** A picture, or the frames of a video with the label before each. */
+interface Loaded {
+  pictures: Picture[];
+  labels: string[];
+}
+
+/** A chat template of the model's own, and what its control texts stand for. */
+interface OwnTemplate {
+  renderer: TemplateRenderer;
+  /** by the numbers of control texts */
+  ids: Int32Array;
+  variables: Record<string, string>;
+  startOfImage: number;
+}
+
+const MAX_TEMPLATE_PARTS = 20_000;
+const MAX_TOKEN_BYTES = 1024; // no token of a vocabulary is longer
+
+// What is copied to the thread of templates is copied on the JavaScript thread.
+function checkSize(turns: readonly Turn[], contextSize: number): void {
+  let parts = 0;
+  let characters = 0;
+  for (const { content } of turns) {
+    parts += typeof content === 'object' ? 1 + content.length : 1;
+    if (typeof content === 'string') characters += content.length;
+    else for (const { text } of content ?? []) characters += text?.length ?? 0;
+  }
+  if (parts > MAX_TEMPLATE_PARTS) {
+    const message = `messages: expected at most ${MAX_TEMPLATE_PARTS} messages and parts for a chat template, found ${parts}`;
+    throw new GemmaError('ERR_CHAT_TEMPLATE', message, 'TEMPLATE_LIMIT');
+  }
+  if (characters > contextSize * MAX_TOKEN_BYTES) {
+    throw new GemmaError(
+      'ERR_CONTEXT_FULL',
+      `messages: ${characters} characters cannot fit into the context of ${contextSize} tokens`,
+      'CONTEXT_OVERFLOW',
+    );
+  }
+}
+
+// A turn as templates know it. Frames of a video are pictures with texts between.
+function templateMessage({ role, content, fields }: Turn, next: () => Loaded | undefined): TemplateMessage {
+  if (content === undefined) return { role, ...fields };
+  if (typeof content === 'string') return { role, content, ...fields };
+  const parts = content.flatMap((part): Record<string, unknown>[] => {
+    if (part.type === 'text') return [{ type: 'text', text: part.text, ...part.fields }];
+    if (!isMedia(part.type)) return [{ type: part.type, ...part.fields }];
+    const loaded = next();
+    if (part.type === 'image') return [{ type: 'image', ...part.fields }];
+    return (loaded?.labels ?? []).flatMap((text) => [
+      { type: 'text', text },
+      { type: 'image', ...part.fields },
+    ]);
+  });
+  return { role, content: parts, ...fields };
+}
+
+function renderPlace(picture: Picture | undefined): PromptPart[] {
+  return picture ? renderImage(nSquares(picture) - 1) : [];
+}
+
+function ownTemplate(source: string, model: NativeModel): OwnTemplate {
+  const { texts, ids, bos, eos, unknown, pad, startOfImage } = model.markers();
+  const named = { bos_token: bos, eos_token: eos, unk_token: unknown, pad_token: pad };
+  const variables: Record<string, string> = {};
+  for (const [name, id] of Object.entries(named)) {
+    const text = texts[ids.indexOf(id)];
+    if (text !== undefined) variables[name] = text;
+  }
+  return { renderer: new TemplateRenderer({ source, texts }), ids, variables, startOfImage };
+}
+
 export class PromptBuilder {
   readonly #live: () => NativeModel;
   readonly #info: NativeModelInfo;
+  readonly #chat: Chat;
+  readonly #template: OwnTemplate | undefined;
   readonly #encoder: ImageEncoder | undefined;
   readonly #noVision: string;
 
   /** @param noVision why there is no encoder, for the message of the error */
-  constructor(live: () => NativeModel, info: NativeModelInfo, encoder: ImageEncoder | undefined, noVision: string) {
+  constructor(
+    live: () => NativeModel,
+    info: NativeModelInfo,
+    chat: Chat,
+    encoder: ImageEncoder | undefined,
+    noVision: string,
+  ) {
     this.#live = live;
     this.#info = info;
+    this.#chat = chat;
+    if (chat.source !== undefined) this.#template = ownTemplate(chat.source, live());
     this.#encoder = encoder;
     this.#noVision = noVision;
+  }
+
+  /** Ends what runs beside the model. */
+  close(): void {
+    this.#template?.renderer.close();
   }
 
   /** The vision encoder and its sizes. Throws GemmaError `ERR_UNSUPPORTED_INPUT`/`NO_VISION` where there is none. */
@@ -81,9 +178,10 @@ export class PromptBuilder {
   }
 
   async layOut(input: Input, settings: PromptSettings, options: LayoutOptions = {}): Promise<Layout> {
+    this.#checkRoom(settings.images.length);
     const layout =
       Array.isArray(input) && typeof input[0] === 'number'
-        ? await this.#ofTokens(tokenIds('input', input), settings, options)
+        ? await this.#ofTokens(await this.#tokens(input as readonly number[], options), settings, options)
         : await this.#ofText(input as string | readonly Message[], settings, options);
     if (layout.tokens.length === 0) throw new RangeError('input: expected at least one token, found none');
     const { contextSize } = this.#info;
@@ -95,6 +193,19 @@ export class PromptBuilder {
       );
     }
     return layout;
+  }
+
+  // Each picture and each video takes a square at least: what cannot fit is refused before any is opened.
+  #checkRoom(n: number): void {
+    if (n === 0) return;
+    const { contextSize } = this.#info;
+    const least = n * this.vision().tokensPerImage;
+    if (least < contextSize) return;
+    throw new GemmaError(
+      'ERR_CONTEXT_FULL',
+      `${n} pictures take ${least} tokens or more, and the context has room for ${contextSize}; load the model with a larger ` +
+        'contextSize, or use fewer pictures',
+    );
   }
 
   /** Encodes the pictures of a layout. */
@@ -115,84 +226,136 @@ export class PromptBuilder {
       cancellation,
       onProgress,
     );
-    const images = rows.flat().map((embedding, i) => ({ first: firsts[i] ?? 0, embedding }));
+    const images: NativeImage[] = [];
+    for (const [i, embedding] of rows.flat().entries()) {
+      await nextTurn();
+      images.push({ first: firsts[i] ?? 0, embedding: this.#live().holdRows(embedding) });
+    }
     return { tokens, images, imageTokens: images.length * tokensPerImage };
   }
 
   async #ofText(input: string | readonly Message[], settings: PromptSettings, options: LayoutOptions): Promise<Layout> {
-    const { raw, bos, images } = settings;
+    const { raw = this.#chat.template === 'none', bos, images } = settings;
     const isText = typeof input === 'string';
     if (!isText && !Array.isArray(input)) {
       throw new TypeError(`input: expected a string, messages or token ids, found ${typeof input}`);
     }
-    if (!isText && raw) throw new TypeError('raw: only strings can be raw text, found messages');
+    if (!isText && settings.raw) throw new TypeError('raw: only strings can be raw text, found messages');
     if (!isText && images.length > 0) {
       throw new TypeError('images: a conversation has its pictures in its messages, as parts { type: "image", image }');
     }
-    if (isText && (raw || !this.#info.instructionTuned)) {
+    if (!isText) {
+      return this.#ofTurns(await inSlices(copyMessages(input, this.#template !== undefined)), settings, options);
+    }
+    if (raw) {
       const pictures = await this.#images(images, settings, options);
       const parts = pictures.flatMap((picture) => renderImage(nSquares(picture) - 1));
-      return this.#encode([...(bos ? [MARKER_BOS as PromptPart] : []), ...parts, input], pictures);
+      return this.#encode([...(bos ? [MARKER_BOS as PromptPart] : []), ...parts, input], pictures, options);
     }
-    const messages: readonly Message[] = isText
-      ? [
-          {
-            role: 'user',
-            content:
-              images.length === 0
-                ? input
-                : [
-                    ...images.map((image) => ({ type: 'image' as const, image })),
-                    { type: 'text' as const, text: input },
-                  ],
-          },
-        ]
-      : input;
-    return this.#ofMessages(messages, settings, options, isText);
+    const shown = images.map((image, i): Part => ({ type: 'image', image, name: `images[${i}]`, fields: {} }));
+    const content = images.length === 0 ? input : [...shown, { type: 'text', text: input, fields: {} }];
+    return this.#ofTurns([{ role: 'user', content, fields: {} }], settings, options);
   }
 
-  async #ofMessages(
-    messages: readonly Message[],
-    settings: PromptSettings,
-    options: LayoutOptions,
-    isText: boolean,
-  ): Promise<Layout> {
+  async #ofTurns(turns: readonly Turn[], settings: PromptSettings, options: LayoutOptions): Promise<Layout> {
     // Once without pictures, which finds whatever is wrong before any of them is opened.
-    const media: { part: ImagePart | VideoPart; name: string }[] = [];
-    const textOnly = renderChat(messages, (part, where) => {
-      media.push({ part, name: isText ? `images[${media.length}]` : `${where}.${part.type}` });
-      return [];
-    });
-    if (media.length === 0) return this.#encode(textOnly, []);
+    const textOnly = await this.#write(turns, undefined);
+    const media = turns.flatMap(({ content }) =>
+      typeof content === 'object' ? content.filter(({ type }) => isMedia(type)) : [],
+    );
+    if (media.length === 0) return this.#encode(textOnly, [], options);
+    this.#checkRoom(media.length);
     const { tokensPerImage } = this.vision();
 
     // Pictures first: videos get the room that everything else leaves.
-    const loaded: { pictures: Picture[]; parts: PromptPart[] }[] = [];
-    const videos: { at: number; part: VideoPart; name: string }[] = [];
-    for (const [at, { part, name }] of media.entries()) {
+    const loaded: Loaded[] = [];
+    const videos: { at: number; part: Part }[] = [];
+    for (const [at, part] of media.entries()) {
       if (part.type === 'video') {
-        videos.push({ at, part, name });
+        videos.push({ at, part });
       } else {
-        const picture = await this.#image(part.image, name, settings, options);
-        loaded[at] = { pictures: [picture], parts: renderImage(nSquares(picture) - 1) };
+        const picture = await this.#image(part.image as ImageInput, part.name ?? '', settings, options);
+        loaded[at] = { pictures: [picture], labels: [] };
       }
     }
     if (videos.length > 0) {
-      const text = (await this.#live().encode(textOnly, false)).length;
+      const text = (await this.#ids(textOnly, options)).length;
       const squares = loaded.flatMap(({ pictures }) => pictures).reduce((sum, picture) => sum + nSquares(picture), 0);
       const { contextSize } = this.#info;
       const { maxOutputTokens = -1 } = options;
       const answer = maxOutputTokens >= 0 ? maxOutputTokens : Math.min(512, Math.floor(contextSize / 8));
       const perFrame = tokensPerImage + TOKENS_PER_LABEL;
       const room = Math.floor((contextSize - text - squares * perFrame - answer) / perFrame / videos.length);
-      for (const { at, part, name } of videos) loaded[at] = await this.#video(part, name, room, settings, options);
+      for (const { at, part } of videos) loaded[at] = await this.#video(part, room, settings, options);
     }
-    let next = 0;
-    const parts = renderChat(messages, () => loaded[next++]?.parts ?? []);
     return this.#encode(
-      parts,
+      await this.#write(turns, loaded),
       loaded.flatMap(({ pictures }) => pictures),
+      options,
     );
+  }
+
+  // The parts of a prompt. loaded: what the pictures and videos are, in order; undefined: they are left out.
+  #write(turns: readonly Turn[], loaded: readonly Loaded[] | undefined): Promise<PromptPart[]> {
+    let next = 0;
+    if (this.#template) return this.#writeByTemplate(this.#template, turns, loaded);
+    const written = loaded?.map(({ pictures, labels }) =>
+      pictures.flatMap((picture, i) => [...labels.slice(i, i + 1), ...renderImage(nSquares(picture) - 1)]),
+    );
+    return inSlices(renderChat(turns, () => written?.[next++] ?? []));
+  }
+
+  async #writeByTemplate(
+    { renderer, ids, variables, startOfImage }: OwnTemplate,
+    turns: readonly Turn[],
+    loaded: readonly Loaded[] | undefined,
+  ): Promise<PromptPart[]> {
+    checkSize(turns, this.#info.contextSize);
+    let next = 0;
+    const messages = turns.map((turn) => templateMessage(turn, () => loaded?.[next++]));
+    const last = turns.at(-1);
+    const continues = last?.role === 'assistant' && last.content !== undefined && !('tool_calls' in last.fields);
+    const request: TemplateRequest = {
+      messages,
+      variables: { ...variables, tools: null, documents: null, add_generation_prompt: !continues },
+      continues,
+    };
+    const pieces = await renderer.render(request);
+    const pictures = loaded?.flatMap((media) => media.pictures);
+    const parts: PromptPart[] = [];
+    let places = 0;
+    for (const piece of pieces) {
+      const id = typeof piece === 'string' ? undefined : ids[piece];
+      if (typeof piece === 'string') parts.push(piece);
+      else if (id === startOfImage && pictures?.length) parts.push(...renderPlace(pictures[places++]));
+      else if (id !== undefined) parts.push(-1 - id);
+    }
+    if (pictures && places !== pictures.length) {
+      throw new GemmaError(
+        'ERR_CHAT_TEMPLATE',
+        `the chat template has places for ${places} pictures (<start_of_image>), the messages have ${pictures.length}`,
+        'TEMPLATE_PICTURES',
+      );
+    }
+    return parts;
+  }
+
+  #ids(parts: readonly PromptPart[], { fits, signal }: LayoutOptions): Promise<Int32Array> {
+    return encodeParts(this.#live(), parts, { signal, ...(fits && { fits: this.#info }) });
+  }
+
+  // What is longer than the context is refused by native code; here only what would take long to hand over.
+  async #tokens(ids: readonly number[], { fits, signal }: LayoutOptions): Promise<Int32Array> {
+    const { contextSize } = this.#info;
+    if (fits && ids.length > contextSize) {
+      throw new GemmaError(
+        'ERR_CONTEXT_FULL',
+        `the prompt of ${ids.length} tokens does not fit into the context of ${contextSize} positions: shorten it or load with a ` +
+          'larger contextSize',
+        'CONTEXT_OVERFLOW',
+      );
+    }
+    return tokenIds('input', ids, signal);
   }
 
   async #image(
@@ -203,7 +366,9 @@ export class PromptBuilder {
   ): Promise<Picture> {
     signal?.throwIfAborted();
     const { imageSize, tokensPerImage } = this.vision();
-    if (isEmbedding(image)) return { rows: rowsOfEmbedding(image, name, tokensPerImage, this.#info.config.modelDim) };
+    if (isEmbedding(image)) {
+      return { rows: await rowsOfEmbedding(image, name, tokensPerImage, this.#info.config.modelDim) };
+    }
     return prepareImage(await readImage(image, name, limits, signal), imageSize, crops);
   }
 
@@ -219,14 +384,9 @@ export class PromptBuilder {
     return pictures;
   }
 
-  async #video(
-    part: VideoPart,
-    name: string,
-    room: number,
-    { limits, videoLimits }: PromptSettings,
-    { signal }: LayoutOptions,
-  ): Promise<{ pictures: PreparedImage[]; parts: PromptPart[] }> {
+  async #video(part: Part, room: number, { limits }: PromptSettings, { signal }: LayoutOptions): Promise<Loaded> {
     const { imageSize } = this.vision();
+    const { name = '' } = part;
     const { fps, maxFrames = room } = frameOptions(name, part);
     if (room < 1) {
       throw new GemmaError(
@@ -238,18 +398,18 @@ export class PromptBuilder {
     const uncut: NativeCropOptions = {};
     const times: number[] = [];
     const pictures: PreparedImage[] = [];
-    const path = pathOfVideo(part.video, name);
-    for await (const frame of videoFrames(path, name, frames, { ...videoLimits, ...limits }, signal)) {
+    const path = pathOfVideo(part.video, name, limits);
+    for await (const frame of videoFrames(path, name, frames, limits, signal)) {
       times.push(frame.seconds);
       pictures.push(await prepareImage(frame.pixels, imageSize, uncut));
     }
     const dense = times.length > 1 && (times[1] ?? 0) - (times[0] ?? 0) < 1;
-    return { pictures, parts: times.flatMap((seconds) => [timeLabel(seconds, dense), ...renderImage(0)]) };
+    return { pictures, labels: times.map((seconds) => timeLabel(seconds, dense)) };
   }
 
   // Text to ids; the one id that stands for a square becomes as many as it has rows.
-  async #encode(parts: readonly PromptPart[], pictures: Picture[]): Promise<Layout> {
-    const ids = await this.#live().encode(parts, false);
+  async #encode(parts: readonly PromptPart[], pictures: Picture[], options: LayoutOptions): Promise<Layout> {
+    const ids = await this.#ids(parts, options);
     if (pictures.length === 0) return { tokens: ids, pictures, firsts: [] };
     const { imageToken } = this.#info;
     const { tokensPerImage } = this.vision();

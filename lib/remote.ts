@@ -5,9 +5,12 @@ import { lookup as dnsLookup, type LookupAddress } from 'node:dns';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { request as httpsRequest } from 'node:https';
 import { BlockList, isIP, type LookupFunction } from 'node:net';
+import { abortable } from './cancellation.js';
 import { GemmaError } from './errors.js';
+import { ByteCollector } from './turns.js';
+import { plain, reasonOf } from './values.js';
 
-export interface RemoteLimits {
+interface RemoteLimits {
   maxBytes: number;
   timeoutMs: number;
   /** also private, link-local and loopback addresses */
@@ -15,6 +18,9 @@ export interface RemoteLimits {
 }
 
 const MAX_REDIRECTS = 5;
+const MAX_TINY_CHUNKS = 4096;
+const TINY_CHUNK = 64; // bytes, on average
+const MAX_INTERIM = 16; // answers with a status below 200 before the one that counts
 
 // IANA's registries of special-purpose addresses, as of 2026. Of IPv6 only global unicast is public, without the ranges that
 // carry IPv4 addresses inside (Teredo, 6to4); IPv4-mapped and NAT64 addresses lie outside of it.
@@ -67,19 +73,19 @@ export function blocked(what: string): GemmaError {
 
 function checkUrl(text: string | URL, base: URL | undefined, allowPrivate: boolean): URL {
   // A URL parser reads a backslash as a slash, others do not: who sends one wants the two to disagree.
-  if (String(text).includes('\\')) throw blocked(`${String(text)}: a backslash in a URL`);
+  if (String(text).includes('\\')) throw blocked(`${plain(String(text))}: a backslash in a URL`);
   let url: URL;
   try {
     url = new URL(text, base);
   } catch {
-    throw new GemmaError('ERR_IMAGE', `${String(text)}: not a URL`, 'IMAGE_FETCH');
+    throw new GemmaError('ERR_IMAGE', `${plain(String(text))}: not a URL`, 'IMAGE_FETCH');
   }
   if (url.protocol !== 'http:' && url.protocol !== 'https:') {
-    throw blocked(`${url.href}: expected http: or https:, found ${url.protocol}`);
+    throw blocked(`${plain(url.href)}: expected http: or https:, found ${plain(url.protocol)}`);
   }
   const host = url.hostname.replace(/^\[|\]$/g, '');
   if (!allowPrivate && isIP(host) && !isPublicAddress(host)) {
-    throw blocked(`${url.href}: ${host} is not a public address`);
+    throw blocked(`${plain(url.href)}: ${plain(host)} is not a public address`);
   }
   return url;
 }
@@ -94,7 +100,7 @@ const publicLookup: LookupFunction = (hostname, options, callback) => {
     const inside = addresses.find(({ address }) => !isPublicAddress(address));
     const [first] = addresses;
     if (inside || !first) {
-      callback(blocked(`${hostname}: ${inside?.address ?? 'no address'} is not a public address`), '', 0);
+      callback(blocked(`${plain(hostname)}: ${inside?.address ?? 'no address'} is not a public address`), '', 0);
     } else if (options.all) {
       callback(null, addresses);
     } else {
@@ -105,71 +111,104 @@ const publicLookup: LookupFunction = (hostname, options, callback) => {
 
 function respond(url: URL, limits: RemoteLimits, signal: AbortSignal): Promise<IncomingMessage> {
   return new Promise((resolve, reject) => {
-    const request = url.protocol === 'https:' ? httpsRequest : httpRequest;
-    request(url, {
+    const request = (url.protocol === 'https:' ? httpsRequest : httpRequest)(url, {
       agent: false, // a connection of its own: a pooled one could have been opened without the check
       signal,
       headers: { accept: 'image/*', 'accept-encoding': 'identity', 'user-agent': 'gemma-native' },
       ...(!limits.allowPrivate && { lookup: publicLookup }),
-    })
+    });
+    let interim = 0;
+    request
       .on('response', resolve)
+      .on('information', () => {
+        if (++interim > MAX_INTERIM) request.destroy(new Error(`more than ${MAX_INTERIM} interim answers`));
+      })
+      // An answer with status 101 comes as this event, and never as a response.
+      .on('upgrade', (_, socket) => {
+        socket.destroy();
+        reject(new Error('expected status 200, found 101'));
+      })
       .on('error', reject)
+      .on('close', () => reject(new Error('the connection was closed without an answer')))
       .end();
   });
 }
 
-async function readBody(url: URL, response: IncomingMessage, maxBytes: number): Promise<Buffer> {
+async function readBody(where: string, response: IncomingMessage, maxBytes: number): Promise<Uint8Array> {
   const tooLarge = () =>
-    new GemmaError('ERR_IMAGE', `${url.href}: more than ${maxBytes} bytes (option maxImageBytes)`, 'IMAGE_LIMIT');
+    new GemmaError('ERR_IMAGE', `${where}: more than ${maxBytes} bytes (option maxImageBytes)`, 'IMAGE_LIMIT');
   if (Number(response.headers['content-length']) > maxBytes) throw tooLarge();
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  for await (const chunk of response as AsyncIterable<Buffer>) {
-    bytes += chunk.length;
-    if (bytes > maxBytes) throw tooLarge();
-    chunks.push(chunk);
+  const body = new ByteCollector();
+  let chunks = 0;
+  await new Promise<void>((resolve, reject) => {
+    const fail = (error: Error) => {
+      response.destroy();
+      reject(error);
+    };
+    response
+      .on('data', (chunk: Buffer) => {
+        if (response.destroyed) return; // what the parser had already
+        if (body.length + chunk.length > maxBytes) return fail(tooLarge());
+        // Each chunk is a call, so a flood of tiny ones would hold up the event loop.
+        if (++chunks > MAX_TINY_CHUNKS && body.length < chunks * TINY_CHUNK) {
+          return fail(new Error(`more than ${MAX_TINY_CHUNKS} chunks of less than ${TINY_CHUNK} bytes`));
+        }
+        body.add(chunk);
+      })
+      .on('end', resolve)
+      .on('error', reject)
+      .on('close', () => reject(new Error('the connection was closed before the end')));
+  });
+  return body.all();
+}
+
+// Follows redirects up to the answer.
+async function fetchWithin(first: URL, limits: RemoteLimits, signal: AbortSignal): Promise<Uint8Array> {
+  let url = first;
+  for (let redirects = 0; ; ++redirects) {
+    const where = plain(url.href);
+    const response = await respond(url, limits, signal);
+    try {
+      const { statusCode = 0 } = response;
+      const { location } = response.headers;
+      if (statusCode >= 300 && statusCode < 400 && location !== undefined) {
+        if (redirects === MAX_REDIRECTS) {
+          throw new GemmaError('ERR_IMAGE', `${where}: more than ${MAX_REDIRECTS} redirects`, 'IMAGE_FETCH');
+        }
+        url = checkUrl(location, url, limits.allowPrivate);
+      } else if (statusCode === 200) {
+        return await readBody(where, response, limits.maxBytes);
+      } else {
+        throw new GemmaError('ERR_IMAGE', `${where}: expected status 200, found ${statusCode}`, 'IMAGE_FETCH');
+      }
+    } finally {
+      response.destroy();
+    }
   }
-  return Buffer.concat(chunks, bytes);
 }
 
 /**
- * The body of an http(s) URL.
+ * The body of an http(s) URL. Ends at the time limit, whatever the server does.
  *
  * @throws GemmaError `ERR_IMAGE` with `SSRF_BLOCKED` (an address that is not public, also behind a redirect; another protocol),
  * `IMAGE_FETCH` (no answer, an answer that is not 200, too many redirects), `IMAGE_LIMIT` (too many bytes); the signal's reason
  */
-export async function fetchBytes(address: string | URL, limits: RemoteLimits, signal?: AbortSignal): Promise<Buffer> {
+export async function fetchBytes(
+  address: string | URL,
+  limits: RemoteLimits,
+  signal?: AbortSignal,
+): Promise<Uint8Array> {
+  const url = checkUrl(address, undefined, limits.allowPrivate);
   const timeout = AbortSignal.timeout(limits.timeoutMs);
   const stop = signal ? AbortSignal.any([signal, timeout]) : timeout;
-  let url = checkUrl(address, undefined, limits.allowPrivate);
   try {
-    for (let redirects = 0; ; ++redirects) {
-      const response = await respond(url, limits, stop);
-      try {
-        const { statusCode = 0 } = response;
-        const { location } = response.headers;
-        if (statusCode >= 300 && statusCode < 400 && location !== undefined) {
-          if (redirects === MAX_REDIRECTS) {
-            throw new GemmaError('ERR_IMAGE', `${url.href}: more than ${MAX_REDIRECTS} redirects`, 'IMAGE_FETCH');
-          }
-          url = checkUrl(location, url, limits.allowPrivate);
-        } else if (statusCode === 200) {
-          return await readBody(url, response, limits.maxBytes);
-        } else {
-          throw new GemmaError('ERR_IMAGE', `${url.href}: expected status 200, found ${statusCode}`, 'IMAGE_FETCH');
-        }
-      } finally {
-        response.destroy();
-      }
-    }
+    return await abortable(stop, () => fetchWithin(url, limits, stop));
   } catch (error) {
     signal?.throwIfAborted();
     if (error instanceof GemmaError) throw error;
     const reason = timeout.aborted
       ? `no answer within ${limits.timeoutMs} ms (option remoteTimeoutMs)`
-      : error instanceof Error
-        ? error.message
-        : String(error);
-    throw new GemmaError('ERR_IMAGE', `${url.href}: cannot be fetched: ${reason}`, 'IMAGE_FETCH');
+      : reasonOf(error);
+    throw new GemmaError('ERR_IMAGE', `${plain(url.href)}: cannot be fetched: ${reason}`, 'IMAGE_FETCH');
   }
 }

@@ -1,21 +1,19 @@
 // Videos to frames, by the program ffmpeg: started without a shell, allowed to open the one file that was named (no network, no
 // playlists), its pictures read from a pipe. Killed when it takes too long or is not wanted any more.
+//
+// What it says to people is never read for facts: names of files and titles stand in between, and those are a stranger's. Facts come
+// from formats in which no such text occurs: ffprobe's JSON with named fields of numbers, and the list of packets `framecrc`.
 import { spawn, type ChildProcess } from 'node:child_process';
 import { stat } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { GemmaError } from './errors.js';
 import type { Pixels } from './image.js';
-import { show } from './options.js';
-
-export interface VideoLimits {
-  maxSeconds: number;
-  maxBytes: number;
-  timeoutMs: number;
-}
+import { localPath } from './local-file.js';
+import type { MediaLimits } from './media-options.js';
+import { plain, reasonOf, show } from './values.js';
 
 /** A picture of a video and when it is shown. */
-export interface VideoFrame {
+interface VideoFrame {
   seconds: number;
   pixels: Pixels;
 }
@@ -34,32 +32,39 @@ function failed(detail: string, message: string): GemmaError {
   return new GemmaError('ERR_VIDEO', message, detail);
 }
 
-/** ffmpeg under way: what it writes, and how it ended. */
+function notStarted(error: unknown): GemmaError {
+  // Node's permission model refuses at once.
+  const isDenied = (error as { code?: unknown }).code === 'ERR_ACCESS_DENIED';
+  const advice = isDenied ? "Node's permission model asks for --allow-child-process" : INSTALL;
+  return failed('NO_FFMPEG', `videos are read by ffmpeg, which cannot be started (${reasonOf(error)}); ${advice}`);
+}
+
+/** ffmpeg or ffprobe under way: what it writes, and how it ended. */
 class Decoder {
   readonly #child: ChildProcess;
   readonly #signal: AbortSignal;
   readonly #kill = () => this.#child.kill('SIGKILL');
-  /** the beginning and the end of what it said */
+  /** the beginning and the end of what it said, for people */
   log = '';
   /** settles when it has ended; rejects when it cannot be started */
   readonly ended: Promise<void>;
 
-  constructor(args: readonly string[], signal: AbortSignal) {
+  constructor(program: 'ffmpeg' | 'ffprobe', args: readonly string[], signal: AbortSignal) {
     this.#signal = signal;
-    this.#child = spawn('ffmpeg', ['-hide_banner', '-nostdin', ...args], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-      windowsHide: true,
-    });
+    try {
+      this.#child = spawn(program, ['-hide_banner', '-loglevel', 'error', ...args], {
+        stdio: ['ignore', 'pipe', 'pipe'],
+        windowsHide: true,
+      });
+    } catch (error) {
+      throw notStarted(error);
+    }
     this.#child.stderr?.setEncoding('utf8').on('data', (text: string) => {
       this.log = this.log.length < 65536 ? this.log + text : this.log.slice(0, 32768) + (this.log + text).slice(-32768);
     });
     this.ended = new Promise<void>((done, reject) => {
       this.#child.on('close', () => done());
-      this.#child.on('error', (error) =>
-        reject(
-          failed('NO_FFMPEG', `videos are read by ffmpeg, which cannot be started (${error.message}); ${INSTALL}`),
-        ),
-      );
+      this.#child.on('error', (error) => reject(notStarted(error)));
     });
     this.ended.catch(() => {}); // whoever waits hears of it
     signal.addEventListener('abort', this.#kill);
@@ -68,10 +73,6 @@ class Decoder {
 
   get output(): AsyncIterable<Buffer> {
     return this.#child.stdout as AsyncIterable<Buffer>;
-  }
-
-  ignoreOutput(): void {
-    this.#child.stdout?.resume();
   }
 
   stop(): void {
@@ -95,7 +96,7 @@ async function* readPpm(chunks: AsyncIterable<Buffer>, maxPixels: number, name: 
         if (!found) continue;
         const [width, height] = [Number(found[1]), Number(found[2])];
         if (width * height > maxPixels) throw failed('VIDEO_LIMIT', `${name}: a frame of ${width} x ${height} pixels`);
-        picture = { data: new Uint8Array(width * height * 3), width, height, layout: 'rgb' };
+        picture = { data: new Uint8Array(width * height * 3), width, height, layout: 'rgb', alpha: 'drop' };
         header = '';
         filled = 0;
       }
@@ -112,46 +113,98 @@ async function* readPpm(chunks: AsyncIterable<Buffer>, maxPixels: number, name: 
 }
 
 function lastWords(log: string): string {
-  return log.trim().split('\n').slice(-2).join('; ').slice(-300);
+  return plain(log.trim().split('\n').slice(-2).join('; ').slice(-300), 300);
 }
 
-function clock(text: string | undefined): number {
-  const [hours = NaN, minutes = NaN, seconds = NaN] = (text ?? '').split(':').map(Number);
-  return hours * 3600 + minutes * 60 + seconds;
+/** What has to be known of a video before its frames are asked for. */
+interface VideoFacts {
+  seconds: number;
+  /** from one frame to the next */
+  frameSeconds: number;
+  pixels: number;
 }
 
-async function probe(
-  path: string,
-  name: string,
-  signal: AbortSignal,
-): Promise<{ seconds: number; frameSeconds: number; pixels: number }> {
-  const run = async (...args: string[]) => {
-    const decoder = new Decoder([...INPUT, '-i', `file:${path}`, ...args], signal);
-    try {
-      decoder.ignoreOutput();
-      await decoder.ended;
-    } finally {
-      decoder.stop();
+const MAX_JSON = 1 << 20;
+const USUAL_FRAME_SECONDS = 0.04;
+
+function ratio(text: unknown): number {
+  const [over = NaN, under = NaN] = String(text).split('/').map(Number);
+  return over / under;
+}
+
+/** What the container says of its first video stream that is no cover picture; undefined where it says too little. */
+function factsOf(json: string): VideoFacts | undefined {
+  const found = JSON.parse(json) as { streams?: unknown; format?: { duration?: unknown } };
+  const streams = Array.isArray(found.streams) ? (found.streams as Record<string, unknown>[]) : [];
+  const [stream] = streams;
+  const seconds = Number(found.format?.duration);
+  const frameSeconds = [stream?.avg_frame_rate, stream?.r_frame_rate]
+    .map((rate) => 1 / ratio(rate))
+    .find((step) => step > 0 && step < Infinity);
+  const pixels = Number(stream?.width) * Number(stream?.height);
+  if (!(seconds > 0) || !(pixels > 0)) return undefined;
+  return { seconds, frameSeconds: frameSeconds ?? USUAL_FRAME_SECONDS, pixels };
+}
+
+/** Undefined also where there is no ffprobe, or where it finds no video: whoever counts the packets finds out and says so. */
+async function probe(path: string, signal: AbortSignal): Promise<VideoFacts | undefined> {
+  const fields = 'format=duration:stream=width,height,avg_frame_rate,r_frame_rate';
+  const args = ['-select_streams', 'V', '-show_entries', fields, '-of', 'json', ...INPUT, `file:${path}`];
+  const decoder = new Decoder('ffprobe', args, signal);
+  let json = '';
+  try {
+    for await (const chunk of decoder.output) {
+      json += chunk.toString('latin1');
+      if (json.length > MAX_JSON) return undefined;
     }
-    return decoder.log;
-  };
-  const log = await run(); // says what it found, and that it misses an output
-  const stream = log.split('\n').find((line) => /Stream #.*: Video: /.test(line) && !line.includes('(attached pic)'));
-  if (stream === undefined) throw failed('VIDEO_DECODE', `${name}: ${path}: no video in it: ${lastWords(log)}`);
-  const size = /, (\d+)x(\d+)/.exec(stream);
-  const rate = Number(/([\d.]+) fps/.exec(stream)?.[1] ?? /([\d.]+) tbr/.exec(stream)?.[1] ?? 25);
-  let seconds = clock(/Duration: (\d+:\d+:[\d.]+)/.exec(log)?.[1]);
-  if (!(seconds > 0)) {
-    // The file does not say: count, without decoding.
-    const counted = await run('-map', '0:v:0', '-c', 'copy', '-f', 'null', '-');
-    seconds = clock([...counted.matchAll(/time=(\d+:\d+:[\d.]+)/g)].at(-1)?.[1]);
+    await decoder.ended;
+    return factsOf(json);
+  } catch {
+    return undefined;
+  } finally {
+    decoder.stop();
   }
-  if (!(seconds >= 0)) throw failed('VIDEO_DECODE', `${name}: ${path}: its length cannot be found out`);
-  return {
-    seconds,
-    frameSeconds: rate > 0 ? 1 / rate : 0.04,
-    pixels: Number(size?.[1] ?? 0) * Number(size?.[2] ?? 0),
+}
+
+/** What the packets of the video say, all of which are read; none is decoded. */
+async function measure(path: string, name: string, signal: AbortSignal): Promise<VideoFacts> {
+  const output = ['-map', '0:V:0', '-c', 'copy', '-copyinkf', '-f', 'framecrc', 'pipe:1'];
+  const decoder = new Decoder('ffmpeg', ['-nostdin', ...INPUT, '-i', `file:${path}`, ...output], signal);
+  let unit = NaN; // seconds
+  let pixels = 0;
+  let packets = 0;
+  let first = Infinity;
+  let end = -Infinity;
+  // `#tb 0: 1/1000`, `#dimensions 0: 62x46`, then lines of `stream, dts, pts, duration, size, checksum`.
+  const take = (line: string) => {
+    const header = /^#(tb|dimensions) 0: (\d+)([/x])(\d+)$/.exec(line);
+    if (header?.[1] === 'tb') unit = Number(header[2]) / Number(header[4]);
+    else if (header) pixels = Number(header[2]) * Number(header[4]);
+    else if (!line.startsWith('#')) {
+      const [, dts = '', pts = '', duration = ''] = line.split(',', 4);
+      const shown = Number.isNaN(Number(pts)) ? Number(dts) : Number(pts);
+      if (Number.isNaN(shown)) return;
+      ++packets;
+      first = Math.min(first, shown);
+      end = Math.max(end, shown + (Number(duration) || 0));
+    }
   };
+  try {
+    let rest = '';
+    for await (const chunk of decoder.output) {
+      const lines = (rest + chunk.toString('latin1')).split('\n');
+      rest = lines.pop() ?? '';
+      lines.forEach(take);
+    }
+    await decoder.ended;
+  } finally {
+    decoder.stop();
+  }
+  if (packets === 0) throw failed('VIDEO_DECODE', `${name}: ${plain(path)}: no video in it: ${lastWords(decoder.log)}`);
+  const seconds = end * unit;
+  const frameSeconds = ((end - first) * unit) / packets;
+  if (!(seconds >= 0)) throw failed('VIDEO_DECODE', `${name}: ${plain(path)}: its length cannot be found out`);
+  return { seconds, frameSeconds: frameSeconds > 0 ? frameSeconds : USUAL_FRAME_SECONDS, pixels };
 }
 
 /**
@@ -171,12 +224,12 @@ export function frameTimes(
   return Array.from({ length: n }, (_, i) => i * step);
 }
 
-export function pathOfVideo(video: unknown, name: string): string {
-  if (video instanceof URL || (typeof video === 'string' && video.startsWith('file:'))) return fileURLToPath(video);
-  if (typeof video !== 'string' || video === '') {
+/** The path of a video. Throws TypeError, GemmaError `ERR_VIDEO`/`LOCAL_BLOCKED`. */
+export function pathOfVideo(video: unknown, name: string, limits: { allowLocal: boolean }): string {
+  if (!(video instanceof URL) && (typeof video !== 'string' || video === '')) {
     throw new TypeError(`${name}: expected the path or file: URL of a video, found ${show(video)}`);
   }
-  return resolve(video);
+  return resolve(localPath(video, name, limits, 'ERR_VIDEO'));
 }
 
 /**
@@ -188,47 +241,49 @@ export async function* videoFrames(
   path: string,
   name: string,
   frames: { fps?: number; maxFrames?: number },
-  limits: VideoLimits & { maxPixels: number },
+  limits: MediaLimits,
   signal?: AbortSignal,
 ): AsyncGenerator<VideoFrame & { n: number }> {
+  const where = `${name}: ${plain(path)}`;
+  const { maxVideoBytes, maxVideoSeconds, videoTimeoutMs, maxImagePixels } = limits;
   const found = await stat(path).catch((error: unknown) => {
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new GemmaError('ERR_FILE', `${name}: ${path}: cannot be opened (${reason})`);
+    throw new GemmaError('ERR_FILE', `${where}: cannot be opened (${reasonOf(error)})`);
   });
-  if (!found.isFile()) throw new GemmaError('ERR_FILE', `${name}: ${path}: expected a file`);
-  if (found.size > limits.maxBytes) {
-    throw failed(
-      'VIDEO_LIMIT',
-      `${name}: ${path}: ${found.size} bytes are more than ${limits.maxBytes} (option maxVideoBytes)`,
-    );
+  if (!found.isFile()) throw new GemmaError('ERR_FILE', `${where}: expected a file`);
+  if (found.size > maxVideoBytes) {
+    throw failed('VIDEO_LIMIT', `${where}: ${found.size} bytes are more than ${maxVideoBytes} (option maxVideoBytes)`);
   }
-  const timeout = AbortSignal.timeout(limits.timeoutMs);
+  const timeout = AbortSignal.timeout(videoTimeoutMs);
   const stop = signal ? AbortSignal.any([signal, timeout]) : timeout;
   const checkTime = () => {
     signal?.throwIfAborted();
     if (!timeout.aborted) return;
-    throw failed('VIDEO_LIMIT', `${name}: ${path}: not decoded within ${limits.timeoutMs} ms (option videoTimeoutMs)`);
+    throw failed('VIDEO_LIMIT', `${where}: not decoded within ${videoTimeoutMs} ms (option videoTimeoutMs)`);
   };
 
-  const { seconds, frameSeconds, pixels } = await probe(path, name, stop).catch((error: unknown) => {
-    checkTime();
-    throw error;
-  });
-  if (seconds > limits.maxSeconds) {
+  const facts =
+    (await probe(path, stop)) ??
+    (await measure(path, name, stop).catch((error: unknown) => {
+      checkTime();
+      throw error;
+    }));
+  checkTime();
+  const { seconds, frameSeconds, pixels } = facts;
+  if (seconds > maxVideoSeconds) {
     throw failed(
       'VIDEO_LIMIT',
-      `${name}: ${path}: ${seconds} seconds are more than ${limits.maxSeconds} (option maxVideoSeconds)`,
+      `${where}: ${seconds} seconds are more than ${maxVideoSeconds} (option maxVideoSeconds)`,
     );
   }
-  if (pixels > limits.maxPixels) {
-    throw failed('VIDEO_LIMIT', `${name}: ${path}: its frames have ${pixels} pixels (option maxImagePixels)`);
+  if (pixels > maxImagePixels) {
+    throw failed('VIDEO_LIMIT', `${where}: its frames have ${pixels} pixels (option maxImagePixels)`);
   }
 
   const times = frameTimes(seconds, frameSeconds, frames);
   const step = (times[1] ?? Infinity) - (times[0] ?? 0);
   const output = [
     '-map',
-    '0:v:0',
+    '0:V:0', // no cover picture
     '-an',
     '-sn',
     '-dn',
@@ -250,10 +305,10 @@ export async function* videoFrames(
       ? times.map((time) => ['-ss', seek(time), ...input, '-frames:v', '1', ...output])
       : [[...input, '-vf', `fps=fps=${1 / step}:round=up:start_time=0`, '-frames:v', String(times.length), ...output]];
   for (const [first, pass] of passes.entries()) {
-    const decoder = new Decoder(['-loglevel', 'error', ...pass], stop);
+    const decoder = new Decoder('ffmpeg', ['-nostdin', ...pass], stop);
     let i = first;
     try {
-      for await (const picture of readPpm(decoder.output, limits.maxPixels, name)) {
+      for await (const picture of readPpm(decoder.output, maxImagePixels, name)) {
         checkTime();
         yield { seconds: times[i] ?? seconds, pixels: picture, n: times.length };
         ++i;
@@ -268,7 +323,7 @@ export async function* videoFrames(
     if (i < expected - (expected === times.length && expected > 1 ? 1 : 0)) {
       throw failed(
         'VIDEO_DECODE',
-        `${name}: ${path}: ends at frame ${i} of ${times.length}, cut or broken: ${lastWords(decoder.log)}`,
+        `${where}: ends at frame ${i} of ${times.length}, cut or broken: ${lastWords(decoder.log)}`,
       );
     }
   }

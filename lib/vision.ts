@@ -3,18 +3,11 @@
 import type { Cancellation } from './cancellation.js';
 import { digest, type EmbeddingCache } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
-import type { Crop, NativeModel, PreparedImage } from './native.js';
-import { show } from './options.js';
-
-/** What the vision encoder makes of a picture. May stand in a message instead of the picture. */
-export interface ImageEmbedding {
-  /** row-major `shape` */
-  data: Float32Array;
-  /** `[tokens, modelDim]`: the rows of the whole picture, then those of each crop; with `pooling: 'mean'` `[1, modelDim]` */
-  shape: [number, number];
-  /** where the picture was cut */
-  crops: Crop[];
-}
+import type { Crop, ImageEmbedding } from './media.js';
+import type { NativeModel, PreparedImage } from './native.js';
+import { runOperation } from './operation.js';
+import { copyInto, nextTurn } from './turns.js';
+import { show } from './values.js';
 
 /** A picture on its way into a prompt: its squares, or their rows where these are known. */
 export type Picture = PreparedImage | { rows: Float32Array[] };
@@ -27,12 +20,12 @@ export function isEmbedding(value: unknown): value is ImageEmbedding {
 }
 
 /** The rows of each square of an embedding that a caller hands back; copies. Throws RangeError for one that does not fit. */
-export function rowsOfEmbedding(
+export async function rowsOfEmbedding(
   embedding: ImageEmbedding,
   name: string,
   tokensPerImage: number,
   modelDim: number,
-): Float32Array[] {
+): Promise<Float32Array[]> {
   const { data, shape, crops } = embedding as Partial<ImageEmbedding>;
   const squares = Array.isArray(crops) ? 1 + crops.length : NaN;
   if (
@@ -44,11 +37,45 @@ export function rowsOfEmbedding(
   ) {
     throw new RangeError(
       `${name}: expected an embedding of this model, { data, shape: [${tokensPerImage} x (1 + crops), ${modelDim}], crops } ` +
-        `without pooling, found shape ${Array.isArray(shape) ? `[${shape.join(', ')}]` : show(shape)}`,
+        `without pooling, found shape ${Array.isArray(shape) ? `[${shape.slice(0, 3).map(show).join(', ')}]` : show(shape)}`,
     );
   }
   const size = tokensPerImage * modelDim;
-  return Array.from({ length: squares }, (_, i) => data.slice(i * size, (i + 1) * size));
+  const all: Float32Array[] = [];
+  for (let i = 0; i < squares; ++i) {
+    const rows = new Float32Array(size);
+    await copyInto(rows, data.subarray(i * size, (i + 1) * size), 0);
+    all.push(rows);
+  }
+  return all;
+}
+
+/** What a caller gets for the rows of a picture's squares: all of them, or their mean. */
+export async function embeddingOf(
+  squares: readonly Float32Array[],
+  modelDim: number,
+  crops: Crop[],
+  pooling: 'none' | 'mean',
+): Promise<ImageEmbedding> {
+  const values = squares.reduce((sum, rows) => sum + rows.length, 0);
+  const n = values / modelDim;
+  if (pooling === 'none') {
+    const data = new Float32Array(values);
+    let at = 0;
+    for (const rows of squares) {
+      await copyInto(data, rows, at);
+      at += rows.length;
+    }
+    return { data, shape: [n, modelDim], crops };
+  }
+  const sums = new Float64Array(modelDim);
+  for (const rows of squares) {
+    await nextTurn();
+    for (let i = 0; i < rows.length; i += modelDim) {
+      for (let k = 0; k < modelDim; ++k) sums[k] = (sums[k] ?? NaN) + (rows[i + k] ?? NaN);
+    }
+  }
+  return { data: Float32Array.from(sums, (sum) => sum / n), shape: [1, modelDim], crops };
 }
 
 export class ImageEncoder {
@@ -131,13 +158,20 @@ export class ImageEncoder {
         if (rows) entry[1].takers.forEach((take) => take(rows));
         else missing.push(entry);
       }
-      if (missing.length === 0) return;
-      const pixels = Buffer.concat(missing.map(([, square]) => square.pixels));
-      const embeddings = await this.#run(pixels, missing.length, cancellation, onProgress);
-      for (const [i, [key, square]] of missing.entries()) {
-        const rows = embeddings.slice(i * this.#squareLength, (i + 1) * this.#squareLength);
-        square.takers.forEach((take) => take(rows));
-        await this.#cache.set(key, rows);
+      // A few at a time: pixels and rows are copied on this thread, and of a picture in tiles there are hundreds.
+      for (let first = 0; first < missing.length; first += SQUARES_PER_CALL) {
+        const squares = missing.slice(first, first + SQUARES_PER_CALL);
+        const pixels = new Uint8Array(squares.length * this.#squareBytes);
+        for (const [i, [, square]] of squares.entries()) await copyInto(pixels, square.pixels, i * this.#squareBytes);
+        const embeddings = await this.#run(pixels, squares.length, cancellation, (fraction) =>
+          onProgress((first + fraction * squares.length) / missing.length),
+        );
+        for (const [i, [key, square]] of squares.entries()) {
+          const rows = new Float32Array(this.#squareLength);
+          await copyInto(rows, embeddings.subarray(i * this.#squareLength, (i + 1) * this.#squareLength), 0);
+          square.takers.forEach((take) => take(rows));
+          this.#cache.set(key, rows);
+        }
       }
     });
     this.#turn = turn.catch(() => {});
@@ -150,30 +184,24 @@ export class ImageEncoder {
     cancellation: Cancellation,
     onProgress: (fraction: number) => void,
   ): Promise<Float32Array> {
-    return new Promise((resolve, reject) => {
-      if (cancellation.cancelled) {
-        reject(new GemmaError('ERR_DISPOSED', 'cancelled before its images were encoded'));
-        return;
-      }
-      const model = this.#live();
-      const id = model.encodeImages({ pixels, n }, (event) => {
-        if (event.kind === 'progress') {
-          if (cancellation.cancelled) return;
-          try {
-            onProgress(event.fraction);
-          } catch (error) {
-            cancellation.cancel();
-            // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- the callback's own error
-            reject(error);
+    let model: NativeModel | undefined;
+    return runOperation(
+      {
+        start: (listener: Parameters<NativeModel['encodeImages']>[1]) => {
+          if (cancellation.cancelled) throw new GemmaError('ERR_DISPOSED', 'cancelled before its images were encoded');
+          model = this.#live();
+          return model.encodeImages({ pixels, n }, listener);
+        },
+        stop: (id) => model?.cancel(id),
+        onEvent: (event) => {
+          if (event.kind === 'finish') {
+            return event.embeddings ? { value: event.embeddings } : { error: event.error };
           }
-        } else if (event.embeddings) {
-          resolve(event.embeddings);
-        } else {
-          // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- a GemmaError made by native code
-          reject(event.error);
-        }
-      });
-      cancellation.onCancel(() => model.cancel(id));
-    });
+          if (!cancellation.cancelled) onProgress(event.fraction);
+          return undefined;
+        },
+      },
+      cancellation,
+    );
   }
 }

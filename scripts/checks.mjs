@@ -1,6 +1,7 @@
 // Checks that are no tests: style, types, the package. `npm test -- --checks` runs them after the tests.
 import { existsSync, readdirSync, statSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
+import { runFuzzers } from './fuzz.mjs';
 import { jobs, root, run } from './steps.mjs';
 
 const CLANG_FORMAT = '23.1.5';
@@ -43,7 +44,7 @@ export async function clangFormat(...flags) {
   const { bin, env } = await clangTool('clang-format', CLANG_FORMAT);
   await run(
     join(bin, 'clang-format'),
-    [...flags, ...nativeFiles(['.h', '.cpp'], ['native', 'test/native', 'benchmarks'])],
+    [...flags, ...nativeFiles(['.h', '.cpp'], ['native', 'test/native', 'test/fuzz', 'benchmarks'])],
     { env },
   );
 }
@@ -65,8 +66,13 @@ export const checks = [
       // The addon's build has the compile commands of everything in the CPU's package, that of the tests those of the GPUs' host
       // code, whichever the vendor. Of the kernels there are eight: their compilers' warnings are errors.
       await tidy(join(root, 'build'), '/native/');
-      await tidy(join(root, 'build', 'tests'), '/native/backend/gpu/([a-z_]+|emulator/emulat[a-z_]+)\\.cpp$');
+      await tidy(join(root, 'build', 'tests'), '/native/backend/gpu/([a-z_]+|emulator/(emulat|context)[a-z_]+)\\.cpp$');
     },
+  },
+  { name: 'Fuzzers, a minute each', work: () => runFuzzers() },
+  {
+    name: 'Stress, a short run',
+    work: () => node('--expose-gc', join(root, 'scripts', 'stress.mjs')),
   },
   { name: 'Documentation', work: () => node(join(root, 'scripts', 'docs.mjs')) },
   { name: 'Prebuilt binary of this system', work: () => node(join(root, 'scripts', 'prebuild.mjs')) },

@@ -4,10 +4,11 @@
 //   npm run demo:eval                                as a table
 //   npm run demo:eval -- --json                      as JSON
 //   npm run demo:eval -- --f16 F --q8_0 F --mmproj F  other files than the package's
-//   npm run demo:eval -- --limit 20                  the first so many questions of each kind
+//   npm run demo:eval -- --limit 20                  the first 20 questions of each kind
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import pictures from '../test/demo/pictures.cjs';
 import { main, root } from './steps.mjs';
 
 const LABELS = {
@@ -26,7 +27,7 @@ const LABELS = {
   'read-wide+': 'reading, wide pictures, with Pan & Scan',
 };
 
-/** Shares of right answers by kind: { kind: { right, asked, stopped } }, and a few wrong ones. */
+/** Shares of right answers by kind: { kind: { right, asked, stopped } }, and the wrong ones. images: bytes by name. */
 export async function evaluate(Gemma, { model, mmproj, items, images, panAndScan = false }) {
   const gemma = await Gemma.load(model, { mmproj });
   const scores = {};
@@ -37,7 +38,7 @@ export async function evaluate(Gemma, { model, mmproj, items, images, panAndScan
     const worker = async () => {
       for (let item = queue.shift(); item; item = queue.shift()) {
         const content = [
-          ...item.images.map((name) => ({ type: 'image', image: join(images, name) })),
+          ...item.images.map((name) => ({ type: 'image', image: images.get(name) })),
           { type: 'text', text: item.question },
         ];
         const { text, finishReason } = await gemma.generate([{ role: 'user', content }], {
@@ -81,7 +82,7 @@ if (process.argv[1] && import.meta.filename === process.argv[1]) {
     const all = JSON.parse(readFileSync(join(root, 'test', 'demo', 'heldout.json'), 'utf8'));
     const items = first(all, Number(values.limit)).filter(({ kind }) => kind in LABELS);
     const wide = items.filter(({ kind }) => kind === 'read-wide').map((item) => ({ ...item, kind: 'read-wide+' }));
-    const images = join(root, 'test', 'demo', 'images');
+    const images = pictures.heldOutPictures();
     const results = {};
     for (const type of ['f16', 'q8_0']) {
       const files = { model: values[type], mmproj: values.mmproj, images };

@@ -4,6 +4,19 @@ import { existsSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs
 import { dirname, join, relative, resolve } from 'node:path';
 import { main, root, run, SetupError } from './steps.mjs';
 
+/** The repository's own pages outside docs/guides. */
+const PAGES = [
+  'README.md',
+  'ARCHITECTURE.md',
+  'CONTRIBUTING.md',
+  'SECURITY.md',
+  'CHANGELOG.md',
+  'docs/README.md',
+  'examples/README.md',
+  'examples/electron/README.md',
+  'training/README.md',
+];
+
 function filesBelow(folder, extension) {
   return readdirSync(folder, { recursive: true, encoding: 'utf8' })
     .filter((name) => name.endsWith(extension))
@@ -50,9 +63,7 @@ await main(async () => {
   const pages = [
     ...filesBelow(site, '.html'),
     ...filesBelow(join(root, 'docs', 'guides'), '.md'),
-    ...['README.md', 'ARCHITECTURE.md', 'CHANGELOG.md', 'docs/README.md', 'examples/electron/README.md'].map((name) =>
-      join(root, name),
-    ),
+    ...PAGES.map((name) => join(root, name)),
   ];
   const broken = pages.flatMap((page) => brokenLinks(page).map((link) => `${relative(root, page)}: ${link}`));
   if (broken.length > 0) throw new SetupError(`broken links:\n${broken.map((line) => `  ${line}`).join('\n')}`);

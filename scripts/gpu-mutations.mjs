@@ -837,7 +837,7 @@ export const mutations = [
   },
   {
     name: 'host: what is on the device is taken for current by its size',
-    file: 'gpu_backend.cpp',
+    file: 'device_memory.h',
     from: 'std::ranges::equal(copy.host, bytes)',
     to: 'copy.host.size() == bytes.size()',
   },

@@ -1,8 +1,8 @@
-// npm run gpu:report: writes benchmarks/gpu-static.md, what the compilers make of the kernels for every chip. Needs both compilers
-// (npm run build:cuda, build:rocm tell how to get them) and no GPU. Fails where a kernel that matters spills or
-// keeps values on the stack, or a compiler warns.
+// npm run gpu:report: writes build/gpu-report/gpu-static.md, which shows what the compilers generate from the kernels for every
+// chip. Needs both compilers (npm run build:cuda and build:rocm say how to install them) and no GPU. Fails if a hot kernel spills
+// registers or keeps values on the stack, or if a compiler warns.
 //
-// An inner loop is a backward branch with no other one inside; of each kernel the longest is told.
+// An inner loop is a backward branch without another one inside. The report gives the longest of each kernel.
 import { mkdirSync, readFileSync, statSync, existsSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { findCudaDisassembler, findHipCompiler, findNvcc } from './gpu-toolchain.mjs';
@@ -301,7 +301,9 @@ await main(async () => {
     '',
     ...tables(results),
   ];
-  writeFileSync(join(root, 'benchmarks', 'gpu-static.md'), `${text.join('\n').trim()}\n`);
+  const report = join(folder, 'gpu-static.md');
+  writeFileSync(report, `${text.join('\n').trim()}\n`);
+  say(`Wrote ${report}`);
   if (spilled.length > 0)
     throw new SetupError(`registers are spilled, or values lie on the stack: ${spilled.join(', ')}`);
 });

@@ -3,7 +3,7 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
-import { availableParallelism } from 'node:os';
+import { availableParallelism, cpus } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -13,8 +13,41 @@ export const jobs = String(availableParallelism());
 /** Ends the script with a message instead of a stack. */
 export class SetupError extends Error {}
 
+const steps = []; // { name, start, end }: milliseconds since this script began
+let durationsShown = false;
+
+/** From now on every step prints its duration when it ends: of use to whoever waits for the tests, not to `npm start`. */
+export function showDurations() {
+  durationsShown = true;
+  // Durations, and the instruction sets that are tested, depend on the processor.
+  process.stdout.write(`${availableParallelism()} threads, ${cpus()[0]?.model ?? 'unknown processor'}\n`);
+}
+
+function endStep() {
+  const step = steps.at(-1);
+  if (!step || step.end !== undefined) return;
+  step.end = performance.now();
+  if (durationsShown) process.stdout.write(`-- ${seconds(step.end - step.start)} s: ${step.name}\n`);
+}
+
+function seconds(milliseconds) {
+  return (milliseconds / 1000).toFixed(1);
+}
+
+/** Ends the step before and begins another. */
 export function say(text) {
+  endStep();
   process.stdout.write(`\n== ${text}\n`);
+  steps.push({ name: text, start: performance.now() });
+}
+
+/** Ends the last step and prints how many seconds each step took, and all of them together. */
+export function printDurations() {
+  endStep();
+  const rows = steps.map(({ name, start, end }) => [seconds(end - start), name]);
+  rows.push([seconds(performance.now()), 'all steps']);
+  const width = Math.max(...rows.map(([time]) => time.length));
+  process.stdout.write(`\n== Seconds\n${rows.map(([time, name]) => `${time.padStart(width)}  ${name}\n`).join('')}`);
 }
 
 /** Runs a program with its output on the terminal; rejects when it fails. */
@@ -169,7 +202,10 @@ async function configureAndBuild(folder, options, targets = []) {
 export async function buildNativeTests(flavour, targets) {
   say(`Building the native tests${flavour ? ` for the ${flavour} sanitizer` : ''}`);
   // Sanitized builds keep the asserts and skip what only costs compile time.
-  const type = flavour ? ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1'] : ['-DCMAKE_BUILD_TYPE=Release'];
+  // The programs of benchmarks are built with the tests, so that a change cannot break them unseen.
+  const type = flavour
+    ? ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1']
+    : ['-DCMAKE_BUILD_TYPE=Release', '-DGEMMA_BENCH=ON'];
   const folder = join(root, 'build', flavour ? `tests-${flavour}` : 'tests');
   return configureAndBuild(folder, [...type, `-DGEMMA_SANITIZE=${flavour}`], targets);
 }

@@ -12,6 +12,7 @@ import {
   mkdirSync,
   mkdtempSync,
   readFileSync,
+  realpathSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -148,6 +149,15 @@ function expectAnswer(text) {
   expect(/red circle/.test(text), `expected an answer about a red circle, found ${JSON.stringify(text)}`);
 }
 
+// What the guide on the permission model says: the program's own files, and those of the packages.
+function permissionFlags(node = process.execPath) {
+  const flag = execFileSync(node, ['-p', "process.allowedNodeEnvironmentFlags.has('--permission')"], {
+    encoding: 'utf8',
+  });
+  const permission = flag.trim() === 'true' ? '--permission' : '--experimental-permission';
+  return [permission, '--allow-addons', `--allow-fs-read=${realpathSync(app)}/`];
+}
+
 await main(async () => {
   if (process.platform === 'win32') throw new SetupError('this test wants a POSIX shell');
   try {
@@ -172,6 +182,7 @@ await main(async () => {
       writeFileSync(join(app, 'example.cjs'), example.common);
       expectAnswer(run('node', ['example.cjs']));
     });
+    check("Node's permission model", () => expectAnswer(run('node', [...permissionFlags(), 'example.mjs'])));
     const flags = ['--model', example.model, '--image', example.picture, '--max-tokens', '8', '--json'];
     check('npx gemma-native run --image', () => {
       const output = run('npx', ['gemma-native', 'run', ...flags, 'What is in this picture?']);
@@ -187,6 +198,13 @@ await main(async () => {
       const worker =
         "new (require('node:worker_threads').Worker)('./example.cjs').on('exit', (code) => (process.exitCode = code))";
       expectAnswer(run('node', ['-e', worker]));
+    });
+    check('a chat template of its own', () => {
+      const script =
+        "const { Gemma } = require('gemma-native'); Gemma.load('demo', { mmproj: false, chatTemplate: '{{ messages[0].role }}' })" +
+        ".then(async (gemma) => console.log(gemma.info.chat.template, await gemma.detokenize((await gemma.logits('x', { data: false })).tokens)))";
+      const said = run('node', ['-e', script]);
+      expect(said === 'option user\n', said);
     });
     check('no binary: the message says what to do', () => {
       const prebuilds = join(app, 'node_modules', 'gemma-native', 'prebuilds');
@@ -247,8 +265,8 @@ await main(async () => {
           const name = `node-${process.platform}-${process.arch}`;
           run('npm', ['install', '--no-audit', '--no-fund', '--prefix', at, `${name}@${version}`]);
           const node = join(at, 'node_modules', name, 'bin', 'node');
-          for (const file of ['example.mjs', 'example.cjs']) {
-            expectAnswer(execFileSync(node, [file], { cwd: app, env: environment, encoding: 'utf8' }));
+          for (const args of [['example.mjs'], ['example.cjs'], [...permissionFlags(node), 'example.mjs']]) {
+            expectAnswer(execFileSync(node, args, { cwd: app, env: environment, encoding: 'utf8' }));
           }
           return execFileSync(node, ['--version'], { encoding: 'utf8' }).trim();
         });

@@ -21,13 +21,16 @@ import {
   jobs,
   main,
   missingForArm64,
+  printDurations,
   root,
   run,
   say,
+  showDurations,
 } from './steps.mjs';
 
 const arguments_ = process.argv.slice(2);
 const total = { passed: 0, failed: 0 };
+const programs = []; // { name, seconds } of every native test program, in every build
 
 function count(passed, failed) {
   total.passed += passed;
@@ -46,12 +49,17 @@ async function runNativeTests(folder, name, environment, { only, except } = {}) 
       '--parallel',
       jobs,
       '--timeout',
-      '1800',
+      '1200',
       ...(only ? ['--tests-regex', `^(${only.join('|')})$`] : []),
       ...(except ? ['--exclude-regex', `^(${except.join('|')})$`] : []),
     ],
     { env: { ...process.env, ...environment } },
   );
+  // "1/19 Test #7: base ....... Passed 1.23 sec": with stars before "Failed"
+  for (const [, program, time] of output.matchAll(/^\s*\d+\/\d+ Test\s+#\d+: (\S+) .*?([\d.]+) sec/gm)) {
+    programs.push({ name: `${program} (${name})`, seconds: Number(time) });
+    process.stdout.write(`${time.padStart(8)} s  ${program}\n`);
+  }
   let passed = 0;
   let failed = 0;
   for (const [, p, f] of output.matchAll(/^\d+: (\d+) passed, (\d+) failed$/gm)) {
@@ -64,11 +72,22 @@ async function runNativeTests(folder, name, environment, { only, except } = {}) 
   count(passed, failed);
 }
 
-// All tests run where all sets of kernels do, except those of drafting and of whole images, which emulated take longer than all
-// others together and call no kernel that the others do not. The other processors must choose the best set that they have, and
+function printSlowest() {
+  const slowest = programs.toSorted((a, b) => b.seconds - a.seconds).slice(0, 5);
+  if (slowest.length === 0) return;
+  process.stdout.write('\n== The slowest native test programs\n');
+  for (const { name, seconds } of slowest) process.stdout.write(`${seconds.toFixed(1).padStart(7)} s  ${name}\n`);
+}
+
+// All tests run where all sets of kernels do, except those of drafting, of whole images and of the memory of models of published
+// sizes, which emulated take longer than all others together and call no kernel that the others do not. The other processors must choose the best set that they have, and
 // must find no instruction in it that they lack: for that the tests of its files are enough.
 const arm64Processors = [
-  { cpu: 'max', isa: 'neon_i8mm', except: ['draft', 'images', 'vision', 'gpu_engine', 'gpu_split'] },
+  {
+    cpu: 'max',
+    isa: 'neon_i8mm',
+    except: ['draft', 'images', 'vision', 'memory', 'out_of_memory', 'gpu_engine', 'gpu_split'],
+  },
   { cpu: 'neoverse-n1', isa: 'neon_dotprod', only: ['gemm', 'vector', 'full_attention'] },
   { cpu: 'cortex-a72', isa: 'ref', only: ['gemm', 'vector'] },
 ];
@@ -109,6 +128,7 @@ async function runJest() {
 }
 
 await main(async () => {
+  showDurations();
   checkTools();
   await install();
   await buildNative();
@@ -119,8 +139,11 @@ await main(async () => {
   await runNativeTests(await buildNativeTests(''), 'optimised', {});
   if (!arguments_.includes('--quick') && process.platform === 'linux') {
     // Instrumented, one emulated chip of each kind of matrix instruction is enough for the kernels, and for whole models one that has
-    // none, whose emulation would take most of the time of all these tests.
+    // none, whose emulation would take most of the time of all these tests; likewise whole models run on the best instruction set alone.
     const address = {
+      GEMMA_TEST_MODEL_ISAS: 'best',
+      GEMMA_TEST_THREADS: '1', // races are the other sanitizer's
+      GEMMA_TEST_REFUSE_EVERY: '7',
       GEMMA_TEST_CHIPS: 'sm_80 gfx90a gfx1100',
       GEMMA_TEST_MODEL_CHIPS: 'gfx1030',
       ASAN_OPTIONS: 'detect_leaks=1:strict_string_checks=1',
@@ -129,6 +152,7 @@ await main(async () => {
     await runNativeTests(await buildNativeTests('address'), 'AddressSanitizer, UndefinedBehaviorSanitizer', address);
     // Only what has threads: the emulated GPU's are among them, here in random order on one chip of each family.
     const thread = {
+      GEMMA_TEST_MODEL_ISAS: 'best',
       GEMMA_TEST_CHIPS: 'sm_80 gfx90a gfx1100',
       GEMMA_EMULATOR_ORDER: '2',
       TSAN_OPTIONS: 'halt_on_error=1',
@@ -156,6 +180,8 @@ await main(async () => {
       count(failure ? 0 : 1, failure ? 1 : 0);
     }
   }
+  printDurations();
+  printSlowest();
   process.stdout.write(`\n${total.passed} passed, ${total.failed} failed\n`);
   if (total.failed > 0) process.exitCode = 1;
 });

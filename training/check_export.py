@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +63,11 @@ def main() -> None:
     torch.set_num_threads(1)
     model = Gemma3ForConditionalGeneration.from_pretrained(a.export / "hf", attn_implementation="eager", dtype=torch.float32).eval()
     tokenizer = Tokenizer.from_file(str(a.export / "hf" / "tokenizer.json"))
-    images = a.data / "images"
-    cases = [(None, "What is the capital of France?", False), (images / "shapes-003.png", "Describe the picture.", False),
-             (images / "wide-002.png", "What does it say?", True), (images / "text-001.png", "Read the text.", False)]  # fmt: skip
+    images = a.export / "images"
+    with tarfile.open(a.data / "images.tar") as archive:
+        archive.extractall(images, filter="data")
+    cases = [(None, "What is the capital of France?", False), (images / "shapes-003.webp", "Describe the picture.", False),
+             (images / "wide-002.webp", "What does it say?", True), (images / "text-001.webp", "Read the text.", False)]  # fmt: skip
     records, tensors = [], {}
     for image, question, pan_and_scan in cases:
         ids, reference = theirs(model, tokenizer, image, question, pan_and_scan)

@@ -124,7 +124,7 @@ void linear(Backend& backend, TensorType type, const Settings& settings) {
     const double rate = calls_per_second(settings.ms, [&] { backend.linear({&job, 1}, x.data(), rows, {}); });
     print("linear", backend.isa(), name, rows, "GBps", rate * static_cast<double>(data.size()));
   }
-  if (backend.has_bulk()) {
+  if (backend.traits().has_bulk()) {
     const LinearJob job{&stream, out->floats()};
     const double rate = calls_per_second(settings.ms, [&] { backend.linear({&job, 1}, x.data(), 16, {16, true}); });
     print("bulk_linear", backend.isa(), name, 16, "GBps", rate * static_cast<double>(data.size()));

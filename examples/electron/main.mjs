@@ -1,8 +1,8 @@
-// The main process: windows, menus, files. It never touches the model: that lives in a utility process (model-process.mjs), so a
-// long computation, or a crash of it, is never the window's. Pictures and text go from the page to the model through a message
-// channel of their own, past this process.
+// The main process: windows, menus, files. The model runs in a utility process (model-process.mjs), so that neither a long
+// computation nor a crash affects the window. Pictures and text go from the page to the model through a message channel, not
+// through this process.
 //
-//   electron . [--model=/path/to/model.gguf]      or GEMMA_MODEL; otherwise the demo model that comes with gemma-native
+//   electron . [--model=/path/to/model.gguf]      or GEMMA_MODEL; otherwise the demonstration model of gemma-native
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { basename, dirname, join } from 'node:path';
@@ -11,21 +11,21 @@ import { app, BrowserWindow, dialog, Menu, MessageChannelMain, net, protocol, sh
 
 const here = dirname(fileURLToPath(import.meta.url));
 
-// The page has a scheme of its own: file: would let it read whatever the user may, and load no ES modules.
+// The page has its own scheme: with file: it could read every file that the user can, and could not load ES modules.
 protocol.registerSchemesAsPrivileged([{ scheme: 'app', privileges: { standard: true, secure: true } }]);
 
 let modelPath = app.commandLine.getSwitchValue('model') || process.env.GEMMA_MODEL || demoModel();
 let window;
 let model; // the utility process
 
-// Models are mapped into memory by the operating system, which cannot look into an asar archive: they are unpacked beside it.
+// The operating system maps models into memory. It cannot read an asar archive, so models are unpacked next to it.
 function demoModel() {
   const packageFile = createRequire(import.meta.url).resolve('gemma-native/package.json');
   const path = join(dirname(packageFile), 'models', 'demo.gguf').replace(/\bapp\.asar([\\/])/, 'app.asar.unpacked$1');
   return existsSync(path) ? path : '';
 }
 
-// One process for each model; a new model, or a crash, is a new process and a new channel for the page.
+// One process per model. A new model, or a crash, starts a new process with a new channel for the page.
 function startModel() {
   if (!window || !modelPath) return;
   model?.removeAllListeners('exit');
@@ -68,13 +68,13 @@ function createWindow() {
     },
   });
   const { webContents } = window;
-  // What the model writes, or a picture that is dropped, never makes this window go elsewhere.
+  // Neither text from the model nor a dropped picture may navigate this window.
   webContents.on('will-navigate', (event) => event.preventDefault());
   webContents.setWindowOpenHandler(({ url }) => {
     if (url.startsWith('https://')) void shell.openExternal(url);
     return { action: 'deny' };
   });
-  webContents.on('did-finish-load', startModel); // after a reload too: the page has lost its end of the channel
+  webContents.on('did-finish-load', startModel); // also after a reload, which closes the page's end of the channel
   webContents.ipc.on('choose-model', () => void chooseModel());
   webContents.ipc.on('restart-model', () => startModel());
   window.on('closed', () => {
@@ -104,7 +104,7 @@ function createMenu() {
 
 await app.whenReady();
 protocol.handle('app', ({ url }) => {
-  const file = join(here, 'page', basename(new URL(url).pathname)); // the files of that one folder
+  const file = join(here, 'page', basename(new URL(url).pathname)); // only files of that folder
   return net.fetch(pathToFileURL(file).href);
 });
 createMenu();

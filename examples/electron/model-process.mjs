@@ -1,4 +1,4 @@
-// The utility process that holds the model. It speaks with the page over message channels that the main process hands it.
+// The utility process that holds the model. It talks to the page over message channels that the main process passes to it.
 //
 // From the page:   { type: 'ask', id, messages, options }   { type: 'stop', id }
 // To the page:     { type: 'loading', fraction }   { type: 'ready', model }   { type: 'failed', message }
@@ -9,8 +9,8 @@ import { Gemma } from 'gemma-native';
 
 const modelPath = process.argv.at(-1);
 const ports = new Set();
-const running = new Map(); // by the id of the question: its AbortController
-let latest = { type: 'loading', fraction: 0 }; // what a page that connects later has missed
+const running = new Map(); // question id -> AbortController
+let latest = { type: 'loading', fraction: 0 }; // sent to a page that connects later
 
 function tell(message) {
   latest = message;
@@ -30,7 +30,7 @@ const loading = Gemma.load(modelPath, { onProgress: (fraction) => tell({ type: '
     throw error;
   },
 );
-loading.catch(() => {}); // whoever asks hears of it
+loading.catch(() => {}); // each question reports the failure
 
 async function answer(port, { id, messages, options }) {
   const abort = new AbortController();
@@ -40,6 +40,8 @@ async function answer(port, { id, messages, options }) {
     const stream = gemma.stream(messages, {
       maxOutputTokens: 800,
       ...options,
+      allowLocal: false, // the page hands over pictures as bytes; it must not be able to name files or addresses
+      allowRemote: false,
       signal: abort.signal,
       onProgress: ({ stage, fraction }) => port.postMessage({ type: 'progress', id, stage, fraction }),
     });

@@ -1,5 +1,5 @@
-// The bridge between the page and the model's process: a few functions, and no more of Node or Electron than these. The page's
-// world and this one share no objects; what crosses is copied.
+// The bridge between the page and the model's process. It exposes a few functions and nothing else of Node or Electron. The page
+// and this script share no objects; values are copied.
 'use strict';
 const { contextBridge, ipcRenderer } = require('electron');
 

@@ -2,9 +2,9 @@
 import { SingleBar } from 'cli-progress';
 import { GemmaError, type PromptProgress } from '../index.js';
 
-export const EXIT_FAILED = 1;
+const EXIT_FAILED = 1;
 export const EXIT_USAGE = 2;
-export const EXIT_INTERRUPTED = 130;
+const EXIT_INTERRUPTED = 130;
 
 /** Wrong arguments that commander cannot see. */
 export class UsageError extends Error {}

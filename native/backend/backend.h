@@ -38,7 +38,8 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-enum class KvType { kF32, kF16, kQ8_0 };  // q8_0: blocks of 32 along head_dim, f16 scale and 32 int8 (34 bytes)
+enum class KvType { kF32, kF16, kQ8_0 };  // q8_0: blocks of 32 along head_dim, f16 scale and 32 int8
+inline constexpr size_t kKvBlockBytes = 34;
 
 // Keys and values live in pages of kPagePositions positions. A page of a layer: K [n_kv_heads][positions][head_dim],
 // then V likewise, each row of head_dim values in row_bytes bytes.
@@ -111,13 +112,60 @@ enum class Arithmetic {
 // Largest head_dim of full_attention.
 inline constexpr int kMaxFullHeadDim = 256;
 
-// Bytes that a screened output matrix keeps once it is ready, for one row of x at a time; 0 for one too small to
-// screen.
-uint64_t screen_bytes(int n_out, int n_in);
+// top_linear() takes an out whose rows have room for n_out rounded up to so many floats.
+inline constexpr int kOutputLanes = 16;
+
+// The most that a backend is asked for at a time. Its working memory follows from it. What is 0 is not asked for.
+struct WorkLimits {
+  // linear()
+  int n_rows = 0;
+  int n_in = 0;                    // of the widest matrix
+  bool quantized_weights = false;  // whether any weights are quantised
+  bool bulk_floats = false;        // whether bulk rows are multiplied with weights in floats (Bulk::float_weights)
+  // attention(), besides n_rows
+  int n_ctx = 0;  // positions of a sequence
+  int n_heads = 0;
+  int head_dim = 0;
+  // top_linear()
+  int n_top_rows = 0;
+  int n_out = 0;
+  bool screened = false;
+  // full_attention()
+  int n_groups = 0;
+  int group_rows = 0;
+  int n_full_heads = 0;
+  int full_head_dim = 0;
+  Arithmetic arithmetic = Arithmetic::kFast;
+};
+
+// What is known of a backend before there is one, memory above all. Sizes are in bytes.
+class BackendTraits {
+ public:
+  virtual ~BackendTraits() = default;
+
+  // Whether bulk rows are multiplied as fast by weights as they are stored, floats included: requantize() gains
+  // nothing.
+  virtual bool has_bulk() const = 0;
+  // Whether weights stay where the file is mapped.
+  virtual bool maps_weights() const = 0;
+  // Of load_weight().
+  virtual uint64_t weight_bytes(TensorType type, int n_out, int n_in) const = 0;
+  // What allocate(bytes) takes.
+  virtual uint64_t buffer_bytes(uint64_t bytes) const = 0;
+  // What a screened matrix of make_output() takes once it is ready.
+  virtual uint64_t output_bytes(int n_out, int n_in, int max_rows) const = 0;
+  // Of each of the backend's workspaces. Where several models share a backend, it takes the largest of each.
+  virtual std::vector<uint64_t> workspace_bytes(const WorkLimits& limits) const = 0;
+};
 
 class Backend {
  public:
   virtual ~Backend() = default;
+
+  virtual const BackendTraits& traits() const = 0;
+  // Takes the working memory for this, so that nothing below takes any as long as the limits are kept. Beyond them
+  // working memory grows. Throws Error{kOutOfMemory}.
+  virtual void reserve(const WorkLimits& limits) = 0;
 
   virtual const char* device() const = 0;  // "cpu"
   virtual const char* isa() const = 0;     // "avx512_vnni"
@@ -147,18 +195,15 @@ class Backend {
   // For each job: out[n, n_out] = x[n, n_in] * weight^T. All jobs share n_in (and so the quantised x).
   virtual void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) = 0;
 
-  // Whether bulk rows are multiplied as fast by weights as they are stored, floats included: requantize() gains
-  // nothing.
-  virtual bool has_bulk() const = 0;
   // Whether a row of Bulk without float_weights is not computed as others are with weights of that type.
   virtual bool computes_bulk_apart(TensorType type) const = 0;
 
-  // screened: keep what top_linear needs to be faster than linear; it is built during the first calls.
-  virtual std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened) = 0;
+  // screened: keep what top_linear needs to be faster than linear; it is built during the first calls. max_rows: of x.
+  virtual std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened, int max_rows) = 0;
 
   // Products of x[n, n_in] with the rows of the matrix, to the same bits as linear: for row i of x those that wanted[i]
-  // asks for (and some more) into found[i], which is host memory, or all of them into row i of out[n, n_out]. A best
-  // product is missed with a chance below 1e-9.
+  // asks for (and some more) into found[i], which is host memory, or all of them into row i of out[n, n_out]. What
+  // else is in out, whose rows have room for kOutputLanes, is spoilt. A best product is missed with a chance below 1e-9.
   virtual void top_linear(OutputMatrix& matrix, float* out, const float* x, int n, std::span<const TopRows> wanted,
                           std::span<TopProducts> found) = 0;
 
@@ -211,7 +256,7 @@ class Backend {
 
 // isa: "" for the best; throws Error{kBackendUnavailable} for an unknown or missing one. n_threads >= 1.
 std::unique_ptr<Backend> make_cpu_backend(const std::string& isa, int n_threads);
-// What its has_bulk() says. Throws likewise.
-bool cpu_has_bulk(const std::string& isa);
+// Its traits. Throws likewise.
+std::unique_ptr<const BackendTraits> cpu_traits(const std::string& isa, int n_threads);
 
 }  // namespace gemma

@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 #include <new>
+#include <string>
 #include <utility>
 
 #include "base/error.h"
@@ -17,13 +18,7 @@
 #endif
 #include <windows.h>
 #else
-#include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <system_error>
 #endif
 
 namespace gemma {
@@ -31,171 +26,104 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 
-[[noreturn]] void fail(const std::string& path, const std::string& reason) {
-  throw Error(ErrorCode::kFile, "", "cannot read " + path + ": " + reason);
+void free_aligned(const std::byte* p) {
+  ::operator delete(const_cast<std::byte*>(p), std::align_val_t(kAlignment));
 }
 
-struct FreeAligned {
-  void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
-};
-
-using AlignedBytes = std::unique_ptr<std::byte, FreeAligned>;
-
-AlignedBytes allocate(const std::string& path, size_t size) {
-  void* p = ::operator new(size, std::align_val_t(kAlignment), std::nothrow);
-  if (p == nullptr) {
-    throw Error(ErrorCode::kOutOfMemory, "", "no memory for the " + std::to_string(size) + " bytes of " + path);
-  }
-  return AlignedBytes(static_cast<std::byte*>(p));
+[[noreturn]] void fail_for_memory(const File& file, uint64_t bytes) {
+  throw Error(ErrorCode::kOutOfMemory, "",
+              shown_path(file.path()) + ": no memory for its " + std::to_string(bytes) + " bytes");
 }
 
+size_t size_in_memory(const File& file, uint64_t bytes) {
+  if (bytes > std::numeric_limits<size_t>::max() / 2) fail_for_memory(file, bytes);
+  return static_cast<size_t>(bytes);
+}
+
+// Null with the system's error.
+const std::byte* map_file(const File& file, size_t size) {
 #ifdef _WIN32
-
-struct Handle {
-  HANDLE h;
-  ~Handle() {
-    if (h != nullptr && h != INVALID_HANDLE_VALUE) CloseHandle(h);
-  }
-};
-
-[[noreturn]] void fail_with_last_error(const std::string& path) {
-  const DWORD code = GetLastError();
-  char text[256];
-  DWORD n = FormatMessageA(FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS, nullptr, code,
-                           MAKELANGID(LANG_ENGLISH, SUBLANG_ENGLISH_US), text, sizeof text, nullptr);
-  while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r' || text[n - 1] == '.')) --n;
-  fail(path, n > 0 ? std::string(text, n) : "system error " + std::to_string(code));
-}
-
-std::wstring wide(const std::string& path) {
-  const int n =
-      MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path.data(), static_cast<int>(path.size()), nullptr, 0);
-  if (n <= 0) fail(path, "the path is not valid UTF-8");
-  std::wstring out(static_cast<size_t>(n), L'\0');
-  MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path.data(), static_cast<int>(path.size()), out.data(), n);
-  return out;
-}
-
+  const HANDLE mapping = CreateFileMappingW(file.handle(), nullptr, PAGE_READONLY, 0, 0, nullptr);
+  if (mapping == nullptr) return nullptr;
+  const void* view = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, size);
+  const DWORD error = GetLastError();
+  CloseHandle(mapping);  // the view keeps it alive
+  SetLastError(error);
+  return static_cast<const std::byte*>(view);
 #else
-
-struct Descriptor {
-  int fd;
-  ~Descriptor() {
-    if (fd >= 0) ::close(fd);
-  }
-};
-
-[[noreturn]] void fail_with_errno(const std::string& path) {
-  fail(path, std::generic_category().message(errno));
+  void* view = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.handle(), 0);
+  return view == MAP_FAILED ? nullptr : static_cast<const std::byte*>(view);
+#endif
 }
 
+void unmap(const std::byte* data, [[maybe_unused]] size_t size) {
+#ifdef _WIN32
+  UnmapViewOfFile(data);
+#else
+  ::munmap(const_cast<std::byte*>(data), size);
 #endif
+}
 
 }  // namespace
 
-#ifdef _WIN32
-
-FileMap FileMap::open(const std::string& path, bool map) {
-  if (path.empty() || path.find('\0') != std::string::npos) fail(path.c_str(), "the path is empty or holds a NUL");
-  const Handle file{CreateFileW(wide(path).c_str(), GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING,
-                                FILE_ATTRIBUTE_NORMAL, nullptr)};
-  if (file.h == INVALID_HANDLE_VALUE) fail_with_last_error(path);
-  if (GetFileType(file.h) != FILE_TYPE_DISK) fail(path, "not a regular file");
-  LARGE_INTEGER size;
-  if (!GetFileSizeEx(file.h, &size)) fail_with_last_error(path);
-  if (static_cast<unsigned long long>(size.QuadPart) > std::numeric_limits<size_t>::max())
-    fail(path, "larger than the address space");
+FileMap FileMap::map(std::shared_ptr<const File> file) {
   FileMap result;
-  const size_t n = static_cast<size_t>(size.QuadPart);
-  if (n == 0) return result;
-  if (map) {
-    const Handle mapping{CreateFileMappingW(file.h, nullptr, PAGE_READONLY, 0, 0, nullptr)};
-    if (mapping.h == nullptr) fail_with_last_error(path);
-    // The view keeps the mapping alive after its handle is closed.
-    const void* view = MapViewOfFile(mapping.h, FILE_MAP_READ, 0, 0, 0);
-    if (view == nullptr) fail_with_last_error(path);
-    result.data_ = static_cast<const std::byte*>(view);
-    result.mapped_ = true;
-  } else {
-    AlignedBytes buffer = allocate(path, n);
-    for (size_t done = 0; done < n;) {
-      DWORD got = 0;
-      const DWORD want = static_cast<DWORD>(std::min<size_t>(n - done, size_t{1} << 30));
-      if (!ReadFile(file.h, buffer.get() + done, want, &got, nullptr)) fail_with_last_error(path);
-      if (got == 0) fail(path, "the file became shorter while it was read");
-      done += got;
-    }
-    result.data_ = buffer.release();
-  }
-  result.size_ = n;
+  const size_t size = size_in_memory(*file, file->size());
+  if (size == 0) return result;
+  const std::byte* data = map_file(*file, size);
+  if (data == nullptr && system_code() == ErrorCode::kOutOfMemory) fail_for_memory(*file, size);
+  if (data == nullptr) file->fail("cannot be mapped (" + system_reason() + "); mmap: false reads it instead");
+  result.file_ = std::move(file);
+  result.data_ = data;
+  result.size_ = size;
+  result.guard_ = MappingGuard(data, size);
   return result;
 }
 
-FileMap::~FileMap() {
-  if (data_ == nullptr) return;
-  if (mapped_) {
-    UnmapViewOfFile(data_);
-  } else {
-    FreeAligned()(const_cast<std::byte*>(data_));
-  }
-}
-
-void FileMap::prefetch(const std::function<void(size_t bytes)>& on_read) const {
-  if (!mapped_) return;
-  on_read(0);
-  WIN32_MEMORY_RANGE_ENTRY range{const_cast<std::byte*>(data_), size_};
-  PrefetchVirtualMemory(GetCurrentProcess(), 1, &range, 0);
-  on_read(size_);
-}
-
-#else
-
-FileMap FileMap::open(const std::string& path, bool map) {
-  if (path.empty() || path.find('\0') != std::string::npos) fail(path, "the path is empty or holds a NUL");
-  // O_NONBLOCK: opening a pipe that nobody writes would wait for ever; it changes nothing for a regular file.
-  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  if (file.fd < 0) fail_with_errno(path);
-  struct stat info;
-  if (::fstat(file.fd, &info) != 0) fail_with_errno(path);
-  if (S_ISDIR(info.st_mode)) fail(path, "it is a directory, expected a file");
-  if (!S_ISREG(info.st_mode)) fail(path, "not a regular file");
+FileMap FileMap::read(const File& file, uint64_t offset) {
   FileMap result;
-  const size_t n = static_cast<size_t>(info.st_size);
-  if (n == 0) return result;
-  if (map) {
-    void* view = ::mmap(nullptr, n, PROT_READ, MAP_SHARED, file.fd, 0);
-    if (view == MAP_FAILED) fail_with_errno(path);
-    result.data_ = static_cast<const std::byte*>(view);
-    result.mapped_ = true;
-  } else {
-    AlignedBytes buffer = allocate(path, n);
-    for (size_t done = 0; done < n;) {
-      const ssize_t got = ::read(file.fd, buffer.get() + done, std::min<size_t>(n - done, size_t{1} << 30));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) fail_with_errno(path);
-      if (got == 0) fail(path, "the file became shorter while it was read");
-      done += static_cast<size_t>(got);
-    }
-    result.data_ = buffer.release();
-  }
-  result.size_ = n;
+  const size_t size = size_in_memory(file, file.size() - offset);
+  if (size == 0) return result;
+  auto* data = static_cast<std::byte*>(::operator new(size, std::align_val_t(kAlignment), std::nothrow));
+  if (data == nullptr) fail_for_memory(file, size);
+  result.data_ = data;
+  result.size_ = size;
+  file.read(offset, {data, size});
+  file.check_unchanged();  // or the bytes are of several versions of it
   return result;
 }
 
+FileMap::FileMap(FileMap&& other) noexcept
+    : file_(std::move(other.file_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      guard_(std::move(other.guard_)) {}
+
 FileMap::~FileMap() {
   if (data_ == nullptr) return;
-  if (mapped_) {
-    ::munmap(const_cast<std::byte*>(data_), size_);
+  guard_ = MappingGuard();
+  if (file_ != nullptr) {
+    unmap(data_, size_);
   } else {
-    FreeAligned()(const_cast<std::byte*>(data_));
+    free_aligned(data_);
   }
 }
 
+void FileMap::check() const {
+  if (file_ == nullptr) return;
+  file_->check_unchanged();
+  if (guard_.lost()) file_->fail("a part of the file could not be read while it was in use", "FILE_CHANGED");
+}
+
 void FileMap::prefetch(const std::function<void(size_t bytes)>& on_read) const {
-  if (!mapped_) return;
-  std::byte* data = const_cast<std::byte*>(data_);
+  if (file_ == nullptr) return;
   size_t done = 0;
   on_read(done);
+  std::byte* data = const_cast<std::byte*>(data_);
+#if defined(_WIN32)
+  WIN32_MEMORY_RANGE_ENTRY range{data, size_};
+  PrefetchVirtualMemory(GetCurrentProcess(), 1, &range, 0);
+#else
 #if defined(__linux__)
   constexpr int kPopulateRead = 22;           // MADV_POPULATE_READ, since Linux 5.14
   constexpr size_t kPart = size_t{64} << 20;  // some tens of milliseconds of a fast disk
@@ -205,15 +133,11 @@ void FileMap::prefetch(const std::function<void(size_t bytes)>& on_read) const {
     done += n;
     on_read(done);
   }
-#endif
   if (done == size_) return;
+#endif
   ::madvise(data, size_, MADV_WILLNEED);
+#endif
   on_read(size_);
 }
-
-#endif
-
-FileMap::FileMap(FileMap&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), mapped_(other.mapped_) {}
 
 }  // namespace gemma

@@ -2,39 +2,56 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
-#include <string>
+
+#include "base/file.h"
+#include "base/mapping_guard.h"
 
 namespace gemma {
 
+// How a model file is opened.
+struct FileOptions {
+  bool mmap = true;           // false: read into memory (for files that may change underneath)
+  bool headers_only = false;  // metadata and the list of tensors, whose data stay null (their sizes are checked)
+};
+
 class FileMap {
  public:
-  // path is UTF-8. Only a regular file is opened; a directory, pipe or device is refused without blocking on it.
-  // An empty file gives an empty span. Throws Error{kFile} with the path and the system's reason, kOutOfMemory.
-  // map: a mapped file must not shrink while it is used (the system kills a process that reads past its end); false:
-  // read.
-  static FileMap open(const std::string& path, bool map);
+  // Maps the whole file and keeps it open. It should not change while it is used: check() tells whether it has. Cutting
+  // it does no harm (mapping_guard.h). Throws Error{kFile}, kOutOfMemory.
+  static FileMap map(std::shared_ptr<const File> file);
+  // Reads the bytes from offset to the end into memory; offset is at most the size. Throws Error: kFile, FILE_CHANGED
+  // when it was written to since it was opened, kOutOfMemory.
+  static FileMap read(const File& file, uint64_t offset);
 
   FileMap(FileMap&& other) noexcept;
   FileMap& operator=(FileMap&&) = delete;
   ~FileMap();
 
-  // Starts on a page or a multiple of 64.
+  // Starts on a page or a multiple of 64. Empty for an empty file.
   std::span<const std::byte> bytes() const { return {data_, size_}; }
 
-  // Brings a mapped file into memory, from its first byte to its last, and takes as long as the disk; systems that
-  // cannot wait for it are asked to read ahead. Linux keeps what is read in this order in large pages where the file
-  // system can (ext4, XFS), but in pages of 4 KiB what threads read here and there, and decoding is a tenth slower from
-  // these for as long as they stay cached. on_read gets the bytes done: first 0, then more, at last the size; what it
-  // throws ends the reading. Errors of reading are ignored. Nothing, and no call, when not mapped.
+  // Throws Error{kFile, FILE_CHANGED} when a mapped file was cut or written to since it was opened, or could not be
+  // read: what was computed from its bytes does not count. Any thread.
+  void check() const;
+
+  // Reads a mapped file into the system's cache, from its first byte to its last. Takes as long as the disk needs. On
+  // systems that cannot wait for the reads, it asks the system to read ahead. Linux caches a file that is read in
+  // order in large pages if the file system supports them (ext4, XFS). Random reads leave pages of 4 KiB, from which
+  // decoding is a tenth slower for as long as they stay cached. on_read gets the number of bytes read: first 0, last
+  // the size. An exception from on_read ends the reading. Read errors are ignored. Does nothing, and does not call
+  // on_read, if the file is not mapped.
   void prefetch(const std::function<void(size_t bytes)>& on_read) const;
 
  private:
   FileMap() = default;
+  std::shared_ptr<const File> file_;  // of a mapping
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
-  bool mapped_ = false;
+  MappingGuard guard_;
 };
 
 }  // namespace gemma

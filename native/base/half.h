@@ -7,7 +7,7 @@
 
 namespace gemma {
 
-// Without branches, so that loops over it become vectors.
+// Has no branches, so that compilers vectorise loops over it.
 inline float f16_to_f32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t magnitude = h & 0x7fffu;

@@ -1,5 +1,9 @@
 #include "base/thread_pool.h"
 
+#include <utility>
+
+#include "base/thread.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -11,7 +15,8 @@ namespace {
 // scheduler's time slice.
 constexpr int kSpins = 1000;
 
-// No chunk of a decode step takes this long, and a wait that is also longer than the work itself was no fair share.
+// No chunk of a decode step takes this long. If the wait is also longer than the work itself, another process must have
+// taken a core.
 constexpr std::chrono::microseconds kLongWait{200};
 constexpr int kAloneFactor = 4;
 
@@ -27,10 +32,19 @@ void relax() {
 
 ThreadPool::ThreadPool(int n_threads) : shares_(static_cast<size_t>(n_threads > 1 ? n_threads : 1)) {
   workers_.reserve(static_cast<size_t>(n_threads > 1 ? n_threads - 1 : 0));
-  for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { worker_main(i); });
+  try {
+    for (int i = 1; i < n_threads; ++i) workers_.push_back(start_thread([this, i] { worker_main(i); }));
+  } catch (...) {
+    stop();  // those that run already
+    throw;
+  }
 }
 
 ThreadPool::~ThreadPool() {
+  stop();
+}
+
+void ThreadPool::stop() {
   {
     const std::lock_guard lock(mutex_);
     stop_.store(true);
@@ -41,10 +55,15 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::work(int thread) {
   const size_t n = shares_.size();
-  for (size_t i = 0; i < n; ++i) {
-    Share& share = shares_[(static_cast<size_t>(thread) + i) % n];
-    for (int chunk; (chunk = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
-      call_(context_, chunk, thread);
+  try {
+    for (size_t i = 0; i < n; ++i) {
+      Share& share = shares_[(static_cast<size_t>(thread) + i) % n];
+      for (int chunk; (chunk = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+        call_(context_, chunk, thread);
+    }
+  } catch (...) {
+    // The first one stays. The caller reads it when no worker is inside any more.
+    if (!failed_.exchange(true)) failure_ = std::current_exception();
   }
 }
 
@@ -71,6 +90,10 @@ void ThreadPool::run(int n_chunks, Call call, const void* context) {
   work(0);
   state_.fetch_sub(kOpen, std::memory_order_acq_rel);
   wait_for_workers(start);
+  if (failed_.load(std::memory_order_relaxed)) {
+    failed_.store(false, std::memory_order_relaxed);
+    std::rethrow_exception(std::exchange(failure_, nullptr));
+  }
 }
 
 void ThreadPool::wait_for_workers(Clock::time_point start) {
@@ -78,7 +101,7 @@ void ThreadPool::wait_for_workers(Clock::time_point start) {
     if ((state_.load(std::memory_order_acquire) & kWorkersMask) == 0) return;
     relax();
   }
-  // A worker was put aside inside its last chunk. Asleep, because an idle core is where the system may continue it.
+  // The system preempted a worker inside its last chunk. Sleep, so that it can continue the worker on this core.
   const Clock::time_point idle = Clock::now();
   {
     std::unique_lock lock(mutex_);

@@ -1,16 +1,18 @@
-// The one compute pool of a model. Work is cut into small chunks, of which each thread takes a run of its own one after
-// the other, so that it can fetch ahead what the next one reads, and then what is left of the others' runs: a thread
-// that the operating system holds up delays one chunk, not the step. Waiting threads spin briefly, then sleep.
+// The only compute pool of a model. Work is cut into small chunks. Each thread first processes its own run of
+// consecutive chunks, so that it can prefetch what the next chunk reads. Then it takes chunks that are left of the
+// other threads' runs, so a thread that the operating system delays holds up one chunk, not the step. Waiting threads
+// spin briefly, then sleep.
 //
-// When another process takes one of our cores, a worker may be put aside inside a chunk for a whole time slice, which
-// is fifty times as long as the operation. The caller notices by how long it waits, and then works alone for some time:
-// one undisturbed core is worth more than two that wait for each other.
+// When another process takes a core, a worker may be preempted inside a chunk for a whole time slice, which is fifty
+// times as long as the operation. The caller notices this by the length of its wait, and then works alone for some
+// time: one undisturbed core is worth more than two that wait for each other.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <type_traits>
@@ -20,7 +22,7 @@ namespace gemma {
 
 class ThreadPool {
  public:
-  // n_threads >= 1 counts the caller of parallel_for.
+  // n_threads >= 1 counts the caller of parallel_for. Throws Error: kOutOfMemory, THREADS; std::bad_alloc.
   explicit ThreadPool(int n_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -29,7 +31,8 @@ class ThreadPool {
   int n_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls f(chunk, thread) once for each chunk in 0..n_chunks-1, thread in 0..n_threads-1, and returns when all are
-  // done. One caller at a time. f must not throw. No allocation.
+  // done. One caller at a time. The first exception of f is thrown again here, when no thread works any more; then not
+  // all chunks have been done. No allocation.
   template <class F>
   void parallel_for(int n_chunks, const F& f) {
     if (n_chunks <= 0) return;
@@ -49,12 +52,13 @@ class ThreadPool {
   void work(int thread);
   void wait_for_workers(Clock::time_point start);
   void worker_main(int thread);
+  void stop();
 
   // state_: bit 0 "open", bit 1 "the caller sleeps", bits 2..31 workers inside, bits 32.. the job's number. A worker
-  // enters only an open job and the caller leaves only a closed one without workers, so a late sleeper can never touch
-  // a job that has ended. The caller says that it sleeps in the very word that the workers change: in a word of its
-  // own, a wake-up would depend on a store being seen before a later load, which an emulated arm64 processor was seen
-  // to get wrong.
+  // enters only an open job and the caller leaves only a closed one without workers, so a worker that wakes up late can
+  // never touch a job that has ended. The caller announces its sleep in the same word that the workers change. In a
+  // separate word, a wake-up would depend on a store being visible before a later load, and an emulated arm64 processor
+  // got that wrong.
   static constexpr uint64_t kOpen = 1;
   static constexpr uint64_t kCallerSleeps = 2;
   static constexpr uint64_t kWorker = 4;
@@ -62,7 +66,7 @@ class ThreadPool {
   static constexpr uint64_t kJob = uint64_t{1} << 32;
 
   alignas(64) std::atomic<uint64_t> state_{0};
-  // Chunks left of one thread's share.
+  // The remaining chunks of one thread's run.
   struct alignas(64) Share {
     std::atomic<int> next{0};
     int end = 0;
@@ -77,6 +81,8 @@ class ThreadPool {
   std::condition_variable wake_;  // workers: a new job
   std::condition_variable done_;  // the caller: no worker inside
   Clock::time_point alone_until_;
+  std::atomic<bool> failed_{false};
+  std::exception_ptr failure_;  // of the job; written by whoever set failed_
   std::vector<std::thread> workers_;
 };
 

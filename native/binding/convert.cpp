@@ -1,18 +1,15 @@
 #include "binding/convert.h"
 
-#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
-#include <map>
+#include <limits>
+#include <memory>
 #include <new>
-#include <stdexcept>
-
-#include "gguf/gguf.h"
-#include "quant/types.h"
 
 namespace gemma::binding {
 namespace {
-
-constexpr int kDefaultContext = 32768;
 
 Napi::Number number(Napi::Env env, uint64_t value) {
   return Napi::Number::New(env, static_cast<double>(value));
@@ -48,114 +45,185 @@ Arithmetic to_arithmetic(const std::string& name) {
   throw Error(ErrorCode::kInvalidArgument, "", "visionPrecision: expected exact or int8, found " + name);
 }
 
-// True when text holds a word of two letters as a word of its own: "it" in "gemma-3-1b-it", "Gemma 3 27b It".
-bool says(std::string_view text, std::string_view word) {
-  const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
-  for (size_t i = 0; i + 2 <= text.size(); ++i) {
-    if ((text[i] | 0x20) == word[0] && (text[i + 1] | 0x20) == word[1] && (i == 0 || !is_letter(text[i - 1])) &&
-        (i + 2 == text.size() || !is_letter(text[i + 2]))) {
-      return true;
-    }
-  }
-  return false;
+[[noreturn]] void bad_type(Napi::Env env, const char* name, const char* expected) {
+  throw Napi::TypeError::New(env, std::string(name) + ": expected " + expected);
 }
+
+[[noreturn]] void bad_range(Napi::Env env, const char* name, double low, double high, double found) {
+  char text[128];
+  std::snprintf(text, sizeof text, ": expected an integer from %.16g to %.16g, found %.16g", low, high, found);
+  throw Napi::RangeError::New(env, std::string(name) + text);
+}
+
+double to_double(const Napi::Value& value, const char* name) {
+  if (!value.IsNumber()) bad_type(value.Env(), name, "a number");
+  return value.As<Napi::Number>().DoubleValue();
+}
+
+// Doubles hold all integers up to here.
+constexpr double kMaxExact = 9007199254740991.0;
+
+double to_integer(const Napi::Value& value, const char* name, double low, double high) {
+  const double number = to_double(value, name);
+  if (!(number >= low && number <= high) || std::floor(number) != number)
+    bad_range(value.Env(), name, low, high, number);
+  return number;
+}
+
+std::string to_string(const Napi::Value& value, const char* name) {
+  if (!value.IsString()) bad_type(value.Env(), name, "a string");
+  return value.As<Napi::String>().Utf8Value();
+}
+
+// Calls take(element) for each element.
+void for_each(const Napi::Value& value, const char* name, const auto& take) {
+  if (!value.IsArray()) bad_type(value.Env(), name, "an array");
+  const auto list = value.As<Napi::Array>();
+  // The length is asked for again each time: code of the caller runs in between.
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const Napi::HandleScope scope(value.Env());
+    take(list.Get(i));
+  }
+}
+
+template <class T>
+struct ArrayOf;
+template <>
+struct ArrayOf<uint8_t> {
+  static constexpr napi_typedarray_type kType = napi_uint8_array;
+  static constexpr const char* kName = "Uint8Array";
+};
+template <>
+struct ArrayOf<int32_t> {
+  static constexpr napi_typedarray_type kType = napi_int32_array;
+  static constexpr const char* kName = "Int32Array";
+};
+template <>
+struct ArrayOf<float> {
+  static constexpr napi_typedarray_type kType = napi_float32_array;
+  static constexpr const char* kName = "Float32Array";
+};
+template <>
+struct ArrayOf<double> {
+  static constexpr napi_typedarray_type kType = napi_float64_array;
+  static constexpr const char* kName = "Float64Array";
+};
+
+// The elements of a typed array where they are, none of one whose buffer was taken away: until the caller's code runs
+// again.
+template <class T>
+std::span<const T> elements_of(const Napi::Value& value, const char* name) {
+  bool is_typed_array = false;
+  napi_typedarray_type type = napi_int8_array;  // which nobody wants here; stays, for a type that Node does not know
+  size_t n = 0;
+  void* data = nullptr;
+  const napi_env env = value.Env();
+  if (napi_is_typedarray(env, value, &is_typed_array) != napi_ok || !is_typed_array ||
+      napi_get_typedarray_info(env, value, &type, &n, &data, nullptr, nullptr) != napi_ok ||
+      type != ArrayOf<T>::kType) {
+    throw Napi::TypeError::New(env, std::string(name) + ": expected a " + ArrayOf<T>::kName);
+  }
+  return data == nullptr ? std::span<const T>() : std::span(static_cast<const T*>(data), n);
+}
+
+template <class T>
+Napi::TypedArrayOf<T> new_array(Napi::Env env, std::span<const T> values) {
+  std::span<T> elements;
+  const Napi::TypedArrayOf<T> array = make_array(env, values.size(), &elements);
+  if (!values.empty()) std::memcpy(elements.data(), values.data(), values.size_bytes());
+  return array;
+}
+
+// The limits of lib/options.ts.
+constexpr int kMaxGpuLayers = 1'000'000;
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxBatch = 65536;
 
 // An optional property of options: absent or undefined leaves *out as it is.
 void read(const Napi::Object& options, const char* key, const auto& take) {
   const Napi::Value value = options.Get(key);
   if (!value.IsUndefined()) take(value);
 }
+void read(const Napi::Object& options, const char* key, int* out, int low, int high) {
+  read(options, key, [&](const Napi::Value& value) { *out = static_cast<int>(to_integer(value, key, low, high)); });
+}
 void read(const Napi::Object& options, const char* key, int* out) {
-  read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::Number>().Int32Value(); });
+  read(options, key, [&](const Napi::Value& value) { *out = to_int(value, key); });
 }
 void read(const Napi::Object& options, const char* key, float* out) {
-  read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::Number>().FloatValue(); });
+  read(options, key, [&](const Napi::Value& value) { *out = static_cast<float>(to_double(value, key)); });
 }
 void read(const Napi::Object& options, const char* key, double* out) {
-  read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::Number>().DoubleValue(); });
+  read(options, key, [&](const Napi::Value& value) { *out = to_double(value, key); });
 }
 void read(const Napi::Object& options, const char* key, bool* out) {
-  read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::Boolean>().Value(); });
+  read(options, key, [&](const Napi::Value& value) { *out = to_bool(value, key); });
 }
 void read(const Napi::Object& options, const char* key, std::string* out) {
-  read(options, key, [out](const Napi::Value& value) { *out = value.As<Napi::String>().Utf8Value(); });
+  read(options, key, [&](const Napi::Value& value) { *out = to_string(value, key); });
 }
-
-// The bytes of a Uint8Array where they are.
-std::span<const uint8_t> bytes_of(const Napi::Object& options, const char* key) {
-  const Napi::Value value = options.Get(key);
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
-    throw Napi::TypeError::New(options.Env(), std::string(key) + ": expected a Uint8Array");
-  }
-  const auto array = value.As<Napi::Uint8Array>();
-  return {array.Data(), array.ElementLength()};
+// 0 to 2^53 - 1.
+void read(const Napi::Object& options, const char* key, uint64_t* out) {
+  read(options, key,
+       [&](const Napi::Value& value) { *out = static_cast<uint64_t>(to_integer(value, key, 0, kMaxExact)); });
 }
 
 }  // namespace
 
-ErrorInfo describe(const Error& error) {
-  return {error_code_name(error.code()), error.detail(), error.what()};
-}
-
-ErrorInfo describe(const std::exception_ptr& exception) {
+// As JavaScript makes it, because that throws where there is no memory; Node-API ends the process.
+template <class T>
+Napi::TypedArrayOf<T> make_array(Napi::Env env, size_t n, std::span<T>* elements) {
+  Napi::Value array;
   try {
-    std::rethrow_exception(exception);
-  } catch (const Error& error) {
-    return describe(error);
-  } catch (const std::bad_alloc&) {
-    return {"ERR_OUT_OF_MEMORY", "", "not enough memory; try a smaller context or a smaller model"};
-  } catch (const std::length_error& error) {
-    return {"ERR_OUT_OF_MEMORY", "", std::string("a size is too large for this machine: ") + error.what()};
-  } catch (const std::exception& error) {
-    return {"ERR_INTERNAL", "", std::string("unexpected failure in the native core: ") + error.what()};
-  } catch (...) {
-    return {"ERR_INTERNAL", "", "unexpected failure in the native core"};
+    array = env.Global()
+                .Get(ArrayOf<T>::kName)
+                .template As<Napi::Function>()
+                .New({Napi::Number::New(env, static_cast<double>(n))});
+  } catch (const Napi::Error&) {
+    throw std::bad_alloc();
   }
+  const std::span<const T> found = elements_of<T>(array, ArrayOf<T>::kName);
+  if (found.size() != n) throw std::bad_alloc();
+  *elements = {const_cast<T*>(found.data()), n};
+  return array.As<Napi::TypedArrayOf<T>>();
+}
+template Napi::TypedArrayOf<uint8_t> make_array(Napi::Env env, size_t n, std::span<uint8_t>* elements);
+template Napi::TypedArrayOf<int32_t> make_array(Napi::Env env, size_t n, std::span<int32_t>* elements);
+
+Napi::Object to_object(const Napi::Value& value, const char* name) {
+  if (!value.IsObject()) bad_type(value.Env(), name, "an object");
+  return value.As<Napi::Object>();
 }
 
-bool is_instruction_tuned(const GgufFile& file) {
-  const std::string name =
-      file.find_string("general.finetune").value_or("") + " " + file.find_string("general.name").value_or("");
-  if (says(name, "it")) return true;
-  return !says(name, "pt") && file.find("tokenizer.chat_template") != nullptr;
+Napi::Function to_function(const Napi::Value& value, const char* name) {
+  if (!value.IsFunction()) bad_type(value.Env(), name, "a function");
+  return value.As<Napi::Function>();
 }
 
-FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& contexts) {
-  const GgufOpenOptions headers = {.mmap = true, .headers_only = true};
-  const std::shared_ptr<const GgufFile> file = GgufFile::open(options.path, headers);
-  FileSummary summary;
-  summary.config = read_model_config(*file);
-  uint64_t vision_bytes = 0;
-  if (const std::optional<VisionSource> vision = open_vision(options, file, summary.config, headers)) {
-    summary.vision = vision->config;
-    vision_bytes =
-        plan_vision_bytes(*vision->file, vision->config,
-                          vision_requantizes(vision->config, options.vision_arithmetic, cpu_has_bulk(options.isa)));
-  }
-  summary.architecture = file->find_string("general.architecture").value_or("");
-  summary.instruction_tuned = is_instruction_tuned(*file);
-  summary.file_bytes = file->file_bytes();
-  std::map<TensorType, FileSummary::TypeCount> types;
-  for (const GgufTensor& tensor : file->tensors()) {
-    uint64_t n_elements = 1;
-    for (const int64_t dimension : tensor.shape) n_elements *= static_cast<uint64_t>(dimension);
-    summary.n_parameters += n_elements;
-    FileSummary::TypeCount& count = types[tensor.type];
-    count.type = tensor.type;
-    ++count.n_tensors;
-    count.bytes += tensor.bytes;
-  }
-  for (const auto& [type, count] : types) summary.types.push_back(count);
-  std::stable_sort(summary.types.begin(), summary.types.end(),
-                   [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
-  for (int n_ctx : contexts) {
-    if (n_ctx == 0) n_ctx = std::min(summary.config.n_ctx_train, kDefaultContext);
-    const int n_batch = rows_per_step(options.n_batch, summary.vision);
-    MemoryPlan plan = plan_memory(*file, summary.config, n_ctx, options.kv_type, n_batch, options.screen_logits);
-    plan.add_vision(vision_bytes);
-    summary.plans.push_back({n_ctx, plan});
-  }
-  return summary;
+bool to_bool(const Napi::Value& value, const char* name) {
+  if (!value.IsBoolean()) bad_type(value.Env(), name, "true or false");
+  return value.As<Napi::Boolean>().Value();
+}
+
+int to_int(const Napi::Value& value, const char* name) {
+  constexpr auto kLeast = std::numeric_limits<int>::min();
+  constexpr auto kMost = std::numeric_limits<int>::max();
+  return static_cast<int>(to_integer(value, name, kLeast, kMost));
+}
+
+int to_int(const Napi::Object& options, const char* key) {
+  return to_int(options.Get(key), key);
+}
+
+uint64_t to_id(const Napi::Value& value) {
+  return static_cast<uint64_t>(to_integer(value, "id", 0, kMaxExact));
+}
+
+std::vector<int> to_contexts(const Napi::Object& options) {
+  std::vector<int> contexts;
+  for_each(options.Get("contexts"), "contexts",
+           [&](const Napi::Value& value) { contexts.push_back(to_int(value, "contexts")); });
+  return contexts;
 }
 
 KvType to_kv_type(const std::string& name) {
@@ -171,16 +239,14 @@ LoadOptions to_load_options(const Napi::Object& options) {
   read(options, "path", &result.path);
   read(options, "draft", &result.draft_path);
   read(options, "device", &result.device);
-  read(options, "gpuLayers", &result.n_gpu_layers);
+  read(options, "gpuLayers", &result.n_gpu_layers, -1, kMaxGpuLayers);
   read(options, "isa", &result.isa);
-  read(options, "threads", &result.n_threads);
-  read(options, "contextSize", &result.n_ctx);
-  read(options, "batchSize", &result.n_batch);
+  read(options, "threads", &result.n_threads, 0, kMaxThreads);
+  read(options, "contextSize", &result.n_ctx, 0, std::numeric_limits<int>::max());
+  read(options, "batchSize", &result.n_batch, 0, kMaxBatch);
   read(options, "mmap", &result.mmap);
   read(options, "screenLogits", &result.screen_logits);
-  read(options, "prefixCacheBytes", [&](const Napi::Value& value) {
-    result.prefix_cache_bytes = static_cast<uint64_t>(std::max<int64_t>(0, value.As<Napi::Number>().Int64Value()));
-  });
+  read(options, "prefixCacheBytes", &result.prefix_cache_bytes);
   read(options, "mmproj", &result.mmproj_path);
   read(options, "vision", &result.vision);
   std::string precision = arithmetic_name(result.vision_arithmetic);
@@ -188,6 +254,7 @@ LoadOptions to_load_options(const Napi::Object& options) {
   result.vision_arithmetic = to_arithmetic(precision);
   read(options, "kvCache", &kv_cache);
   result.kv_type = to_kv_type(kv_cache);
+  if (const char* chip = std::getenv("GEMMA_EMULATED_CHIP")) result.emulated_chip = chip;  // for tests
   return result;
 }
 
@@ -204,17 +271,16 @@ GenerateParams to_generate_params(const Napi::Object& params) {
   result.tokens = to_tokens(params.Get("tokens"));
   read(params, "maxOutputTokens", &result.max_tokens);
   read(params, "overflowIsError", &result.overflow_is_error);
-  read(params, "stopAtEndToken", &result.stop_at_end_token);
   read(params, "maxUnread", &result.max_unread);
   std::string draft = "auto";
   read(params, "draft", &draft);
   result.draft = to_draft_mode(draft);
   result.images = to_prompt_images(params.Get("images"));
   read(params, "stopSequences", [&](const Napi::Value& value) {
-    const auto list = value.As<Napi::Array>();
-    for (uint32_t i = 0; i < list.Length(); ++i)
-      result.stop_sequences.push_back(list.Get(i).As<Napi::String>().Utf8Value());
+    for_each(value, "stopSequences",
+             [&](const Napi::Value& stop) { result.stop_sequences.push_back(to_string(stop, "stopSequences")); });
   });
+  read(params, "stopTokens", [&](const Napi::Value& value) { result.stop_tokens = to_tokens(value); });
   SamplingParams& sampling = result.sampling;
   read(params, "temperature", &sampling.temperature);
   read(params, "topK", &sampling.top_k);
@@ -225,29 +291,66 @@ GenerateParams to_generate_params(const Napi::Object& params) {
   read(params, "presencePenalty", &sampling.presence_penalty);
   read(params, "penaltyWindow", &sampling.penalty_window);
   read(params, "logprobs", &sampling.n_logprobs);
-  read(params, "seed",
-       [&](const Napi::Value& value) { sampling.seed = static_cast<uint64_t>(value.As<Napi::Number>().Int64Value()); });
+  read(params, "seed", &sampling.seed);
   read(params, "logitBias", [&](const Napi::Value& value) {  // [id, bias, id, bias, ...]
-    const auto list = value.As<Napi::Float64Array>();
-    for (size_t i = 0; i + 1 < list.ElementLength(); i += 2) {
+    const std::span<const double> list = elements_of<double>(value, "logitBias");
+    for (size_t i = 0; i + 1 < list.size(); i += 2) {
+      constexpr double kMost = std::numeric_limits<TokenId>::max();
+      if (!(list[i] >= 0 && list[i] <= kMost)) bad_range(value.Env(), "logitBias: token id", 0, kMost, list[i]);
       sampling.logit_bias.emplace_back(static_cast<TokenId>(list[i]), static_cast<float>(list[i + 1]));
     }
   });
   return result;
 }
 
+std::span<const TokenId> token_view(const Napi::Value& value) {
+  return elements_of<TokenId>(value, "tokens");
+}
+
 std::vector<TokenId> to_tokens(const Napi::Value& value) {
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_int32_array) {
-    throw Napi::TypeError::New(value.Env(), "tokens: expected an Int32Array");
+  const std::span<const TokenId> tokens = token_view(value);
+  return {tokens.begin(), tokens.end()};
+}
+
+std::vector<PromptPart> to_prompt_parts(const Napi::Value& value, std::vector<Napi::ObjectReference>* arrays) {
+  std::vector<PromptPart> parts;
+  std::vector<size_t> of_arrays;
+  for_each(value, "parts", [&](const Napi::Value& part) {
+    if (part.IsString()) {
+      parts.emplace_back(to_string(part, "parts"));
+    } else if (part.IsTypedArray()) {
+      arrays->push_back(Napi::Persistent(part.As<Napi::Object>()));
+      of_arrays.push_back(parts.size());
+      parts.emplace_back(std::string_view());
+    } else {
+      const auto number = static_cast<int>(to_integer(part, "parts: marker or -1 - id", std::numeric_limits<int>::min(),
+                                                      static_cast<double>(kLastMarker)));
+      if (number < 0) {
+        parts.emplace_back(TokenId{-1 - number});
+      } else {
+        parts.emplace_back(static_cast<Marker>(number));
+      }
+    }
+  });
+  // Last: an element of the list may be a getter that takes away the bytes of one before.
+  for (size_t i = 0; i < of_arrays.size(); ++i) {
+    const std::span<const uint8_t> bytes = elements_of<uint8_t>((*arrays)[i].Value(), "parts");
+    parts[of_arrays[i]] = std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   }
-  const auto array = value.As<Napi::Int32Array>();
-  return {array.Data(), array.Data() + array.ElementLength()};
+  return parts;
+}
+
+std::function<bool()> to_stop_flag(const Napi::Value& value) {
+  const std::span<const int32_t> flag = elements_of<int32_t>(value, "stop");
+  if (flag.empty()) bad_type(value.Env(), "stop", "an Int32Array of one element");
+  const auto keep = std::make_shared<Napi::ObjectReference>(Napi::Persistent(value.As<Napi::Object>()));
+  return [keep, at = static_cast<const volatile int32_t*>(flag.data())] { return *at != 0; };
 }
 
 CropOptions to_crop_options(const Napi::Object& options) {
   CropOptions result;
   read(options, "panAndScan", [&](const Napi::Value& value) {
-    const auto object = value.As<Napi::Object>();
+    const Napi::Object object = to_object(value, "panAndScan");
     PanAndScan pan_and_scan;
     read(object, "minCropSize", &pan_and_scan.min_crop_size);
     read(object, "maxCrops", &pan_and_scan.max_crops);
@@ -258,9 +361,17 @@ CropOptions to_crop_options(const Napi::Object& options) {
   return result;
 }
 
-Image to_image(const Napi::Object& options) {
+Box to_box(const Napi::Object& options) {
+  Box box;
+  read(options, "x", &box.x);
+  read(options, "y", &box.y);
+  read(options, "width", &box.width);
+  read(options, "height", &box.height);
+  return box;
+}
+
+Image to_image(const Napi::Object& options, Napi::Object* array) {
   Image image;
-  image.data = bytes_of(options, "data");
   read(options, "width", &image.width);
   read(options, "height", &image.height);
   std::string name = "rgb";
@@ -276,34 +387,78 @@ Image to_image(const Napi::Object& options) {
   } else if (name != "rgb") {
     throw Error(ErrorCode::kInvalidArgument, "", "layout: expected grey, grey-alpha, rgb, rgba or cmyk, found " + name);
   }
+  std::string alpha = "drop";
+  read(options, "alpha", &alpha);
+  if (alpha == "white") {
+    image.alpha = Alpha::kWhite;
+  } else if (alpha != "drop") {
+    throw Error(ErrorCode::kInvalidArgument, "", "alpha: expected drop or white, found " + alpha);
+  }
+  const Napi::Value data = options.Get("data");
+  image.data = elements_of<uint8_t>(data, "data");
+  *array = data.As<Napi::Object>();
   return image;
+}
+
+// Tells what hold_rows() made from whatever else a caller may pass.
+static constexpr napi_type_tag kRowsTag = {0x3d0c1f6e8a524b97, 0x9b71e25d40f8a63c};
+
+Napi::Value hold_rows(Napi::Env env, const Napi::Value& value) {
+  const std::span<const float> values = elements_of<float>(value, "embedding");
+  auto rows = std::make_unique<std::vector<float>>(values.begin(), values.end());
+  Napi::Object held = Napi::Object::New(env);
+  held.TypeTag(&kRowsTag);
+  const auto forget = [](napi_env, void* data, void*) { delete static_cast<std::vector<float>*>(data); };
+  if (napi_wrap(env, held, rows.get(), forget, nullptr, nullptr) != napi_ok) throw Napi::Error::New(env);
+  [[maybe_unused]] const auto* const owned = rows.release();  // by held
+  return held;
+}
+
+// The rows that hold_rows() keeps in an object; null for any other value.
+static std::vector<float>* held_rows(const Napi::Value& value) {
+  if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kRowsTag)) return nullptr;
+  void* data = nullptr;
+  return napi_unwrap(value.Env(), value, &data) == napi_ok ? static_cast<std::vector<float>*>(data) : nullptr;
 }
 
 std::vector<PromptImage> to_prompt_images(const Napi::Value& value) {
   std::vector<PromptImage> images;
   if (value.IsUndefined()) return images;
-  const auto list = value.As<Napi::Array>();
-  for (uint32_t i = 0; i < list.Length(); ++i) {
-    const auto image = list.Get(i).As<Napi::Object>();
-    const Napi::Value embedding = image.Get("embedding");
-    if (!embedding.IsTypedArray() || embedding.As<Napi::TypedArray>().TypedArrayType() != napi_float32_array)
-      throw Napi::TypeError::New(value.Env(), "embedding: expected a Float32Array");
-    const auto array = embedding.As<Napi::Float32Array>();
-    images.push_back(
-        {image.Get("first").As<Napi::Number>().Int32Value(), {array.Data(), array.Data() + array.ElementLength()}});
-  }
+  for_each(value, "images", [&](const Napi::Value& element) {
+    const Napi::Object object = to_object(element, "images");
+    const int first = to_int(object, "first");
+    const Napi::Value embedding = object.Get("embedding");
+    if (std::vector<float>* held = held_rows(embedding)) {
+      images.push_back({first, std::move(*held)});
+    } else {
+      const std::span<const float> values = elements_of<float>(embedding, "embedding");
+      images.push_back({first, {values.begin(), values.end()}});
+    }
+  });
   return images;
 }
 
+EvaluateParams to_evaluate_params(const Napi::Object& params) {
+  EvaluateParams result;
+  result.logits.tokens = to_tokens(params.Get("tokens"));
+  result.logits.images = to_prompt_images(params.Get("images"));
+  result.logits.all = to_bool(params.Get("all"), "all");
+  result.rows = to_bool(params.Get("rows"), "rows");
+  result.next = to_bool(params.Get("next"), "next");
+  result.n_top = to_int(params, "top");
+  return result;
+}
+
 EncodeParams to_encode_params(const Napi::Object& params) {
-  const std::span<const uint8_t> pixels = bytes_of(params, "pixels");
-  return {{pixels.begin(), pixels.end()}, params.Get("n").As<Napi::Number>().Int32Value()};
+  EncodeParams result;
+  result.n_images = to_int(params, "n");
+  const std::span<const uint8_t> pixels = elements_of<uint8_t>(params.Get("pixels"), "pixels");
+  result.pixels.assign(pixels.begin(), pixels.end());
+  return result;
 }
 
 Napi::Value to_js(Napi::Env env, std::span<const TokenId> tokens) {
-  auto array = Napi::Int32Array::New(env, tokens.size());
-  if (!tokens.empty()) std::memcpy(array.Data(), tokens.data(), tokens.size_bytes());
-  return array;
+  return new_array<int32_t>(env, tokens);
 }
 
 Napi::Value to_js(Napi::Env env, const std::vector<Box>& boxes) {
@@ -319,35 +474,30 @@ Napi::Value to_js(Napi::Env env, const std::vector<Box>& boxes) {
   return array;
 }
 
-Napi::Value to_js(Napi::Env env, const PreparedImage& prepared) {
-  Napi::Object object = Napi::Object::New(env);
-  auto pixels = Napi::Uint8Array::New(env, prepared.pixels.size());
-  std::copy(prepared.pixels.begin(), prepared.pixels.end(), pixels.Data());
-  object["pixels"] = pixels;
-  object["crops"] = to_js(env, prepared.crops);
-  return object;
+Napi::Value to_js(Napi::Env env, std::span<const uint8_t> bytes) {
+  return new_array(env, bytes);
 }
 
-Napi::Value to_js(Napi::Env env, const ModelConfig& config) {
+Napi::Value to_js(Napi::Env env, const ModelDescription& model) {
   Napi::Object object = Napi::Object::New(env);
-  object["name"] = config.name;
-  object["size"] = config.size_label;
-  object["layers"] = config.n_layers;
-  object["modelDim"] = config.model_dim;
-  object["ffnDim"] = config.ffn_dim;
-  object["heads"] = config.n_heads;
-  object["kvHeads"] = config.n_kv_heads;
-  object["headDim"] = config.head_dim;
-  object["vocabularySize"] = config.n_vocab;
-  object["trainedContext"] = config.n_ctx_train;
-  object["slidingWindow"] = config.n_window;
-  object["globalLayers"] = std::count(config.is_local.begin(), config.is_local.end(), uint8_t{0});
-  object["rmsEpsilon"] = config.rms_eps;
-  object["queryScale"] = config.query_scale;
-  object["ropeBaseGlobal"] = config.rope_base_global;
-  object["ropeBaseLocal"] = config.rope_base_local;
-  object["ropeFactorGlobal"] = config.rope_factor_global;
-  object["finalSoftcap"] = config.final_softcap;
+  object["name"] = model.name;
+  object["size"] = model.size_label;
+  object["layers"] = model.n_layers;
+  object["modelDim"] = model.model_dim;
+  object["ffnDim"] = model.ffn_dim;
+  object["heads"] = model.n_heads;
+  object["kvHeads"] = model.n_kv_heads;
+  object["headDim"] = model.head_dim;
+  object["vocabularySize"] = model.n_vocab;
+  object["trainedContext"] = model.n_ctx_train;
+  object["slidingWindow"] = model.n_window;
+  object["globalLayers"] = model.n_global_layers;
+  object["rmsEpsilon"] = model.rms_eps;
+  object["queryScale"] = model.query_scale;
+  object["ropeBaseGlobal"] = model.rope_base_global;
+  object["ropeBaseLocal"] = model.rope_base_local;
+  object["ropeFactorGlobal"] = model.rope_factor_global;
+  object["finalSoftcap"] = model.final_softcap;
   return object;
 }
 
@@ -374,18 +524,27 @@ Napi::Value to_js(Napi::Env env, const MemoryPlan& memory) {
   return object;
 }
 
+Napi::Value to_js(Napi::Env env, const ChatMetadata& chat) {
+  Napi::Object object = Napi::Object::New(env);
+  object["template"] = chat.chat_template;
+  object["baseName"] = chat.base_name;
+  object["finetune"] = chat.finetune;
+  return object;
+}
+
 Napi::Value to_js(Napi::Env env, const FileSummary& summary) {
   Napi::Object object = Napi::Object::New(env);
   object["architecture"] = summary.architecture;
-  object["instructionTuned"] = summary.instruction_tuned;
+  object["chat"] = to_js(env, summary.chat);
   object["fileBytes"] = number(env, summary.file_bytes);
   object["parameters"] = number(env, summary.n_parameters);
-  object["config"] = to_js(env, summary.config);
+  object["outputBytes"] = number(env, summary.output_bytes);
+  object["config"] = to_js(env, summary.model);
   if (summary.vision) object["vision"] = to_js(env, *summary.vision);
   Napi::Array types = Napi::Array::New(env, summary.types.size());
   for (uint32_t i = 0; i < summary.types.size(); ++i) {
     Napi::Object entry = Napi::Object::New(env);
-    entry["type"] = type_traits(summary.types[i].type).name;
+    entry["type"] = summary.types[i].type;
     entry["tensors"] = number(env, summary.types[i].n_tensors);
     entry["bytes"] = number(env, summary.types[i].bytes);
     types.Set(i, entry);
@@ -411,6 +570,7 @@ Napi::Value to_js(Napi::Env env, const EngineInfo& info) {
   object["kvCache"] = kv_type_name(info.kv_type);
   object["draftModel"] = info.has_draft_model;
   object["memory"] = to_js(env, info.memory);
+  object["chat"] = to_js(env, info.chat);
   if (info.vision) {
     Napi::Object vision = to_js(env, *info.vision).As<Napi::Object>();
     vision["precision"] = arithmetic_name(info.vision_arithmetic);
@@ -427,6 +587,7 @@ Napi::Value to_js(Napi::Env env, const EngineStats& stats) {
   object["running"] = stats.running;
   object["waiting"] = stats.waiting;
   object["prefixes"] = stats.prefixes;
+  object["paused"] = stats.paused;
   return object;
 }
 
@@ -462,6 +623,20 @@ Napi::Value to_js(Napi::Env env, const std::vector<TokenLogprob>& entries) {
   Napi::Array array = Napi::Array::New(env, entries.size());
   for (uint32_t i = 0; i < entries.size(); ++i) array.Set(i, to_js(env, entries[i]));
   return array;
+}
+
+Napi::Value to_js(Napi::Env env, std::span<const float> values) {
+  return new_array(env, values);
+}
+
+Napi::Object to_js(Napi::Env env, const PositionScores& scores) {
+  Napi::Object event = Napi::Object::New(env);
+  event["kind"] = "position";
+  event["position"] = scores.position;
+  if (!scores.row.empty()) event["row"] = to_js(env, std::span<const float>(scores.row));
+  if (!scores.top.empty()) event["top"] = to_js(env, scores.top);
+  if (scores.next_logprob) event["nextLogprob"] = *scores.next_logprob;
+  return event;
 }
 
 Napi::Object to_js(Napi::Env env, const GenerateEvent& event) {

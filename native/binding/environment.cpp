@@ -2,28 +2,58 @@
 
 #include <algorithm>
 #include <string>
-#include <system_error>
 
+#include "base/thread.h"
 #include "binding/model_binding.h"
-#include "gguf/gguf.h"
 
 namespace gemma::binding {
 namespace {
 
-struct Loaded {
-  std::shared_ptr<Engine> engine;
-  bool instruction_tuned = false;
+// The last event of a load, made before it begins.
+class LoadCompletion final : public Task {
+ public:
+  explicit LoadCompletion(uint64_t id) : id_(id) {}
+
+  void load(const LoadOptions& options) noexcept {
+    try {
+      engine_ = Engine::load(options);
+    } catch (...) {
+      error_ = describe(std::current_exception());
+    }
+  }
+
+  void run(Napi::Env env) override {
+    Environment& environment = Environment::of(env);
+    environment.finish_operation(env, id_, "failed", [&](Napi::Env) {
+      if (error_) throw Error(*error_);
+      Napi::Object event = Napi::Object::New(env);
+      event["kind"] = "loaded";
+      event["model"] = environment.make_model(std::move(engine_));
+      return event;
+    });
+  }
+
+ private:
+  uint64_t id_;
+  std::shared_ptr<Engine> engine_;
+  std::optional<Error> error_;
 };
 
 }  // namespace
 
+void Operation::stop() {
+  if (cancelled) cancelled->store(true);
+  if (request) request->cancel();
+}
+
 Environment::Environment(Napi::Env env, Napi::Object exports) : mailbox_(std::make_shared<Mailbox>(env)) {
+  out_of_memory();  // made while there is memory
   DefineAddon(exports, {
                            InstanceMethod("init", &Environment::init),
                            InstanceMethod("devices", &Environment::devices),
                            InstanceMethod("inspect", &Environment::inspect),
                            InstanceMethod("cropBoxes", &Environment::crop_boxes),
-                           InstanceMethod("prepareImage", &Environment::prepare_image),
+                           InstanceMethod("prepareSquare", &Environment::prepare_square),
                            InstanceMethod("load", &Environment::load),
                            InstanceMethod("cancel", &Environment::cancel),
                            InstanceValue("backend", Napi::String::New(env, compiled_backend())),
@@ -37,8 +67,7 @@ void Environment::shut_down() {
   // From here no thread can reach JavaScript; what they still report is dropped.
   mailbox_->close();
   for (auto& [id, operation] : operations_) {
-    if (operation.cancelled) operation.cancelled->store(true);
-    if (operation.request) operation.request->cancel();
+    operation.stop();
   }
   for (auto& [id, operation] : operations_) {
     if (operation.thread.joinable()) operation.thread.join();
@@ -68,44 +97,60 @@ void Environment::remove_operation(Napi::Env env, uint64_t id) {
   mailbox_->operation_ends(env);
 }
 
-void Environment::emit(Napi::Env env, uint64_t id, const Napi::Object& event) {
-  if (Operation* operation = find_operation(id)) operation->on_event.Call(env.Undefined(), {event});
-}
-
-Napi::Object Environment::make_model(std::shared_ptr<Engine> engine, bool instruction_tuned) {
+Napi::Object Environment::make_model(std::shared_ptr<Engine> engine) {
   std::erase_if(engines_, [](const std::weak_ptr<Engine>& weak) { return weak.expired(); });
   engines_.push_back(engine);
-  const Napi::Object object = model_class_.New({});
-  ModelBinding::Unwrap(object)->attach(std::move(engine), instruction_tuned);
+  Napi::Object object;
+  try {
+    object = model_class_.New({});
+  } catch (const Napi::Error&) {
+    throw std::bad_alloc();  // its constructor does nothing else that could fail
+  }
+  ModelBinding::Unwrap(object)->attach(std::move(engine));
   return object;
 }
 
-Napi::Value Environment::make_error(Napi::Env env, const ErrorInfo& info) const {
-  if (error_class_.IsEmpty()) return Napi::Error::New(env, info.message).Value();
-  const Napi::Value detail = info.detail.empty() ? env.Undefined() : Napi::Value(Napi::String::New(env, info.detail));
-  return error_class_.New({Napi::String::New(env, info.code), Napi::String::New(env, info.message), detail});
+// Sets properties by names that are not copied: nothing here allocates but JavaScript.
+Napi::Object Environment::failed_event(Napi::Env env, const char* kind, const Napi::Value& error) const {
+  Napi::Object event = Napi::Object::New(env);
+  event.Set("kind", kind);
+  event.Set("reason", "error");
+  event.Set("text", "");
+  event.Set("error", error);
+  return event;
+}
+
+Napi::Value Environment::make_error(Napi::Env env, const Error& error) const {
+  if (error_class_.IsEmpty()) return Napi::Error::New(env, error.what()).Value();
+  const Napi::Value detail =
+      error.detail().empty() ? env.Undefined() : Napi::Value(Napi::String::New(env, error.detail()));
+  try {
+    return error_class_.New(
+        {Napi::String::New(env, error_code_name(error.code())), Napi::String::New(env, error.what()), detail});
+  } catch (const Napi::Error& thrown) {
+    return thrown.Value();  // an error all the same, so that what waits for one ends
+  }
 }
 
 // init(GemmaError): the class native errors are made of.
 Napi::Value Environment::init(const Napi::CallbackInfo& info) {
-  error_class_ = Napi::Persistent(info[0].As<Napi::Function>());
+  error_class_ = Napi::Persistent(to_function(info[0], "init"));
   return info.Env().Undefined();
 }
 
 Napi::Value Environment::devices(const Napi::CallbackInfo& info) {
-  return PoolTask<std::vector<DeviceInfo>>::run(info.Env(), list_devices,
-                                                [](Napi::Env env, auto&& devices) { return to_js(env, devices); });
+  return guarded(info.Env(), [&] {
+    return PoolTask<std::vector<DeviceInfo>>::run(info.Env(), list_devices,
+                                                  [](Napi::Env env, auto&& devices) { return to_js(env, devices); });
+  });
 }
 
 // inspect({ contexts: number[], ...as load }): headers only.
 Napi::Value Environment::inspect(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const auto options = info[0].As<Napi::Object>();
-    LoadOptions load_options = to_load_options(options);
-    std::vector<int> contexts;
-    const auto list = options.Get("contexts").As<Napi::Array>();
-    for (uint32_t i = 0; i < list.Length(); ++i) contexts.push_back(list.Get(i).As<Napi::Number>().Int32Value());
-    if (load_options.n_batch <= 0) load_options.n_batch = 512;
+    const Napi::Object options = to_object(info[0], "options");
+    const LoadOptions load_options = to_load_options(options);
+    const std::vector<int> contexts = to_contexts(options);
     return PoolTask<FileSummary>::run(
         info.Env(), [load_options, contexts] { return summarize_file(load_options, contexts); },
         [](Napi::Env env, FileSummary&& summary) { return to_js(env, summary); });
@@ -115,27 +160,28 @@ Napi::Value Environment::inspect(const Napi::CallbackInfo& info) {
 // cropBoxes({ width, height, panAndScan?, tile? }) -> { x, y, width, height }[]
 Napi::Value Environment::crop_boxes(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const auto options = info[0].As<Napi::Object>();
-    const int width = options.Get("width").As<Napi::Number>().Int32Value();
-    const int height = options.Get("height").As<Napi::Number>().Int32Value();
+    const Napi::Object options = to_object(info[0], "options");
+    const int width = to_int(options, "width");
+    const int height = to_int(options, "height");
     return to_js(info.Env(), gemma::crop_boxes(width, height, to_crop_options(options)));
   });
 }
 
-// prepareImage({ data, width, height, layout, imageSize, panAndScan?, tile? }) -> Promise<{ pixels, crops }>. The data
-// is read where it is, on another thread, without a copy: its array must not change, move or be handed to anyone until
-// then.
-Napi::Value Environment::prepare_image(const Napi::CallbackInfo& info) {
+// prepareSquare({ data, width, height, layout, alpha?, box, imageSize }) -> Promise<Uint8Array>. The data is read where it
+// is, on another thread, without a copy: its array must not change, move or be handed to anyone until then.
+Napi::Value Environment::prepare_square(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    const auto options = info[0].As<Napi::Object>();
-    const Image image = to_image(options);
+    const Napi::Object options = to_object(info[0], "options");
+    const int size = to_int(options, "imageSize");
+    const Box box = to_box(to_object(options.Get("box"), "box"));
+    // Last: after it no code of the caller runs that could take the bytes away.
+    Napi::Object array;
+    const Image image = to_image(options, &array);
     check_image(image);
-    const int size = options.Get("imageSize").As<Napi::Number>().Int32Value();
-    const auto keep = std::make_shared<Napi::ObjectReference>(Napi::Persistent(options.Get("data").As<Napi::Object>()));
-    return PoolTask<PreparedImage>::run(
-        info.Env(),
-        [image, size, keep, crops = to_crop_options(options)] { return gemma::prepare_image(image, size, crops); },
-        [](Napi::Env env, PreparedImage&& prepared) { return to_js(env, prepared); });
+    const auto keep = std::make_shared<Napi::ObjectReference>(Napi::Persistent(array));
+    return PoolTask<std::vector<uint8_t>>::run(
+        info.Env(), [image, box, size, keep] { return gemma::prepare_square(image, box, size); },
+        [](Napi::Env env, std::vector<uint8_t>&& square) { return to_js(env, std::span<const uint8_t>(square)); });
   });
 }
 
@@ -145,55 +191,35 @@ Napi::Value Environment::prepare_image(const Napi::CallbackInfo& info) {
 Napi::Value Environment::load(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     const Napi::Env env = info.Env();
-    LoadOptions options = to_load_options(info[0].As<Napi::Object>());
+    LoadOptions options = to_load_options(to_object(info[0], "options"));
     Operation operation;
-    operation.on_event = Napi::Persistent(info[1].As<Napi::Function>());
+    operation.on_event = Napi::Persistent(to_function(info[1], "onEvent"));
     operation.cancelled = std::make_shared<std::atomic<bool>>(false);
     const std::shared_ptr<std::atomic<bool>> cancelled = operation.cancelled;
     const uint64_t id = add_operation(env, std::move(operation));
-    const std::shared_ptr<Mailbox> mailbox = mailbox_;
-
-    options.cancel = cancelled.get();
-    options.on_progress = [mailbox, id, last = -1.0](double fraction) mutable {
-      if (fraction < 1 && fraction - last < 0.01) return;
-      last = fraction;
-      mailbox->post([id, fraction](Napi::Env task_env) {
-        Napi::Object event = Napi::Object::New(task_env);
-        event["kind"] = "progress";
-        event["fraction"] = fraction;
-        Environment::of(task_env).emit(task_env, id, event);
-      });
-    };
-    const auto run = [mailbox, cancelled, id, options = std::move(options)] {
-      Loaded loaded;
-      ErrorInfo error;
-      try {
-        loaded.instruction_tuned =
-            is_instruction_tuned(*GgufFile::open(options.path, {.mmap = true, .headers_only = true}));
-        loaded.engine = Engine::load(options);
-      } catch (...) {
-        error = describe(std::current_exception());
-      }
-      mailbox->post([id, loaded = std::move(loaded), error = std::move(error)](Napi::Env task_env) {
-        Environment& self = Environment::of(task_env);
-        Napi::Object event = Napi::Object::New(task_env);
-        if (loaded.engine) {
-          event["kind"] = "loaded";
-          event["model"] = self.make_model(loaded.engine, loaded.instruction_tuned);
-        } else {
-          event["kind"] = "failed";
-          event["error"] = self.make_error(task_env, error);
-        }
-        const Napi::FunctionReference on_event = std::move(self.find_operation(id)->on_event);
-        self.remove_operation(task_env, id);
-        on_event.Call(task_env.Undefined(), {event});
-      });
-    };
     try {
-      find_operation(id)->thread = std::thread(run);
-    } catch (const std::system_error&) {
+      const std::shared_ptr<Mailbox> mailbox = mailbox_;
+      options.cancel = cancelled.get();
+      options.on_progress = [mailbox, id, last = -1.0](double fraction) mutable {
+        if (fraction < 1 && fraction - last < 0.01) return;
+        last = fraction;
+        mailbox->post(make_task([id, fraction](Napi::Env task_env) {
+          Environment::of(task_env).emit(task_env, id, [fraction](Napi::Env event_env) {
+            Napi::Object event = Napi::Object::New(event_env);
+            event["kind"] = "progress";
+            event["fraction"] = fraction;
+            return event;
+          });
+        }));
+      };
+      find_operation(id)->thread = start_thread([mailbox, cancelled, options = std::move(options),
+                                                 completion = std::make_unique<LoadCompletion>(id)]() mutable {
+        completion->load(options);
+        mailbox->post(std::move(completion));
+      });
+    } catch (...) {
       remove_operation(env, id);
-      throw Error(ErrorCode::kOutOfMemory, "THREADS", "the system refuses another thread");
+      throw;
     }
     return Napi::Number::New(env, static_cast<double>(id));
   });
@@ -202,11 +228,7 @@ Napi::Value Environment::load(const Napi::CallbackInfo& info) {
 // cancel(id): stops a load, generate, evaluate or encodeImages; its last event still arrives. Unknown ids are done
 // already.
 Napi::Value Environment::cancel(const Napi::CallbackInfo& info) {
-  const auto id = static_cast<uint64_t>(info[0].As<Napi::Number>().Int64Value());
-  if (Operation* operation = find_operation(id)) {
-    if (operation->cancelled) operation->cancelled->store(true);
-    if (operation->request) operation->request->cancel();
-  }
+  if (Operation* operation = find_operation(to_id(info[0]))) operation->stop();
   return info.Env().Undefined();
 }
 

@@ -1,18 +1,50 @@
 #include "binding/mailbox.h"
 
-#include <utility>
+#include <chrono>
 
 namespace gemma::binding {
+namespace {
 
-Mailbox::Mailbox(Napi::Env env) : wake_(Wake::New(env, "gemma-native", 0, 1, this)) {
-  wake_.Unref(env);
+// Two of them may run in one turn of the loop.
+constexpr std::chrono::milliseconds kSlice{2};
+
+}  // namespace
+
+TaskQueue::~TaskQueue() {
+  while (!empty()) pop();
 }
 
-void Mailbox::post(Task task) {
+void TaskQueue::push(std::unique_ptr<Task> task) {
+  Task* added = task.release();
+  (empty() ? first_ : last_->next_) = added;
+  last_ = added;
+}
+
+std::unique_ptr<Task> TaskQueue::pop() {
+  std::unique_ptr<Task> task(first_);
+  first_ = std::exchange(task->next_, nullptr);
+  return task;
+}
+
+void TaskQueue::put_before(TaskQueue&& other) {
+  if (other.empty()) return;
+  other.last_->next_ = first_;
+  if (empty()) last_ = other.last_;
+  first_ = std::exchange(other.first_, nullptr);
+}
+
+Mailbox::Mailbox(Napi::Env env)
+    : wake_(Wake::New(env, "gemma-native", 0, 1, this)), resume_(Wake::New(env, "gemma-native", 0, 1, this)) {
+  wake_.Unref(env);
+  resume_.Unref(env);
+}
+
+void Mailbox::post(std::unique_ptr<Task> task) noexcept {
   const std::lock_guard lock(mutex_);
   if (closed_) return;
-  tasks_.push_back(std::move(task));
-  if (tasks_.size() == 1) wake_.NonBlockingCall(nullptr);
+  tasks_.push(std::move(task));
+  if (std::exchange(awake_, true)) return;
+  wake_.NonBlockingCall(nullptr);
 }
 
 void Mailbox::operation_begins(Napi::Env env) {
@@ -24,37 +56,40 @@ void Mailbox::operation_ends(Napi::Env env) {
 }
 
 void Mailbox::close() {
-  std::deque<Task> dropped;  // destroyed after the lock is gone: a task may own the last reference to an engine
+  TaskQueue dropped;  // destroyed after the lock is gone: a task may own the last reference to an engine
   const std::lock_guard lock(mutex_);
   closed_ = true;
-  dropped.swap(tasks_);
+  dropped.put_before(std::move(tasks_));
 }
 
-void Mailbox::run_tasks(Napi::Env env, Napi::Function, Mailbox* self, void*) {
+// Null when there is none: then whoever posts one wakes the loop.
+std::unique_ptr<Task> Mailbox::next_task() {
+  const std::lock_guard lock(mutex_);
+  awake_ = !tasks_.empty();
+  return awake_ ? tasks_.pop() : nullptr;
+}
+
+// Has run_tasks() called in the next turn, if there are tasks.
+void Mailbox::go_on(bool is_resumed) {
+  const std::lock_guard lock(mutex_);
+  awake_ = !tasks_.empty();
+  if (awake_) (is_resumed ? wake_ : resume_).NonBlockingCall(is_resumed ? nullptr : this);
+}
+
+void Mailbox::run_tasks(Napi::Env env, Napi::Function, Mailbox* self, void* is_resumed) {
   if (static_cast<napi_env>(env) == nullptr) return;  // Node empties its queue while the environment ends
-  std::deque<Task> tasks;
-  {
-    const std::lock_guard lock(self->mutex_);
-    tasks.swap(self->tasks_);
-  }
-  while (!tasks.empty()) {
-    const Task task = std::move(tasks.front());
-    tasks.pop_front();
+  const auto end = std::chrono::steady_clock::now() + kSlice;
+  while (const std::unique_ptr<Task> task = self->next_task()) {
     const Napi::HandleScope scope(env);
     try {
-      task(env);
+      task->run(env);
     } catch (...) {
       // A JavaScript callback threw: Node reports it as an uncaught exception. The other tasks get their turn
       // afterwards.
-      const std::lock_guard lock(self->mutex_);
-      if (!self->closed_ && !tasks.empty()) {
-        const bool wake = self->tasks_.empty();
-        self->tasks_.insert(self->tasks_.begin(), std::make_move_iterator(tasks.begin()),
-                            std::make_move_iterator(tasks.end()));
-        if (wake) self->wake_.NonBlockingCall(nullptr);
-      }
+      self->go_on(is_resumed != nullptr);
       throw;
     }
+    if (std::chrono::steady_clock::now() >= end) return self->go_on(is_resumed != nullptr);
   }
 }
 

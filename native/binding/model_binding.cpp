@@ -1,128 +1,137 @@
 #include "binding/model_binding.h"
 
-#include <algorithm>
 #include <cstring>
+#include <memory>
+#include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "binding/convert.h"
 #include "binding/environment.h"
-#include "runtime/sampler.h"
+#include "binding/mailbox.h"
+#include "runtime/evaluate.h"
+#include "runtime/inspect.h"
+#include "runtime/prompt_tokens.h"
 
 namespace gemma::binding {
 namespace {
 
-// A prompt as lib/ hands it over: pieces of plain text, and markers by number. Only the markers are trusted.
-enum class Marker : int { kBos = 0, kStartOfTurn = 1, kEndOfTurn = 2, kStartOfImage = 3, kEndOfImage = 4, kImage = 5 };
-using Part = std::variant<std::string, Marker>;
+// The way of an operation's events to JavaScript, from any thread. Events are made on the JavaScript thread, where
+// make(env) runs. Last is what the last event tells: its task is made with the operation, so that the operation can end
+// where there is no memory.
+template <typename Last>
+class Reporter {
+ public:
+  using Make = Napi::Object (*)(Napi::Env env, const Last& last);
 
-// The id that stands for a row of an image. Most files end one short of it, right where it would be.
-TokenId image_token(const Tokenizer& tokenizer) {
-  constexpr TokenId kPublished = 262144;
-  const TokenId soft = tokenizer.special().image_soft;
-  return soft >= 0 ? soft : std::min(kPublished, tokenizer.n_vocab());
-}
+  Reporter(std::shared_ptr<Mailbox> mailbox, uint64_t id, Make make)
+      : mailbox_(std::move(mailbox)), id_(id), finish_(std::make_unique<Finish>(id, make)) {}
 
-// Text between two markers is one run for the tokenizer, however many pieces it came in: newlines of the template and
-// of the user's text merge as they do in one string.
-std::vector<TokenId> encode_parts(const Tokenizer& tokenizer, const std::vector<Part>& parts, Trust trust) {
-  std::vector<TokenId> tokens;
-  std::string text;
-  const auto flush = [&] {
-    tokenizer.encode(text, trust, &tokens);
-    text.clear();
+  // Throws std::bad_alloc.
+  template <typename MakeEvent>
+  void emit(MakeEvent make) const {
+    mailbox_->post(
+        make_task([id = id_, make = std::move(make)](Napi::Env env) { Environment::of(env).emit(env, id, make); }));
+  }
+  // Delivers the last event, once: the operation is gone before JavaScript hears of it.
+  void finish(Last&& last) noexcept {
+    finish_->last = std::move(last);
+    mailbox_->post(std::move(finish_));
+  }
+
+ private:
+  struct Finish final : Task {
+    Finish(uint64_t operation, Make make_event) : id(operation), make(make_event) {}
+    void run(Napi::Env env) override {
+      Environment::of(env).finish_operation(env, id, "finish", [&](Napi::Env) { return make(env, last); });
+    }
+    uint64_t id;
+    Make make;
+    Last last;
   };
-  for (const Part& part : parts) {
-    if (const auto* piece = std::get_if<std::string>(&part)) {
-      text += *piece;
-      continue;
-    }
-    flush();
-    const SpecialIds& special = tokenizer.special();
-    TokenId id = -1;
-    const char* name = nullptr;
-    switch (std::get<Marker>(part)) {
-      case Marker::kBos: id = special.bos, name = "<bos>"; break;
-      case Marker::kStartOfTurn: id = special.start_of_turn, name = "<start_of_turn>"; break;
-      case Marker::kEndOfTurn: id = special.end_of_turn, name = "<end_of_turn>"; break;
-      case Marker::kStartOfImage: id = special.start_of_image, name = "<start_of_image>"; break;
-      case Marker::kEndOfImage: id = special.end_of_image, name = "<end_of_image>"; break;
-      case Marker::kImage: id = image_token(tokenizer); break;
-    }
-    if (id < 0) {
-      throw Error(
-          ErrorCode::kUnsupportedModel, "NO_MARKER",
-          std::string("the model's vocabulary has no ") + name + "; it cannot be used as a chat model (pass raw text)");
-    }
-    tokens.push_back(id);
-  }
-  flush();
-  return tokens;
-}
+  static_assert(std::is_nothrow_move_assignable_v<Last>);
 
-struct EvaluateParams {
-  LogitsParams logits;
-  bool rows = false;  // hand over the logits themselves
-  int n_top = 0;      // and the best tokens
-  bool next = false;  // and the log-probability of the token that follows in the input
+  std::shared_ptr<Mailbox> mailbox_;
+  uint64_t id_;
+  std::unique_ptr<Finish> finish_;
 };
 
-// One event of evaluate(): position, then what was asked for.
-struct Position {
-  int position = 0;
-  std::vector<float> row;
-  std::vector<TokenLogprob> top;
-  bool has_next = false;
-  double next_logprob = 0;
-};
-
-Napi::Object to_js(Napi::Env env, const Position& result) {
+// { kind, error? }
+Napi::Object make_event(Napi::Env env, const char* kind, const std::shared_ptr<const Error>& error = nullptr) {
   Napi::Object event = Napi::Object::New(env);
-  event["kind"] = "position";
-  event["position"] = result.position;
-  if (!result.row.empty()) {
-    auto row = Napi::Float32Array::New(env, result.row.size());
-    std::memcpy(row.Data(), result.row.data(), result.row.size() * sizeof(float));
-    event["row"] = row;
-  }
-  if (!result.top.empty()) event["top"] = binding::to_js(env, result.top);
-  if (result.has_next) event["nextLogprob"] = result.next_logprob;
+  event["kind"] = kind;
+  if (error) event["error"] = Environment::of(env).make_error(env, *error);
   return event;
 }
 
-// Delivers an operation's last event: the operation is gone before JavaScript hears of it.
-void finish(Napi::Env env, uint64_t id, const Napi::Object& event) {
-  Environment& environment = Environment::of(env);
-  Operation* operation = environment.find_operation(id);
-  if (operation == nullptr) return;
-  const Napi::FunctionReference on_event = std::move(operation->on_event);
-  environment.remove_operation(env, id);
-  on_event.Call(env.Undefined(), {event});
+// A typed array of what a vector or string holds. Much of it is copied on another thread, where it holds nobody up: this
+// is a promise of the array then, and a promise that is settled with it waits for it.
+template <class T, class Container>
+Napi::Value to_typed_array(Napi::Env env, Container values) {
+  constexpr size_t kMuch = size_t{1} << 20;
+  std::span<T> to;
+  const Napi::TypedArrayOf<T> array = make_array(env, values.size(), &to);
+  if (to.size_bytes() < kMuch) {
+    if (!to.empty()) std::memcpy(to.data(), values.data(), to.size_bytes());
+    return array;
+  }
+  const auto from = std::make_shared<Container>(std::move(values));
+  const auto keep = std::make_shared<Napi::ObjectReference>(Napi::Persistent(array.template As<Napi::Object>()));
+  return PoolTask<std::monostate>::run(
+      env,
+      [from, keep, to] {
+        std::memcpy(to.data(), from->data(), to.size_bytes());
+        Container().swap(*from);
+        return std::monostate();
+      },
+      [keep](Napi::Env, std::monostate&&) { return keep->Value(); });
 }
+
+struct Embeddings {
+  std::vector<float> values;
+  std::shared_ptr<const Error> error;
+};
+
+// So that a method that is called on something else does not take it for a model.
+constexpr napi_type_tag kModelTag = {0x6a51c3f0e8d24b97u, 0x9b1f7d3c5e60a842u};
 
 }  // namespace
 
 Napi::Function ModelBinding::define(Napi::Env env) {
   return DefineClass(env, "NativeModel",
                      {
-                         InstanceMethod<&ModelBinding::info>("info"),
-                         InstanceMethod<&ModelBinding::stats>("stats"),
-                         InstanceMethod<&ModelBinding::encode>("encode"),
-                         InstanceMethod<&ModelBinding::decode>("decode"),
-                         InstanceMethod<&ModelBinding::generate>("generate"),
-                         InstanceMethod<&ModelBinding::evaluate>("evaluate"),
-                         InstanceMethod<&ModelBinding::encode_images>("encodeImages"),
-                         InstanceMethod<&ModelBinding::acknowledge>("acknowledge"),
-                         InstanceMethod<&ModelBinding::cancel>("cancel"),
-                         InstanceMethod<&ModelBinding::close>("close"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::info>>("info"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::stats>>("stats"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::markers>>("markers"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::find_token>>("findToken"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::encode>>("encode"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::decode>>("decode"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::generate>>("generate"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::evaluate>>("evaluate"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::encode_images>>("encodeImages"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::hold_rows>>("holdRows"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::acknowledge>>("acknowledge"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::cancel>>("cancel"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::close>>("close"),
                      });
 }
 
-void ModelBinding::attach(std::shared_ptr<Engine> engine, bool instruction_tuned) {
+ModelBinding::ModelBinding(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ModelBinding>(info) {
+  info.This().As<Napi::Object>().TypeTag(&kModelTag);
+}
+
+template <Napi::Value (ModelBinding::*method)(const Napi::CallbackInfo& info)>
+Napi::Value ModelBinding::checked(const Napi::CallbackInfo& info) {
+  if (!info.This().As<Napi::Object>().CheckTypeTag(&kModelTag))
+    throw Napi::TypeError::New(info.Env(), "expected to be called on a model");
+  return (this->*method)(info);
+}
+
+void ModelBinding::attach(std::shared_ptr<Engine> engine) {
   engine_ = std::move(engine);
-  instruction_tuned_ = instruction_tuned;
 }
 
 const std::shared_ptr<Engine>& ModelBinding::engine() const {
@@ -134,9 +143,10 @@ Napi::Value ModelBinding::info(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return Environment::of(env).guarded(env, [&]() -> Napi::Value {
     Napi::Object object = binding::to_js(env, engine()->info()).As<Napi::Object>();
-    object["config"] = binding::to_js(env, engine()->config());
-    object["instructionTuned"] = instruction_tuned_;
+    object["config"] = binding::to_js(env, describe_model(engine()->config()));
+    object["endTokens"] = binding::to_js(env, engine()->tokenizer().ends());
     object["imageToken"] = image_token(engine()->tokenizer());
+    object["longestToken"] = static_cast<double>(engine()->tokenizer().longest_text());
     return object;
   });
 }
@@ -145,190 +155,162 @@ Napi::Value ModelBinding::stats(const Napi::CallbackInfo& info) {
   return Environment::of(info.Env()).guarded(info.Env(), [&] { return binding::to_js(info.Env(), engine()->stats()); });
 }
 
-// encode(parts: (string | marker number)[], special: boolean) -> Promise<Int32Array>. special: control strings in the
-// text are parsed, for text that the caller trusts.
+// What chat templates are rendered with: { texts: string[], ids: Int32Array } of the tokens that only a template may
+// write, and the ids { bos, eos, unknown, pad } of those that it knows by name, -1 for none.
+Napi::Value ModelBinding::markers(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&]() -> Napi::Value {
+    const Tokenizer& tokenizer = engine()->tokenizer();
+    const std::vector<TokenId> ids = tokenizer.markers();
+    Napi::Object object = Napi::Object::New(env);
+    Napi::Array texts = Napi::Array::New(env, ids.size());
+    for (uint32_t i = 0; i < ids.size(); ++i) {
+      texts.Set(i, Napi::String::New(env, std::string(tokenizer.token_bytes(ids[i], true))));
+    }
+    object["texts"] = texts;
+    object["ids"] = binding::to_js(env, ids);
+    const SpecialIds& special = tokenizer.special();
+    object["bos"] = special.bos;
+    object["eos"] = special.eos;
+    object["unknown"] = special.unknown;
+    object["pad"] = special.pad;
+    object["startOfImage"] = special.start_of_image;
+    return object;
+  });
+}
+
+// findToken(spelling: string) -> id, -1 for none.
+Napi::Value ModelBinding::find_token(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&]() -> Napi::Value {
+    if (!info[0].IsString()) throw Napi::TypeError::New(env, "spelling: expected a string");
+    return Napi::Number::New(env, engine()->tokenizer().find(info[0].As<Napi::String>().Utf8Value()));
+  });
+}
+
+// encode(parts: (string | Uint8Array | marker number | -1 - id)[], special: boolean, stop: Int32Array) -> Promise<Int32Array>.
+// special: control strings in the text are parsed, for text that the caller trusts. Arrays of bytes are read where they
+// are, on another thread: they must not change until then.
 Napi::Value ModelBinding::encode(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return Environment::of(env).guarded(env, [&] {
-    std::vector<Part> parts;
-    const auto list = info[0].As<Napi::Array>();
-    for (uint32_t i = 0; i < list.Length(); ++i) {
-      const Napi::Value value = list.Get(i);
-      if (value.IsString()) {
-        parts.emplace_back(value.As<Napi::String>().Utf8Value());
-      } else {
-        parts.emplace_back(static_cast<Marker>(value.As<Napi::Number>().Int32Value()));
-      }
-    }
-    const Trust trust = info[1].As<Napi::Boolean>().Value() ? Trust::kTemplate : Trust::kUser;
+    const auto keep = std::make_shared<std::vector<Napi::ObjectReference>>();
+    std::vector<PromptPart> parts = to_prompt_parts(info[0], keep.get());
+    const Trust trust = to_bool(info[1], "special") ? Trust::kTemplate : Trust::kUser;
     return PoolTask<std::vector<TokenId>>::run(
         env,
-        [engine = engine(), parts = std::move(parts), trust] {
-          return encode_parts(engine->tokenizer(), parts, trust);
+        [engine = engine(), keep, parts = std::move(parts), trust, stop = to_stop_flag(info[2])] {
+          return encode_parts(engine->tokenizer(), parts, trust, stop);
         },
-        [](Napi::Env result_env, auto&& tokens) { return binding::to_js(result_env, tokens); });
+        to_typed_array<int32_t, std::vector<TokenId>>);
   });
 }
 
-// decode(tokens: Int32Array, special: boolean) -> Promise<string>
+// decode(tokens: Int32Array, special: boolean, stop: Int32Array) -> Promise<Uint8Array> of UTF-8. The tokens are read
+// where they are, as bytes of encode() are.
 Napi::Value ModelBinding::decode(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return Environment::of(env).guarded(env, [&] {
+    const std::span<const TokenId> tokens = token_view(info[0]);
+    const auto keep = std::make_shared<Napi::ObjectReference>(Napi::Persistent(info[0].As<Napi::Object>()));
     return PoolTask<std::string>::run(
         env,
-        [engine = engine(), tokens = to_tokens(info[0]), special = info[1].As<Napi::Boolean>().Value()] {
-          return engine->tokenizer().decode(tokens, special);
+        [engine = engine(), keep, tokens, special = to_bool(info[1], "special"), stop = to_stop_flag(info[2])] {
+          return engine->tokenizer().decode(tokens, special, stop);
         },
-        [](Napi::Env result_env, std::string&& text) { return Napi::String::New(result_env, text); });
+        to_typed_array<uint8_t, std::string>);
   });
 }
 
-// generate(params, onEvent) -> id. Throws at once for parameters that cannot work.
-Napi::Value ModelBinding::generate(const Napi::CallbackInfo& info) {
+// Of a request method (params, onEvent) -> id: begin(engine, params, mailbox, id) makes the request. What it throws, it
+// throws to JavaScript, and nothing is under way then.
+Napi::Value ModelBinding::start(const Napi::CallbackInfo& info, const auto& begin) {
   const Napi::Env env = info.Env();
   Environment& environment = Environment::of(env);
   return environment.guarded(env, [&]() -> Napi::Value {
-    GenerateParams params = to_generate_params(info[0].As<Napi::Object>());
     Operation operation;
     operation.engine = engine();
-    operation.on_event = Napi::Persistent(info[1].As<Napi::Function>());
+    const Napi::Object params = to_object(info[0], "params");
+    operation.on_event = Napi::Persistent(to_function(info[1], "onEvent"));
     const uint64_t id = environment.add_operation(env, std::move(operation));
-    const auto on_event = [mailbox = environment.mailbox(), id](GenerateEvent&& event) {
-      mailbox->post([id, event = std::move(event)](Napi::Env task_env) {
-        Napi::Object object = binding::to_js(task_env, event);
-        Environment& self = Environment::of(task_env);
-        if (event.error) object["error"] = self.make_error(task_env, describe(*event.error));
-        if (event.kind == GenerateEvent::kFinish) {
-          finish(task_env, id, object);
-        } else {
-          self.emit(task_env, id, object);
-        }
-      });
-    };
     try {
-      environment.find_operation(id)->request = engine()->generate(std::move(params), on_event);
+      std::shared_ptr<Request> request = begin(*engine(), params, environment.mailbox(), id);
+      environment.find_operation(id)->request = std::move(request);
     } catch (...) {
       environment.remove_operation(env, id);
       throw;
     }
     return Napi::Number::New(env, static_cast<double>(id));
+  });
+}
+
+// generate(params, onEvent) -> id. Throws at once for parameters that cannot work.
+Napi::Value ModelBinding::generate(const Napi::CallbackInfo& info) {
+  return start(info, [](Engine& engine, const Napi::Object& params, const auto& mailbox, uint64_t id) {
+    const auto make = [](Napi::Env env, const GenerateEvent& event) {
+      Napi::Object object = binding::to_js(env, event);
+      if (event.error) object["error"] = Environment::of(env).make_error(env, *event.error);
+      return object;
+    };
+    auto reporter = std::make_shared<Reporter<GenerateEvent>>(mailbox, id, make);
+    return engine.generate(to_generate_params(params), [reporter, make](GenerateEvent&& event) {
+      if (event.kind == GenerateEvent::kFinish) return reporter->finish(std::move(event));
+      reporter->emit([make, event = std::move(event)](Napi::Env env) { return make(env, event); });
+    });
   });
 }
 
 // evaluate({tokens, images?, all, rows, top, next}, onEvent) -> id. Events: {kind: 'position', position, row?, top?,
 // nextLogprob?} for every wanted position in order, then {kind: 'finish', error?}.
 Napi::Value ModelBinding::evaluate(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  Environment& environment = Environment::of(env);
-  return environment.guarded(env, [&]() -> Napi::Value {
-    const auto options = info[0].As<Napi::Object>();
-    EvaluateParams params;
-    params.logits.tokens = to_tokens(options.Get("tokens"));
-    params.logits.images = to_prompt_images(options.Get("images"));
-    params.logits.all = options.Get("all").ToBoolean();
-    params.rows = options.Get("rows").ToBoolean();
-    params.next = options.Get("next").ToBoolean();
-    params.n_top = options.Get("top").As<Napi::Number>().Int32Value();
-
-    Operation operation;
-    operation.engine = engine();
-    operation.on_event = Napi::Persistent(info[1].As<Napi::Function>());
-    const uint64_t id = environment.add_operation(env, std::move(operation));
-    // on_row must not throw: what goes wrong there (memory) is kept for the end. Both run on the engine thread.
-    const auto failure = std::make_shared<std::exception_ptr>();
-    const auto on_row = [mailbox = environment.mailbox(), id, failure, rows = params.rows, n_top = params.n_top,
-                         next = params.next,
-                         tokens = params.logits.tokens](int position, std::span<const float> logits) {
-      try {
-        Position result;
-        result.position = position;
-        if (rows) result.row.assign(logits.begin(), logits.end());
-        if (n_top > 0) result.top = top_logprobs(logits, n_top);
-        if (next && static_cast<size_t>(position) + 1 < tokens.size()) {
-          const auto token = static_cast<size_t>(tokens[static_cast<size_t>(position) + 1]);
-          result.has_next = true;
-          result.next_logprob = static_cast<double>(logits[token]) - log_sum_exp(logits);
-        }
-        mailbox->post([id, result = std::move(result)](Napi::Env task_env) {
-          Environment::of(task_env).emit(task_env, id, to_js(task_env, result));
-        });
-      } catch (...) {
-        *failure = std::current_exception();
-      }
-    };
-    const auto on_done = [mailbox = environment.mailbox(), id, failure](std::shared_ptr<const Error> error) {
-      mailbox->post([id, failure, error = std::move(error)](Napi::Env task_env) {
-        Napi::Object event = Napi::Object::New(task_env);
-        event["kind"] = "finish";
-        const Environment& self = Environment::of(task_env);
-        if (error) {
-          event["error"] = self.make_error(task_env, describe(*error));
-        } else if (*failure) {
-          event["error"] = self.make_error(task_env, describe(*failure));
-        }
-        finish(task_env, id, event);
-      });
-    };
-    try {
-      environment.find_operation(id)->request = engine()->logits(std::move(params.logits), on_row, on_done);
-    } catch (...) {
-      environment.remove_operation(env, id);
-      throw;
-    }
-    return Napi::Number::New(env, static_cast<double>(id));
+  return start(info, [](Engine& engine, const Napi::Object& params, const auto& mailbox, uint64_t id) {
+    using Last = std::shared_ptr<const Error>;
+    auto reporter = std::make_shared<Reporter<Last>>(
+        mailbox, id, [](Napi::Env env, const Last& error) { return make_event(env, "finish", error); });
+    return gemma::evaluate(
+        engine, to_evaluate_params(params),
+        [reporter](PositionScores&& scores) {
+          reporter->emit([scores = std::move(scores)](Napi::Env env) { return binding::to_js(env, scores); });
+        },
+        [reporter](Last error) { reporter->finish(std::move(error)); });
   });
 }
 
 // encodeImages({pixels, n}, onEvent) -> id. Events: {kind: 'progress', fraction}, then {kind: 'finish', embeddings?:
 // Float32Array [n * tokensPerImage * modelDim], error?}.
 Napi::Value ModelBinding::encode_images(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  Environment& environment = Environment::of(env);
-  return environment.guarded(env, [&]() -> Napi::Value {
-    EncodeParams params = to_encode_params(info[0].As<Napi::Object>());
-    Operation operation;
-    operation.engine = engine();
-    operation.on_event = Napi::Persistent(info[1].As<Napi::Function>());
-    const uint64_t id = environment.add_operation(env, std::move(operation));
-    const auto on_progress = [mailbox = environment.mailbox(), id](double fraction) {
-      mailbox->post([id, fraction](Napi::Env task_env) {
-        Napi::Object event = Napi::Object::New(task_env);
-        event["kind"] = "progress";
-        event["fraction"] = fraction;
-        Environment::of(task_env).emit(task_env, id, event);
-      });
-    };
-    const auto on_done = [mailbox = environment.mailbox(), id](std::vector<float>&& embeddings,
-                                                               std::shared_ptr<const Error> error) {
-      mailbox->post([id, embeddings = std::move(embeddings), error = std::move(error)](Napi::Env task_env) {
-        Napi::Object event = Napi::Object::New(task_env);
-        event["kind"] = "finish";
-        if (error) {
-          event["error"] = Environment::of(task_env).make_error(task_env, describe(*error));
-        } else {
-          auto array = Napi::Float32Array::New(task_env, embeddings.size());
-          std::memcpy(array.Data(), embeddings.data(), embeddings.size() * sizeof(float));
-          event["embeddings"] = array;
-        }
-        finish(task_env, id, event);
-      });
-    };
-    try {
-      environment.find_operation(id)->request = engine()->encode_images(std::move(params), on_progress, on_done);
-    } catch (...) {
-      environment.remove_operation(env, id);
-      throw;
-    }
-    return Napi::Number::New(env, static_cast<double>(id));
+  return start(info, [](Engine& engine, const Napi::Object& params, const auto& mailbox, uint64_t id) {
+    auto reporter =
+        std::make_shared<Reporter<Embeddings>>(mailbox, id, [](Napi::Env env, const Embeddings& embeddings) {
+          Napi::Object event = make_event(env, "finish", embeddings.error);
+          if (!embeddings.error) event["embeddings"] = binding::to_js(env, std::span<const float>(embeddings.values));
+          return event;
+        });
+    return engine.encode_images(
+        to_encode_params(params),
+        [reporter](double fraction) {
+          reporter->emit([fraction](Napi::Env env) {
+            Napi::Object event = make_event(env, "progress");
+            event["fraction"] = fraction;
+            return event;
+          });
+        },
+        [reporter](std::vector<float>&& embeddings, std::shared_ptr<const Error> error) {
+          reporter->finish({std::move(embeddings), std::move(error)});
+        });
   });
+}
+
+// holdRows(Float32Array) -> a copy for the images of one generate or evaluate of this addon.
+Napi::Value ModelBinding::hold_rows(const Napi::CallbackInfo& info) {
+  return Environment::of(info.Env()).guarded(info.Env(), [&] { return binding::hold_rows(info.Env(), info[0]); });
 }
 
 // acknowledge(id, n): the reader has taken n more events.
 Napi::Value ModelBinding::acknowledge(const Napi::CallbackInfo& info) {
-  const auto id = static_cast<uint64_t>(info[0].As<Napi::Number>().Int64Value());
-  Operation* operation = Environment::of(info.Env()).find_operation(id);
-  if (operation != nullptr && operation->request)
-    operation->request->acknowledge(info[1].As<Napi::Number>().Int32Value());
+  Operation* operation = Environment::of(info.Env()).find_operation(to_id(info[0]));
+  const int n = to_int(info[1], "events");
+  if (operation != nullptr && operation->request) operation->request->acknowledge(n);
   return info.Env().Undefined();
 }
 
@@ -342,13 +324,16 @@ Napi::Value ModelBinding::cancel(const Napi::CallbackInfo& info) {
 Napi::Value ModelBinding::close(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return Environment::of(env).guarded(env, [&] {
-    return PoolTask<std::monostate>::run(
+    // The engine stays with the model until it is sure that the work will be done.
+    Napi::Value promise = PoolTask<std::monostate>::run(
         env,
-        [engine = std::exchange(engine_, nullptr)] {
+        [engine = engine_] {
           if (engine) engine->close();
           return std::monostate();
         },
         [](Napi::Env result_env, std::monostate&&) { return result_env.Undefined(); });
+    engine_.reset();
+    return promise;
   });
 }
 

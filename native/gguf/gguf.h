@@ -1,7 +1,6 @@
 // GGUF files (v2 and v3, little endian, single or split): bytes -> checked metadata and tensor views.
-// Every count, length, offset and product is checked against the bytes that are there before it is used; what fails
-// throws Error{kGgufInvalid, detail}. Source: the GGUF specification; limits and details as in docs of error codes
-// (README).
+// Every count, length, offset and product is checked against the size of the file before it is used. A failed check
+// throws Error{kGgufInvalid, detail}. Source: the GGUF specification. Error codes: docs/guides/errors.md.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +14,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "quant/types.h"
+#include "base/file_map.h"
+#include "quant/tensor.h"
 
 namespace gemma {
 
@@ -45,54 +45,58 @@ struct GgufValue {
   std::vector<std::string_view> strings;  // string array
 };
 
-struct GgufTensor {
-  std::string name;
-  TensorType type = TensorType::kF32;
-  std::vector<int64_t> shape;  // row-major, outermost first (the file's dimensions reversed); at least one
-  const std::byte* data = nullptr;
-  size_t bytes = 0;
-};
+struct GgufPart;
 
-struct GgufOpenOptions {
-  bool mmap = true;  // false: read into memory (for files that may change underneath)
-  bool headers_only =
-      false;  // metadata and tensor infos; data pointers stay null (but sizes are checked against the file)
+// The tensors of a model and the bytes that they lie in. They stay when the headers are given back.
+struct GgufWeights {
+  std::vector<Tensor> tensors;
+  std::vector<FileMap> maps;  // a part each; none for headers alone
+  uint64_t file_bytes = 0;    // all parts
+
+  // Throws as FileMap::check does.
+  void check() const;
+  // Brings mapped weights into memory, as FileMap::prefetch does. on_read gets the fraction that is there.
+  void prefetch(const std::function<void(double fraction)>& on_read) const;
 };
 
 class GgufFile {
  public:
-  // path: a file; for a split model the first part, its siblings are found by name. Throws Error (kFile, kGgufInvalid).
-  static std::shared_ptr<const GgufFile> open(const std::string& path, const GgufOpenOptions& options = {});
+  // path: a file; for a split model the first part, its siblings are found by name. Headers are read into memory, never
+  // mapped. Throws Error: kFile, kGgufInvalid, kUnsupportedModel (TENSOR_TYPE), with a message that names the file.
+  static std::shared_ptr<const GgufFile> open(const std::string& path, const FileOptions& options = {});
   // Takes the bytes as a whole file (tests, fuzzing). They must outlive the object.
-  static std::shared_ptr<const GgufFile> parse(std::span<const std::byte> bytes);
-
-  virtual ~GgufFile() = default;
+  static std::shared_ptr<const GgufFile> parse(std::span<const std::byte> bytes);  // messages name no file
 
   const GgufValue* find(std::string_view key) const;  // nullptr when absent
-  const GgufTensor* find_tensor(std::string_view name) const;
-  const std::vector<GgufTensor>& tensors() const { return tensors_; }
+  const Tensor* find_tensor(std::string_view name) const;
+  const std::vector<Tensor>& tensors() const { return weights_->tensors; }
+  std::shared_ptr<const GgufWeights> weights() const { return weights_; }
   const std::vector<std::pair<std::string, GgufValue>>& metadata() const { return metadata_; }
   uint32_t version() const { return version_; }
-  uint64_t file_bytes() const { return file_bytes_; }  // all parts
+  uint64_t file_bytes() const { return weights_->file_bytes; }  // all parts
 
-  // Typed reads. Absent: nullopt. Present with another type (integers of any width convert when the value fits):
-  // BAD_TYPE.
+  // Typed reads. An absent key is nullopt, a value of another type BAD_TYPE. Integers of any width
+  // convert if the value fits.
   std::optional<int64_t> find_int(std::string_view key) const;
   std::optional<double> find_float(std::string_view key) const;
   std::optional<bool> find_bool(std::string_view key) const;
   std::optional<std::string> find_string(std::string_view key) const;
 
-  // Brings the mapped weights into memory, as FileMap::prefetch does. on_read gets the fraction that is there.
-  virtual void prefetch(const std::function<void(double fraction)>& /*on_read*/) const {}
-
- protected:
+ private:
   GgufFile() = default;
+  void open_siblings(const std::string& path, int64_t n_parts, const FileOptions& options);
+  GgufPart open_part(const std::string& path, const FileOptions& options, const std::byte** data);
+  void check_sibling(const GgufPart& part, int64_t index) const;
+  void add_metadata(GgufPart* part);
+  // data: where the file's data start; null where headers alone are read.
+  void add_tensors(const GgufPart& part, const std::byte* data);
+
+  std::vector<std::vector<std::byte>> headers_;  // of each part; metadata and indices have views into them
   std::vector<std::pair<std::string, GgufValue>> metadata_;
   std::unordered_map<std::string_view, size_t> metadata_index_;
-  std::vector<GgufTensor> tensors_;
   std::unordered_map<std::string_view, size_t> tensor_index_;
+  std::shared_ptr<GgufWeights> weights_ = std::make_shared<GgufWeights>();
   uint32_t version_ = 0;
-  uint64_t file_bytes_ = 0;
 };
 
 }  // namespace gemma

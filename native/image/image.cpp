@@ -9,7 +9,7 @@
 namespace gemma {
 namespace {
 
-// How one axis is resampled: output i is the sum of count[i] inputs from first[i] on, with weights of 22 bits.
+// Resampling of one axis: output i is the sum of count[i] inputs, beginning at first[i], with weights of 22 bits.
 struct Filter {
   int n_taps = 0;  // room of an output in weights
   std::vector<int> first;
@@ -19,13 +19,13 @@ struct Filter {
 
 constexpr int kWeightBits = 32 - 8 - 2;  // Pillow's: a byte times a weight, and their sum, stay within 32 bits
 
-// Toward zero, as a cast in C: what Pillow rounds with after it has added a half.
+// Rounds toward zero, as a cast in C does. Pillow rounds this way after it has added one half.
 template <class Int>
 Int truncated(double value) {
   return static_cast<Int>(value);
 }
 
-// As Pillow's precompute_coeffs and normalize_coeffs_8bpc, in the same order of double operations.
+// The same as Pillow's precompute_coeffs and normalize_coeffs_8bpc, with the double operations in the same order.
 Filter triangle_filter(int n_in, int n_out) {
   const double scale = static_cast<double>(n_in) / n_out;
   const double support = std::max(scale, 1.0);
@@ -58,7 +58,7 @@ Filter triangle_filter(int n_in, int n_out) {
   return filter;
 }
 
-// Weights are not negative, but rounded up over thousands of taps they can pass 1.
+// Weights are not negative, but when thousands of them are rounded up, their sum can exceed 1.
 uint8_t to_byte(int32_t sum) {
   return static_cast<uint8_t>(std::min(sum >> kWeightBits, 255));
 }
@@ -69,16 +69,25 @@ int multiply_bytes(int a, int b) {
   return ((product >> 8) + product) >> 8;
 }
 
-// row[width, 3] = RGB of n pixels.
-void to_rgb(const uint8_t* in, PixelLayout layout, int n, uint8_t* row) {
+// A channel laid on white, with the roundings of Pillow's alpha_composite: 7 bits of fraction.
+uint8_t on_white(int value, int alpha) {
+  const int sum = ((value * alpha + 255 * (255 - alpha)) << 7) + (128 << 7);
+  return static_cast<uint8_t>((((sum >> 8) + sum) >> 8) >> 7);
+}
+
+// row[n, 3] = RGB of n pixels.
+void to_rgb(const uint8_t* in, PixelLayout layout, Alpha alpha, int n, uint8_t* row) {
   const size_t step = static_cast<size_t>(n_channels(layout));
+  const bool blend = alpha == Alpha::kWhite;
   for (int i = 0; i < n; ++i, in += step, row += 3) {
     switch (layout) {
-      case PixelLayout::kGrey:
-      case PixelLayout::kGreyAlpha: row[0] = row[1] = row[2] = in[0]; break;
+      case PixelLayout::kGrey: row[0] = row[1] = row[2] = in[0]; break;
+      case PixelLayout::kGreyAlpha: row[0] = row[1] = row[2] = blend ? on_white(in[0], in[1]) : in[0]; break;
       case PixelLayout::kRgb:
-      case PixelLayout::kRgba:
         for (int c = 0; c < 3; ++c) row[c] = in[c];
+        break;
+      case PixelLayout::kRgba:
+        for (int c = 0; c < 3; ++c) row[c] = blend ? on_white(in[c], in[3]) : in[c];
         break;
       case PixelLayout::kCmyk: {
         const int white = 255 - in[3];
@@ -164,8 +173,8 @@ void check_image(const Image& image) {
 void resize_bilinear(const Image& image, const Box& box, int out_width, int out_height, uint8_t* out) {
   const Filter columns = triangle_filter(box.width, out_width);
   const Filter rows = triangle_filter(box.height, out_height);
-  // Pillow sums rows first where that leaves much less for the columns. The bytes between the passes make it a
-  // difference.
+  // Pillow resizes the height first if that leaves much less work for the width. The order affects the result, because
+  // the values between the passes are bytes.
   const bool rows_first = box.height > out_height && box.height - out_height > 2 * (box.width - out_width);
   const auto in_row = static_cast<size_t>(box.width) * 3;
   const auto out_row = static_cast<size_t>(out_width) * 3;
@@ -177,11 +186,11 @@ void resize_bilinear(const Image& image, const Box& box, int out_width, int out_
     const size_t pixel = static_cast<size_t>(box.y + y) * static_cast<size_t>(image.width) + static_cast<size_t>(box.x);
     const uint8_t* in = image.data.data() + pixel * static_cast<size_t>(n_channels(image.layout));
     if (is_rgb) return in;
-    to_rgb(in, image.layout, box.width, rgb.data());
+    to_rgb(in, image.layout, image.alpha, box.width, rgb.data());
     return rgb.data();
   };
 
-  // Rows that the next output rows sum, each made once: small enough for a cache, however high the image.
+  // The rows that the next output rows sum, each computed once. They fit into a cache, however high the image is.
   const size_t ring_row = rows_first ? in_row : out_row;
   std::vector<uint8_t> ring(rows_first && is_rgb ? 0 : n_taps * ring_row);
   std::vector<uint8_t> summed(rows_first ? in_row : 0);
@@ -271,20 +280,20 @@ std::vector<Box> crop_boxes(int width, int height, const CropOptions& options) {
   return options.tile == 0 ? std::vector<Box>() : tile_boxes(width, height, options.tile);
 }
 
-PreparedImage prepare_image(const Image& image, int size, const CropOptions& options) {
+std::vector<uint8_t> prepare_square(const Image& image, const Box& box, int size) {
   check_image(image);
   if (size < 1 || size > kMaxSquareSide) {
     throw Error(ErrorCode::kInvalidArgument, "",
                 "imageSize: expected 1 to " + std::to_string(kMaxSquareSide) + ", found " + std::to_string(size));
   }
-  PreparedImage prepared;
-  prepared.crops = crop_boxes(image.width, image.height, options);
-  const size_t square = static_cast<size_t>(size) * static_cast<size_t>(size) * 3;
-  prepared.pixels.resize((1 + prepared.crops.size()) * square);
-  uint8_t* out = prepared.pixels.data();
-  resize_bilinear(image, {0, 0, image.width, image.height}, size, size, out);
-  for (const Box& box : prepared.crops) resize_bilinear(image, box, size, size, out += square);
-  return prepared;
+  if (box.x < 0 || box.y < 0 || box.width < 1 || box.height < 1 || box.width > image.width - box.x ||
+      box.height > image.height - box.y) {
+    throw Error(ErrorCode::kInvalidArgument, "BAD_SHAPE",
+                "box: expected a part of the image's " + size_text(image.width, image.height) + " pixels");
+  }
+  std::vector<uint8_t> square(static_cast<size_t>(size) * static_cast<size_t>(size) * 3);
+  resize_bilinear(image, box, size, size, square.data());
+  return square;
 }
 
 }  // namespace gemma

@@ -10,54 +10,80 @@ namespace {
 // Pages are carved from slabs of about this size: few allocations, and memory grows in small steps.
 constexpr size_t kSlabBytes = size_t{4} << 20;
 
-constexpr KvGroup kKvGroups[] = {KvGroup::kLocal, KvGroup::kGlobal};
-
 size_t kv_row_bytes(KvType type, int head_dim) {
   switch (type) {
     case KvType::kF32: return static_cast<size_t>(head_dim) * 4;
     case KvType::kF16: return static_cast<size_t>(head_dim) * 2;
-    case KvType::kQ8_0: return static_cast<size_t>(head_dim) / 32 * 34;
+    case KvType::kQ8_0: return static_cast<size_t>(head_dim) / 32 * kKvBlockBytes;
   }
   return 0;
 }
 
-}  // namespace
-
-KvPool::KvPool(Backend& backend, const ModelConfig& config, KvType kv_type)
-    : KvPool(std::vector<Stage>{{&backend, 0, config.n_layers}}, config, kv_type) {}
-
-KvPool::KvPool(std::span<const Stage> stages, const ModelConfig& config, KvType kv_type)
-    : is_local_(config.is_local), groups_(2 * stages.size()) {
-  if (kv_type == KvType::kQ8_0 && config.head_dim % 32 != 0) {
-    throw Error(ErrorCode::kInvalidArgument, "KV_TYPE",
-                "kvCache q8_0: expected a head size divisible by 32, the model has " + std::to_string(config.head_dim));
-  }
-  const size_t row = kv_row_bytes(kv_type, config.head_dim);
-  const size_t layer_bytes = 2 * static_cast<size_t>(config.n_kv_heads) * kPagePositions * row;
-  for (size_t s = 0; s < stages.size(); ++s) {
-    for (const KvGroup which : kKvGroups) groups_[index(which, s)].backend = stages[s].backend;
-    for (int layer = stages[s].first_layer; layer < stages[s].end_layer; ++layer) {
-      Group& group = groups_[index(this->group(layer), s)];
-      layouts_.push_back({kv_type, config.n_kv_heads, config.head_dim, row, group.page_bytes});
-      group.page_bytes += layer_bytes;
-    }
-  }
-  for (Group& group : groups_)
-    group.pages_per_slab = std::max<size_t>(1, group.page_bytes == 0 ? 1 : kSlabBytes / group.page_bytes);
+// A sequence holds what the rows of a step see, without a window all of its positions. A step may begin anywhere in a
+// page.
+size_t max_pages(int n_window, const ModelLimits& limits) {
+  // Without a sum that would overflow: a context may be as large as an int.
+  const int n_all = limits.n_ctx / kPagePositions + (limits.n_ctx % kPagePositions != 0 ? 1 : 0);
+  if (n_window == 0) return static_cast<size_t>(n_all);
+  const int n_seen = n_window - 1 + std::max(1, limits.max_batch);
+  return static_cast<size_t>(std::min(n_all, (n_seen + kPagePositions - 2) / kPagePositions + 1));
 }
 
-std::byte* KvPool::take(KvGroup which, size_t stage) {
+}  // namespace
+
+std::vector<KvGroupPages> kv_pages(const ModelConfig& config, const ModelLimits& limits, int first_layer, int end_layer,
+                                   std::vector<KvLayout>* layouts) {
+  const LayerGroups by_window = window_groups(config);
+  std::vector<KvGroupPages> groups(by_window.size());
+  for (int layer = first_layer; layer < end_layer; ++layer) {
+    const LayerConfig& c = config.layers[static_cast<size_t>(layer)];
+    if (limits.kv_type == KvType::kQ8_0 && c.head_dim % 32 != 0) {
+      throw Error(ErrorCode::kInvalidArgument, "KV_TYPE",
+                  "kvCache q8_0: expected a head size divisible by 32, the model has " + std::to_string(c.head_dim));
+    }
+    const size_t row = kv_row_bytes(limits.kv_type, c.head_dim);
+    KvGroupPages& group = groups[by_window.of_layer[static_cast<size_t>(layer)]];
+    layouts->push_back({limits.kv_type, c.n_kv_heads, c.head_dim, row, group.page_bytes});
+    group.page_bytes += 2 * static_cast<size_t>(c.n_kv_heads) * kPagePositions * row;
+  }
+  for (size_t g = 0; g < groups.size(); ++g) {
+    KvGroupPages& group = groups[g];
+    if (group.page_bytes == 0) continue;
+    group.max_pages = max_pages(config.layers[by_window.first_layer[g]].n_window, limits);
+    group.pages_per_slab = std::max<size_t>(1, kSlabBytes / group.page_bytes);
+    if (limits.n_ctx > 0) group.pages_per_slab = std::min(group.pages_per_slab, group.max_pages);
+  }
+  return groups;
+}
+
+KvPool::KvPool(Backend& backend, const ModelConfig& config, KvType kv_type)
+    : KvPool(std::vector<Stage>{{&backend, 0, config.n_layers()}}, config, ModelLimits{.kv_type = kv_type}) {}
+
+KvPool::KvPool(std::span<const Stage> stages, const ModelConfig& config, const ModelLimits& limits)
+    : layer_groups_(window_groups(config)) {
+  for (const size_t layer : layer_groups_.first_layer) windows_.push_back(config.layers[layer].n_window);
+  for (const Stage& stage : stages) {
+    for (const KvGroupPages& pages : kv_pages(config, limits, stage.first_layer, stage.end_layer, &layouts_)) {
+      Group& group = groups_.emplace_back();
+      group.backend = stage.backend;
+      group.pages = pages;
+    }
+  }
+}
+
+std::byte* KvPool::take(size_t which, size_t stage) {
   Group& group = groups_[index(which, stage)];
   if (group.free.empty()) {
-    group.slabs.push_back(group.backend->allocate(group.page_bytes * group.pages_per_slab));
-    group.free.reserve(group.slabs.size() * group.pages_per_slab);  // so that give_back never allocates
-    for (size_t i = group.pages_per_slab; i-- > 0;)
-      group.free.push_back(group.slabs.back()->data() + i * group.page_bytes);
+    // First, so that give_back never allocates, and a slab whose pages cannot be listed is none.
+    group.free.reserve((group.slabs.size() + 1) * group.pages.pages_per_slab);
+    group.slabs.push_back(group.backend->allocate(group.pages.page_bytes * group.pages.pages_per_slab));
+    for (size_t i = group.pages.pages_per_slab; i-- > 0;)
+      group.free.push_back(group.slabs.back()->data() + i * group.pages.page_bytes);
   }
   std::byte* page = group.free.back();
   group.free.pop_back();
   ++group.in_use;
-  group.backend->fill_zero(page, group.page_bytes);
+  group.backend->fill_zero(page, group.pages.page_bytes);
   return page;
 }
 
@@ -66,7 +92,7 @@ std::byte* KvPool::share(std::byte* page) {
   return page;
 }
 
-std::byte* KvPool::copy(KvGroup which, const std::byte* page, size_t stage) {
+std::byte* KvPool::copy(size_t which, const std::byte* page, size_t stage) {
   std::byte* target = take(which, stage);
   // A page as one row of floats: whatever the format, only bits move.
   const int32_t row = 0;
@@ -76,7 +102,7 @@ std::byte* KvPool::copy(KvGroup which, const std::byte* page, size_t stage) {
   return target;
 }
 
-void KvPool::give_back(KvGroup which, std::byte* page, size_t stage) {
+void KvPool::give_back(size_t which, std::byte* page, size_t stage) {
   if (const auto shared = n_sharers_.find(page); shared != n_sharers_.end()) {
     if (--shared->second == 0) n_sharers_.erase(shared);
     return;
@@ -97,13 +123,13 @@ size_t KvPool::pages_in_use() const {
 
 size_t KvPool::bytes_resident() const {
   size_t bytes = 0;
-  for (const Group& group : groups_) bytes += group.slabs.size() * group.pages_per_slab * group.page_bytes;
+  for (const Group& group : groups_) bytes += group.slabs.size() * group.pages.pages_per_slab * group.pages.page_bytes;
   return bytes;
 }
 
 KvSequence::~KvSequence() {
   for (size_t s = 0; s < pool_.n_stages(); ++s) {
-    for (const KvGroup group : kKvGroups) {
+    for (size_t group = 0; group < pool_.n_groups(); ++group) {
       for (std::byte* page : of(group, s)) {
         if (page != nullptr) pool_.give_back(group, page, s);
       }
@@ -111,8 +137,9 @@ KvSequence::~KvSequence() {
   }
 }
 
-size_t KvSequence::first_seen_page(KvGroup group, int position) const {
-  return group == KvGroup::kGlobal ? 0 : static_cast<size_t>(std::max(0, position - n_window_ + 1)) / kPagePositions;
+size_t KvSequence::first_seen_page(size_t group, int position) const {
+  const int n_window = pool_.window(group);
+  return n_window == 0 ? 0 : static_cast<size_t>(std::max(0, position - n_window + 1)) / kPagePositions;
 }
 
 void KvSequence::reserve(int begin, int end) {
@@ -121,7 +148,7 @@ void KvSequence::reserve(int begin, int end) {
     if (pages.size() < n) pages.resize(n, nullptr);
   }
   for (size_t s = 0; s < pool_.n_stages(); ++s) {
-    for (const KvGroup group : kKvGroups) {
+    for (size_t group = 0; group < pool_.n_groups(); ++group) {
       Pages& pages = of(group, s);
       if (pool_.page_bytes(group, s) == 0) continue;
       const size_t first = first_seen_page(group, begin);
@@ -133,13 +160,15 @@ void KvSequence::reserve(int begin, int end) {
 }
 
 void KvSequence::trim(int next) {
-  const size_t first = std::min(of(KvGroup::kLocal, 0).size(), first_seen_page(KvGroup::kLocal, next));
-  for (; first_local_ < first; ++first_local_) {
-    for (size_t s = 0; s < pool_.n_stages(); ++s) {
-      std::byte*& page = of(KvGroup::kLocal, s)[first_local_];
-      if (page == nullptr) continue;
-      pool_.give_back(KvGroup::kLocal, page, s);
-      page = nullptr;
+  for (size_t group = 0; group < pool_.n_groups(); ++group) {
+    const size_t first = std::min(of(group, 0).size(), first_seen_page(group, next));
+    for (size_t& i = first_held_[group]; i < first; ++i) {
+      for (size_t s = 0; s < pool_.n_stages(); ++s) {
+        std::byte*& page = of(group, s)[i];
+        if (page == nullptr) continue;
+        pool_.give_back(group, page, s);
+        page = nullptr;
+      }
     }
   }
 }
@@ -147,27 +176,31 @@ void KvSequence::trim(int next) {
 void KvSequence::rollback(int end) {
   const size_t n = static_cast<size_t>((end + kPagePositions - 1) / kPagePositions);
   for (size_t s = 0; s < pool_.n_stages(); ++s) {
-    for (const KvGroup group : kKvGroups) {
+    for (size_t group = 0; group < pool_.n_groups(); ++group) {
       Pages& pages = of(group, s);
       for (; pages.size() > n; pages.pop_back()) {
         if (pages.back() != nullptr) pool_.give_back(group, pages.back(), s);
       }
     }
   }
-  first_local_ = std::min(first_local_, n);
+  for (size_t& first : first_held_) first = std::min(first, n);
 }
 
 bool KvSequence::can_fork(int n) const {
-  return first_local_ <= first_seen_page(KvGroup::kLocal, n);
+  for (size_t group = 0; group < pool_.n_groups(); ++group) {
+    if (first_held_[group] > first_seen_page(group, n)) return false;
+  }
+  return true;
 }
 
 std::unique_ptr<KvSequence> KvSequence::fork(int n) const {
-  auto forked = std::make_unique<KvSequence>(pool_, n_window_);
+  auto forked = std::make_unique<KvSequence>(pool_);
   const size_t n_full = static_cast<size_t>(n / kPagePositions);
   const size_t n_all = static_cast<size_t>((n + kPagePositions - 1) / kPagePositions);
-  forked->first_local_ = std::min(n_all, first_seen_page(KvGroup::kLocal, n));
+  for (size_t group = 0; group < pool_.n_groups(); ++group)
+    forked->first_held_[group] = std::min(n_all, first_seen_page(group, n));
   for (size_t s = 0; s < pool_.n_stages(); ++s) {
-    for (const KvGroup group : kKvGroups) {
+    for (size_t group = 0; group < pool_.n_groups(); ++group) {
       const Pages& from = of(group, s);
       Pages& to = forked->of(group, s);
       to.resize(n_all, nullptr);
@@ -179,7 +212,7 @@ std::unique_ptr<KvSequence> KvSequence::fork(int n) const {
   return forked;
 }
 
-size_t KvSequence::n_pages(KvGroup group, size_t stage) const {
+size_t KvSequence::n_pages(size_t group, size_t stage) const {
   const Pages& pages = of(group, stage);
   return static_cast<size_t>(
       std::count_if(pages.begin(), pages.end(), [](const std::byte* page) { return page != nullptr; }));

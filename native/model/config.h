@@ -1,57 +1,67 @@
-// What a Gemma 3 file says about its model, checked. Source: Gemma 3 report table 1; keys as llama.cpp and Ollama write
-// them.
+// What a model file says about its decoder, as the reader of its format has checked it. Source: Gemma 3 report, table 1.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
-#include "gguf/gguf.h"
+#include "model/tensor_source.h"
 
 namespace gemma {
 
-struct ModelConfig {
-  std::string name;        // general.name, may be empty
-  std::string size_label;  // "270M", "1B", ... from general.size_label or the shape
-  int n_layers = 0;
-  int model_dim = 0;
-  int ffn_dim = 0;
+// One layer. Nothing says that layers are alike: what a layer computes follows from its own entry.
+struct LayerConfig {
   int n_heads = 0;
   int n_kv_heads = 0;
   int head_dim = 0;
-  int q_dim = 0;                  // n_heads * head_dim
-  int kv_dim = 0;                 // n_kv_heads * head_dim
-  int n_vocab = 0;                // rows of the embedding that are logits (<= rows in the file, see vocabulary)
-  int n_ctx_train = 0;            // context_length
-  int n_window = 0;               // local layers: positions seen, the own one included
-  std::vector<uint8_t> is_local;  // [n_layers]
+  int ffn_dim = 0;
+  int n_window = 0;       // positions seen, the own one included; 0: all up to the own one
+  float query_scale = 0;  // of attention scores
+  float rope_base = 1e4f;
+  float rope_factor = 1.0f;  // positions are divided by it
+
+  int q_dim() const { return n_heads * head_dim; }
+  int kv_dim() const { return n_kv_heads * head_dim; }
+  bool is_local() const { return n_window > 0; }
+};
+
+struct ModelConfig {
+  std::string name;        // may be empty
+  std::string size_label;  // "270M", "1B", ...
+  int model_dim = 0;
+  int n_vocab = 0;      // rows of the embedding that are logits (<= rows in the file, see vocabulary)
+  int n_ctx_train = 0;  // positions
   float rms_eps = 1e-6f;
-  float query_scale = 0;  // head_dim^-1/2, or (model_dim / n_heads)^-1/2 in the 27B shape (62 layers)
-  float rope_base_global = 1e6f;
-  float rope_base_local = 1e4f;
-  float rope_factor_global = 1.0f;  // positions of global layers are divided by it
-  float final_softcap = 0;          // 0: none
-  bool ollama_layout = false;
+  float final_softcap = 0;  // 0: none
+  bool has_output = false;  // an output matrix of its own; else the embedding is the output matrix
+  std::vector<LayerConfig> layers;
+
+  int n_layers() const { return static_cast<int>(layers.size()); }
+  // The largest of a width over all layers: widest(&LayerConfig::q_dim). Buffers that layers share are made for it.
+  template <class Width>
+  int widest(Width width) const {
+    int most = 0;
+    for (const LayerConfig& layer : layers) most = std::max(most, static_cast<int>(std::invoke(width, layer)));
+    return most;
+  }
 };
 
-// Checks architecture, hyper-parameters and every tensor's name, shape and type. Throws Error: kUnsupportedModel,
-// kGgufInvalid with BAD_HPARAM, BAD_TENSOR, BAD_TYPE.
-ModelConfig read_model_config(const GgufFile& file);
+// Layers that have something in common, in groups that are numbered in the order of their first layers.
+struct LayerGroups {
+  std::vector<size_t> of_layer;     // [n_layers] -> group
+  std::vector<size_t> first_layer;  // [n_groups]
 
-// Bytes of weights that are used, and of a cache of n_ctx positions for one sequence.
-struct MemoryPlan {
-  uint64_t weights_bytes = 0;
-  uint64_t kv_bytes = 0;       // local layers: window plus one batch; global layers: n_ctx
-  uint64_t scratch_bytes = 0;  // activations of one batch
-  uint64_t screen_bytes = 0;   // of the output matrix (Backend::make_output)
-  uint64_t vision_bytes = 0;   // of a vision encoder at work: weights, activations (plan_vision_bytes)
-  uint64_t total_bytes = 0;
-
-  MemoryPlan& operator+=(const MemoryPlan& other);
-  void add_vision(uint64_t bytes) { vision_bytes += bytes, total_bytes += bytes; }
+  size_t size() const { return first_layer.size(); }
 };
-MemoryPlan plan_memory(const GgufFile& file, const ModelConfig& config, int n_ctx, KvType kv_type, int n_batch,
-                       bool screened);
+// By window: the mask of these layers is the same, and so are the positions that their caches hold.
+LayerGroups window_groups(const ModelConfig& config);
+// By rotation: the RoPE tables of these layers are the same.
+LayerGroups rope_groups(const ModelConfig& config);
+
+// "270M", "1B", ...: the published size of this shape, else the number of parameters.
+std::string size_label(const ModelConfig& config);
 
 }  // namespace gemma

@@ -6,16 +6,16 @@ namespace gemma {
 void Model::ffn_block(const StageState& s, int layer) {
   Backend& backend = *s.backend;
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
-  const ModelConfig& c = config_;
+  const int ffn_dim = config_.layers[static_cast<size_t>(layer)].ffn_dim;
   const int n = batch_.n;
 
-  backend.rms_norm(s.h->floats(), s.x->floats(), w.ffn_norm, n, c.model_dim, c.rms_eps);
+  backend.rms_norm(s.h->floats(), s.x->floats(), w.ffn_norm, n, config_.model_dim, config_.rms_eps);
   const LinearJob gate_up[] = {{&w.ffn_gate, s.gate->floats()}, {&w.ffn_up, s.up->floats()}};
-  backend.linear(gate_up, s.h->floats(), n, batch_.bulk);
-  backend.geglu(s.gate->floats(), s.gate->floats(), s.up->floats(), n, c.ffn_dim);
+  project(s, gate_up, s.h->floats());
+  backend.geglu(s.gate->floats(), s.gate->floats(), s.up->floats(), n, ffn_dim);
   const LinearJob down[] = {{&w.ffn_down, s.h->floats()}};
-  backend.linear(down, s.gate->floats(), n, batch_.bulk);
-  backend.add_rms_norm(s.x->floats(), s.h->floats(), w.post_ffw_norm, n, c.model_dim, c.rms_eps);
+  project(s, down, s.gate->floats());
+  backend.add_rms_norm(s.x->floats(), s.h->floats(), w.post_ffw_norm, n, config_.model_dim, config_.rms_eps);
 }
 
 }  // namespace gemma

@@ -8,8 +8,10 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/activations.h"
 #include "model/cache.h"
 #include "model/config.h"
+#include "model/heads.h"
 #include "model/logits.h"
 #include "model/weights.h"
 
@@ -22,13 +24,18 @@ struct ImageRows {
   const float* embedding = nullptr;  // [n, model_dim] on the host, not scaled
 };
 
+// A token of a step whose row is wanted, and what of it.
+struct WantedRow {
+  int index = 0;  // among the tokens of the step
+  TopRows top;    // which logits are needed; the others may be left out
+};
+
 // What one sequence adds to a step: n tokens at positions first_position, first_position + 1, ...
 struct SequenceInput {
   KvSequence* kv = nullptr;
   int first_position = 0;
   std::span<const int32_t> tokens;
-  int n_logits = 0;  // logits are wanted for this many of the last tokens
-  TopRows top;       // which of a row's logits are needed; the others may be left out
+  std::span<const WantedRow> wanted;  // ascending
   // The sequence's images in order; one that the step touches lies in it as a whole. Tokens in their place mean
   // nothing.
   std::span<const ImageRows> images;
@@ -39,25 +46,29 @@ struct SequenceInput {
 
 class Model {
  public:
-  // stages: all layers in order; weights: of load_weights with the same stages. max_batch: rows of a step at most.
-  // screened: keep what makes the best few logits cheap (Backend::make_output).
-  Model(std::span<const Stage> stages, ModelConfig config, Weights weights, KvType kv_type, int max_batch,
-        bool screened);
+  // stages: all layers in order; weights: of load_weights with the same stages. Takes all memory but the cache's, of
+  // which no sequence takes more than the limits say. Throws Error{kOutOfMemory}, and as KvPool does.
+  Model(std::span<const Stage> stages, ModelConfig config, Weights weights, const ModelLimits& limits);
 
   const ModelConfig& config() const { return config_; }
+  const TensorSource& tensors() const { return *weights_.tensors; }
   KvPool& kv_pool() { return kv_pool_; }
   int max_batch() const { return max_batch_; }
   // Whether a token of a prompt (SequenceInput::is_prompt) differs in the last bits from the same token coming alone.
-  bool computes_prompts_apart() const;
-  // Bytes of activation buffers.
-  size_t scratch_bytes() const;
+  bool computes_prompts_apart() const { return computes_prompts_apart_; }
 
-  // Runs the tokens of all sequences through the layers and calls on_logits(sequence, index, logits) for every wanted
-  // row, in order; logits may be changed in place and are valid during the call. should_stop is asked between
-  // layers; when it says true the step is given up and false returned: nothing is lost but the work, the step can be
-  // repeated. Throws Error{kOutOfMemory} when the cache cannot grow.
+  // The body and then the logits head: runs the tokens of all sequences through the layers and calls
+  // on_logits(sequence, index, logits) for every wanted row, in order; logits may be changed in place and are valid
+  // during the call. should_stop is asked between layers; when it says true the step is given up and false returned:
+  // nothing is lost but the work, the step can be repeated. Throws Error{kOutOfMemory} when the cache cannot grow.
   bool forward(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop,
                const std::function<void(size_t sequence, int index, const Logits& logits)>& on_logits);
+
+  // The body alone: its rows are in hidden() until the next step. should_stop and errors as above.
+  bool run_layers(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop);
+  // [rows of the step, model_dim] on the last stage's backend, a row for each token of each sequence in their order,
+  // before the output norm.
+  const float* hidden() const { return stages_.back().x->floats(); }
 
  private:
   // One step's rows, as the backend wants them. Kept, so that a step allocates nothing.
@@ -65,17 +76,17 @@ class Model {
     int n = 0;
     std::vector<int32_t> tokens;
     std::vector<int32_t> positions;
-    std::vector<RowSpan> spans[2];  // by KvGroup
+    std::vector<std::vector<RowSpan>> spans;  // by group of the cache
     struct Sequences {
-      std::vector<BatchSequence> of[2];  // by KvGroup
+      std::vector<std::vector<BatchSequence>> of;  // by group of the cache
     };
     std::vector<Sequences> sequences;  // for each stage
-    struct Wanted {
+    std::vector<LogitsRow> wanted;     // of all sequences
+    struct Source {
       size_t sequence;
       int index;
-      int32_t row;
     };
-    std::vector<Wanted> wanted;  // rows whose logits are computed
+    std::vector<Source> sources;  // of each of wanted
     struct Image {
       int32_t row;
       int n;
@@ -84,39 +95,31 @@ class Model {
     std::vector<Image> images;  // rows that are no tokens
     Bulk bulk;                  // rows of prompts
   };
+  bool finds_prompts_apart() const;
   void plan(std::span<const SequenceInput> inputs);
-  // A stage with its activations, [max_batch, width].
-  struct StageState {
+  struct StageState : Activations {
     Backend* backend = nullptr;
     int first_layer = 0;
     int end_layer = 0;
-    std::unique_ptr<Buffer> x;        // model_dim: the residual stream
-    std::unique_ptr<Buffer> h;        // model_dim: normed input, branch output
-    std::unique_ptr<Buffer> q;        // q_dim
-    std::unique_ptr<Buffer> k;        // kv_dim
-    std::unique_ptr<Buffer> v;        // kv_dim
-    std::unique_ptr<Buffer> attn;     // q_dim
-    std::unique_ptr<Buffer> gate;     // ffn_dim
-    std::unique_ptr<Buffer> up;       // ffn_dim
-    std::unique_ptr<Buffer> rope[2];  // head_dim, by KvGroup
   };
   void begin_stage(size_t stage);
+  // Writes x[n, n_in] * weight^T of every job, for the rows of the batch. Every product of a layer's weights comes
+  // through here: what an adapter adds to a product has this one place.
+  void project(const StageState& s, std::span<const LinearJob> jobs, const float* x);
   void attention_block(size_t stage, int layer);   // attention.cpp
   void ffn_block(const StageState& s, int layer);  // ffn.cpp
 
   ModelConfig config_;
+  LayerGroups rope_groups_;
   Weights weights_;
   KvPool kv_pool_;
   int max_batch_;
   Batch batch_;
 
   std::vector<StageState> stages_;
-  std::vector<float> carried_;      // [max_batch, model_dim]: the residual stream between stages, if there are several
-  std::unique_ptr<Buffer> head_x_;  // [kLogitRows, model_dim], on the last stage as what follows
-  std::unique_ptr<Buffer> logits_;  // [kLogitRows, n_vocab]
-  std::vector<float> host_logits_;
-  std::vector<TopProducts> found_;  // [kLogitRows]
-  std::unique_ptr<OutputMatrix> output_;
+  std::vector<float> carried_;  // [max_batch, model_dim]: the residual stream between stages, if there are several
+  std::unique_ptr<LogitsHead> logits_head_;
+  bool computes_prompts_apart_ = false;
 };
 
 }  // namespace gemma

@@ -5,10 +5,13 @@
 #include <numeric>
 #include <string>
 
+#include "model/layer_tensors.h"
+#include "model/memory_plan.h"
+
 namespace gemma {
 namespace {
 
-// What the driver, kernels' work space and other programs need: not planned with.
+// What the driver and other programs need: not planned with.
 constexpr uint64_t kMostReserved = uint64_t{512} << 20;
 
 uint64_t usable(uint64_t free_bytes) {
@@ -45,28 +48,17 @@ std::vector<LayerRange> fill(const LayerCosts& costs, std::span<const uint64_t> 
 
 }  // namespace
 
-LayerCosts layer_costs(const GgufFile& file, const ModelConfig& config, int n_ctx, KvType kv_type, int n_batch) {
+LayerCosts layer_costs(const TensorSource& tensors, const ModelConfig& config, const ModelLimits& limits,
+                       const BackendTraits& traits) {
   LayerCosts costs;
-  costs.layers.resize(static_cast<size_t>(config.n_layers));
-  const GgufTensor* embedding = file.find_tensor("token_embd.weight");
-  const GgufTensor* output = file.find_tensor("output.weight");
-  costs.is_tied = output == nullptr;
-  costs.embedding = embedding != nullptr ? embedding->bytes : 0;
-  costs.output = output != nullptr ? output->bytes : costs.embedding;
-  for (const GgufTensor& tensor : file.tensors()) {
-    if (!tensor.name.starts_with("blk.")) continue;
-    const int layer = std::stoi(tensor.name.substr(4));
-    if (layer >= 0 && layer < config.n_layers) costs.layers[static_cast<size_t>(layer)] += tensor.bytes;
+  costs.is_tied = !config.has_output;
+  costs.embedding = matrix_bytes(tensors, kTokenEmbd, traits);
+  costs.output = (config.has_output ? matrix_bytes(tensors, kOutput, traits) : costs.embedding) +
+                 logits_bytes(config, limits, traits);
+  for (int i = 0; i < config.n_layers(); ++i) {
+    costs.layers.push_back(layer_weight_bytes(tensors, config, i, traits) + layer_kv_bytes(config, limits, i, traits));
   }
-  const MemoryPlan plan = plan_memory(file, config, n_ctx, kv_type, n_batch, false);
-  costs.scratch = plan.scratch_bytes;
-  costs.output += uint64_t{32} * static_cast<uint64_t>(config.n_vocab) * sizeof(float);
-  // Local layers keep a window, global ones everything: shares of the plan's sum by what a layer of each kind keeps.
-  ModelConfig one = config;
-  for (int i = 0; i < config.n_layers; ++i) {
-    one.is_local = {config.is_local[static_cast<size_t>(i)]};
-    costs.layers[static_cast<size_t>(i)] += plan_memory(file, one, n_ctx, kv_type, n_batch, false).kv_bytes;
-  }
+  costs.scratch = activation_bytes(config, limits.max_batch, traits) + work_bytes(tensors, config, limits, traits);
   return costs;
 }
 

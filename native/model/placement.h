@@ -6,8 +6,9 @@
 #include <span>
 #include <vector>
 
-#include "gguf/gguf.h"
 #include "model/config.h"
+#include "model/stage.h"
+#include "model/tensor_source.h"
 
 namespace gemma {
 
@@ -17,8 +18,8 @@ struct LayerRange {
   int end_layer = 0;
 };
 
-// Bytes on the device of a layer (weights, and its keys and values of n_ctx positions), of the embedding, of the output
-// matrix with the logits, and of the activations of a stage.
+// Bytes on the device of a layer (weights, and its keys and values of one sequence), of the embedding, of the output
+// matrix with the logits, and of a stage whatever its layers (activations, working memory).
 struct LayerCosts {
   std::vector<uint64_t> layers;
   uint64_t embedding = 0;
@@ -26,7 +27,9 @@ struct LayerCosts {
   bool is_tied = false;  // the embedding is the output matrix
   uint64_t scratch = 0;
 };
-LayerCosts layer_costs(const GgufFile& file, const ModelConfig& config, int n_ctx, KvType kv_type, int n_batch);
+// traits: of the device's backend.
+LayerCosts layer_costs(const TensorSource& tensors, const ModelConfig& config, const ModelLimits& limits,
+                       const BackendTraits& traits);
 
 inline constexpr int kAutoLayers = -1;
 

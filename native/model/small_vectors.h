@@ -5,21 +5,24 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "gguf/gguf.h"
 #include "quant/dequantize.h"
+#include "quant/tensor.h"
 
 namespace gemma {
 
 class SmallVectors {
  public:
-  // The address is set by upload(), to memory aligned to 64 bytes.
+  // Floats up to where the next vector begins: vectors are aligned to 64 bytes.
+  static constexpr size_t aligned(size_t n_floats) { return (n_floats + 15) / 16 * 16; }
+
+  // The address is set by upload().
   void add(const float** field, std::vector<float> values) {
-    while (host_.size() % 16 != 0) host_.push_back(0);
+    host_.resize(aligned(host_.size()));
     fields_.push_back({field, host_.size()});
     host_.insert(host_.end(), values.begin(), values.end());
   }
   // All values of the tensor, and zeros up to n_values.
-  void add(const float** field, const GgufTensor& tensor, size_t n_values = 0) {
+  void add(const float** field, const Tensor& tensor, size_t n_values = 0) {
     size_t n = 1;
     for (const int64_t dim : tensor.shape) n *= static_cast<size_t>(dim);
     std::vector<float> values(n);

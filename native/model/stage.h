@@ -14,4 +14,12 @@ struct Stage {
   int end_layer = 0;
 };
 
+// The most that a model is asked for. Its memory follows from it.
+struct ModelLimits {
+  int n_ctx = 0;  // positions of a sequence; 0: any number
+  KvType kv_type = KvType::kF16;
+  int max_batch = 0;      // rows of a step
+  bool screened = false;  // keep what makes the best few logits cheap (Backend::make_output)
+};
+
 }  // namespace gemma

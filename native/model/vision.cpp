@@ -7,13 +7,13 @@
 
 namespace gemma {
 
-VisionEncoder::VisionEncoder(Backend& backend, std::shared_ptr<const GgufFile> file, VisionConfig config,
+VisionEncoder::VisionEncoder(Backend& backend, std::shared_ptr<const TensorSource> tensors, VisionConfig config,
                              Arithmetic arithmetic)
     : backend_(backend),
-      file_(std::move(file)),
+      tensors_(std::move(tensors)),
       config_(config),
       arithmetic_(arithmetic),
-      requantizes_(vision_requantizes(config, arithmetic, backend.has_bulk())) {}
+      requantizes_(vision_requantizes(config, arithmetic, backend.traits().has_bulk())) {}
 
 void VisionEncoder::start(std::span<const uint8_t> pixels, int n_images) {
   pixels_ = pixels;
@@ -22,24 +22,19 @@ void VisionEncoder::start(std::span<const uint8_t> pixels, int n_images) {
   n_pass_ = std::min(n_images, vision_images_per_pass(config_));
   step_ = 0;
   embeddings_.clear();
-  if (weights_.layers.empty()) weights_ = load_vision_weights(backend_, file_, config_, requantizes_);
-  const size_t n_rows = static_cast<size_t>(n_pass_) * static_cast<size_t>(config_.n_patches);
-  const size_t n_chunk = std::min<size_t>(n_rows, kVisionChunkRows);
-  const auto make = [&](std::unique_ptr<Buffer>& buffer, size_t rows, int width) {
-    const size_t bytes = rows * static_cast<size_t>(width) * sizeof(float);
+  if (weights_.layers.empty()) weights_ = load_vision_weights(backend_, tensors_, config_, requantizes_);
+  a_.each(config_, requantizes_, n_pass_, [&](std::unique_ptr<Buffer>& buffer, size_t bytes) {
     if (buffer != nullptr && buffer->bytes() >= bytes) return;
     buffer.reset();
     buffer = backend_.allocate(bytes);
-  };
-  for (std::unique_ptr<Buffer>* buffer : {&x_, &q_, &k_, &v_}) make(*buffer, n_rows, config_.model_dim);
-  make(h_, n_chunk, config_.model_dim);
-  make(ffn_, n_chunk, std::max(weights_.ffn_dim, 3 * config_.patch_size * config_.patch_size));
+  });
+  backend_.reserve(vision_work(config_, requantizes_, has_quantized_vision(*tensors_, config_), arithmetic_, n_pass_));
   embeddings_.reserve(static_cast<size_t>(n_images) * static_cast<size_t>(config_.n_tokens) *
                       static_cast<size_t>(config_.text_dim));
 }
 
 void VisionEncoder::rest() {
-  for (std::unique_ptr<Buffer>* buffer : {&x_, &q_, &k_, &v_, &h_, &ffn_}) buffer->reset();
+  a_ = {};
   pixels_ = {};
   n_images_ = n_done_ = n_pass_ = 0;
 }
@@ -106,42 +101,43 @@ void VisionEncoder::embed() {
                    }
                  }
                }
-               backend_.upload(ffn_->data(), patches.data(), patches.size() * sizeof(float));
-               const LinearJob job[] = {{&weights_.patch_embd, row(x_, first)}};
-               backend_.linear(job, ffn_->floats(), n, bulk(n));
-               backend_.add_bias(row(x_, first), weights_.patch_embd_bias, n, config_.model_dim);
+               backend_.upload(a_.ffn->data(), patches.data(), patches.size() * sizeof(float));
+               const LinearJob job[] = {{&weights_.patch_embd, row(a_.x, first)}};
+               backend_.linear(job, a_.ffn->floats(), n, bulk(n));
+               backend_.add_bias(row(a_.x, first), weights_.patch_embd_bias, n, config_.model_dim);
              });
   // An image's rows are one row of n_patches * model_dim values, and so are all positions.
-  backend_.add_bias(x_->floats(), weights_.position_embd, n_pass_, config_.n_patches * config_.model_dim);
+  backend_.add_bias(a_.x->floats(), weights_.position_embd, n_pass_, config_.n_patches * config_.model_dim);
 }
 
 bool VisionEncoder::run_layer(VisionLayer& w, const std::function<bool()>& should_stop) {
   const int dim = config_.model_dim;
   const float eps = config_.layer_norm_eps;
   bool done = for_chunks(should_stop, [&](size_t first, int n) {
-    backend_.layer_norm(h_->floats(), row(x_, first), w.ln1_weight, w.ln1_bias, n, dim, eps);
-    const LinearJob qkv[] = {{&w.attn_q, row(q_, first)}, {&w.attn_k, row(k_, first)}, {&w.attn_v, row(v_, first)}};
-    backend_.linear(qkv, h_->floats(), n, bulk(n));
-    backend_.add_bias(row(q_, first), w.attn_q_bias, n, dim);
-    backend_.add_bias(row(k_, first), w.attn_k_bias, n, dim);
-    backend_.add_bias(row(v_, first), w.attn_v_bias, n, dim);
+    backend_.layer_norm(a_.h->floats(), row(a_.x, first), w.ln1_weight, w.ln1_bias, n, dim, eps);
+    const LinearJob qkv[] = {
+        {&w.attn_q, row(a_.q, first)}, {&w.attn_k, row(a_.k, first)}, {&w.attn_v, row(a_.v, first)}};
+    backend_.linear(qkv, a_.h->floats(), n, bulk(n));
+    backend_.add_bias(row(a_.q, first), w.attn_q_bias, n, dim);
+    backend_.add_bias(row(a_.k, first), w.attn_k_bias, n, dim);
+    backend_.add_bias(row(a_.v, first), w.attn_v_bias, n, dim);
   });
   if (!done || should_stop()) return false;
-  backend_.full_attention(q_->floats(), q_->floats(), k_->floats(), v_->floats(), n_pass_, config_.n_patches,
+  backend_.full_attention(a_.q->floats(), a_.q->floats(), a_.k->floats(), a_.v->floats(), n_pass_, config_.n_patches,
                           config_.n_heads, config_.head_dim, 1.0f / std::sqrt(static_cast<float>(config_.head_dim)),
                           arithmetic_);
   return for_chunks(should_stop, [&](size_t first, int n) {
-    float* x = row(x_, first);
-    const LinearJob out[] = {{&w.attn_out, h_->floats()}};
-    backend_.linear(out, row(q_, first), n, bulk(n));
-    backend_.add_residual_bias(x, h_->floats(), w.attn_out_bias, n, dim);
-    backend_.layer_norm(h_->floats(), x, w.ln2_weight, w.ln2_bias, n, dim, eps);
-    const LinearJob up[] = {{&w.ffn_up, ffn_->floats()}};
-    backend_.linear(up, h_->floats(), n, bulk(n));
-    backend_.bias_gelu(ffn_->floats(), w.ffn_up_bias, n, w.ffn_up.n_out);
-    const LinearJob down[] = {{&w.ffn_down, h_->floats()}};
-    backend_.linear(down, ffn_->floats(), n, bulk(n));
-    backend_.add_residual_bias(x, h_->floats(), w.ffn_down_bias, n, dim);
+    float* x = row(a_.x, first);
+    const LinearJob out[] = {{&w.attn_out, a_.h->floats()}};
+    backend_.linear(out, row(a_.q, first), n, bulk(n));
+    backend_.add_residual_bias(x, a_.h->floats(), w.attn_out_bias, n, dim);
+    backend_.layer_norm(a_.h->floats(), x, w.ln2_weight, w.ln2_bias, n, dim, eps);
+    const LinearJob up[] = {{&w.ffn_up, a_.ffn->floats()}};
+    backend_.linear(up, a_.h->floats(), n, bulk(n));
+    backend_.bias_gelu(a_.ffn->floats(), w.ffn_up_bias, n, w.ffn_up.n_out);
+    const LinearJob down[] = {{&w.ffn_down, a_.h->floats()}};
+    backend_.linear(down, a_.ffn->floats(), n, bulk(n));
+    backend_.add_residual_bias(x, a_.h->floats(), w.ffn_down_bias, n, dim);
   });
 }
 
@@ -156,10 +152,10 @@ bool VisionEncoder::finish_pass(const std::function<bool()>& should_stop) {
   std::vector<float> normed;
   std::vector<float> pooled(static_cast<size_t>(n_pass_) * n_tokens * dim);
   const bool done = for_chunks(should_stop, [&](size_t first, int n) {
-    backend_.layer_norm(h_->floats(), row(x_, first), weights_.post_ln_weight, weights_.post_ln_bias, n,
+    backend_.layer_norm(a_.h->floats(), row(a_.x, first), weights_.post_ln_weight, weights_.post_ln_bias, n,
                         config_.model_dim, config_.layer_norm_eps);
     normed.resize(static_cast<size_t>(n) * dim);
-    backend_.download(normed.data(), h_->data(), normed.size() * sizeof(float));
+    backend_.download(normed.data(), a_.h->data(), normed.size() * sizeof(float));
     for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
       const size_t patch = (first + i) % n_patches;
       const size_t token = patch / side / pool * (side / pool) + patch % side / pool;
@@ -172,16 +168,17 @@ bool VisionEncoder::finish_pass(const std::function<bool()>& should_stop) {
 
   // Tokens are fewer than patches, x holds them.
   const int n = n_pass_ * config_.n_tokens;
-  backend_.upload(x_->data(), pooled.data(), pooled.size() * sizeof(float));
+  backend_.upload(a_.x->data(), pooled.data(), pooled.size() * sizeof(float));
   constexpr float kRmsEps = 1e-6f;  // of the projector's norm: no file says another
-  backend_.rms_norm(x_->floats(), x_->floats(), weights_.mm_soft_emb_norm, n, config_.model_dim, kRmsEps);
+  backend_.rms_norm(a_.x->floats(), a_.x->floats(), weights_.mm_soft_emb_norm, n, config_.model_dim, kRmsEps);
   const size_t n_values = static_cast<size_t>(n) * text_dim;
-  const std::unique_ptr<Buffer> out = backend_.allocate(n_values * sizeof(float));
+  const std::unique_ptr<Buffer>& out = a_.projected;
   const LinearJob projection[] = {{&weights_.mm_input_projection, out->floats()}};
-  backend_.linear(projection, x_->floats(), n, {});
+  backend_.linear(projection, a_.x->floats(), n, {});
   const size_t so_far = embeddings_.size();
   embeddings_.resize(so_far + n_values);
   backend_.download(embeddings_.data() + so_far, out->data(), n_values * sizeof(float));
+  tensors_->check();  // what a file that was cut makes is no embedding
   for (size_t i = so_far; i < embeddings_.size(); ++i) {
     if (!std::isfinite(embeddings_[i])) {
       throw Error(ErrorCode::kNonFinite, "NONFINITE",

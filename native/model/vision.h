@@ -1,6 +1,6 @@
 // The vision encoder of Gemma 3: SigLIP (pre-norm transformer over patches), average pooling, norm and projection into
-// the decoder's width. Written once, over backend.h. Source: gemma3.md section 3.1 of the project's notes; Hugging Face
-// modeling_siglip.py and Gemma3MultiModalProjector.
+// the decoder's width. Written once, over backend.h. Source: Hugging Face modeling_siglip.py and
+// Gemma3MultiModalProjector.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,8 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "gguf/gguf.h"
+#include "model/tensor_source.h"
+#include "model/vision_activations.h"
 #include "model/vision_config.h"
 #include "model/vision_weights.h"
 
@@ -20,9 +21,10 @@ namespace gemma {
 // images beside it.
 class VisionEncoder {
  public:
-  // config must come from read_vision_config(file). Weights are read when the first image comes: a model that sees none
+  // config is of the same file as the tensors, which have been checked. Weights are read when the first image comes: a model that sees none
   // pays nothing for it.
-  VisionEncoder(Backend& backend, std::shared_ptr<const GgufFile> file, VisionConfig config, Arithmetic arithmetic);
+  VisionEncoder(Backend& backend, std::shared_ptr<const TensorSource> tensors, VisionConfig config,
+                Arithmetic arithmetic);
 
   const VisionConfig& config() const { return config_; }
 
@@ -31,7 +33,7 @@ class VisionEncoder {
   void start(std::span<const uint8_t> pixels, int n_images);
   // One step: a layer, or what comes before or after them. False when all is done. should_stop is asked within the
   // step; when it says true the step is left in the middle and the work can only be started again. Throws Error:
-  // kOutOfMemory; kNonFinite, NONFINITE when an embedding holds NaN or infinity.
+  // kOutOfMemory; kNonFinite, NONFINITE when an embedding holds NaN or infinity; kFile as TensorSource::check.
   bool advance(const std::function<bool()>& should_stop);
   double progress() const;  // 0..1
   // The result of the finished work: [n_images, n_tokens, text_dim]. Not scaled by sqrt(text_dim), and not to be.
@@ -53,7 +55,7 @@ class VisionEncoder {
   }
 
   Backend& backend_;
-  std::shared_ptr<const GgufFile> file_;
+  std::shared_ptr<const TensorSource> tensors_;
   VisionConfig config_;
   Arithmetic arithmetic_;
   bool requantizes_;
@@ -66,13 +68,7 @@ class VisionEncoder {
   int step_ = 0;    // of the pass: 0 embeds, then the layers, then the projection
   std::vector<float> embeddings_;
 
-  // Activations of a pass, [rows, width]
-  std::unique_ptr<Buffer> x_;    // model_dim: the residual stream
-  std::unique_ptr<Buffer> q_;    // model_dim: queries, then attention's output
-  std::unique_ptr<Buffer> k_;    // model_dim
-  std::unique_ptr<Buffer> v_;    // model_dim
-  std::unique_ptr<Buffer> h_;    // a chunk's: model_dim, normed input, branch output
-  std::unique_ptr<Buffer> ffn_;  // a chunk's: ffn_dim
+  VisionActivations a_;  // of the pass under way
 };
 
 }  // namespace gemma

@@ -1,13 +1,12 @@
-// What a file says about the vision encoder of a Gemma 3 model (SigLIP and the projector behind it), checked. The file
-// is an mmproj file of llama.cpp's (architecture clip), or a model file of Ollama's that holds text and vision.
+// What a file says about the vision encoder of a Gemma 3 model (SigLIP and the projector behind it), as the reader of
+// its format has checked it.
 #pragma once
 
 #include <array>
-#include <string>
-#include <string_view>
+#include <cstdint>
 
 #include "backend/backend.h"
-#include "gguf/gguf.h"
+#include "model/tensor_source.h"
 
 namespace gemma {
 
@@ -29,30 +28,28 @@ struct VisionConfig {
   std::array<float, 3> image_std = {0.5f, 0.5f, 0.5f};
 };
 
-// True for a model file that holds its vision encoder too.
-bool has_vision(const GgufFile& file);
-
-// Checks kind, hyper-parameters and every tensor's shape and type; text_dim: width of the decoder it is to go with.
-// Throws Error: kUnsupportedModel; kGgufInvalid with BAD_HPARAM, BAD_TENSOR, BAD_TYPE.
-VisionConfig read_vision_config(const GgufFile& file, int text_dim);
-
-// The tensor "v.blk.2." "ffn_up" ".weight" by whatever name the file has for it: scope, field and suffix as in today's
-// mmproj files; fc1 is ffn_up and fc2 is ffn_down here, also where a file has them the other way round. Null when
-// absent.
-const GgufTensor* find_vision_tensor(const GgufFile& file, const VisionConfig& config, const std::string& scope,
-                                     std::string_view field, const char* suffix);
-
 // Rows that go through the encoder together: as many images as fit, one at least.
 int vision_images_per_pass(const VisionConfig& config);
 // Rows that go through its linear layers together, and what these hold.
 inline constexpr int kVisionChunkRows = 512;
+int vision_chunk_rows(const VisionConfig& config, int n_images);
 // Whether the matrices of the layers are requantised to Q8_0. has_bulk: the backend's.
 bool vision_requantizes(const VisionConfig& config, Arithmetic arithmetic, bool has_bulk);
 // Width of the feed-forward part as it is computed: where it is requantised padded with zeros, so that rows are whole
 // blocks of Q8_0.
 int vision_ffn_dim(const VisionConfig& config, bool requantizes);
 
-// Bytes that an encoder keeps while it works: weights, and activations of one pass.
-uint64_t plan_vision_bytes(const GgufFile& file, const VisionConfig& config, bool requantizes);
+// Whether a matrix of a layer is replaced by one of n_out rows of n_in values in Q8_0.
+bool vision_replaces(TensorType type, int stored_n_out, int stored_n_in, int n_out, int n_in);
+
+// Bytes of the encoder's weights on a backend.
+struct VisionWeightsPlan {
+  uint64_t bytes = 0;
+  uint64_t mapped_bytes = 0;  // of them, pages of the file
+};
+VisionWeightsPlan plan_vision_weights(const TensorSource& tensors, const VisionConfig& config, bool requantizes,
+                                      const BackendTraits& traits);
+// Whether any matrix is multiplied as it is stored, in quantised blocks.
+bool has_quantized_vision(const TensorSource& tensors, const VisionConfig& config);
 
 }  // namespace gemma

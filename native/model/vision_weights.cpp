@@ -4,73 +4,68 @@
 #include <utility>
 
 #include "model/small_vectors.h"
+#include "model/vision_tensors.h"
 
 namespace gemma {
 
-VisionWeights load_vision_weights(Backend& backend, std::shared_ptr<const GgufFile> file, const VisionConfig& config,
-                                  bool requantizes) {
-  VisionWeights w;
-  w.ffn_dim = vision_ffn_dim(config, requantizes);
-  SmallVectors small;
-  std::string scope = "v.";
-  const auto tensor = [&](const char* field, const char* suffix) -> const GgufTensor& {
-    return *find_vision_tensor(*file, config, scope, field, suffix);
-  };
-  const auto matrix = [&](const char* field) {
-    const GgufTensor& t = tensor(field, ".weight");
-    return backend.load_weight(t.type, static_cast<int>(t.shape[0]), static_cast<int>(t.shape[1]), t.data);
-  };
-  const auto both = [&](const char* field, const float** weight, const float** bias) {
-    small.add(weight, tensor(field, ".weight"));
-    small.add(bias, tensor(field, ".bias"));
-  };
+namespace {
 
-  const GgufTensor& patch = tensor("patch_embd", ".weight");
-  w.patch_embd =
-      backend.load_weight(patch.type, config.model_dim, 3 * config.patch_size * config.patch_size, patch.data);
-  small.add(&w.patch_embd_bias, tensor("patch_embd", ".bias"));
-  small.add(&w.position_embd, tensor("position_embd", ".weight"));
-  both("post_ln", &w.post_ln_weight, &w.post_ln_bias);
+Weight load_matrix(Backend& backend, const Tensor& t) {
+  return backend.load_weight(t.type, static_cast<int>(t.shape[0]), static_cast<int>(t.shape[1]), t.data);
+}
 
-  w.layers.resize(static_cast<size_t>(config.n_layers));
-  for (int i = 0; i < config.n_layers; ++i) {
-    VisionLayer& layer = w.layers[static_cast<size_t>(i)];
-    scope = "v.blk." + std::to_string(i) + ".";
-    both("ln1", &layer.ln1_weight, &layer.ln1_bias);
-    both("ln2", &layer.ln2_weight, &layer.ln2_bias);
-    layer.attn_q = matrix("attn_q");
-    layer.attn_k = matrix("attn_k");
-    layer.attn_v = matrix("attn_v");
-    layer.attn_out = matrix("attn_out");
-    layer.ffn_up = matrix("ffn_up");
-    layer.ffn_down = matrix("ffn_down");
-    small.add(&layer.attn_q_bias, tensor("attn_q", ".bias"));
-    small.add(&layer.attn_k_bias, tensor("attn_k", ".bias"));
-    small.add(&layer.attn_v_bias, tensor("attn_v", ".bias"));
-    small.add(&layer.attn_out_bias, tensor("attn_out", ".bias"));
-    small.add(&layer.ffn_up_bias, tensor("ffn_up", ".bias"), static_cast<size_t>(w.ffn_dim));
-    small.add(&layer.ffn_down_bias, tensor("ffn_down", ".bias"));
-  }
-
-  scope = "mm.";
-  small.add(&w.mm_soft_emb_norm, tensor("soft_emb_norm", ".weight"));
-  // Transposed into the form of every other linear layer.
-  const GgufTensor& stored = tensor("input_projection", ".weight");
-  const size_t dim = static_cast<size_t>(config.model_dim);
-  const size_t text_dim = static_cast<size_t>(config.text_dim);
+// [model_dim, text_dim] in the form of every other linear layer, [text_dim, model_dim].
+std::vector<float> transposed_projection(const Tensor& stored) {
+  const size_t dim = static_cast<size_t>(stored.shape[0]);
+  const size_t text_dim = static_cast<size_t>(stored.shape[1]);
   std::vector<float> row(text_dim);
   std::vector<float> transposed(dim * text_dim);
   for (size_t i = 0; i < dim; ++i) {
     dequantize_row(stored.type, stored.data + i * row_bytes(stored.type, stored.shape[1]), row.data(), stored.shape[1]);
     for (size_t j = 0; j < text_dim; ++j) transposed[j * dim + i] = row[j];
   }
+  return transposed;
+}
+
+}  // namespace
+
+VisionWeights load_vision_weights(Backend& backend, std::shared_ptr<const TensorSource> tensors,
+                                  const VisionConfig& config, bool requantizes) {
+  VisionWeights w;
+  w.ffn_dim = vision_ffn_dim(config, requantizes);
+  SmallVectors small;
+  const auto tensor = [&](const std::string& name) -> const Tensor& { return *tensors->find(name); };
+
+  const Tensor& patch = tensor("v.patch_embd.weight");
+  w.patch_embd =
+      backend.load_weight(patch.type, config.model_dim, 3 * config.patch_size * config.patch_size, patch.data);
+  small.add(&w.patch_embd_bias, tensor("v.patch_embd.bias"));
+  small.add(&w.position_embd, tensor("v.position_embd.weight"));
+  small.add(&w.post_ln_weight, tensor("v.post_ln.weight"));
+  small.add(&w.post_ln_bias, tensor("v.post_ln.bias"));
+
+  w.layers.resize(static_cast<size_t>(config.n_layers));
+  for (int i = 0; i < config.n_layers; ++i) {
+    VisionLayer& layer = w.layers[static_cast<size_t>(i)];
+    for (const VisionLayerTensor& t : vision_layer_tensors(config, i)) {
+      if (t.matrix != nullptr) {
+        layer.*t.matrix = load_matrix(backend, tensor(t.name));
+      } else {
+        // Products with ffn_up are as wide as they are computed.
+        const int n_padded = t.vector == &VisionLayer::ffn_up_bias ? w.ffn_dim : 0;
+        small.add(&(layer.*t.vector), tensor(t.name), static_cast<size_t>(n_padded));
+      }
+    }
+  }
+
+  small.add(&w.mm_soft_emb_norm, tensor("mm.soft_emb_norm.weight"));
   const float* projection = nullptr;
-  small.add(&projection, std::move(transposed));
+  small.add(&projection, transposed_projection(tensor("mm.input_projection.weight")));
 
   w.small = small.upload(backend);
   w.mm_input_projection = {TensorType::kF32, config.text_dim, config.model_dim,
                            reinterpret_cast<const std::byte*>(projection)};
-  w.file = std::move(file);
+  w.tensors = std::move(tensors);
   return w;
 }
 
@@ -79,7 +74,7 @@ void requantize_layer(Backend& backend, const VisionConfig& config, bool requant
   const int ffn_dim = vision_ffn_dim(config, requantizes);
   std::vector<std::unique_ptr<Buffer>> own;
   const auto requantize = [&](Weight weight, int n_out, int n_in) {
-    if (!is_float_type(weight.type) && weight.n_out == n_out && weight.n_in == n_in) return weight;
+    if (!vision_replaces(weight.type, weight.n_out, weight.n_in, n_out, n_in)) return weight;
     own.push_back(backend.allocate(static_cast<size_t>(n_out) * row_bytes(TensorType::kQ8_0, n_in)));
     backend.requantize(own.back()->data(), weight, n_out, n_in);
     return Weight{TensorType::kQ8_0, n_out, n_in, own.back()->data()};

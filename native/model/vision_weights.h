@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "gguf/gguf.h"
+#include "model/tensor_source.h"
 #include "model/vision_config.h"
 
 namespace gemma {
@@ -34,18 +34,19 @@ struct VisionWeights {
   const float* position_embd = nullptr;     // [n_patches, model_dim]
   const float* post_ln_weight = nullptr;    // [model_dim]
   const float* post_ln_bias = nullptr;      // [model_dim]
-  const float* mm_soft_emb_norm = nullptr;  // [model_dim], 1 + w as files store it
+  const float* mm_soft_emb_norm = nullptr;  // [model_dim], 1 + w
   Weight mm_input_projection;               // [text_dim, model_dim], F32
   std::vector<VisionLayer> layers;
   int ffn_dim = 0;  // of ffn_up and ffn_down when all are requantised: vision_ffn_dim()
 
-  std::unique_ptr<Buffer> small;         // norms, biases, positions and the projection, copied to the backend
-  std::shared_ptr<const GgufFile> file;  // keeps the mapping
+  std::unique_ptr<Buffer> small;                // norms, biases, positions and the projection, copied to the backend
+  std::shared_ptr<const TensorSource> tensors;  // keeps the mapping
 };
 
-// Hands every tensor to the backend, matrices as they are stored. config must come from read_vision_config(file).
-VisionWeights load_vision_weights(Backend& backend, std::shared_ptr<const GgufFile> file, const VisionConfig& config,
-                                  bool requantizes);
+// Hands every tensor to the backend, matrices as they are stored. config is of the same file, whose
+// tensors have been checked.
+VisionWeights load_vision_weights(Backend& backend, std::shared_ptr<const TensorSource> tensors,
+                                  const VisionConfig& config, bool requantizes);
 
 // Makes the layer ready to be computed: in fast arithmetic its float matrices become Q8_0 in memory of their own, and
 // the feed-forward width is padded. Once per layer; it reads all of the layer's weights.

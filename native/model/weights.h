@@ -1,4 +1,4 @@
-// The tensors of a model as the backend holds them. Field names are the tensor names of GGUF.
+// The tensors of a model as the backend holds them. Field names are those of the tensors (layer_tensors.h).
 #pragma once
 
 #include <memory>
@@ -6,14 +6,14 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "gguf/gguf.h"
 #include "model/config.h"
 #include "model/stage.h"
+#include "model/tensor_source.h"
 
 namespace gemma {
 
 struct LayerWeights {
-  const float* attn_norm = nullptr;            // [model_dim], 1 + w as GGUF stores it
+  const float* attn_norm = nullptr;            // [model_dim], 1 + w as all norms
   Weight attn_q;                               // [q_dim, model_dim]
   Weight attn_k;                               // [kv_dim, model_dim]
   Weight attn_v;                               // [kv_dim, model_dim]
@@ -33,18 +33,16 @@ struct Weights {
   Weight output;                       // [n_vocab, model_dim]: output.weight, or the embedding again
   const float* output_norm = nullptr;  // [model_dim]
   std::vector<LayerWeights> layers;
-  struct Frequencies {
-    const float* local = nullptr;   // [head_dim / 2]
-    const float* global = nullptr;  // [head_dim / 2], divided by the RoPE factor
-  };
-  std::vector<Frequencies> inv_freq;  // for each stage
+  // For each stage, of each of rope_groups(): [head_dim / 2], divided by the RoPE factor.
+  std::vector<std::vector<const float*>> inv_freq;
 
-  std::vector<std::unique_ptr<Buffer>> small;  // norms and frequencies, copied to each stage's backend
-  std::shared_ptr<const GgufFile> file;        // keeps the mapping
+  std::vector<std::unique_ptr<Buffer>> small;   // norms and frequencies, copied to each stage's backend
+  std::shared_ptr<const TensorSource> tensors;  // keeps the mapping
 };
 
 // Hands every tensor to the backend of its stage: the embedding to the first, the output matrix, which may be the same
-// tensor, to the last. config must come from read_model_config(file), which has checked them.
-Weights load_weights(std::span<const Stage> stages, std::shared_ptr<const GgufFile> file, const ModelConfig& config);
+// tensor, to the last. config is of the same file, whose tensors have been checked.
+Weights load_weights(std::span<const Stage> stages, std::shared_ptr<const TensorSource> tensors,
+                     const ModelConfig& config);
 
 }  // namespace gemma

@@ -1,7 +1,7 @@
-// Stored blocks -> values, twice and independently: dequantize_row evaluates the formula of each type element by
-// element (d, m, dmin are f16; the product of scale and sub-scale is rounded to float before it meets the code, as
-// gguf-py does), unpack_block32 walks 32 elements in storage order into the integer form of the matrix products. A test
-// compares the two. Source: the block structures of ggml-quants and gguf-py's quants.py.
+// Stored blocks -> values, in two independent ways. dequantize_row evaluates the formula of each type element by
+// element (d, m and dmin are f16; the product of scale and sub-scale is rounded to float before it is multiplied by the
+// code, as in gguf-py). unpack_block32 reads 32 elements in storage order into the integer form of the matrix products.
+// A test compares the two. Source: the block structures of ggml-quants and gguf-py's quants.py.
 #include "quant/dequantize.h"
 
 #include <algorithm>
@@ -200,7 +200,7 @@ void quantize_row_q8_0(const float* src, void* dst, int64_t n) {
   auto* out = static_cast<uint8_t*>(dst);
   for (int64_t first = 0; first < n; first += 32, out += 34) {
     const float* x = src + first;
-    // Eight maxima and sums side by side, as vectors are; the sums are NaN for NaN and infinity.
+    // Eight maxima and sums in parallel, as vector lanes. A sum is NaN if an element is NaN or infinite.
     float largest[8] = {};
     float not_finite[8] = {};
     for (int j = 0; j < 32; j += 8) {
@@ -285,8 +285,8 @@ void unpack_block32(TensorType type, const void* row, int64_t b32, Block32* out)
     case TensorType::kQ3_K: {
       const Byte qs = b + 32 + (s >= 4 ? 32 : 0);
       for (int i = 0; i < 32; ++i) u[i] = static_cast<uint8_t>(((qs[i] >> (2 * (s & 3))) & 3) + (b[i] >> s & 1) * 4);
-      // Sixteen 6-bit scales: bytes 0-7 hold the low nibbles of 0-7 and 8-15, bytes 8-11 the upper two bits, four to a
-      // byte.
+      // Sixteen 6-bit scales: bytes 0-7 hold the low nibbles of 0-7 and 8-15, bytes 8-11 the upper two
+      // bits of four scales each.
       const float d = f16_at(b + 108);
       for (int half = 0; half < 2; ++half) {
         const int k = 2 * s + half;

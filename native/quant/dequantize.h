@@ -10,7 +10,7 @@ namespace gemma {
 // dst[n] = the values of n stored elements at src (n a multiple of the type's block).
 void dequantize_row(TensorType type, const void* src, float* dst, int64_t n);
 
-// The other way, for Q8_0: dst = blocks of n values (a multiple of 32), each with the step largest / 127.
+// Quantises n values (a multiple of 32) to Q8_0 blocks at dst. The step of a block is its largest absolute value / 127.
 void quantize_row_q8_0(const float* src, void* dst, int64_t n);
 
 // The canonical integer form that every quantised matrix product is defined over. 32 consecutive elements

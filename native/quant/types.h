@@ -39,8 +39,11 @@ struct TypeTraits {
   int block_bytes;   // bytes of a block
 };
 
-// nullptr for a number that names no supported type.
+// Of the types that are computed with, and of those that are only known: a file that holds these is sound, but nothing
+// can be done with it. Returns nullptr for a number that is neither.
 const TypeTraits* find_type_traits(uint32_t type);
+// Whether the type is one of kTensorTypes.
+bool is_computed_type(TensorType type);
 const TypeTraits& type_traits(TensorType type);
 
 inline bool is_float_type(TensorType type) {

@@ -2,14 +2,11 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cstdlib>
 #include <string_view>
 
-#include "backend/cpu/cpu_features.h"
-#include "backend/cpu/kernels.h"
 #include "backend/gpu/gpus.h"
 #include "base/error.h"
-#include "runtime/engine.h"
+#include "runtime/device_list.h"
 
 namespace gemma {
 namespace {
@@ -38,8 +35,8 @@ const gpu::Gpu* find_gpu(const gpu::GpuKind& kind, const gpu::GpuList& list, std
   return found != list.gpus.end() ? &*found : nullptr;
 }
 
-// device: "auto", "cuda", "cuda:1" or "cuda:0,cuda:1".
-Chosen choose_gpus(const std::string& device) {
+// device: "auto", "cuda", "cuda:1" or "cuda:0,cuda:1". emulated_chip: PlacementRequest's.
+Chosen choose_gpus(const std::string& device, const std::string& emulated_chip) {
   const bool is_auto = device == "auto";
   std::string offered = "auto, cpu";
   for (const gpu::GpuKind& kind : gpu::gpu_kinds()) {
@@ -54,9 +51,10 @@ Chosen choose_gpus(const std::string& device) {
       }
       if (!is_auto && chosen.gpus.empty()) unavailable(device, list.gpus.empty() ? list.reason : list.gpus[0].reason);
       if (kind.is_emulated) {  // one of the chips
-        const char* chip = std::getenv("GEMMA_EMULATED_CHIP");
-        const gpu::Gpu* gpu = chip != nullptr ? find_gpu(kind, list, name + ":" + chip) : list.gpus.data();
-        if (gpu == nullptr) unavailable(device, std::string("GEMMA_EMULATED_CHIP: no chip ") + chip);
+        std::string chip = name;
+        chip.append(":").append(emulated_chip);
+        const gpu::Gpu* gpu = emulated_chip.empty() ? list.gpus.data() : find_gpu(kind, list, chip);
+        if (gpu == nullptr) unavailable(device, "GEMMA_EMULATED_CHIP: no chip " + emulated_chip);
         chosen.gpus = {*gpu};
       }
       return chosen;
@@ -86,15 +84,18 @@ Chosen choose_gpus(const std::string& device) {
 
 }  // namespace
 
-Placement open_devices(const PlacementRequest& request, const LayerCosts& costs) {
-  const int n_layers = static_cast<int>(costs.layers.size());
+Placement open_devices(const PlacementRequest& request, int n_layers,
+                       const std::function<LayerCosts(const BackendTraits&)>& costs) {
   Chosen chosen;
-  if (request.device != "cpu") chosen = choose_gpus(request.device);
+  if (request.device != "cpu") chosen = choose_gpus(request.device, request.emulated_chip);
   if (request.n_gpu_layers == 0) chosen.gpus.clear();
   std::vector<uint64_t> free_bytes;
   for (const gpu::Gpu& gpu : chosen.gpus) free_bytes.push_back(gpu.free_bytes);
   std::vector<LayerRange> ranges = {{-1, 0, n_layers}};
-  if (!chosen.gpus.empty()) ranges = place_layers(costs, free_bytes, request.n_gpu_layers, request.other_bytes);
+  if (!chosen.gpus.empty()) {
+    const BackendTraits& traits = chosen.kind->traits();
+    ranges = place_layers(costs(traits), free_bytes, request.n_gpu_layers, request.other_bytes(traits));
+  }
 
   Placement placement;
   for (const LayerRange& range : ranges) {
@@ -117,48 +118,6 @@ Placement open_devices(const PlacementRequest& request, const LayerCosts& costs)
     placement.device += (placement.device.empty() ? "" : " + ") + name;
   }
   return placement;
-}
-
-std::vector<DeviceInfo> list_devices() {
-  std::vector<DeviceInfo> devices;
-  DeviceInfo cpu;
-  cpu.name = "cpu";
-  cpu.description = cpu::cpu_name();
-  for (const cpu::KernelRow& row : cpu::kernel_table()) {
-    if (row.available()) cpu.isas.emplace_back(row.isa);
-  }
-  cpu.isa_default = cpu.isas.front();
-  cpu.n_cores = cpu::usable_cores();
-  cpu.memory_bytes = cpu::memory_bytes();
-  devices.push_back(std::move(cpu));
-
-  for (const gpu::GpuKind& kind : gpu::gpu_kinds()) {
-    const gpu::GpuList list = kind.list();
-    const std::string name = kind.name;
-    for (const gpu::Gpu& gpu : list.gpus) {
-      DeviceInfo& device = devices.emplace_back();
-      device.name = name + ":" + std::to_string(gpu.info.index);
-      device.description = gpu.info.name;
-      device.isas = {gpu.info.chip};
-      device.isa_default = gpu.info.chip;
-      device.n_cores = gpu.info.n_processors;
-      device.memory_bytes = gpu.info.memory_bytes;
-      device.available = gpu.reason.empty();
-      device.reason = gpu.reason;
-    }
-    if (list.gpus.empty()) {
-      DeviceInfo& none = devices.emplace_back();
-      none.name = name;
-      none.description = "no device";
-      none.available = false;
-      none.reason = list.reason;
-    }
-  }
-  return devices;
-}
-
-const char* compiled_backend() {
-  return GEMMA_BACKEND_NAME;
 }
 
 }  // namespace gemma

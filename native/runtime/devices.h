@@ -1,6 +1,7 @@
 // From the name of a device to the backends that a model's layers are computed on.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,12 +25,17 @@ struct PlacementRequest {
   int n_gpu_layers = kAutoLayers;  // layers on GPUs; kAutoLayers: as memory allows
   std::string isa;                 // of the CPU
   int n_threads = 1;
-  uint64_t other_bytes = 0;  // beside the model, on the last GPU
+  std::string emulated_chip;  // device "emulated": which of its chips; "": the first
+  // Bytes beside the model on the last GPU, whose traits these are.
+  std::function<uint64_t(const BackendTraits&)> other_bytes = [](const BackendTraits&) { return uint64_t{0}; };
 };
 
 // Opens what the request names and lays the layers on it. "auto" is the GPUs of this build that can be used, as few as
 // hold the model, or the CPU. Throws Error: kBackendUnavailable for a device that this build or machine does not have;
 // kOutOfMemory where a device was named that has no room for a single layer.
-Placement open_devices(const PlacementRequest& request, const LayerCosts& costs);
+//
+// costs: on a backend with these traits.
+Placement open_devices(const PlacementRequest& request, int n_layers,
+                       const std::function<LayerCosts(const BackendTraits&)>& costs);
 
 }  // namespace gemma

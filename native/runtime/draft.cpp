@@ -8,8 +8,9 @@
 #include <utility>
 
 #include "base/error.h"
-#include "model/vocabulary.h"
+#include "model/tokens.h"
 #include "model/weights.h"
+#include "runtime/draft_source.h"
 
 namespace gemma {
 namespace {
@@ -97,8 +98,10 @@ void PromptLookup::index(std::span<const TokenId> tokens, size_t end) {
 
 void PromptLookup::extend(std::span<const TokenId> tokens) {
   if (tokens.size() * 2 > n_slots_) {
-    n_slots_ = std::bit_ceil(tokens.size() * 4);
-    latest_.assign((kLongest - kShortest + 1) * n_slots_, 0);
+    const size_t n_slots = std::bit_ceil(tokens.size() * 4);
+    n_slots_ = 0;  // until there is memory for them
+    latest_.assign((kLongest - kShortest + 1) * n_slots, 0);
+    n_slots_ = n_slots;
     for (size_t end = kShortest; end <= n_seen_; ++end) {
       for (size_t n = kShortest; n <= std::min(kLongest, end); ++n) *slot(tokens, end, n) = static_cast<uint32_t>(end);
     }
@@ -133,47 +136,62 @@ void PromptLookup::propose(std::span<const TokenId> tokens, int n_max, std::vect
 
 // ------------------------------------------------------------------------------------------------------------- Drafter
 
+namespace {
+
+// The larger models have a few tokens more, for images: those are never guessed.
+void check_same_vocabulary(const Vocabulary& own, const Vocabulary& expected) {
+  for (size_t id = 0; id < std::min(own.pieces.size(), expected.pieces.size()); ++id) {
+    if (own.pieces[id] == expected.pieces[id]) continue;
+    throw Error(
+        ErrorCode::kUnsupportedModel, "DRAFT_VOCABULARY",
+        "expected the vocabulary of the model it guesses for, found that token " + std::to_string(id) + " is another");
+  }
+}
+
+}  // namespace
+
 Drafter::Drafter(const Tokenizer& tokenizer, int n_vocab, std::span<const TokenId> banned, uint64_t weights_bytes)
     : tokenizer_(tokenizer), n_vocab_(n_vocab), banned_(banned.begin(), banned.end()), check_cost_(weights_bytes) {}
 
-MemoryPlan Drafter::load_model(Backend& backend, const std::string& path, bool mmap, const Vocabulary& vocabulary,
-                               int n_ctx, KvType kv_type, int n_batch, bool screened,
-                               const std::function<void(double)>& progress) {
+void Drafter::load_model(Backend& backend, const DraftSource& source, const Vocabulary& vocabulary,
+                         const ModelLimits& limits, const std::function<void(double)>& progress) {
   try {
-    GgufOpenOptions open_options;
-    open_options.mmap = mmap;
-    std::shared_ptr<const GgufFile> file = GgufFile::open(path, open_options);
-    const ModelConfig config = read_model_config(*file);
-    const Vocabulary own = read_vocabulary(*file, config.n_vocab);
-    // The larger models have a few tokens more, for images: those are never guessed.
-    for (size_t id = 0; id < std::min(own.pieces.size(), vocabulary.pieces.size()); ++id) {
-      if (own.pieces[id] == vocabulary.pieces[id]) continue;
-      throw Error(ErrorCode::kUnsupportedModel, "DRAFT_VOCABULARY",
-                  "expected the vocabulary of the model it guesses for, found that token " + std::to_string(id) +
-                      " is another");
-    }
-    file->prefetch(progress);
-    const MemoryPlan plan = plan_memory(*file, config, n_ctx, kv_type, n_batch, screened);
-    const Stage all[] = {{&backend, 0, config.n_layers}};
-    Weights weights = load_weights(all, file, config);
-    model_ = std::make_unique<Model>(all, config, std::move(weights), kv_type, n_batch, screened);
+    const ModelConfig& config = source.config;
+    const Vocabulary own = source.file.vocabulary(config.n_vocab);
+    in_file(source.path, [&] { check_same_vocabulary(own, vocabulary); });
+    source.tensors->prefetch(progress);
+    const Stage all[] = {{&backend, 0, config.n_layers()}};
+    in_file(source.path,
+            [&] { model_ = std::make_unique<Model>(all, config, load_weights(all, source.tensors, config), limits); });
+    source.tensors->check();
     std::erase_if(banned_, [&](TokenId token) { return token >= config.n_vocab; });
-    model_cost_ = StepCost(plan.weights_bytes);
-    return plan;
+    model_cost_ = StepCost(source.tensors->bytes());
   } catch (const Error& error) {
-    throw Error(error.code(), error.detail(), "draft model " + path + ": " + error.what());
+    throw_of_draft(error);
   }
 }
 
 std::unique_ptr<DraftState> Drafter::begin(DraftKind kind) {
   std::unique_ptr<DraftState> state(new DraftState(kind));
   if (kind == DraftKind::kModel) {
-    state->kv_ = std::make_unique<KvSequence>(model_->kv_pool(), model_->config().n_window);
+    state->kv_ = std::make_unique<KvSequence>(model_->kv_pool());
   }
   return state;
 }
 
-void Drafter::draft(std::span<const DraftRequest> requests, int n_max_rows, const std::function<bool()>& should_stop) {
+void Drafter::draft(std::span<const DraftRequest> requests, int n_max_rows,
+                    const std::function<bool()>& should_stop) noexcept {
+  try {
+    guess(requests, n_max_rows, should_stop);
+  } catch (...) {  // no memory, or a device that fails
+    for (const DraftRequest& request : requests) {
+      request.state->guesses_.clear();
+      if (request.state->kind_ == DraftKind::kModel) request.state->kv_.reset();
+    }
+  }
+}
+
+void Drafter::guess(std::span<const DraftRequest> requests, int n_max_rows, const std::function<bool()>& should_stop) {
   for (const DraftRequest& request : requests) {
     DraftState& state = *request.state;
     state.guesses_.clear();
@@ -198,16 +216,7 @@ void Drafter::draft(std::span<const DraftRequest> requests, int n_max_rows, cons
     const auto is_end = [&](TokenId token) { return tokenizer_.is_end(token); };
     state.guesses_.erase(std::find_if(state.guesses_.begin(), state.guesses_.end(), is_end), state.guesses_.end());
   }
-  if (model_ == nullptr) return;
-  try {
-    guess_by_model(requests, should_stop);
-  } catch (const std::exception&) {  // no memory
-    for (const DraftRequest& request : requests) {
-      if (request.state->kind_ != DraftKind::kModel) continue;
-      request.state->guesses_.clear();
-      request.state->kv_.reset();
-    }
-  }
+  if (model_ != nullptr) guess_by_model(requests, should_stop);
 }
 
 // A guess is worth its chance in tokens, and costs a row of the step, and when the draft model makes it a row of one of
@@ -284,9 +293,12 @@ void Drafter::guess_by_model(std::span<const DraftRequest> requests, const std::
     if (lacking.empty()) continue;
     budget -= static_cast<int>(lacking.size());
     if (decoding) state.sampler_ = *request.sampler;
-    inputs.push_back({state.kv_.get(), state.n_cached_, lacking, decoding && all ? 1 : 0, {}, {}});
-    inputs.back().is_prompt = !decoding;
-    if (decoding) inputs.back().top = wanted(*state.sampler_);
+    SequenceInput& input = inputs.emplace_back();
+    input.kv = state.kv_.get();
+    input.first_position = state.n_cached_;
+    input.tokens = lacking;
+    input.is_prompt = !decoding;
+    if (decoding && all) input.wanted = state.want(static_cast<int>(lacking.size()) - 1, wanted(*state.sampler_));
     owners.push_back(&request);
   }
   while (!inputs.empty()) {
@@ -306,7 +318,8 @@ void Drafter::guess_by_model(std::span<const DraftRequest> requests, const std::
     });
     for (const DraftRequest* owner : owners) {
       DraftState& state = *owner->state;
-      inputs.push_back({state.kv_.get(), state.n_cached_, {&state.guesses_.back(), 1}, 1, wanted(*state.sampler_), {}});
+      inputs.push_back(
+          {state.kv_.get(), state.n_cached_, {&state.guesses_.back(), 1}, state.want(0, wanted(*state.sampler_)), {}});
     }
   }
 }
@@ -350,7 +363,7 @@ bool Drafter::run_model(std::span<const SequenceInput> inputs, std::span<const D
     state.n_cached_ += static_cast<int>(inputs[i].tokens.size());
     if (drawn[i]) {
       state.guesses_.push_back(*drawn[i]);
-    } else if (inputs[i].n_logits > 0) {
+    } else if (!inputs[i].wanted.empty()) {
       state.kv_.reset();
     }
   }

@@ -16,16 +16,12 @@
 #include <string>
 #include <vector>
 
-#include "gguf/gguf.h"
 #include "model/cache.h"
 #include "model/forward.h"
 #include "runtime/sampler.h"
 #include "tokenizer/tokenizer.h"
 
 namespace gemma {
-
-// Stands among the tokens of a sequence for a row of an image. Never guessed.
-inline constexpr TokenId kImageToken = -1;
 
 // Guesses per step and sequence at most.
 constexpr int kMaxDraft = 15;
@@ -76,6 +72,7 @@ class PromptLookup {
 
 enum class DraftKind { kPromptLookup, kModel };
 
+struct DraftSource;
 class Drafter;
 
 // What drafting knows of one request. Must go before the drafter.
@@ -87,6 +84,10 @@ class DraftState {
  private:
   friend class Drafter;
   explicit DraftState(DraftKind kind) : kind_(kind) {}
+  std::span<const WantedRow> want(int index, const TopRows& top) {
+    wanted_ = {index, top};
+    return {&wanted_, 1};
+  }
 
   DraftKind kind_;
   std::vector<TokenId> guesses_;
@@ -100,6 +101,7 @@ class DraftState {
   int n_cached_ = 0;                // positions in kv_
   double acceptance_ = 0.75;        // how often a guess after right ones is right
   int n_idle_ = 0;                  // steps without a guess
+  WantedRow wanted_;                // of the pass that is being made
 };
 
 // One sequence of the step that is being made.
@@ -115,30 +117,36 @@ struct DraftRequest {
 class Drafter {
  public:
   // Of the model that checks: its tokenizer, which must outlive the drafter, its number of tokens, those that are never
-  // sampled, and its size.
+  // sampled, and its size in bytes.
   Drafter(const Tokenizer& tokenizer, int n_vocab, std::span<const TokenId> banned, uint64_t weights_bytes);
 
-  // Loads a model to guess with, and returns what it takes with n_ctx positions. vocabulary: of the model that checks.
-  // progress gets the fraction of the file that is read; what it throws ends the loading.
+  // Loads a model to guess with. vocabulary: of the model that checks. progress gets the fraction of the file that is
+  // read; what it throws ends the loading.
   // Throws Error as loading does, and kUnsupportedModel, DRAFT_VOCABULARY when ids do not mean the same tokens.
-  MemoryPlan load_model(Backend& backend, const std::string& path, bool mmap, const Vocabulary& vocabulary, int n_ctx,
-                        KvType kv_type, int n_batch, bool screened, const std::function<void(double)>& progress);
+  void load_model(Backend& backend, const DraftSource& source, const Vocabulary& vocabulary, const ModelLimits& limits,
+                  const std::function<void(double)>& progress);
   bool has_model() const { return model_ != nullptr; }
   void close() { model_.reset(); }
+  // Of the draft model's file, as TensorSource::check.
+  void check_weights() const {
+    if (model_) model_->tensors().check();
+  }
   size_t pages_in_use() const { return model_ ? model_->kv_pool().pages_in_use() : 0; }
   size_t bytes_resident() const { return model_ ? model_->kv_pool().bytes_resident() : 0; }
 
   std::unique_ptr<DraftState> begin(DraftKind kind);
   // Fills the guesses of every request, at most n_max_rows together, so that the expected tokens per second of the step
   // are most. The draft model reads what it lacks of the sequences on the way. should_stop is asked between layers;
-  // after true there are no guesses of the model. A draft model that fails stops guessing, the request is not touched.
-  void draft(std::span<const DraftRequest> requests, int n_max_rows, const std::function<bool()>& should_stop);
+  // after true there are no guesses of the model. Where memory is short nothing is guessed; a draft model that fails
+  // stops guessing. The requests are not touched.
+  void draft(std::span<const DraftRequest> requests, int n_max_rows, const std::function<bool()>& should_stop) noexcept;
   // The first n_accepted guesses of the step were right.
   void judge(DraftState& state, int n_accepted);
   // A step of n_rows decoded rows took so long.
   void add_step(int n_rows, double ms) { check_cost_.add(n_rows, ms); }
 
  private:
+  void guess(std::span<const DraftRequest> requests, int n_max_rows, const std::function<bool()>& should_stop);
   void choose_lengths(std::span<const DraftRequest> requests, int n_max_rows);
   void guess_by_model(std::span<const DraftRequest> requests, const std::function<bool()>& should_stop);
   TopRows wanted(Sampler& sampler) const;

@@ -68,7 +68,7 @@ uint64_t PrefixCache::bytes() const {
   std::unordered_set<const void*> seen;
   for (const Entry& entry : entries_) {
     for (size_t stage = 0; stage < pool_.n_stages(); ++stage) {
-      for (const KvGroup group : {KvGroup::kLocal, KvGroup::kGlobal}) {
+      for (size_t group = 0; group < pool_.n_groups(); ++group) {
         for (const std::byte* page : entry.kv->page_list(group, stage)) {
           if (page != nullptr && seen.insert(page).second) sum += pool_.page_bytes(group, stage);
         }

@@ -13,16 +13,10 @@
 #include <vector>
 
 #include "model/cache.h"
-#include "runtime/draft.h"
+#include "runtime/prompt.h"
+#include "tokenizer/tokenizer.h"
 
 namespace gemma {
-
-// An image in a prompt: its rows stand in place of tokens[first], tokens[first + 1], ..., whatever these are.
-struct PromptImage {
-  int first = 0;
-  std::vector<float> embedding;  // [rows, model_dim], as Engine::encode_images() makes them
-};
-using PromptImages = std::shared_ptr<const std::vector<PromptImage>>;
 
 class PrefixCache {
  public:

@@ -23,6 +23,7 @@
 #include <limits>
 #include <string>
 
+#include "backend/backend.h"
 #include "base/error.h"
 
 namespace gemma {
@@ -123,18 +124,18 @@ Sampler::Sampler(const SamplingParams& params, std::span<const TokenId> banned)
           (params.repetition_penalty != 1.0f || params.frequency_penalty != 0.0f || params.presence_penalty != 0.0f)) {
   const SamplingParams& p = params_;
   if (!(p.temperature >= 0 && p.temperature <= kMaxFloat)) bad_sampling("temperature", "0 or more", p.temperature);
-  if (p.top_k < 0) bad_sampling("top_k", "0 (off) or more", p.top_k);
-  if (!(p.top_p >= 0 && p.top_p <= 1)) bad_sampling("top_p", "0 to 1", p.top_p);
-  if (!(p.min_p >= 0 && p.min_p <= 1)) bad_sampling("min_p", "0 to 1", p.min_p);
+  if (p.top_k < 0) bad_sampling("topK", "0 (off) or more", p.top_k);
+  if (!(p.top_p >= 0 && p.top_p <= 1)) bad_sampling("topP", "0 to 1", p.top_p);
+  if (!(p.min_p >= 0 && p.min_p <= 1)) bad_sampling("minP", "0 to 1", p.min_p);
   if (!(p.repetition_penalty > 0 && p.repetition_penalty <= kMaxFloat)) {
-    bad_sampling("repetition_penalty", "more than 0", p.repetition_penalty);
+    bad_sampling("repetitionPenalty", "more than 0", p.repetition_penalty);
   }
-  if (!(std::fabs(p.frequency_penalty) <= 1e6f)) bad_sampling("frequency_penalty", "-1e6 to 1e6", p.frequency_penalty);
-  if (!(std::fabs(p.presence_penalty) <= 1e6f)) bad_sampling("presence_penalty", "-1e6 to 1e6", p.presence_penalty);
-  if (p.penalty_window < -1) bad_sampling("penalty_window", "-1 (all), 0 (off) or more", p.penalty_window);
-  if (p.n_logprobs < 0) bad_sampling("n_logprobs", "0 or more", p.n_logprobs);
+  if (!(std::fabs(p.frequency_penalty) <= 1e6f)) bad_sampling("frequencyPenalty", "-1e6 to 1e6", p.frequency_penalty);
+  if (!(std::fabs(p.presence_penalty) <= 1e6f)) bad_sampling("presencePenalty", "-1e6 to 1e6", p.presence_penalty);
+  if (p.penalty_window < -1) bad_sampling("penaltyWindow", "-1 (all), 0 (off) or more", p.penalty_window);
+  if (p.n_logprobs < 0) bad_sampling("logprobs", "0 or more", p.n_logprobs);
   for (const auto& [token, bias] : p.logit_bias) {
-    if (!(bias <= kMaxFloat)) bad_sampling("logit_bias", "a number or -infinity", bias);
+    if (!(bias <= kMaxFloat)) bad_sampling("logitBias", "a number or -infinity", bias);
   }
   uint64_t state = p.seed;
   for (uint64_t& word : rng_state_) word = splitmix64(&state);

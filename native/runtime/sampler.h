@@ -8,11 +8,12 @@
 #include <utility>
 #include <vector>
 
-#include "backend/backend.h"
 #include "model/logits.h"
 #include "tokenizer/tokenizer.h"
 
 namespace gemma {
+
+struct TopRows;  // backend.h
 
 struct SamplingParams {
   float temperature = 1.0f;  // 0: greedy

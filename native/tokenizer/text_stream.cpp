@@ -40,13 +40,13 @@ void TextStream::append(std::string_view text) {
   }
 }
 
-std::string TextStream::advance(std::string_view bytes, bool at_end) {
+std::string TextStream::advance(std::string_view bytes, Rest what_follows) {
   if (stopped_) return {};
   bytes_ += bytes;
   std::string_view rest = bytes_;
   while (!rest.empty() && !stopped_) {
     const int length = utf8_length(rest);
-    if (length < 0 && !at_end) break;
+    if (length < 0 && what_follows != Rest::kMissing) break;
     if (length > 0) {
       append(rest.substr(0, static_cast<size_t>(length)));
       rest.remove_prefix(static_cast<size_t>(length));
@@ -58,7 +58,7 @@ std::string TextStream::advance(std::string_view bytes, bool at_end) {
   bytes_.erase(0, bytes_.size() - rest.size());
 
   size_t n_held = 0;
-  if (!at_end && !stopped_) {
+  if (what_follows == Rest::kComes && !stopped_) {
     for (const Matcher& m : matchers_) n_held = std::max(n_held, m.n_matched);
   }
   std::string released = pending_.substr(0, pending_.size() - n_held);
@@ -67,11 +67,11 @@ std::string TextStream::advance(std::string_view bytes, bool at_end) {
 }
 
 std::string TextStream::push(std::string_view bytes) {
-  return advance(bytes, false);
+  return advance(bytes, Rest::kComes);
 }
 
-std::string TextStream::finish() {
-  return advance({}, true);
+std::string TextStream::finish(bool is_whole) {
+  return advance({}, is_whole ? Rest::kMissing : Rest::kCut);
 }
 
 }  // namespace gemma

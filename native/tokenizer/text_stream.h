@@ -12,15 +12,16 @@ class TextStream {
   // Empty stop sequences are ignored.
   explicit TextStream(std::vector<std::string> stop_sequences = {});
 
-  // Adds a token's bytes and returns the text that is now certain. A byte that cannot be part of a character becomes
-  // one U+FFFD. After a stop sequence was found (stopped()) the returned text ends before it and later calls return
-  // nothing. Of several stop sequences the one complete first is taken, of those complete at the same byte the longest,
-  // however the text is cut into calls.
+  // Adds a token's bytes and returns the text that can no longer change. A byte that cannot be part of a character
+  // becomes one U+FFFD. Once a stop sequence is found (stopped()), the returned text ends before it, and later calls
+  // return nothing. The stop sequence that is complete first wins; of those complete at the same byte, the longest. The
+  // result does not depend on how the text is cut into calls.
   std::string push(std::string_view bytes);
-  // The held-back rest at the end of generation; an incomplete character becomes U+FFFD, one per byte.
-  std::string finish();
+  // Returns the held-back text at the end of generation. The beginning of a character at its end becomes one U+FFFD per
+  // byte where the text is whole; where it was cut off, it ends before this character.
+  std::string finish(bool is_whole);
   bool stopped() const { return stopped_; }
-  // Which stop sequence was found; empty when none.
+  // The stop sequence that was found, or empty.
   const std::string& matched() const { return matched_; }
 
  private:
@@ -35,7 +36,8 @@ class TextStream {
   bool stopped_ = false;
   std::string matched_;
 
-  std::string advance(std::string_view bytes, bool at_end);
+  enum class Rest { kComes, kMissing, kCut };  // what follows the bytes
+  std::string advance(std::string_view bytes, Rest rest);
   void append(std::string_view text);
 };
 

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,27 +18,29 @@ using TokenId = int32_t;
 
 enum class TokenKind : uint8_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
 
-// A vocabulary as it stands in a file. The pieces are views (into the file, or literals) and are read only by the
-// constructor of Tokenizer.
+// A vocabulary as a file stores it. The pieces are views into the file, or literals. Only the constructor of
+// Tokenizer reads them.
 struct Vocabulary {
   std::vector<std::string_view> pieces;  // empty: an id without text
   std::vector<float> scores;
   std::vector<TokenKind> kinds;
   TokenId bos = -1, eos = -1, unk = -1, pad = -1;  // -1: none
-  bool add_bos = true;
+  std::vector<TokenId> ends;                       // tokens that the file says to end an answer, beside eos
 };
 
-// Marker ids found by name (some files mark them as normal tokens); -1: absent. bos and eos fall back to the file's
-// ids.
+// Marker ids, found by name because some files mark them as normal tokens. -1 means absent; bos and eos then have the
+// ids from the file's metadata, which unknown and pad always have.
 struct SpecialIds {
   TokenId bos = -1, eos = -1, start_of_turn = -1, end_of_turn = -1, start_of_image = -1, end_of_image = -1,
-          image_soft = -1;
+          image_soft = -1, unknown = -1, pad = -1;
 };
 
 enum class Trust {
-  kUser,      // control strings, image markers and <unusedN> stay text; newline, blank, tab and tag tokens are matched
+  kUser,  // control strings, image markers and reserved tokens stay text; newline, blank, tab and tag tokens are matched
   kTemplate,  // control strings are parsed to their ids
 };
+
+struct VocabularyIndex;
 
 class Tokenizer {
  public:
@@ -50,25 +53,34 @@ class Tokenizer {
 
   int n_vocab() const;
   const SpecialIds& special() const;
-  bool add_bos() const;  // the file asks for BOS in front of raw text
 
-  // Appends the ids of text (UTF-8; invalid bytes go through byte fallback). Linear time up to a log. No BOS is added.
-  void encode(std::string_view text, Trust trust, std::vector<TokenId>* out) const;
+  // Appends the ids of text (UTF-8; invalid bytes become byte tokens). Takes O(n log n) time. Adds no BOS. should_stop is
+  // asked now and then; after true throws Error{kDisposed, CANCELLED}.
+  void encode(std::string_view text, Trust trust, std::vector<TokenId>* out,
+              const std::function<bool()>& should_stop = nullptr) const;
+  // Bytes of text that one token stands for at most, a space for U+2581.
+  size_t longest_text() const;
 
-  // The bytes of one token (blanks for U+2581); empty for control tokens unless special is set. Ids in 0..n_vocab()-1.
+  // The bytes of one token (spaces for U+2581); empty for control tokens unless special is set. id: 0..n_vocab()-1.
   std::string_view token_bytes(TokenId id, bool special = false) const;
-  // True for tokens that end generation: eos and <end_of_turn>.
+  // Tokens that end an answer, ascending: eos, those that the file names, and the ends of turns that are known by name.
+  std::span<const TokenId> ends() const;
   bool is_end(TokenId id) const;
-  // True for control tokens, image markers, <unusedN> and ids without text: never part of visible text.
+  // The first token that is spelled so; -1: none. Control tokens are found too, byte tokens are not.
+  TokenId find(std::string_view spelling) const;
+  // The tokens that only template text can hold, ascending.
+  std::vector<TokenId> markers() const;
+  // True for control tokens, image markers, reserved tokens and ids without text: never part of visible text.
   bool is_control(TokenId id) const;
 
-  // Whole sequence to valid UTF-8, as tokenizer.json decodes it: a run of byte tokens that is not valid UTF-8 becomes
-  // one U+FFFD per byte. Throws Error{kInvalidArgument, BAD_TOKEN} for an id past the end.
-  std::string decode(std::span<const TokenId> ids, bool special = false) const;
+  // Decodes a whole sequence to valid UTF-8, as tokenizer.json does: a run of byte tokens that is not valid UTF-8
+  // becomes one U+FFFD per byte. Throws Error{kInvalidArgument, BAD_TOKEN} for an id past the end. should_stop: as of
+  // encode().
+  std::string decode(std::span<const TokenId> ids, bool special = false,
+                     const std::function<bool()>& should_stop = nullptr) const;
 
  private:
-  struct Impl;
-  std::unique_ptr<const Impl> impl_;
+  std::unique_ptr<const VocabularyIndex> index_;
 };
 
 }  // namespace gemma

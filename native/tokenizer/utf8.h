@@ -8,8 +8,8 @@ namespace gemma {
 
 inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+FFFD
 
-// Bytes of the character at the start of text (not empty): 1 to 4; 0 when these bytes cannot begin a character;
-// -1 when text ends inside a character that is sound so far.
+// The number of bytes, 1 to 4, of the character at the start of text, which must not be empty. 0 if these bytes cannot
+// begin a character, -1 if text ends inside a character that is valid so far.
 inline int utf8_length(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned lead = byte(0);

@@ -1,14 +1,27 @@
-import { Gemma } from '../../lib/index.js';
-import { rejection, sleep, tiny, withModel } from './helpers.js';
+import { setMaxListeners } from 'node:events';
+import { Readable } from 'node:stream';
+import { ReadableStream } from 'node:stream/web';
+import { Gemma, type GemmaStream, type StreamPart } from '../../lib/index.js';
+import { rejection, sleep, tiny, until, withModel } from './helpers.js';
 
 const ENDLESS = { raw: true, seed: 1, logitBias: { 1: -Infinity, 6: -Infinity } };
 
-async function idle(gemma: Gemma, withinMs: number): Promise<void> {
-  const start = performance.now();
-  while (gemma.stats().running + gemma.stats().waiting > 0) {
-    if (performance.now() - start > withinMs) throw new Error(`still busy after ${withinMs} ms`);
-    await sleep(1);
-  }
+// Left alone, an endless generation fills the context of 4,096 positions, a step for each.
+const FAR_FROM_THE_END = 1000;
+
+function idle(gemma: Gemma): boolean {
+  const { running, waiting, paused } = gemma.stats();
+  return running + waiting + paused === 0;
+}
+
+/**
+ * Waits until nothing is under way, and sees that few steps were computed since. Calls that had begun stop with the step that was
+ * going on, though one more may have begun; one that is cancelled as it begins goes on until its thread gets to say so.
+ */
+async function stopped(gemma: Gemma, atMost = 2): Promise<void> {
+  const { steps } = gemma.stats();
+  await until(() => idle(gemma));
+  expect(gemma.stats().steps - steps).toBeLessThanOrEqual(atMost);
 }
 
 describe('abort', () => {
@@ -32,8 +45,8 @@ describe('abort', () => {
       const call = gemma.generate('Abort', { ...ENDLESS, signal: controller.signal });
       setTimeout(() => controller.abort(), ms);
       expect(await rejection(call)).toMatchObject({ name: 'AbortError' });
+      await stopped(gemma, FAR_FROM_THE_END);
     }
-    await idle(gemma, 1000);
   });
 
   test('a stream, from its own loop', async () => {
@@ -48,8 +61,8 @@ describe('abort', () => {
       }
     })();
     expect(await rejection(loop)).toBe('enough');
+    await stopped(gemma);
     expect(await rejection(stream.result)).toBe('enough');
-    await idle(gemma, 1000);
   });
 
   test('a time limit', async () => {
@@ -64,10 +77,13 @@ describe('abort', () => {
       (signal: AbortSignal) => gemma.perplexity([...ids, ...ids, ...ids], { signal }),
     ]) {
       const controller = new AbortController();
-      setTimeout(() => controller.abort(), 2);
-      expect(await rejection(call(controller.signal))).toMatchObject({ name: 'AbortError' });
+      const { steps } = gemma.stats();
+      const failed = rejection(call(controller.signal));
+      await until(() => gemma.stats().steps > steps);
+      controller.abort();
+      expect(await failed).toMatchObject({ name: 'AbortError' });
+      await stopped(gemma);
     }
-    await idle(gemma, 2000);
   });
 
   test('one of several leaves the others alone', async () => {
@@ -94,8 +110,8 @@ describe('abort', () => {
       await sleep(round % 4);
       controller.abort();
       for (const result of await Promise.allSettled(calls)) expect(result.status).toBe('rejected');
+      await stopped(gemma, FAR_FROM_THE_END);
     }
-    await idle(gemma, 2000);
     expect(gemma.stats().kvPagesInUse).toBe(0);
   });
 
@@ -113,6 +129,160 @@ describe('abort', () => {
     };
     for (let i = 0; i < 5; ++i) await gemma.generate('Listen', { maxOutputTokens: 2, signal: controller.signal });
     expect(listeners).toBe(0);
+  });
+});
+
+describe('leaving a stream while its prompt is read', () => {
+  const ways: [string, (stream: GemmaStream) => () => unknown][] = [
+    [
+      'iterator.return()',
+      (stream) => {
+        const reader = stream[Symbol.asyncIterator]();
+        const next = reader.next();
+        return async () => {
+          expect(await reader.return()).toEqual({ done: true, value: undefined });
+          expect(await next).toEqual({ done: true, value: undefined });
+        };
+      },
+    ],
+    [
+      'Readable.destroy()',
+      (stream) => {
+        const readable = Readable.from(stream);
+        readable.resume();
+        return () => readable.destroy();
+      },
+    ],
+    [
+      'ReadableStream.cancel()',
+      (stream) => {
+        const reader = ReadableStream.from(stream).getReader();
+        void reader.read();
+        return () => reader.cancel();
+      },
+    ],
+  ];
+  test.each(ways)('%s', async (_, begin) => {
+    await withModel(
+      async (gemma) => {
+        const prompt = Array.from({ length: 4000 }, (__, i) => 20 + (i % 400)); // a step for every four
+        let reading = false;
+        const stream = gemma.stream(prompt, { onProgress: () => (reading = true) });
+        const leave = begin(stream);
+        await until(() => reading);
+        await leave();
+        await stopped(gemma, FAR_FROM_THE_END / 2);
+        expect(await stream.result).toMatchObject({ finishReason: 'other', text: '', tokens: [] });
+      },
+      { batchSize: 4 },
+    );
+  });
+
+  test('before anything was computed', async () => {
+    await withModel(async (gemma) => {
+      const { steps } = gemma.stats();
+      const stream = gemma.stream('word '.repeat(5000));
+      const reader = stream[Symbol.asyncIterator]();
+      const next = reader.next();
+      await reader.return();
+      expect(await next).toEqual({ done: true, value: undefined });
+      expect(await stream.result).toMatchObject({ finishReason: 'other', usage: { inputTokens: 0 } });
+      expect(gemma.stats().steps).toBe(steps);
+    });
+  });
+});
+
+describe('readers who do not read', () => {
+  const PARTS = { ...ENDLESS, maxOutputTokens: 1000 };
+
+  async function stall(gemma: Gemma, n: number, options = {}) {
+    const readers = Array.from({ length: n }, (_, i) =>
+      gemma.stream(`Stall ${i}`, { ...PARTS, seed: i, ...options })[Symbol.asyncIterator](),
+    );
+    await Promise.all(readers.map((reader) => reader.next()));
+    await until(() => gemma.stats().paused === n);
+    return readers;
+  }
+
+  test('leave their places to others, and get what they would have got', async () => {
+    await withModel(async (gemma) => {
+      const readers = await stall(gemma, 66);
+      expect(gemma.stats()).toMatchObject({ running: 0, waiting: 0, paused: 66 });
+      expect((await gemma.generate('Hi', { maxOutputTokens: 5, seed: 1 })).usage.outputTokens).toBeGreaterThan(0);
+      const alone = await gemma.generate('Stall 0', { ...PARTS, seed: 0 });
+      let rest = '';
+      for await (const part of readers[0] as AsyncIterable<StreamPart>) rest += part.text;
+      expect(alone.text.endsWith(rest) && rest.length > alone.text.length / 2).toBe(true);
+      await Promise.all(readers.map((reader) => reader.return?.()));
+      await until(() => idle(gemma));
+      expect(gemma.stats().kvPagesInUse).toBe(0);
+    });
+  });
+
+  test('end with an error after stallTimeoutMs', async () => {
+    await withModel(async (gemma) => {
+      jest.useFakeTimers({ doNotFake: ['setImmediate', 'nextTick', 'queueMicrotask', 'performance'] });
+      try {
+        const stream = gemma.stream('Stall', { ...PARTS, stallTimeoutMs: 1000 });
+        const reader = stream[Symbol.asyncIterator]();
+        await reader.next();
+        await until(() => gemma.stats().paused === 1);
+        jest.advanceTimersByTime(900);
+        expect(await reader.next()).toMatchObject({ done: false }); // the time begins anew
+        jest.advanceTimersByTime(900);
+        expect(gemma.stats().paused).toBe(1);
+        jest.advanceTimersByTime(100);
+        expect(await rejection(reader.next())).toMatchObject({ code: 'ERR_STALLED' });
+        expect(await rejection(stream.result)).toMatchObject({ code: 'ERR_STALLED' });
+        await until(() => idle(gemma));
+        expect(jest.getTimerCount()).toBe(0);
+
+        // Who reads to the end, or wants the result alone, does not stall.
+        const other = gemma.stream('Read', { ...PARTS, stallTimeoutMs: 1000 });
+        for await (const part of other) void part;
+        jest.advanceTimersByTime(5000);
+        expect((await other.result).usage.outputTokens).toBe(1000);
+        expect((await gemma.stream('Result', { ...PARTS, stallTimeoutMs: 1 }).result).usage.outputTokens).toBe(1000);
+        expect(jest.getTimerCount()).toBe(0);
+      } finally {
+        jest.useRealTimers();
+      }
+    });
+  });
+});
+
+describe('the queue', () => {
+  test('has a limit, which those who do not read do not count for', async () => {
+    await withModel(
+      async (gemma) => {
+        const controller = new AbortController();
+        setMaxListeners(0, controller.signal);
+        const options = { ...ENDLESS, signal: controller.signal };
+        const calls = Array.from({ length: 67 }, (_, i) => rejection(gemma.generate(`Queue ${i}`, options)));
+        const refused = [
+          gemma.generate('one more', options),
+          gemma.stream('one more', options).result,
+          gemma.logits('one more'),
+          gemma.perplexity('one more'),
+        ];
+        for (const call of refused) expect(await rejection(call)).toMatchObject({ code: 'ERR_QUEUE_FULL' });
+        expect(await gemma.countTokens('counting waits for nobody')).toBeGreaterThan(0);
+        await until(() => gemma.stats().running === 64 && gemma.stats().waiting === 3);
+        controller.abort();
+        await Promise.all(calls);
+      },
+      { maxQueue: 3 },
+    );
+    await withModel(
+      async (gemma) => {
+        const readers = Array.from({ length: 67 }, () => gemma.stream('Stall', ENDLESS)[Symbol.asyncIterator]());
+        await Promise.all(readers.map((reader) => reader.next()));
+        await until(() => gemma.stats().paused === 67);
+        expect((await gemma.generate('Hi', { maxOutputTokens: 3 })).usage.outputTokens).toBeGreaterThan(0);
+        await Promise.all(readers.map((reader) => reader.return()));
+      },
+      { maxQueue: 3 },
+    );
   });
 });
 

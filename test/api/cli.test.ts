@@ -86,6 +86,21 @@ describe('--json', () => {
     );
   });
 
+  test('an option that may be repeated takes one value each time, and the prompt stays the prompt', async () => {
+    const args = ['run', '--model', tiny, '--max-tokens', '20', '--seed', '1'];
+    const plain = await succeed([...args, 'Hello there']);
+    const stopped = await succeed([...args, '--stop', 'zzz', '--stop', 'yyy', 'Hello there']);
+    expect([stopped.usage, stopped.tokens]).toEqual([plain.usage, plain.tokens]);
+    const text = plain.text as string;
+    const stop = text.slice(3, 6);
+    const cut = await succeed([...args, '--stop', 'zzz', '--stop', stop, 'Hello there']);
+    expect(cut).toMatchObject({ text: text.slice(0, text.indexOf(stop)), stopSequence: stop });
+    // Neither does any other option take more than one word.
+    for (const command of ['run', 'logits', 'embed-image', 'crops', 'tokenize', 'perplexity', 'inspect', 'devices']) {
+      expect((await run([command, '--help'])).stdout).not.toMatch(/^ +--.*\.\.\.[>\]]/m);
+    }
+  });
+
   test('run with drafts', async () => {
     const args = ['run', '--model', tiny, '--raw', '--max-tokens', '40', '--seed', '2', '--temperature', '0.3'];
     const prompt = 'again and again and again and';
@@ -220,6 +235,7 @@ describe('failures', () => {
       ['run', '--model', tiny, '--max-tokens', 'many', 'x'],
       ['run', '--model', tiny, '--temperature', '-1', 'x'],
       ['run', '--model', tiny, '--kv', 'q3', 'x'],
+      ['run', '--model', tiny, '--alpha', 'black', 'x'],
       ['run', '--model', tiny, 'two', 'prompts'],
       ['dance'],
       ['detokenize', '--model', tiny, 'x'],

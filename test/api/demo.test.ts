@@ -3,6 +3,7 @@
 import { readFileSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { Gemma, type GenerateOptions, type Message } from '../../lib/index.js';
+import { heldOutPictures } from '../demo/pictures.cjs';
 import { cli, root, runNode } from './helpers.js';
 import { distance, Tensors } from './reference.js';
 
@@ -16,7 +17,12 @@ interface Item {
 const folder = join(root, 'test', 'demo');
 const mmproj = join(dirname(Gemma.demoModel), 'mmproj-demo.gguf');
 const items = JSON.parse(readFileSync(join(folder, 'heldout.json'), 'utf8')) as Item[];
-const picture = (name: string) => join(folder, 'images', name);
+const pictures = heldOutPictures();
+function picture(name: string): Buffer {
+  const bytes = pictures.get(name);
+  if (!bytes) throw new Error(`${name} is not in images.tar`);
+  return bytes;
+}
 const of = (kind: string, n: number) => items.filter((item) => item.kind === kind).slice(0, n);
 
 function asked(item: { images: string[]; question: string }): Message[] {

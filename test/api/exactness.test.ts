@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { Gemma, type LoadOptions } from '../../lib/index.js';
 import { data, realModel, withModel } from './helpers';
-import { distance, greedyAgrees, readJson, Tensors, type Golden } from './reference';
+import { continuations, distance, greedyAgrees, readJson, Tensors, type Golden } from './reference';
 
 async function isas(): Promise<string[]> {
   const [cpu] = await Gemma.devices();
@@ -173,12 +173,7 @@ describe('the real Gemma 3 270M', () => {
     }
   });
 
-  // As far as the reference's best logit leads by more than 8-bit noise; after "It is the" it leads by 0.014.
-  test.each([
-    ['The capital of France is', ' the capital of the country of France. It is the'],
-    ['1, 2, 3, 4, 5,', ' 6, 7, 8, 9, 10, 11, 12,'],
-    ['def fibonacci(n):', '\n    if n == 0:\n        return 0\n    elif n == 1:\n        return'],
-  ])('%s', async (prompt, continuation) => {
+  test.each(continuations)('%s', async (prompt, continuation) => {
     const { text } = await gemma.generate(prompt, { temperature: 0, maxOutputTokens: 30 });
     expect(text.startsWith(continuation)).toBe(true);
   });

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { toUSVString } from 'node:util';
 import { Gemma, type StreamPart } from '../../lib/index.js';
+import { resultOf, type FinishEvent } from '../../lib/result.js';
 import { data, rejection, tiny, withModel } from './helpers.js';
 
 interface Golden {
@@ -28,7 +29,9 @@ describe('generate', () => {
   });
 
   test('the result', async () => {
+    const start = performance.now();
     const result = await gemma.generate('Hello', { maxOutputTokens: 12, seed: 5, logprobs: 3 });
+    const wallMs = performance.now() - start;
     const { usage, timings } = result;
     expect(typeof result.text).toBe('string');
     expect(['stop', 'length']).toContain(result.finishReason);
@@ -38,8 +41,17 @@ describe('generate', () => {
       imageTokens: 0,
       cachedInputTokens: 0,
     });
-    for (const value of Object.values(timings)) expect(value).toBeGreaterThanOrEqual(0);
-    expect(timings.prefillTokensPerSecond).toBeGreaterThan(0);
+    // Its own times are parts of the call's, one after another; the rates are of the tokens counted above.
+    const { queueMs, prefillMs, decodeMs, draftedTokens, acceptedTokens } = timings;
+    expect(result.tokens.length).toBeGreaterThan(1);
+    expect(queueMs).toBeGreaterThanOrEqual(0);
+    expect(prefillMs).toBeGreaterThan(0);
+    expect(decodeMs).toBeGreaterThan(0);
+    expect(queueMs + prefillMs + decodeMs).toBeLessThanOrEqual(wallMs);
+    expect(timings.prefillTokensPerSecond).toBeCloseTo((usage.inputTokens * 1000) / prefillMs, 3); // none were cached
+    expect(timings.decodeTokensPerSecond).toBeCloseTo(((usage.outputTokens - 1) * 1000) / decodeMs, 3);
+    expect(draftedTokens).toBeGreaterThanOrEqual(acceptedTokens);
+    expect(acceptedTokens).toBeLessThan(usage.outputTokens);
     expect(result.seed).toBe(5);
     expect(result.logprobs).toHaveLength(result.tokens.length);
     result.logprobs?.forEach((entry, i) => {
@@ -48,6 +60,40 @@ describe('generate', () => {
       expect(entry.top).toHaveLength(3);
       expect(entry.top[0]?.logprob).toBeGreaterThanOrEqual(entry.logprob);
     });
+  });
+
+  test('the reading speed counts tokens that were computed', () => {
+    const event = {
+      reason: 'stop',
+      inputTokens: 100,
+      cachedInputTokens: 90,
+      prefillMs: 5,
+      outputTokens: 1,
+      decodeMs: 0,
+    };
+    const { usage, timings } = resultOf(event as FinishEvent, { text: '', tokens: [1], imageTokens: 0, seed: 1 });
+    expect(usage).toMatchObject({ inputTokens: 100, cachedInputTokens: 90 });
+    expect(timings.prefillTokensPerSecond).toBe(2000);
+  });
+
+  test('an answer that is cut off within a character ends before it', async () => {
+    // A character that is no token is made of its bytes; the first of them alone is half a character.
+    const bytes = await gemma.tokenize('\u{10ffff}');
+    expect(bytes).toHaveLength(4);
+    const [lead = 0] = bytes;
+    const options = { raw: true, temperature: 0, logitBias: { [lead]: 1e6 } };
+    for (const [maxOutputTokens, text] of [
+      [1, ''],
+      [3, '\ufffd\ufffd'], // two that no other bytes followed, and one that is cut off
+    ] as const) {
+      const result = await gemma.generate('x', { ...options, maxOutputTokens });
+      expect(result).toMatchObject({ text, finishReason: 'length', tokens: Array(maxOutputTokens).fill(lead) });
+      const stream = gemma.stream('x', { ...options, maxOutputTokens });
+      let streamed = '';
+      for await (const part of stream) streamed += part.text;
+      expect(streamed).toBe(text);
+      expect(await stream.result).toMatchObject({ text, tokens: result.tokens });
+    }
   });
 
   test('a seed gives the same text, also beside others', async () => {
@@ -75,7 +121,7 @@ describe('generate', () => {
     expect((await gemma.logits('Hi', { raw: true, bos: false, data: false })).tokens).toEqual(text);
     expect(await gemma.countTokens('Hi', { raw: true })).toBe(text.length + 1);
     expect(await rejection(gemma.generate('', { raw: true, bos: false }))).toBeInstanceOf(RangeError);
-    expect(await rejection(gemma.generate([]))).toBeInstanceOf(Error);
+    expect(await rejection(gemma.generate([]))).toMatchObject({ code: 'ERR_INVALID_ARGUMENT', detail: 'BAD_ROLES' });
     expect(await rejection(gemma.generate([{ role: 'user', content: 'x' }], { raw: true }))).toBeInstanceOf(TypeError);
     expect(await rejection(gemma.generate(5 as never))).toBeInstanceOf(TypeError);
   });
@@ -195,6 +241,23 @@ describe('stream', () => {
     expect(await rejection(stream[Symbol.asyncIterator]().next())).toBeInstanceOf(TypeError);
   });
 
+  test('reads that come before their parts are answered in order, and throwing leaves', async () => {
+    const reader = gemma.stream('Tell', { maxOutputTokens: 50, seed: 3 })[Symbol.asyncIterator]();
+    const all = await Promise.all(Array.from({ length: 60 }, () => reader.next()));
+    const { text } = await gemma.generate('Tell', { maxOutputTokens: 50, seed: 3 });
+    expect(all.map((next) => next.value?.text ?? '').join('')).toBe(text);
+    expect(all.at(-1)).toEqual({ done: true, value: undefined });
+
+    const stream = gemma.stream('Tell', { raw: true, seed: 3, logitBias: { 1: -Infinity, 6: -Infinity } });
+    const another = stream[Symbol.asyncIterator]();
+    await another.next();
+    expect(await rejection(another.throw('mine').catch((error: unknown) => Promise.reject(error as Error)))).toBe(
+      'mine',
+    );
+    expect(await another.next()).toEqual({ done: true, value: undefined });
+    expect((await stream.result).finishReason).toBe('other');
+  });
+
   test('options are checked at once, the rest when it is read', async () => {
     expect(() => gemma.stream('x', { topP: 7 })).toThrow(RangeError);
     const stream = gemma.stream([999_999]);
@@ -223,6 +286,27 @@ describe('logits', () => {
       const sum = row.reduce((total, x) => total + Math.exp(x), 0);
       expect(best[0]?.logprob).toBeCloseTo((best[0]?.logit ?? 0) - Math.log(sum), 4);
     });
+  });
+
+  test('many rows at once let the event loop turn between them', async () => {
+    let turns = 0;
+    const count = () => {
+      ++turns;
+      immediate = setImmediate(count);
+    };
+    let immediate = setImmediate(count);
+    const rowsOfTurn = new Map<number, number>();
+    await gemma.logits(Array<number>(600).fill(20), {
+      all: true,
+      onRow: () => {
+        // Rows of a step come together, 64 of them; each takes its receiver half a millisecond.
+        for (const end = performance.now() + 0.5; performance.now() < end;);
+        rowsOfTurn.set(turns, (rowsOfTurn.get(turns) ?? 0) + 1);
+      },
+    });
+    clearImmediate(immediate);
+    expect([...rowsOfTurn.values()].reduce((sum, rows) => sum + rows, 0)).toBe(600);
+    expect(Math.max(...rowsOfTurn.values())).toBeLessThanOrEqual(16);
   });
 
   test('row by row', async () => {
@@ -258,6 +342,69 @@ test('perplexity is the mean over chunks that begin with <bos>', async () => {
   }
   expect(nll).toBeCloseTo(sum / 50, 4);
   expect(perplexity).toBeCloseTo(Math.exp(sum / 50), 1);
+});
+
+describe('text of any length', () => {
+  // Longer than what is handed over at once, with characters across every place where it could be cut.
+  const long = ['', 'a', 'ab'].map((start) => start + '🙂é'.repeat(50_000));
+
+  test.each(long)('goes to ids and back', async (text) => {
+    const ids = await gemma.tokenize(text);
+    expect(await gemma.detokenize(ids)).toBe(text);
+    expect(await gemma.countTokens(text, { raw: true, bos: false })).toBe(ids.length);
+  });
+
+  test('in many parts is one text, in many messages as many', async () => {
+    const text = 'onetwothree'.repeat(10_000); // without blanks, of which the template trims those at a part's ends
+    const pieces = Array.from({ length: text.length / 5 }, (_, i) => text.slice(i * 5, i * 5 + 5));
+    const content = pieces.map((piece) => ({ type: 'text' as const, text: piece }));
+    const whole = await gemma.countTokens([{ role: 'user', content: text }]);
+    expect(await gemma.countTokens([{ role: 'user', content }])).toBe(whole);
+
+    const turns = (n: number) =>
+      Array.from({ length: n }, (_, i) => ({ role: i % 2 ? ('assistant' as const) : ('user' as const), content: 'x' }));
+    const [one, two, many] = await Promise.all([1, 3, 2001].map((n) => gemma.countTokens(turns(n))));
+    expect(many).toBe((one ?? 0) + 1000 * ((two ?? 0) - (one ?? 0)));
+  });
+
+  test('a prompt that cannot fit is refused by its length alone', async () => {
+    const endless = 'a'.repeat(2 ** 29 - 100); // its tokens would take gigabytes
+    const { contextSize, longestToken } = gemma.info;
+    const ids = [2];
+    ids.length = 2 ** 31;
+    for (const call of [
+      gemma.generate(endless, { raw: true }),
+      gemma.generate(endless, { raw: true, onOverflow: 'truncate' }),
+      gemma.stream(endless, { raw: true }).result,
+      gemma.logits(endless, { raw: true }),
+      gemma.generate([{ role: 'user', content: endless }]),
+      gemma.generate(ids),
+      gemma.generate('a'.repeat(contextSize * longestToken + 1), { raw: true }),
+    ]) {
+      expect(await rejection(call)).toMatchObject({ code: 'ERR_CONTEXT_FULL', detail: 'CONTEXT_OVERFLOW' });
+    }
+    // As long as what may fit: whether it does, only its tokens tell.
+    const longest = ' '.repeat(longestToken * 100);
+    expect(await gemma.countTokens(longest, { raw: true })).toBeLessThan(contextSize);
+    expect((await gemma.generate(longest, { raw: true, maxOutputTokens: 1 })).usage.outputTokens).toBe(1);
+  });
+
+  test('can be aborted', async () => {
+    const text = 'word '.repeat(1_000_000);
+    const ids = Array<number>(1_000_000).fill(20);
+    for (const call of [
+      (signal: AbortSignal) => gemma.tokenize(text, { signal }),
+      (signal: AbortSignal) => gemma.countTokens(text, { signal }),
+      (signal: AbortSignal) => gemma.detokenize(ids, { signal }),
+      (signal: AbortSignal) => gemma.perplexity(text, { signal }),
+    ]) {
+      expect(await rejection(call(AbortSignal.abort('before')))).toBe('before');
+      const controller = new AbortController();
+      const failed = rejection(call(controller.signal));
+      setImmediate(() => controller.abort('within'));
+      expect(await failed).toBe('within');
+    }
+  });
 });
 
 test('tokenize and detokenize', async () => {

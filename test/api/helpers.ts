@@ -1,14 +1,28 @@
 import { spawn } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
-import { join } from 'node:path';
+import { join, relative } from 'node:path';
 import { Gemma, type LoadOptions } from '../../lib/index.js';
+import type { Sliced } from '../../lib/turns.js';
 
 export const root = join(__dirname, '..', '..');
 export const data = join(root, 'test', 'reference', 'data');
 /** 7 layers, 64 wide, vocabulary of 448; answers thousands of tokens a second. Has a chat template. */
 export const tiny = join(data, 'text-a-f16.gguf');
 export const cli = join(root, 'dist', 'cli', 'main.js');
+
+export interface Source {
+  path: string; // from the root, with slashes
+  text: string;
+}
+
+/** The files below a folder of the project whose names match. */
+export function sources(folder: string, name: RegExp): Source[] {
+  return readdirSync(join(root, folder), { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile() && name.test(entry.name))
+    .map((entry) => join(entry.parentPath, entry.name))
+    .map((path) => ({ path: relative(root, path).replaceAll('\\', '/'), text: readFileSync(path, 'utf8') }));
+}
 
 /** The real Gemma 3 270M; `npm test` fetches it. */
 export function realModel(): string {
@@ -78,6 +92,19 @@ export async function rejection(promise: Promise<unknown>): Promise<unknown> {
   throw new Error(`expected a rejection, got ${JSON.stringify(value)}`);
 }
 
+/** Waits until a condition holds, without blocking the event loop and without a limit but the test's own. */
+export async function until(holds: () => boolean): Promise<void> {
+  while (!holds()) await new Promise((resolve) => setImmediate(resolve));
+}
+
 export function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** Does work that could pause all at once. */
+export function atOnce<T>(work: Sliced<T>): T {
+  for (;;) {
+    const { done, value } = work.next();
+    if (done) return value;
+  }
 }

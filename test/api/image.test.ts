@@ -1,14 +1,16 @@
 import { createHash } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type Server, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { createServer as createTcpServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { deflateSync } from 'node:zlib';
+import sharp from 'sharp';
 import { Gemma, type ImageInput } from '../../lib/index.js';
 import { prepareImage, readImage, type Pixels } from '../../lib/image.js';
-import { imageLimits } from '../../lib/options.js';
+import { imageLimits } from '../../lib/media-options.js';
+import { isElsewhere } from '../../lib/local-file.js';
 import { isPublicAddress } from '../../lib/remote.js';
 import { cli, data, rejection, runNode } from './helpers.js';
 import { readJson, Tensors } from './reference.js';
@@ -18,7 +20,7 @@ const formats = join(data, 'formats');
 const photo = join(data, 'images', 'photo.png');
 
 /** What a picture decodes to, as RGB. */
-function rgbOf({ data: bytes, layout, width, height }: Pixels): Uint8Array {
+function rgbOf({ data: bytes, layout, width, height, alpha }: Pixels): Uint8Array {
   const channels = { grey: 1, 'grey-alpha': 2, rgb: 3, rgba: 4, cmyk: 4 }[layout];
   const rgb = new Uint8Array(width * height * 3);
   const at = (i: number) => bytes[i] ?? NaN;
@@ -29,7 +31,9 @@ function rgbOf({ data: bytes, layout, width, height }: Pixels): Uint8Array {
         const white = 255 - at(p + 3);
         rgb[i * 3 + c] = Math.max(0, white - Math.floor((at(p + c) * white + 127) / 255));
       } else {
-        rgb[i * 3 + c] = at(p + (channels < 3 ? 0 : c));
+        const value = at(p + (channels < 3 ? 0 : c));
+        const opacity = alpha === 'white' && channels % 2 === 0 ? at(p + channels - 1) : 255;
+        rgb[i * 3 + c] = Math.round((value * opacity) / 255 + (255 - opacity));
       }
     }
   }
@@ -45,6 +49,8 @@ interface FormatCase {
   width: number;
   height: number;
   sha256: string | null;
+  /** laid on white */
+  white?: string;
   mean?: number[];
 }
 
@@ -62,6 +68,11 @@ describe('decoding', () => {
       rgb.forEach((value, i) => (sums[i % 3] = (sums[i % 3] ?? NaN) + value));
       sums.forEach((sum, c) => expect(Math.abs((sum * 3) / rgb.length - (golden.mean?.[c] ?? NaN))).toBeLessThan(1));
     }
+  });
+
+  test.each(cases.filter(({ white }) => white !== undefined))('$file on white: as a picture object', async (golden) => {
+    const pixels = await readImage(join(formats, golden.file), 'image', imageLimits({ alpha: 'white' }));
+    expect(sha256(rgbOf(pixels))).toBe(golden.white);
   });
 
   test('pictures and crops of images.json, resized: byte for byte', async () => {
@@ -117,6 +128,89 @@ describe('where pictures come from', () => {
     expect(sha256(pixels.data)).toBe(sha256(want.data));
   });
 
+  test.each(['420.jpg', 'rgba.png', 'animated.gif', 'lossy.webp', 'lzw.tiff', '420.avif'])(
+    'base64 text of %s, as clients of Ollama and OpenAI pass it',
+    async (file) => {
+      const whole = readFileSync(join(formats, file));
+      const want = sha256((await readImage(whole, 'image', limits)).data);
+      const base64 = whole.toString('base64');
+      const lines = base64.replace(/.{76}/g, '$&\r\n');
+      const forUrls = whole.toString('base64url');
+      const texts = [base64, lines, forUrls, base64.replace(/=+$/, ''), `data:image/x;base64,${base64}`];
+      texts.push(`data:;base64,${encodeURIComponent(base64)}`, `DATA:;charset=utf-8; BASE64 ,${lines}`);
+      for (const text of texts) {
+        expect(sha256((await readImage(text, 'image', limits)).data)).toBe(want);
+        expect(sha256((await readImage(text, 'image', imageLimits({ allowLocal: false }))).data)).toBe(want);
+      }
+    },
+  );
+
+  test('text that is cut anywhere or has other characters in it is no base64', async () => {
+    const base64 = bytes.toString('base64');
+    const texts = [`${base64.slice(0, 600)}!${base64.slice(600)}`, `${base64}=AAAA`, `data:;base64,${base64}%ZZ`];
+    for (const text of [...texts, 'data:;base64,@@@@', 'data:,%', `data:${'x'.repeat(1e6)}`]) {
+      const error = (await rejection(readImage(text, 'image', limits))) as Error;
+      expect(error).toMatchObject({ code: 'ERR_IMAGE', detail: 'IMAGE_DECODE' });
+      expect(error.message.length).toBeLessThan(200);
+    }
+    for (const text of ['Z'.repeat(4000), 'Z'.repeat(3e6), `${base64.slice(0, 200)}!${base64.slice(200)}`]) {
+      const error = (await rejection(readImage(text, 'image', limits))) as Error;
+      expect(error).toMatchObject({ code: 'ERR_FILE' });
+      expect(error.message.length).toBeLessThan(400);
+    }
+  });
+
+  test('a file whose name is base64 of a picture is a file', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'gemma-names-'));
+    try {
+      const dot = Buffer.from('R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7', 'base64');
+      const name = dot.toString('base64url').slice(0, 48);
+      writeFileSync(join(folder, name), bytes);
+      const script = `
+        const { Gemma } = require(${JSON.stringify(join(cli, '..', '..', 'index.js'))});
+        Promise.all(${JSON.stringify([name, dot.toString('base64')])}.map((image) => Gemma.crops(image))).then((all) =>
+          console.log(all.map(({ width, height }) => width + 'x' + height).join()));`;
+      const { stdout, stderr } = await runNode(['-e', script], { cwd: folder });
+      expect([stdout, stderr]).toEqual(['150x110,1x1\n', '']);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  test('files of this machine only when allowed, of other machines never', async () => {
+    const local = imageLimits({ allowLocal: false });
+    const url = pathToFileURL(photo);
+    for (const image of [photo, url, url.href, `FILE:${photo}`, 'none.png', `${'a'.repeat(1e6)}.png`]) {
+      const error = await rejection(readImage(image, 'image', local));
+      expect(error).toMatchObject({
+        code: 'ERR_IMAGE',
+        detail: 'LOCAL_BLOCKED',
+        message: expect.stringMatching(/allowLocal/),
+      });
+    }
+    await readImage(bytes, 'image', local);
+    await readImage(`data:;base64,${bytes.toString('base64')}`, 'image', local);
+    for (const image of ['file://host/share/a.png', new URL('file://host/share/a.png'), 'file://127.0.0.1/a.png']) {
+      expect(await rejection(readImage(image, 'image', limits))).toMatchObject({ detail: 'LOCAL_BLOCKED' });
+    }
+    await readImage(url.href.replace('file://', 'file://localhost'), 'image', limits);
+    for (const image of ['file:///a%2Fb.png', 'file:', 'file://%00/']) {
+      expect(await rejection(readImage(image, 'image', limits))).toBeInstanceOf(Error);
+    }
+    const elsewhere = [
+      '\\\\host\\share\\a.png',
+      '//host/share/a.png',
+      '\\/host/a',
+      '\\\\?\\UNC\\host\\a',
+      '\\\\.\\pipe\\a',
+    ];
+    for (const path of elsewhere) expect([path, isElsewhere(path, 'win32')]).toEqual([path, true]);
+    for (const path of ['C:\\a.png', 'a\\\\b.png', '\\a.png', '/a.png', '\\\\?\\C:\\a.png', 'a//b']) {
+      expect([path, isElsewhere(path, 'win32')]).toEqual([path, false]);
+    }
+    for (const path of elsewhere) expect(isElsewhere(path, 'linux')).toBe(false);
+  });
+
   test('raw pixels are copied', async () => {
     const raw = { data: new Uint8ClampedArray(7 * 5 * 4).fill(9), width: 7, height: 5 };
     const pixels = await readImage(raw, 'image', limits);
@@ -133,6 +227,28 @@ describe('where pictures come from', () => {
       expect((await readImage({ ...image, channels }, 'image', limits)).layout).toBe(layout);
       expect(await rejection(readImage({ ...image, channels: 4 }, 'image', limits))).toBeInstanceOf(RangeError);
     }
+  });
+
+  test('raw pixels with alpha are laid on white, files lose it, unless told otherwise', async () => {
+    const data = new Uint8Array([10, 20, 30, 0, 10, 20, 30, 255, 10, 20, 30, 51]);
+    const raw = { data, width: 3, height: 1 };
+    const seen = async (image: ImageInput, options = {}) => {
+      const pixels = await readImage(image, 'image', imageLimits(options));
+      const prepared = await prepareImage(pixels, 3, {});
+      return [...prepared.pixels.subarray(0, 9)];
+    };
+    const white = [255, 255, 255, 10, 20, 30, 206, 208, 210];
+    const dropped = [10, 20, 30, 10, 20, 30, 10, 20, 30];
+    expect(await seen(raw)).toEqual(white);
+    expect(await seen(raw, { alpha: 'drop' })).toEqual(dropped);
+    const png = await sharp(data, { raw: { width: 3, height: 1, channels: 4 } })
+      .png()
+      .toBuffer();
+    expect(await seen(png)).toEqual(dropped);
+    expect(await seen(png, { alpha: 'white' })).toEqual(white);
+    const grey = { data: new Uint8Array([10, 0, 10, 255, 10, 51]), width: 3, height: 1 };
+    expect(await seen(grey)).toEqual([255, 255, 255, 10, 10, 10, 206, 206, 206]);
+    expect(await rejection(Gemma.crops(raw, { alpha: 'black' as never }))).toBeInstanceOf(RangeError);
   });
 
   test('wrong arguments', async () => {
@@ -260,6 +376,43 @@ describe('hostile pictures', () => {
     },
   );
 
+  test.each<[string, string, RegExp]>([
+    ['\0\0\0\x24ftypheic\0\0\0\0mif1MiHEmiafheic', 'HEIC', /convert it to JPEG/],
+    ['\0\0\0\x1cftypmif1\0\0\0\0mif1heicmiaf', 'HEIC', /convert it to JPEG/],
+    ['\0\0\0\x18ftypmif1\0\0\0\0mif1miaf', 'HEIF', /convert it to JPEG/],
+    ['\0\0\0\x0cJXL \r\n\x87\n', 'JPEG XL', /convert it/],
+    ['\xff\x0a\xfa\x1f\x01', 'JPEG XL', /convert it/],
+    ['\0\0\0\x0cjP  \r\n\x87\n', 'JPEG 2000', /convert it/],
+    ['BM\x46\0\0\0\0\0\0\0\x36\0\0\0', 'BMP', /convert it/],
+    ['\0\0\x01\0\x01\0\x10\x10', 'ICO', /convert it/],
+    ['8BPS\0\x01', 'PSD', /convert it/],
+    ['%PDF-1.7\n', 'PDF', /render its pages/],
+    ['<?xml version="1.0"?>\n<!-- a -->\n<svg xmlns="http://www.w3.org/2000/svg"/>', 'SVG', /render it/],
+    ['\n<!DOCTYPE html><html><head>', 'an HTML page', /name the picture itself/],
+    ['P6 1 1 255\nabc', 'PNM', /convert it/],
+    ['v/1\x01', 'OpenEXR', /convert it/],
+    ['II*\0\x10\0\0\0CR', 'a camera raw file', /convert it/],
+    ['\0\0\0\x18ftypisom\0\0\x02\0isomiso2', 'a video', /type: 'video'/],
+    ['\x1aE\xdf\xa3', 'a video', /type: 'video'/],
+  ])('%j: %s is named, and what to do', async (start, name, advice) => {
+    const bytes = Buffer.concat([Buffer.from(start, 'latin1'), Buffer.alloc(400, 7)]);
+    const error = (await rejection(Gemma.crops(bytes))) as Error;
+    expect(error).toMatchObject({ code: 'ERR_IMAGE', detail: 'IMAGE_DECODE' });
+    expect(error.message).toMatch(advice);
+    expect(error.message).toContain(`: ${name} is not supported`);
+    if (name === 'HEIC')
+      expect(await rejection(Gemma.crops(bytes.toString('base64')))).toMatchObject({ message: error.message });
+  });
+
+  test('what the decoder says of a broken file is one short line', async () => {
+    for (const file of ['420.jpg', 'rgba.png', 'lossy.webp', '420.avif', 'lzw.tiff', 'animated.gif']) {
+      const whole = readFileSync(join(formats, file));
+      const error = (await rejection(Gemma.crops(whole.subarray(0, whole.length / 4)))) as Error;
+      expect(error.message).not.toMatch(/\n/);
+      expect(error.message.length).toBeLessThan(500);
+    }
+  });
+
   test('files that are none', async () => {
     for (const path of [join(folder, 'none.png'), folder, '/dev/zero', 'http', pathToFileURL(folder)]) {
       expect(await rejection(Gemma.crops(path))).toMatchObject({ code: 'ERR_FILE' });
@@ -278,6 +431,47 @@ describe('http (attacks 32)', () => {
     '/error': (response) => response.writeHead(500).end(),
     '/slow': (response) => response.write(bytes.subarray(0, 10)),
     '/text': (response) => response.end('no picture'),
+    '/storm': (response) => {
+      const more = () => {
+        while (!response.destroyed && response.socket?.write('HTTP/1.1 103 Early Hints\r\n\r\n'.repeat(1000)));
+      };
+      response.socket?.on('drain', more);
+      more();
+    },
+    '/interim': (response) => {
+      for (let i = 0; i < 3; ++i) response.socket?.write('HTTP/1.1 102 Processing\r\n\r\n');
+      response.end(bytes);
+    },
+    '/headers': (response) => {
+      const more = () => response.socket?.write('x-more: yes\r\n');
+      response.socket?.write('HTTP/1.1 200 OK\r\n');
+      const timer = setInterval(more, 20);
+      response.socket?.on('close', () => clearInterval(timer));
+    },
+    '/wide': (response) => {
+      response.socket?.write(`HTTP/1.1 200 OK\r\nx: ${'y'.repeat(1 << 20)}`);
+    },
+    '/trickle': (response) => {
+      const timer = setInterval(() => response.write('x'), 20);
+      response.on('close', () => clearInterval(timer));
+    },
+    '/unfinished': (response) => {
+      response.writeHead(200, { 'content-length': bytes.length }).write(bytes.subarray(0, 100));
+      setTimeout(() => response.socket?.destroy(), 50);
+    },
+    '/upgrade': (response) =>
+      response.socket?.write('HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n'),
+    '/silent': () => {},
+    '/gone': (response) => response.socket?.destroy(),
+    '/none-of-http': (response) => response.socket?.write('220 smtp.example.com ESMTP\r\n'),
+    '/slow-loop': (response) => setTimeout(() => response.writeHead(302, { location: '/slow-loop' }).end(), 100),
+    '/chunks': (response) => {
+      const more = () => {
+        while (!response.destroyed && response.write('x'));
+      };
+      response.on('drain', more);
+      more();
+    },
     '/endless': (response) => {
       const more = () => {
         while (!response.destroyed && response.write(Buffer.alloc(65536)));
@@ -332,6 +526,42 @@ describe('http (attacks 32)', () => {
     expect(await rejection(get('/endless', { maxImageBytes: 1 << 20 }))).toMatchObject({ detail: 'IMAGE_LIMIT' });
     expect(await rejection(get('/text'))).toMatchObject({ detail: 'IMAGE_DECODE' });
     expect(await rejection(get('/slow', { signal: AbortSignal.timeout(100) }))).toMatchObject({ name: 'TimeoutError' });
+  });
+
+  // The deadline of the test is far beyond the limit of the call: what hangs fails, what is late does not.
+  test.each([
+    ...['/upgrade', '/silent', '/headers', '/wide', '/trickle', '/slow', '/unfinished', '/gone', '/none-of-http'],
+    ...['/storm', '/slow-loop'],
+  ])('%s ends at the time limit at the latest', async (path) => {
+    const options = { allowRemote: 'private', remoteTimeoutMs: 400 } as const;
+    const error = (await rejection(Gemma.crops(`${origin}${path}`, options))) as Error;
+    expect(error).toMatchObject({ code: 'ERR_IMAGE', detail: 'IMAGE_FETCH' });
+    expect(error.message).toContain(`${origin}${path}`);
+    expect(error.message.length).toBeLessThan(300);
+  });
+
+  test('a server that takes the connection and says nothing, one that is not there, TLS without an answer', async () => {
+    const options = { allowRemote: 'private', remoteTimeoutMs: 400 } as const;
+    const mute = createTcpServer(() => {});
+    await new Promise<void>((resolve) => mute.listen(0, '127.0.0.1', resolve));
+    const port = (mute.address() as AddressInfo).port;
+    try {
+      for (const url of [`http://127.0.0.1:${port}/`, `https://127.0.0.1:${port}/`, 'http://127.0.0.1:1/']) {
+        expect(await rejection(Gemma.crops(url, options))).toMatchObject({ detail: 'IMAGE_FETCH' });
+      }
+    } finally {
+      mute.close();
+    }
+  });
+
+  test('interim answers before the one that counts are no harm, floods of small chunks end at the limit', async () => {
+    const options = { allowRemote: 'private', remoteTimeoutMs: 60_000 } as const;
+    expect(await Gemma.crops(`${origin}/interim`, options)).toMatchObject({ width: 150 });
+    const flood = await rejection(Gemma.crops(`${origin}/chunks`, options));
+    expect(flood).toMatchObject({ detail: 'IMAGE_FETCH', message: expect.stringContaining('chunks') });
+    expect(await rejection(Gemma.crops(`${origin}/chunks`, { ...options, maxImageBytes: 1000 }))).toMatchObject({
+      detail: 'IMAGE_LIMIT',
+    });
   });
 
   test('which addresses are public', () => {

@@ -1,5 +1,7 @@
 import { Gemma, type GenerateOptions, type LoadOptions } from '../../lib/index.js';
-import { estimateOptions, generateOptions, loadOptions, logitsOptions, tokenIds } from '../../lib/options.js';
+import { cropsOptions, estimateOptions, generateOptions, loadOptions, logitsOptions } from '../../lib/options.js';
+import { tokenIds } from '../../lib/token-text.js';
+import { checked, choices, integers, or } from '../../lib/option-table.js';
 import { rejection, tiny } from './helpers.js';
 
 describe('generate options', () => {
@@ -55,19 +57,31 @@ describe('generate options', () => {
     [{ seed: -1 }, RangeError, 'seed'],
     [{ seed: 2 ** 53 }, RangeError, 'seed'],
     [{ seed: 3n }, TypeError, 'seed'],
+    [{ temperature: 1e7 }, RangeError, 'temperature'],
     [{ repetitionPenalty: 0 }, RangeError, 'repetitionPenalty'],
+    [{ repetitionPenalty: 1e-300 }, RangeError, 'repetitionPenalty'], // 0 in the engine's floats
+    [{ repetitionPenalty: 1e300 }, RangeError, 'repetitionPenalty'],
+    [{ frequencyPenalty: 2e6 }, RangeError, 'frequencyPenalty'],
+    [{ presencePenalty: -2e6 }, RangeError, 'presencePenalty'],
     [{ frequencyPenalty: NaN }, RangeError, 'frequencyPenalty'],
     [{ presencePenalty: '0' }, TypeError, 'presencePenalty'],
     [{ penaltyWindow: -2 }, RangeError, 'penaltyWindow'],
     [{ stopSequences: 'END' }, TypeError, 'stopSequences'],
     [{ stopSequences: [''] }, RangeError, 'stopSequences[0]'],
     [{ stopSequences: ['a', 1] }, TypeError, 'stopSequences[1]'],
+    [{ stopTokens: '<|im_end|>' }, TypeError, 'stopTokens'],
+    [{ stopTokens: [-1] }, RangeError, 'stopTokens[0]'],
+    [{ stopTokens: [1, null] }, TypeError, 'stopTokens[1]'],
+    [{ stopTokens: Array(1001).fill(1) }, RangeError, 'stopTokens'],
     [{ logitBias: 3 }, TypeError, 'logitBias'],
     [{ logitBias: { a: 1 } }, RangeError, 'logitBias'],
     [{ logitBias: { 5: 'x' } }, TypeError, 'logitBias[5]'],
     [{ logitBias: { 5: Infinity } }, RangeError, 'logitBias[5]'],
+    [{ logitBias: { 5: -1e300 } }, RangeError, 'logitBias[5]'],
     [{ logprobs: 101 }, RangeError, 'logprobs'],
     [{ onOverflow: 'shift' }, RangeError, 'onOverflow'],
+    [{ stallTimeoutMs: -1 }, RangeError, 'stallTimeoutMs'],
+    [{ stallTimeoutMs: '1' }, TypeError, 'stallTimeoutMs'],
     [{ draft: true }, TypeError, 'draft'],
     [{ draft: 'lookup' }, RangeError, 'draft'],
     [{ raw: 1 }, TypeError, 'raw'],
@@ -82,11 +96,32 @@ describe('generate options', () => {
   });
 
   test('what later versions bring', () => {
-    for (const option of ['schema', 'tools']) {
-      expect(() => generateOptions({ [option]: true })).toThrow(
-        expect.objectContaining({ code: 'ERR_UNSUPPORTED_INPUT' }),
-      );
+    const structured = [
+      'schema',
+      'jsonSchema',
+      'json_schema',
+      'responseFormat',
+      'response_format',
+      'format',
+      'grammar',
+    ];
+    for (const [what, names] of [
+      ['structured output', [...structured, 'regex', 'choices']],
+      ['tools', ['tools', 'functions', 'toolChoice', 'tool_choice', 'maxSteps']],
+      ['adapters', ['adapter', 'lora']],
+    ] as const) {
+      for (const name of names) {
+        expect(() => generateOptions({ [name]: {} })).toThrow(
+          expect.objectContaining({
+            code: 'ERR_UNSUPPORTED_INPUT',
+            message: `${name}: this version of gemma-native has no ${what}`,
+          }),
+        );
+        for (const nothing of [false, null, undefined])
+          expect(() => generateOptions({ [name]: nothing })).not.toThrow();
+      }
     }
+    expect(() => generateOptions({ quux: 1 } as GenerateOptions)).toThrow(/^(?!.*grammar).*stopTokens/);
   });
 });
 
@@ -99,6 +134,7 @@ describe('load options', () => {
     [{ batchSize: 0 }, RangeError, 'batchSize'],
     [{ kvCache: 'q4_0' }, RangeError, 'kvCache'],
     [{ mmap: 'no' }, TypeError, 'mmap'],
+    [{ chatTemplate: 1 }, TypeError, 'chatTemplate'],
     [{ onProgress: 1 }, TypeError, 'onProgress'],
     [{ device: 1 }, TypeError, 'device'],
     [{ gpuLayers: -1 }, RangeError, 'gpuLayers'],
@@ -138,11 +174,37 @@ describe('load options', () => {
   });
 });
 
-test('other options', () => {
+test('other options', async () => {
   expect(() => estimateOptions({ contextSize: 1.5 })).toThrow(RangeError);
   expect(() => logitsOptions({ top: -1 })).toThrow(RangeError);
   expect(() => logitsOptions({ onRow: true as never })).toThrow(TypeError);
-  expect(() => tokenIds('ids', [1, -1])).toThrow(/^ids\[1\]/);
-  expect(() => tokenIds('ids', ['1'])).toThrow(TypeError);
-  expect(() => tokenIds('ids', 'text')).toThrow(TypeError);
+  for (const wrong of [-1, 1.5, NaN, Infinity, 2 ** 31, -(2 ** 32)]) {
+    const error = await rejection(tokenIds('ids', [1, wrong]));
+    expect(error).toBeInstanceOf(RangeError);
+    expect((error as Error).message).toMatch(/^ids\[1\]/);
+  }
+  for (const wrong of [['1'], [undefined], [null], [[1]], 'text']) {
+    expect(await rejection(tokenIds('ids', wrong))).toBeInstanceOf(TypeError);
+  }
+  expect(await tokenIds('ids', [0, 2 ** 31 - 1])).toEqual(Int32Array.of(0, 2 ** 31 - 1));
+});
+
+test('null is a wrong type, but for the few options that have always taken it', () => {
+  expect(() => generateOptions({ topK: null as never })).toThrow(TypeError);
+  expect(loadOptions({ device: 'cpu', isa: null as never })).toEqual(loadOptions({ device: 'cpu' }));
+  expect(cropsOptions({ draw: null as never }).draw).toBe(false);
+});
+
+// A new option is one row of a table: its check, its bounds, its default, the error for names that are not there and the type of
+// the parameters derive from the row.
+test('one row is all that an option needs', () => {
+  const before = { width: integers(1, 10) } as const;
+  const after = { ...before, colour: or(choices('red', 'blue'), 'red') } as const;
+  expect(() => checked(before, { colour: 'blue' })).toThrow(/^colour: no such option; there are width$/);
+  const params: { width?: number; colour: 'red' | 'blue' } = checked(after, { colour: 'blue' });
+  expect(params).toEqual({ colour: 'blue' });
+  expect(checked(after, { width: 3 })).toEqual({ width: 3, colour: 'red' });
+  expect(() => checked(after, { width: 11 })).toThrow('width: expected an integer from 1 to 10, found 11');
+  expect(() => checked(after, { colour: 'green' })).toThrow('colour: expected one of red, blue, found "green"');
+  expect(() => checked(after, { size: 1 })).toThrow('size: no such option; there are width, colour');
 });

@@ -18,6 +18,16 @@ export interface Golden {
   cases: GoldenCase[];
 }
 
+/**
+ * Prompts and how the pretrained Gemma 3 270M goes on greedily, by Hugging Face transformers and llama.cpp alike: as far as the
+ * best logit leads by more than the noise of 8-bit activations (after "It is the" it leads by 0.014).
+ */
+export const continuations: [prompt: string, continuation: string][] = [
+  ['The capital of France is', ' the capital of the country of France. It is the'],
+  ['1, 2, 3, 4, 5,', ' 6, 7, 8, 9, 10, 11, 12,'],
+  ['def fibonacci(n):', '\n    if n == 0:\n        return 0\n    elif n == 1:\n        return'],
+];
+
 export function readJson<T>(name: string): T {
   return JSON.parse(readFileSync(join(data, name), 'utf8')) as T;
 }

@@ -1,16 +1,25 @@
 // Videos made here by ffmpeg, whose frames say by their brightness which one they are.
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { Gemma, type Message, type VideoPart } from '../../lib/index.js';
-import { videoLimits } from '../../lib/options.js';
+import { mediaLimits } from '../../lib/media-options.js';
 import { frameTimes, timeLabel, videoFrames } from '../../lib/video.js';
 import { cli, data, rejection, root, runNode, withModel } from './helpers.js';
 
 const model = join(data, 'mm-a-f16.gguf');
-const limits = { ...videoLimits({}), maxPixels: 1e6 };
+const limits = mediaLimits({ maxImagePixels: 1e6 });
 let folder: string;
 
 function ffmpeg(...args: string[]): void {
@@ -241,12 +250,83 @@ describe('hostile videos (attacks 26)', () => {
     expect(await rejection(decode(`concat:${other}|${other}`))).toMatchObject({ code: 'ERR_FILE' });
   });
 
+  // Titles and names of files stand among what ffmpeg says to people; these imitate it.
+  const imitation =
+    '\n  Duration: 09:59:59.00, start: 0.000000, bitrate: 1 kb/s\n    Stream #0:0: Video: x, yuv420p, 1x1, 1 fps, 1 tbr\n' +
+    'frame=1 fps=0 q=-1.0 size=N/A time=00:00:00.04 bitrate=N/A\n0, 0, 999999999, 1, 1, 0x0\n#dimensions 0: 9x9\n{"format":';
+
+  test('titles, and names of streams and chapters, are no facts', async () => {
+    const tags = ['title', 'comment', 'artist', 'encoder'].flatMap((key) => ['-metadata', `${key}=${imitation}`]);
+    const streams = ['-metadata:s:v:0', `title=${imitation}`, '-metadata:s:v:0', `handler_name=${imitation}`];
+    for (const name of ['lossless.mkv', 'lossy.mp4']) {
+      const titled = join(folder, `titled-${name}`);
+      ffmpeg('-i', join(folder, name), '-c', 'copy', ...tags, ...streams, titled);
+      expect(await numbers(titled, { maxFrames: 16 })).toEqual(await numbers(join(folder, name), { maxFrames: 16 }));
+    }
+  });
+
+  test('neither are names of files and folders', async () => {
+    const named = join(folder, `x${imitation.replaceAll('/', ':').slice(0, 200)}.mkv`);
+    copyFileSync(join(folder, 'lossless.mkv'), named);
+    expect(await numbers(named, { maxFrames: 16 })).toEqual(
+      await numbers(join(folder, 'lossless.mkv'), { maxFrames: 16 }),
+    );
+    writeFileSync(named, 'no video');
+    const error = (await rejection(decode(named))) as Error;
+    expect(error).toMatchObject(decodeError);
+    expect(error.message).not.toMatch(/\n/);
+    expect(error.message.length).toBeLessThan(1000);
+  });
+
+  test('a cover picture is not the video', async () => {
+    const covered = join(folder, 'covered.mp4');
+    const cover = join(folder, 'cover.png');
+    ffmpeg('-f', 'lavfi', '-i', 'color=s=200x200', '-frames:v', '1', cover);
+    const inputs = ['-i', cover, '-i', join(folder, 'lossy.mp4')];
+    ffmpeg(...inputs, '-map', '0', '-map', '1:v', '-c', 'copy', '-disposition:v:0', 'attached_pic', covered);
+    expect(await numbers(covered, { maxFrames: 4 })).toEqual(
+      await numbers(join(folder, 'lossy.mp4'), { maxFrames: 4 }),
+    );
+  });
+
+  test('without ffprobe, or where the container does not say its length, packets are counted', async () => {
+    const files = ['lossless.mkv', 'lossy.mp4', 'stream.ts', 'slides.mkv', 'titled-lossy.mp4'];
+    const raw = join(folder, 'unfinished.mkv'); // as a recorder writes it that cannot go back to the beginning
+    const { stdout } = spawnSync('ffmpeg', ['-i', join(folder, 'lossless.mkv'), '-c', 'copy', '-f', 'matroska', '-'], {
+      maxBuffer: 1 << 28,
+    });
+    writeFileSync(raw, stdout);
+    expect(await numbers(raw, { maxFrames: 16 })).toEqual(
+      await numbers(join(folder, 'lossless.mkv'), { maxFrames: 16 }),
+    );
+    const ffmpegOnly = mkdtempSync(join(folder, 'bin-'));
+    const found = spawnSync('sh', ['-c', 'command -v ffmpeg'], { encoding: 'utf8' }).stdout.trim();
+    if (process.platform === 'win32') return;
+    symlinkSync(found, join(ffmpegOnly, 'ffmpeg'));
+    const before = process.env.PATH;
+    for (const name of files) {
+      const path = join(folder, name);
+      const want = await numbers(path, { maxFrames: 5 });
+      try {
+        process.env.PATH = ffmpegOnly;
+        const counted = await numbers(path, { maxFrames: 5 });
+        expect([name, counted.length]).toEqual([name, want.length]);
+        for (const [i, { number, seconds }] of counted.entries()) {
+          expect([name, Math.abs(number - (want[i]?.number ?? NaN)) <= 1]).toEqual([name, true]);
+          expect(seconds).toBeCloseTo(want[i]?.seconds ?? NaN, 1);
+        }
+      } finally {
+        process.env.PATH = before;
+      }
+    }
+  });
+
   test('too long, too large, too slow, tiny frames', async () => {
     const path = join(folder, 'lossless.mkv');
-    expect(await rejection(decode(path, { maxSeconds: 9 }))).toMatchObject(limitError);
-    expect(await rejection(decode(path, { maxBytes: 1000 }))).toMatchObject(limitError);
-    expect(await rejection(decode(path, { maxPixels: 62 * 46 - 1 }))).toMatchObject(limitError);
-    expect(await rejection(decode(path, { timeoutMs: 1 }))).toMatchObject(limitError);
+    expect(await rejection(decode(path, { maxVideoSeconds: 9 }))).toMatchObject(limitError);
+    expect(await rejection(decode(path, { maxVideoBytes: 1000 }))).toMatchObject(limitError);
+    expect(await rejection(decode(path, { maxImagePixels: 62 * 46 - 1 }))).toMatchObject(limitError);
+    expect(await rejection(decode(path, { videoTimeoutMs: 1 }))).toMatchObject(limitError);
     expect(await rejection(decode(path, {}, AbortSignal.abort('no')))).toBe('no');
     const hours = join(folder, 'hours.mkv');
     ffmpeg('-f', 'lavfi', '-i', 'color=s=16x16:r=1/600:d=36000', '-c:v', 'ffv1', hours);

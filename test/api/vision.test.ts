@@ -1,11 +1,16 @@
 // Pictures in prompts, on the tiny model with a vision encoder of its own (test/reference: mm-a).
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import {
   copyFileSync,
+  existsSync,
+  lstatSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
+  symlinkSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs';
@@ -15,9 +20,11 @@ import { Cancellation } from '../../lib/cancellation.js';
 import { renderChat, renderImage } from '../../lib/chat-template.js';
 import { EmbeddingCache, fileIdentity } from '../../lib/embedding-cache.js';
 import { Gemma, type ImageEmbedding, type LoadOptions, type Message } from '../../lib/index.js';
+import { copyMessages } from '../../lib/messages.js';
+import { encodeParts } from '../../lib/token-text.js';
 import { addon, type NativeEncodeParams, type NativeModel } from '../../lib/native.js';
 import { ImageEncoder } from '../../lib/vision.js';
-import { cli, data, realModel, rejection, runNode, tiny, withModel } from './helpers.js';
+import { atOnce, cli, data, realModel, rejection, root, runNode, tiny, withModel } from './helpers.js';
 import { distance, greedyAgrees, readJson, Tensors, type Golden, type GoldenCase } from './reference.js';
 
 const model = join(data, 'mm-a-f16.gguf');
@@ -191,9 +198,9 @@ describe('token sequences', () => {
     try {
       const ids = async (message: Message, crops = 0) =>
         Array.from(
-          await native.encode(
-            renderChat([message], () => renderImage(crops)),
-            false,
+          await encodeParts(
+            native,
+            atOnce(renderChat(atOnce(copyMessages([message], false)), () => renderImage(crops))),
           ),
         );
       expect(await ids(user(image(), text('What is this?')))).toEqual(
@@ -354,6 +361,7 @@ describe('a picture is encoded once', () => {
     const embed = async (...first: number[]) => {
       const squares = first.map((value) => ({ pixels: new Uint8Array(12).fill(value), crops: [] }));
       const rows = await encoder.embed(squares.length, (i) => squares[i] as (typeof squares)[0], new Cancellation());
+      await cache.flush();
       return rows.map((all) => all.map((square) => square[5]));
     };
     return { calls, embed };
@@ -393,7 +401,7 @@ describe('a picture is encoded once', () => {
     const folder = mkdtempSync(join(tmpdir(), 'gemma-cache-'));
     try {
       const path = join(folder, 'deep', 'er');
-      const cache = (identity = 'a') => new EmbeddingCache(1000, { path, identity: async () => identity });
+      const cache = (identity = 'a') => new EmbeddingCache(1000, { path, identity });
       const first = fake(cache());
       await first.embed(1, 2);
       const [file = '', other = '', ...more] = readdirSync(path);
@@ -414,8 +422,132 @@ describe('a picture is encoded once', () => {
       const fourth = fake(cache());
       await fourth.embed(1, 2);
       expect(fourth.calls).toEqual([]);
-      const unwritable = fake(new EmbeddingCache(0, { path: join(__filename, 'x'), identity: async () => '' }));
+      const unwritable = fake(new EmbeddingCache(0, { path: join(__filename, 'x'), identity: '' }));
       expect(await unwritable.embed(5)).toEqual([[5]]);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  // What others may put into the folder: read and answered at once, and replaced.
+  const hostile: [string, (path: string, whole: Buffer) => void][] = [
+    ['a pipe', (path) => void execFileSync('mkfifo', [path])],
+    ['a link to a device', (path) => symlinkSync('/dev/zero', path)],
+    ['a link to itself', (path) => symlinkSync(path, path)],
+    [
+      'a link to a sound file',
+      (path, whole) => {
+        writeFileSync(`${path}.x`, whole);
+        symlinkSync(`${path}.x`, path);
+      },
+    ],
+    ['a folder', (path) => void mkdirSync(path)],
+    ['an empty file', (path) => writeFileSync(path, '')],
+    ['a longer file', (path, whole) => writeFileSync(path, Buffer.concat([whole, Buffer.of(0)]))],
+    [
+      'a file of 2^40 bytes',
+      (path) => {
+        writeFileSync(path, '');
+        truncateSync(path, 2 ** 40);
+      },
+    ],
+    [
+      'a file without a head',
+      (path, whole) => writeFileSync(path, Buffer.concat([Buffer.alloc(32), whole.subarray(32)])),
+    ],
+    [
+      'values that are not finite',
+      (path, whole) => {
+        const floats = new Uint8Array(Float32Array.of(1, 2, NaN, 4, 5, Infinity).buffer);
+        const sum = createHash('sha256').update(floats).digest();
+        writeFileSync(path, Buffer.concat([whole.subarray(0, 32), sum, floats]));
+      },
+    ],
+  ];
+  const onUnix = process.platform === 'win32' ? test.skip : test;
+  onUnix.each(hostile)('in a folder that others write to: %s', async (what, make) => {
+    const path = mkdtempSync(join(tmpdir(), 'gemma-cache-'));
+    try {
+      const cache = () => new EmbeddingCache(0, { path, identity: 'a' });
+      await fake(cache()).embed(7);
+      const file = join(path, readdirSync(path)[0] as string);
+      const whole = readFileSync(file);
+      rmSync(file);
+      make(file, whole);
+      const second = fake(cache());
+      expect(await second.embed(7)).toEqual([[7]]);
+      expect(second.calls).toEqual([1]);
+      if (what === 'a folder') return; // which is not replaced
+      expect(lstatSync(file).isFile()).toBe(true);
+      expect(readFileSync(file)).toEqual(whole);
+      expect(readdirSync(path).filter((name) => !name.endsWith('.embedding') && !name.endsWith('.x'))).toEqual([]);
+      const third = fake(cache());
+      expect(await third.embed(7)).toEqual([[7]]);
+      expect(third.calls).toEqual([]);
+    } finally {
+      rmSync(path, { recursive: true });
+    }
+  });
+
+  test('the answer does not wait for the folder, disposing does', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'gemma-cache-'));
+    try {
+      const cache = new EmbeddingCache(0, { path: folder, identity: 'a' });
+      cache.set('a', Float32Array.of(1));
+      expect(readdirSync(folder)).toEqual([]);
+      // A disk that is too slow: what waits is bounded.
+      for (let i = 0; i < 100; ++i) cache.set(String(i), Float32Array.of(i));
+      await cache.flush();
+      expect(readdirSync(folder)).toHaveLength(32);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  test('in one folder, by several processes at once', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'gemma-cache-'));
+    try {
+      const script = `
+        const { Gemma } = require(${JSON.stringify(root)});
+        (async () => {
+          const gemma = await Gemma.load(${JSON.stringify(model)}, { imageCache: { folder: ${JSON.stringify(folder)}, maxBytes: 0 } });
+          let sum = 0;
+          for (let round = 0; round < 2; ++round) {
+            for (let i = 0; i < 6; ++i) {
+              const image = { data: new Uint8Array(16 * 16 * 3).fill(i * 40), width: 16, height: 16 };
+              for (const value of (await gemma.embedImage(image)).data) sum += value;
+            }
+          }
+          await gemma.dispose();
+          process.stdout.write(String(sum));
+        })();`;
+      const exits = await Promise.all(Array.from({ length: 4 }, () => runNode(['-e', script])));
+      expect(new Set(exits.map(({ stdout }) => stdout)).size).toBe(1);
+      expect(exits.map(({ code }) => code)).toEqual([0, 0, 0, 0]);
+      const files = readdirSync(folder);
+      expect(files).toHaveLength(6);
+      expect(files.every((name) => name.endsWith('.embedding'))).toBe(true);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
+
+  test('a file that is replaced while it is loaded keeps nothing in the folder', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'gemma-cache-'));
+    try {
+      const mine = join(folder, 'mmproj.gguf');
+      const cache = join(folder, 'cache');
+      copyFileSync(mmproj, mine);
+      const load: LoadOptions = {
+        mmproj: mine,
+        mmap: false,
+        imageCache: { folder: cache },
+        onProgress: (fraction) => {
+          if (fraction === 1) writeFileSync(mine, 'another');
+        },
+      };
+      await withModel((gemma) => gemma.embedImage(picture('photo.png')), load, model);
+      expect(existsSync(cache)).toBe(false);
     } finally {
       rmSync(folder, { recursive: true });
     }
@@ -502,6 +634,8 @@ describe('which vision encoder', () => {
     });
     const memory = await Gemma.estimate(model);
     expect(memory.visionBytes).toBeGreaterThan(0);
+    const { kvBytes } = await Gemma.estimate(model, { prefixCacheBytes: 0 });
+    expect(memory.kvBytes - kvBytes).toBe(512 << 20);
     expect((await Gemma.estimate(model, { mmproj: false })).visionBytes).toBe(0);
     expect((await Gemma.estimate(tiny)).visionBytes).toBe(0);
   });
@@ -611,4 +745,41 @@ describe('command line', () => {
       rmSync(folder, { recursive: true });
     }
   });
+});
+
+test('rows that native code holds are good for one call, and nothing else passes for them', async () => {
+  const native = await new Promise<NativeModel>((resolve, reject) => {
+    const options = { path: model, mmproj: join(data, 'mmproj-mm-a-f16.gguf') };
+    addon().load(options, (event) => {
+      if (event.kind === 'loaded') resolve(event.model);
+      if (event.kind === 'failed') reject(new Error(String(event.error)));
+    });
+  });
+  try {
+    const { config, vision, imageToken } = native.info();
+    const n = vision?.tokensPerImage ?? 0;
+    const held = native.holdRows(new Float32Array(n * config.modelDim).fill(0.5));
+    const tokens = Int32Array.from([2, ...Array<number>(n).fill(imageToken), 5]);
+    const evaluate = (embedding: unknown) =>
+      new Promise<unknown>((resolve) => {
+        const images = [{ first: 1, embedding: embedding as Float32Array }];
+        try {
+          native.evaluate({ tokens, images, all: false, rows: true, top: 0, next: false }, (event) => {
+            if (event.kind === 'finish') resolve(event.error);
+          });
+        } catch (error) {
+          resolve(error);
+        }
+      });
+    expect(await evaluate(held)).toBeUndefined();
+    expect(await evaluate(held)).toMatchObject({ code: 'ERR_INVALID_ARGUMENT' });
+    for (const other of [{}, native, null, 5, 'x', new Float64Array(4), Object.create(held)]) {
+      expect(await evaluate(other)).toMatchObject({ message: expect.stringContaining('embedding') });
+    }
+    for (const other of [{}, null, 5, new Uint8Array(4)]) {
+      expect(() => native.holdRows(other as never)).toThrow();
+    }
+  } finally {
+    await native.close();
+  }
 });

@@ -66,7 +66,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         bytes += tokenizer.token_bytes(id, true);
         streamed += stream.push(tokenizer.token_bytes(id, true));
       }
-      streamed += stream.finish();
+      streamed += stream.finish(true);
       require(bytes == blanks);
       for (std::string_view rest = streamed; !rest.empty();) {
         const int length = gemma::utf8_length(rest);

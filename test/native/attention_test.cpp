@@ -46,9 +46,14 @@ std::vector<Result> attend(Attention attention, const std::string& name, const C
   std::vector<float> max(n, test::kUntouched);
   std::vector<float> sum(n, test::kUntouched);
   AttentionTile tile;
-  tile.layout = cache.layout;
+  const KvLayout& layout = cache.layout;
+  const size_t head_offset = static_cast<size_t>(kv_head) * kPagePositions * layout.row_bytes;
+  tile.type = layout.type;
+  tile.head_dim = layout.head_dim;
+  tile.row_bytes = layout.row_bytes;
   tile.pages = cache.pages.data();
-  tile.kv_head = kv_head;
+  tile.k_offset = layout.layer_offset + head_offset;
+  tile.v_offset = layout.v_offset() + head_offset;
   tile.n_rows = static_cast<int>(n);
   tile.q = q_rows.data();
   tile.out = out_rows.data();

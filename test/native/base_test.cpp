@@ -4,10 +4,13 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <new>
 #include <numeric>
 #include <random>
 #include <set>
+#include <stdexcept>
 #include <thread>
+#include <type_traits>
 
 #include "backend/cpu/cpu_features.h"
 #include "base/half.h"
@@ -161,6 +164,32 @@ TEST("thread pool: a worker that ends at the moment its caller falls asleep wake
 }
 
 #if defined(__linux__)
+TEST("errors are copied and described without memory, by their kind") {
+  const Error error(ErrorCode::kFile, "WORD", "a message");
+  static_assert(std::is_nothrow_copy_assignable_v<Error>);
+  const auto described = [](auto thrown) { return describe(std::make_exception_ptr(thrown)); };
+  CHECK(described(error).code() == ErrorCode::kFile && described(error).detail() == "WORD");
+  CHECK(described(std::bad_alloc()).code() == ErrorCode::kOutOfMemory);
+  CHECK(described(std::length_error("x")).code() == ErrorCode::kOutOfMemory);
+  CHECK(described(std::runtime_error("x")).code() == ErrorCode::kInternal);
+  CHECK(described(7).code() == ErrorCode::kInternal);
+}
+
+TEST("what a chunk throws comes out of the call, and the pool goes on") {
+  for (const int n_threads : {1, 3}) {
+    ThreadPool pool(n_threads);
+    for (int round = 0; round < 200; ++round) {
+      const auto fail = [&](int chunk, int) {
+        if (chunk % 7 == round % 7) throw Error(ErrorCode::kOutOfMemory, "CHUNK", "no memory");
+      };
+      CHECK_THROWS(kOutOfMemory, "CHUNK", pool.parallel_for(64, fail));
+      std::atomic<int> n{0};
+      pool.parallel_for(64, [&](int, int) { ++n; });
+      CHECK(n == 64);
+    }
+  }
+}
+
 TEST("cgroup_cores: version 1 and 2, the group's own limit and those above, inside a container, none") {
   namespace fs = std::filesystem;
   const fs::path base = fs::temp_directory_path() / ("gemma-cgroup-" + std::to_string(std::random_device{}()));

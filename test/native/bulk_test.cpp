@@ -180,8 +180,8 @@ TEST("backend: the last rows of a batch are bulk, the others equal single rows, 
   for (const KernelRow& set : kernel_table()) {
     if (!set.available()) continue;
     const auto backend = make_cpu_backend(set.isa, 2);
-    CHECK(backend->has_bulk() == (select_kernels(set.isa).bulk != nullptr) &&
-          cpu_has_bulk(set.isa) == backend->has_bulk());
+    const bool has_bulk = select_kernels(set.isa).bulk != nullptr;
+    CHECK(backend->traits().has_bulk() == has_bulk && cpu_traits(set.isa, 2)->has_bulk() == has_bulk);
     const std::vector<float> x = test::random_floats(rng, static_cast<size_t>(kRows * kCols));
     const std::vector<std::byte> q = weights_of(rng, TensorType::kQ4_0, kOut, kCols);
     const std::vector<std::byte> f = weights_of(rng, TensorType::kF16, kOut, kCols);
@@ -206,7 +206,7 @@ TEST("backend: the last rows of a batch are bulk, the others equal single rows, 
         }
       }
     }
-    if (!backend->has_bulk()) {
+    if (!has_bulk) {
       for (size_t j = 0; j < 2; ++j) test::check_same_bits(bulk[j], exact[j], "no bulk");
     }
   }

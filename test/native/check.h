@@ -1,6 +1,8 @@
-// A small test harness: TEST("name") { CHECK(...); } and one main. Prints the failures and "N passed, N failed".
+// A small test harness: TEST("name") { CHECK(...); } and one main. Prints each test with the seconds it took, the failures
+// and "N passed, N failed".
 #pragma once
 
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -54,7 +56,7 @@ inline void check_throws(const char* file, int line, ErrorCode code, const std::
     if (e.code() != code || (!detail.empty() && e.detail() != detail)) {
       fail(file, line,
            std::string("expected ") + error_code_name(code) + "/" + detail + ", got " + error_code_name(e.code()) +
-               "/" + e.detail() + ": " + e.what());
+               "/" + std::string(e.detail()) + ": " + e.what());
     }
     return;
   }
@@ -65,10 +67,14 @@ inline void check_throws(const char* file, int line, ErrorCode code, const std::
 inline int run_all(int argc, char** argv) {
   int passed = 0;
   int failed = 0;
+  using Clock = std::chrono::steady_clock;
+  // What was printed before a program hung or died tells where.
+  std::setvbuf(stdout, nullptr, _IOLBF, 4096);
   for (const Case& c : cases()) {
     bool wanted = argc < 2;
     for (int i = 1; i < argc; ++i) wanted = wanted || std::string(c.name).find(argv[i]) != std::string::npos;
     if (!wanted) continue;
+    const Clock::time_point start = Clock::now();
     try {
       c.run();
       ++passed;
@@ -76,6 +82,7 @@ inline int run_all(int argc, char** argv) {
       ++failed;
       std::printf("FAILED %s\n  %s\n", c.name, e.what());
     }
+    std::printf("%8.2f s  %s\n", std::chrono::duration<double>(Clock::now() - start).count(), c.name);
   }
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 && passed > 0 ? 0 : 1;

@@ -12,6 +12,7 @@
 
 #include "check.h"
 #include "engine_helpers.h"
+#include "gguf/gguf.h"
 
 namespace gemma {
 namespace {
@@ -42,19 +43,6 @@ std::shared_ptr<Generation> run(Engine& engine, GenerateParams p) {
   auto g = start(engine, std::move(p));
   g->ended.wait();
   return g;
-}
-
-bool same(const Generation& a, const Generation& b) {
-  const auto& x = a.scores;
-  const auto& y = b.scores;
-  return a.tokens == b.tokens && a.text == b.text && a.finish.reason == b.finish.reason &&
-         a.finish.matched_stop == b.finish.matched_stop && a.finish.n_output == b.finish.n_output &&
-         std::equal(x.begin(), x.end(), y.begin(), y.end(), [](const SampledToken& s, const SampledToken& t) {
-           return s.token == t.token && s.chosen.logprob == t.chosen.logprob && s.top.size() == t.top.size() &&
-                  std::equal(s.top.begin(), s.top.end(), t.top.begin(), [](const auto& u, const auto& v) {
-                    return u.token == v.token && u.logit == v.logit && u.logprob == v.logprob;
-                  });
-         });
 }
 
 // Pages are counted when the engine thread comes round.
@@ -210,6 +198,22 @@ TEST("draft model: same tokens, texts and scores; a model drafting for itself is
     const auto by_default = run(*engine, drafted(greedy(some_tokens(70, 3), 100), DraftMode::kAuto, 4));
     CHECK(by_default->finish.n_drafted > 0);
     CHECK(same(*by_default, *run(*engine, drafted(greedy(some_tokens(70, 3), 100), DraftMode::kOff))));
+    CHECK(all_pages_back(*engine));
+  }
+}
+
+TEST("guesses go on where pages were taken back and computed again") {
+  const std::shared_ptr<Engine> engine = Engine::load(with_draft("text-a-f16.gguf", "text-a-q4_0.gguf"));
+  GenerateParams p = sampled(repetitive(130), 100, 4);
+  p.sampling.n_logprobs = 2;
+  const auto plain = run(*engine, drafted(p, DraftMode::kOff));
+  p.max_unread = 40;
+  for (const DraftMode mode : {DraftMode::kPromptLookup, DraftMode::kModel}) {
+    const auto slow = start(*engine, drafted(p, mode, 3));
+    lose_pages(*engine, *slow);
+    read_all({slow});
+    CHECK(same(*slow, *plain));
+    CHECK(slow->finish.n_drafted > 0);
     CHECK(all_pages_back(*engine));
   }
 }
@@ -463,7 +467,7 @@ TEST("a draft model of another vocabulary, or none, is refused with a reason") {
 TEST("a damaged draft model guesses nothing and harms nothing") {
   const ChangedFile damaged("text-a-f16.gguf", [](std::vector<char>& bytes) {
     const auto file = GgufFile::parse({reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()});
-    const GgufTensor* tensor = file->find_tensor("output_norm.weight");
+    const Tensor* tensor = file->find_tensor("output_norm.weight");
     const uint32_t nan = 0x7fc00000u;
     std::memcpy(bytes.data() + (reinterpret_cast<const char*>(tensor->data) - bytes.data()), &nan, 4);
   });

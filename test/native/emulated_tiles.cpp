@@ -1,8 +1,6 @@
 #include "emulated_tiles.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
-#include <bit>
-#include <cmath>
 #include <cstring>
 
 #include "backend/cpu/attention_tiles.h"
@@ -47,8 +45,11 @@ struct EmulatedTiles {
     std::memcpy(w[j], pairs, sizeof w[j]);
   }
   static float value(uint32_t half) {
-    const float v = std::bit_cast<float>(half << 16);
-    return std::fpclassify(v) == FP_SUBNORMAL ? 0.0f : v;
+    const bool is_subnormal = (half & 0x7f80) == 0;  // or zero
+    const uint32_t bits = is_subnormal ? 0 : half << 16;
+    float v = 0;
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
   }
   template <int i, int j>
   static void multiply() {

@@ -1,18 +1,24 @@
 // Requests to an engine on the tiny models, for the tests of the engine and of drafting.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <future>
 #include <iterator>
 #include <memory>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "backend/cpu/kernels.h"
 #include "runtime/engine.h"
 #include "safetensors.h"
 
@@ -22,10 +28,24 @@ inline std::string data(const std::string& name) {
   return std::string(GEMMA_TEST_DATA) + "/" + name;
 }
 
+// The instruction sets that tests of whole models run on: all of this processor, or, with GEMMA_TEST_MODEL_ISAS="best", the
+// best. Instrumented code takes that: the tests of kernels have every set, and a whole model calls them all alike.
+inline std::vector<std::string> model_isas() {
+  const char* wanted = std::getenv("GEMMA_TEST_MODEL_ISAS");
+  if (wanted != nullptr && std::string(wanted) == "best") return {cpu::select_kernels("").isa};
+  std::vector<std::string> isas;
+  for (const cpu::KernelRow& row : cpu::kernel_table()) {
+    if (row.available()) isas.emplace_back(row.isa);
+  }
+  return isas;
+}
+
 inline LoadOptions options(const std::string& file) {
   LoadOptions o;
   o.path = data(file);
-  o.n_threads = 2;
+  // Where programs run side by side on as many cores, two threads of each wait for those of the others.
+  const char* wanted = std::getenv("GEMMA_TEST_THREADS");
+  o.n_threads = wanted != nullptr ? std::atoi(wanted) : 2;
   return o;
 }
 
@@ -79,6 +99,20 @@ inline double normalised_error(std::span<const float> got, std::span<const float
   return std::sqrt(error / spread);
 }
 
+// Largest error of a position's logits, of n_vocab each: all positions together would hide one that is wrong. NaN when
+// an error is, and when there are not as many values.
+inline double worst_row(std::span<const float> got, std::span<const float> want, int n_vocab) {
+  if (got.empty() || got.size() != want.size()) return std::nan("");
+  double worst = 0;
+  const size_t n = static_cast<size_t>(n_vocab);
+  for (size_t i = 0; i < got.size(); i += n) {
+    const double error = normalised_error(got.subspan(i, n), want.subspan(i, n));
+    if (!(error <= worst)) worst = error;
+    if (std::isnan(worst)) break;
+  }
+  return worst;
+}
+
 // All rows (or the last one) of logits, one after the other.
 inline std::vector<float> logits_of(Engine& engine, const std::vector<TokenId>& tokens, bool all = true,
                                     std::vector<PromptImage> images = {}) {
@@ -97,6 +131,8 @@ struct Generation {
   std::vector<SampledToken> scores;
   std::string text;
   std::atomic<int> n_events{0};
+  std::atomic<int> n_tokens{0};
+  int n_read = 0;  // of the tokens, those that were acknowledged
   int n_finish = 0;
   GenerateEvent finish;
   std::shared_ptr<Request> request;
@@ -110,6 +146,7 @@ struct Generation {
       if (event.kind == GenerateEvent::kToken) {
         tokens.push_back(event.token.token);
         scores.push_back(std::move(event.token));
+        ++n_tokens;
       }
       if (event.kind == GenerateEvent::kFinish) {
         finish = std::move(event);
@@ -123,6 +160,24 @@ inline std::shared_ptr<Generation> start(Engine& engine, GenerateParams params) 
   auto generation = std::make_shared<Generation>();
   generation->request = engine.generate(std::move(params), generation->listener());
   return generation;
+}
+
+// Waits for a state that the engine comes to by itself.
+inline void wait_until(const std::function<bool()>& holds) {
+  while (!holds()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
+// Reads generations to their ends, an event of each in turn.
+inline void read_all(const std::vector<std::shared_ptr<Generation>>& generations) {
+  const auto ended = [](const std::shared_ptr<Generation>& g) {
+    return g->ended.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+  };
+  while (!std::all_of(generations.begin(), generations.end(), ended)) {
+    for (const std::shared_ptr<Generation>& g : generations) {
+      if (g->n_read < g->n_tokens && !ended(g)) ++g->n_read, g->request->acknowledge(1);
+    }
+    std::this_thread::yield();
+  }
 }
 
 inline GenerateParams greedy(std::vector<TokenId> tokens, int max_tokens) {
@@ -140,6 +195,42 @@ inline GenerateParams sampled(std::vector<TokenId> tokens, int max_tokens, uint6
   p.sampling.temperature = 1;
   p.sampling.seed = seed;
   return p;
+}
+
+// So many requests have a place in a step, and so many sequences one in the cache.
+constexpr int kPlaces = 64;
+
+// Waits until a generation is paused, and lets others take its part of the cache.
+inline void lose_pages(Engine& engine, const Generation& paused) {
+  wait_until([&] { return engine.stats().paused == 1; });
+  const uint64_t pages = engine.stats().kv_pages_in_use;
+  std::vector<std::shared_ptr<Generation>> others;
+  for (int i = 0; i < kPlaces; ++i) {
+    GenerateParams other = greedy(some_tokens(3, i), 5);
+    other.draft = DraftMode::kOff;
+    other.max_unread = 1;
+    others.push_back(start(engine, std::move(other)));
+  }
+  wait_until([&] { return engine.stats().paused == 1 + kPlaces; });
+  for (const auto& other : others) other->request->cancel();
+  for (const auto& other : others) other->ended.wait();
+  wait_until([&] { return engine.stats().paused == 1; });
+  if (pages == 0 || engine.stats().kv_pages_in_use != 0 || paused.n_finish != 0)
+    throw std::runtime_error("a paused generation has kept its pages");
+}
+
+// Equal to the bit, scores included.
+inline bool same(const Generation& a, const Generation& b) {
+  const auto& x = a.scores;
+  const auto& y = b.scores;
+  return a.tokens == b.tokens && a.text == b.text && a.finish.reason == b.finish.reason &&
+         a.finish.matched_stop == b.finish.matched_stop && a.finish.n_output == b.finish.n_output &&
+         std::equal(x.begin(), x.end(), y.begin(), y.end(), [](const SampledToken& s, const SampledToken& t) {
+           return s.token == t.token && s.chosen.logprob == t.chosen.logprob && s.top.size() == t.top.size() &&
+                  std::equal(s.top.begin(), s.top.end(), t.top.begin(), [](const auto& u, const auto& v) {
+                    return u.token == v.token && u.logit == v.logit && u.logprob == v.logprob;
+                  });
+         });
 }
 
 inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {

@@ -165,7 +165,7 @@ struct GgufBuilder {
       }
       set_raw(key, static_cast<uint32_t>(value.is_array ? GgufType::kArray : value.type), w);
     }
-    for (const GgufTensor& t : file.tensors()) add_tensor(t.name, t.type, t.shape, {t.data, t.data + t.bytes});
+    for (const gemma::Tensor& t : file.tensors()) add_tensor(t.name, t.type, t.shape, {t.data, t.data + t.bytes});
   }
   GgufBuilder() = default;
 

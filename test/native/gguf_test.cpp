@@ -12,7 +12,14 @@
 #include "gguf_builder.h"
 
 #ifndef _WIN32
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <thread>
 #endif
 
 using namespace gemma;
@@ -118,12 +125,12 @@ TEST("parse: metadata of every type, tensors, unaligned") {
     CHECK(!file->find_bool("absent") && !file->find_string("absent"));
 
     CHECK(file->tensors().size() == 2);
-    const GgufTensor* first = file->find_tensor("first");
+    const Tensor* first = file->find_tensor("first");
     CHECK(first != nullptr && first->type == TensorType::kF32 && first->shape == (std::vector<int64_t>{2, 3}));
     float values[6];
     std::memcpy(values, first->data, sizeof values);
     CHECK(first->bytes == 24 && values[0] == 1 && values[5] == 6);
-    const GgufTensor* second = file->find_tensor("second");
+    const Tensor* second = file->find_tensor("second");
     CHECK(second != nullptr && second->shape == (std::vector<int64_t>{1, 2, 32}) && second->bytes == 68);
     CHECK(second->data[67] == std::byte{7});
     CHECK(file->find_tensor("absent") == nullptr);
@@ -294,10 +301,71 @@ TEST("class 10: shapes") {
 }
 
 TEST("class 11: tensor types") {
-  for (const uint32_t type : {4u, 5u, 9u, 15u, 16u, 31u, 34u, 40u, 200u, 0xffffffffu}) {
+  for (const uint32_t type : {4u, 5u, 9u, 15u, 36u, 160u, 200u, 0xffffffffu}) {
     GgufBuilder b = sample();
     b.tensors[1].type = type;
     CHECK_INVALID("BAD_TENSOR_TYPE", b.build());
+  }
+}
+
+TEST("tensor types that nothing here computes with: the layout is checked all the same") {
+  struct {
+    uint32_t type;
+    const char* name;
+    int block_elems, block_bytes;
+  } const types[] = {{16, "IQ2_XXS", 256, 66}, {17, "IQ2_XS", 256, 74},  {18, "IQ3_XXS", 256, 98},
+                     {19, "IQ1_S", 256, 50},   {21, "IQ3_S", 256, 110},  {22, "IQ2_S", 256, 82},
+                     {24, "I8", 1, 1},         {25, "I16", 1, 2},        {26, "I32", 1, 4},
+                     {27, "I64", 1, 8},        {28, "F64", 1, 8},        {29, "IQ1_M", 256, 56},
+                     {31, "Q4_0_4_4", 32, 18}, {32, "Q4_0_4_8", 32, 18}, {33, "Q4_0_8_8", 32, 18},
+                     {34, "TQ1_0", 256, 54},   {40, "NVFP4", 64, 36},    {41, "Q1_0", 128, 18}};
+  for (const auto& t : types) {
+    const auto with_type = [&](int64_t columns) {
+      const size_t bytes = static_cast<size_t>(3 * columns / t.block_elems * t.block_bytes);
+      GgufBuilder b = sample();
+      b.add_tensor("odd", static_cast<TensorType>(t.type), {3, columns}, Bytes(bytes, std::byte{1}));
+      return b.build();
+    };
+    const Bytes bytes = with_type(512);
+    const auto file = GgufFile::parse(bytes);
+    const Tensor& odd = *file->find_tensor("odd");
+    CHECK(odd.bytes == static_cast<size_t>(3 * 512 / t.block_elems * t.block_bytes));
+    CHECK(std::string(type_traits(odd.type).name) == t.name && !is_computed_type(odd.type));
+    CHECK_INVALID("TRUNCATED", Bytes(bytes.begin(), bytes.end() - 64));
+    if (t.block_elems > 1) CHECK_INVALID("BAD_SHAPE", with_type(t.block_elems + t.block_elems / 2));
+  }
+  for (const uint32_t type : {42u, 137u, 159u}) {  // of later versions, or of forks: the layout is not known
+    GgufBuilder b = sample();
+    b.tensors[1].type = type;
+    const Bytes bytes = b.build();
+    CHECK_THROWS(kUnsupportedModel, "TENSOR_TYPE", GgufFile::parse(bytes));
+  }
+}
+
+TEST("headers: longer than the first read, and longer than is accepted") {
+  const TempFolder folder;
+  GgufBuilder b = sample();
+  const std::string text(size_t{3} << 20, 'x');  // eight of them: the file is read on three times
+  for (int i = 0; i < 8; ++i) b.set_string("text" + std::to_string(i), text);
+  for (const bool map : {true, false}) {
+    const auto file = GgufFile::open(folder.write("long.gguf", b.build()), {map, false});
+    for (int i = 0; i < 8; ++i) CHECK(file->find_string("text" + std::to_string(i)) == text);
+    CHECK(file->find_string("text") == "caf\xc3\xa9");
+    CHECK(file->find_tensor("second")->data[67] == std::byte{7});
+  }
+  // A hole of 2^40 bytes, which costs nothing: an array that says it fills it.
+  ByteWriter header;
+  header.put_text("GGUF").put<uint32_t>(3).put<uint64_t>(0).put<uint64_t>(1).put_string("a").put<uint32_t>(9);
+  const Bytes start = header.bytes();
+  for (const uint32_t type : {0u, 8u}) {
+    Bytes bytes = start;
+    ByteWriter rest;
+    rest.put<uint32_t>(type).put<uint64_t>(uint64_t{1} << 36);
+    bytes.insert(bytes.end(), rest.bytes().begin(), rest.bytes().end());
+    const std::string path = folder.write("hole.gguf", bytes);
+    std::filesystem::resize_file(path, uint64_t{1} << 40);
+    for (const bool headers_only : {true, false})
+      CHECK_THROWS(kGgufInvalid, "HEADER_LIMIT", GgufFile::open(path, {true, headers_only}));
   }
 }
 
@@ -345,7 +413,7 @@ TEST("class 17: split files") {
       CHECK(value == static_cast<float>(i));
     }
     std::vector<double> fractions{0};
-    file->prefetch([&](double fraction) { fractions.push_back(fraction); });
+    file->weights()->prefetch([&](double fraction) { fractions.push_back(fraction); });
     CHECK(std::is_sorted(fractions.begin(), fractions.end()));
     CHECK(fractions.back() == (map ? 1.0 : 0.0));
     CHECK(file->file_bytes() == part(0, 3, 3).build().size() + 2 * part(1, 3, 3).build().size());
@@ -410,7 +478,7 @@ TEST("open: mapped, read, headers only") {
 TEST("open: what is no file is an error, not a hang") {
   const TempFolder folder;
   for (const bool map : {true, false}) {
-    const GgufOpenOptions options{map, false};
+    const FileOptions options{map, false};
     CHECK_THROWS(kGgufInvalid, "TRUNCATED", GgufFile::open(folder.write("empty", {}), options));
     CHECK_THROWS(kFile, "", GgufFile::open(folder.path("absent"), options));
     CHECK_THROWS(kFile, "", GgufFile::open(folder.path(""), options));
@@ -437,7 +505,8 @@ TEST("file map: bytes, moves") {
   const Bytes bytes = sample().build();
   const std::string path = folder.write("a", bytes);
   for (const bool map : {true, false}) {
-    FileMap one = FileMap::open(path, map);
+    const auto file = File::open(path);
+    FileMap one = map ? FileMap::map(file) : FileMap::read(*file, 0);
     const FileMap two = std::move(one);
     CHECK(one.bytes().empty());
     CHECK(std::equal(two.bytes().begin(), two.bytes().end(), bytes.begin(), bytes.end()));
@@ -450,10 +519,115 @@ TEST("file map: bytes, moves") {
 
 TEST("file map: reading ahead can be ended") {
   const TempFolder folder;
-  const FileMap map = FileMap::open(folder.write("a", sample().build()), true);
+  const FileMap map = FileMap::map(File::open(folder.write("a", sample().build())));
   const auto enough = [](size_t /*bytes*/) { throw Error(ErrorCode::kDisposed, "CANCELLED", "enough"); };
   CHECK_THROWS(kDisposed, "CANCELLED", map.prefetch(enough));
 }
+
+#ifndef _WIN32
+namespace {
+
+int sum_of(std::span<const std::byte> bytes) {
+  int sum = 0;
+  for (const std::byte b : bytes) sum += static_cast<int>(b);
+  return sum;
+}
+
+// Whether a child survives f. One that does not is killed by the signal, or ended by a sanitizer's handler.
+bool survives(const std::function<void()>& f) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::signal(SIGALRM, SIG_DFL);
+    ::alarm(60);  // a signal that comes again and again would never end
+    f();
+    ::_exit(0);
+  }
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+// Reads past the end of a file that nobody guards.
+void fault(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY);
+  ::ftruncate(::open(path.c_str(), O_RDWR), 0);
+  void* p = ::mmap(nullptr, 4096, PROT_READ, MAP_SHARED, fd, 0);
+  volatile int keeps_the_read = sum_of({static_cast<const std::byte*>(p), 4096});
+  static_cast<void>(keeps_the_read);
+}
+
+void leave(int /*signal*/) {
+  ::_exit(0);
+}
+
+}  // namespace
+
+TEST("file map: a file that is cut while it is mapped reads as zeros, and check() says so") {
+  const TempFolder folder;
+  const Bytes bytes(size_t{1} << 20, std::byte{1});
+  for (const size_t left : {size_t{0}, size_t{1}, size_t{4096}, size_t{500000}}) {
+    const std::string path = folder.write("cut", bytes);
+    const FileMap whole = FileMap::map(File::open(folder.write("whole", bytes)));
+    const FileMap read = FileMap::read(*File::open(path), 0);
+    const FileMap map = FileMap::map(File::open(path));
+    map.check();
+    std::filesystem::resize_file(path, left);
+    CHECK_THROWS(kFile, "FILE_CHANGED", map.check());
+    std::vector<std::thread> threads;  // all of them fault at the same time
+    for (int i = 0; i < 4; ++i) threads.emplace_back([&] { CHECK(sum_of(map.bytes()) < (1 << 20)); });
+    for (std::thread& thread : threads) thread.join();
+    CHECK(map.bytes().back() == std::byte{0});
+    std::ofstream(path, std::ios::binary) << std::string(bytes.size(), '\1');  // too late
+    CHECK_THROWS(kFile, "FILE_CHANGED", map.check());
+    map.prefetch([](size_t) {});
+    for (const FileMap* other : {&whole, &read}) {
+      other->check();
+      CHECK(sum_of(other->bytes()) == (1 << 20));
+    }
+  }
+  // Places of mappings that went are taken again.
+  for (int i = 0; i < 1000; ++i) FileMap::map(File::open(folder.path("whole"))).check();
+}
+
+TEST("file map: writing to a mapped file is noticed, renaming another over it and removing it are not") {
+  const TempFolder folder;
+  const std::string path = folder.write("a", Bytes(5000, std::byte{1}));
+  {
+    const FileMap map = FileMap::map(File::open(path));
+    folder.write("b", Bytes(10, std::byte{2}));
+    std::filesystem::rename(folder.path("b"), path);
+    map.check();
+    std::filesystem::remove(path);
+    map.check();
+    CHECK(sum_of(map.bytes()) == 5000);
+  }
+  folder.write("a", Bytes(5000, std::byte{1}));
+  std::filesystem::last_write_time(path, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+  const FileMap map = FileMap::map(File::open(path));
+  const auto file = File::open(path);
+  map.check();
+  std::fstream(path, std::ios::binary | std::ios::in | std::ios::out).put('\2');
+  CHECK_THROWS(kFile, "FILE_CHANGED", map.check());
+  CHECK_THROWS(kFile, "FILE_CHANGED", FileMap::read(*file, 0));
+  std::filesystem::resize_file(path, 4999);
+  std::vector<std::byte> bytes(5000);
+  CHECK_THROWS(kFile, "FILE_CHANGED", file->read(0, bytes));
+}
+
+TEST("file map: signals of others go to whom they went before") {
+  const TempFolder folder;
+  const std::string path = folder.write("a", Bytes(5000, std::byte{1}));
+  const FileMap map = FileMap::map(File::open(path));  // the handler is there
+  const std::string other = folder.write("b", Bytes(5000, std::byte{1}));
+  CHECK(!survives([&] { fault(other); }));
+  CHECK(!survives([] { ::raise(SIGBUS); }));
+  CHECK(!survives([] { ::kill(::getpid(), SIGBUS); }));
+  CHECK(survives([&] {
+    ::signal(SIGBUS, leave);  // one that comes later sees it first
+    fault(other);
+  }));
+}
+#endif
 
 TEST("messages: what, where, expected, found; no raw bytes of the file") {
   GgufBuilder b = sample();
@@ -502,6 +676,7 @@ TEST("mutations: 20,000 broken files end in a value or an Error") {
                                   uint64_t{1} << 62,
                                   uint64_t{1} << 63,
                                   ~uint64_t{0}};
+  gguf_fuzz_counts = {};
   std::mt19937 rng(42);
   const auto below = [&](size_t n) { return static_cast<size_t>(rng() % n); };
   for (int round = 0; round < 20000; ++round) {
@@ -527,6 +702,12 @@ TEST("mutations: 20,000 broken files end in a value or an Error") {
     const auto span = exact.bytes();
     LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(span.data()), span.size());
   }
+  const auto [n_parsed, n_models, n_visions] = gguf_fuzz_counts;
+  // Measured: 5,910 files, 1,215 models, 2,761 encoders. The order in which a compiler draws the random numbers moves
+  // them a little; mutations that always or never break the file would leave these bounds.
+  CHECK(n_parsed > 4000 && n_parsed < 10000);
+  CHECK(n_models > 600 && n_models < n_parsed);
+  CHECK(n_visions > 1500 && n_visions < n_parsed);
 }
 
 TEST("reference files: opened, every tensor in place") {
@@ -535,7 +716,7 @@ TEST("reference files: opened, every tensor in place") {
     if (entry.path().extension() != ".gguf") continue;
     const auto file = GgufFile::open(entry.path().string());
     CHECK(!file->tensors().empty() && file->version() == 3);
-    for (const GgufTensor& tensor : file->tensors()) {
+    for (const Tensor& tensor : file->tensors()) {
       int64_t n = 1;
       for (const int64_t dim : tensor.shape) n *= dim;
       CHECK(tensor.bytes == row_bytes(tensor.type, n) && file->find_tensor(tensor.name) == &tensor);

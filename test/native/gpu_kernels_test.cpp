@@ -805,7 +805,7 @@ TEST("linear: jobs of mixed types share x; fewer rows than are stored; top_linea
 
     // Not to be screened, or all wanted: every product is there.
     for (const bool screened : {false, true}) {
-      const auto output = chip.backend->make_output(loaded[0], screened);
+      const auto output = chip.backend->make_output(loaded[0], screened, 3);
       const Floats out(chip, 3 * kOut);
       std::vector<TopRows> wanted(3);
       if (!screened) wanted.assign(3, TopRows{1, {}, {}});
@@ -932,7 +932,7 @@ TEST("top_linear: the best, those wanted by name, none of the unwanted; all wher
     const Weight weight = chip.backend->load_weight(TensorType::kQ8_0, kOut, kIn, weights.data());
     const Floats in(chip, x);
     const Floats out(chip, products.size());
-    const auto output = chip.backend->make_output(weight, true);
+    const auto output = chip.backend->make_output(weight, true, 3);
     std::vector<TopProducts> found(3);
     found[1] = {true, {5}, {1.0f}};
     chip.backend->top_linear(*output, out.data(), in.data(), 3, wanted, found);
@@ -956,7 +956,7 @@ TEST("top_linear: the best, those wanted by name, none of the unwanted; all wher
     const Weight weight = chip.backend->load_weight(TensorType::kQ8_0, kOut, kIn, weights.data());
     const Floats in(chip, x);
     const Floats out(chip, products.size());
-    const auto output = chip.backend->make_output(weight, true);
+    const auto output = chip.backend->make_output(weight, true, 3);
     std::vector<TopProducts> found(3);
     chip.backend->top_linear(*output, out.data(), in.data(), 3, wanted, found);
     for (const TopProducts& row : found) CHECK(row.all && row.rows.empty() && row.values.empty());

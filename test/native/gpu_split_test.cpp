@@ -1,10 +1,17 @@
 // Models whose layers lie on several emulated devices, or on these and the CPU, and how they are laid there.
 #include <cstdlib>
+#include <map>
 #include <numeric>
 
+#include "backend/gpu/emulator/emulated_device.h"
+#include "backend/gpu/gpu_traits.h"
 #include "check.h"
 #include "engine_helpers.h"
+#include "model/forward.h"
+#include "model/memory_plan.h"
 #include "model/placement.h"
+#include "model/vision.h"
+#include "reader/gguf_reader.h"
 
 namespace gemma {
 namespace {
@@ -27,6 +34,40 @@ LoadOptions on(const std::string& device, int n_gpu_layers, const std::string& f
   o.n_gpu_layers = n_gpu_layers;
   return o;
 }
+
+// A device whose memory is counted.
+class CountedDevice final : public gpu::Device {
+ public:
+  CountedDevice(std::unique_ptr<gpu::Device> device, uint64_t* live_bytes)
+      : device_(std::move(device)), live_bytes_(live_bytes) {}
+
+  const gpu::DeviceInfo& info() const override { return device_->info(); }
+  uint64_t free_bytes() const override { return device_->free_bytes(); }
+  void* allocate(size_t bytes) override {
+    void* memory = device_->allocate(bytes);
+    *live_bytes_ += sizes_[memory] = bytes;
+    return memory;
+  }
+  void free(void* memory) noexcept override {
+    const auto size = sizes_.find(memory);
+    *live_bytes_ -= size->second;
+    sizes_.erase(size);
+    device_->free(memory);
+  }
+  void upload(void* dst, const void* src, size_t bytes) override { device_->upload(dst, src, bytes); }
+  void download(void* dst, const void* src, size_t bytes) override { device_->download(dst, src, bytes); }
+  void copy(void* dst, const void* src, size_t bytes) override { device_->copy(dst, src, bytes); }
+  void fill(void* dst, uint8_t value, size_t bytes) override { device_->fill(dst, value, bytes); }
+  void launch(gpu::Kernel kernel, gpu::Grid grid, unsigned n_threads, const void* arguments) override {
+    device_->launch(kernel, grid, n_threads, arguments);
+  }
+  void synchronize() override { device_->synchronize(); }
+
+ private:
+  std::unique_ptr<gpu::Device> device_;
+  uint64_t* live_bytes_;
+  std::map<void*, size_t> sizes_;
+};
 
 // Ranges as text: "cpu 0-2, 0 2-4, 1 4-6".
 std::string text(const std::vector<LayerRange>& ranges) {
@@ -53,7 +94,7 @@ TEST("layers on two devices, and on a device and the CPU, agree with transformer
     o.kv_type = KvType::kF32;
     const std::shared_ptr<Engine> engine = Engine::load(o);
     CHECK(engine->info().device == shown);
-    CHECK(engine->info().n_gpu_layers == std::min(n_gpu_layers, engine->config().n_layers));
+    CHECK(engine->info().n_gpu_layers == std::min(n_gpu_layers, engine->config().n_layers()));
     for (const char* c : {"text", "window+1", "long"}) {
       const Golden golden("text-a", c);
       const std::vector<float> got = logits_of(*engine, golden.tokens);
@@ -132,6 +173,43 @@ TEST("layers are placed by the memory they need") {
   CHECK(place({10, 10}, 6) == "0 0-3, 1 3-6");
   CHECK(place({30, 10}, 4) == "cpu 0-2, 0 2-5, 1 5-6");
   CHECK(place({10}, 100) == "0 0-6");
+}
+
+TEST("what a GPU is planned to hold is what it holds, with a vision encoder and without") {
+  const auto file = GgufFile::open(data("mm-a-f16.gguf"));
+  const auto mmproj = GgufFile::open(data("mmproj-mm-a-f16.gguf"));
+  const ModelConfig config = read_model_config(*file);
+  const VisionConfig vision = read_vision_config(*mmproj, config.model_dim);
+  const auto tensors = decoder_tensors(file);
+  for (const bool sees : {false, true}) {
+    const ModelLimits limits{512, KvType::kF16, 64, true};
+    MemoryPlanner planner({{&gpu::gpu_traits(), 0, config.n_layers()}});
+    planner.add_model(*tensors, config, limits);
+    if (sees) planner.add_vision(*vision_tensors(mmproj, vision), vision, Arithmetic::kFast);
+    uint64_t live_bytes = 0;
+    const std::unique_ptr<Backend> backend =
+        gpu::make_gpu_backend(std::make_unique<CountedDevice>(gpu::make_emulated_device("", 2), &live_bytes), 2);
+    const Stage all[] = {{backend.get(), 0, config.n_layers()}};
+    Model model(all, config, load_weights(all, tensors, config), limits);
+    VisionEncoder encoder(*backend, vision_tensors(mmproj, vision), vision, Arithmetic::kFast);
+    if (sees) {
+      const size_t n_images = static_cast<size_t>(vision_images_per_pass(vision));
+      const size_t side = static_cast<size_t>(vision.image_size);
+      const std::vector<uint8_t> pixels(n_images * side * side * 3);
+      encoder.start(pixels, static_cast<int>(n_images));
+      for (int i = 0; i <= vision.n_layers; ++i) encoder.advance([] { return false; });
+    }
+    KvSequence kv(model.kv_pool());
+    const std::vector<TokenId> tokens = some_tokens(64);
+    std::vector<WantedRow> wanted;
+    for (int i = 0; i < 64; ++i) wanted.push_back({i, {1, {}, {}}});
+    const SequenceInput input{&kv, 512 - 64, tokens, wanted, {}, true};
+    model.forward({&input, 1}, [] { return false; }, [](size_t, int, const Logits&) {});
+    const uint64_t on_host = sizeof(float) * host_logits_floats(config);
+    const double planned = static_cast<double>(planner.plan().total_bytes - on_host);
+    const double ratio = planned / static_cast<double>(live_bytes);
+    if (!(ratio > 0.98 && ratio < 1.02)) fail(__FILE__, __LINE__, "planned / allocated: " + std::to_string(ratio));
+  }
 }
 
 }  // namespace

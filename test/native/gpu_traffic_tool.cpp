@@ -13,6 +13,7 @@
 #include "backend/gpu/gpus.h"
 #include "base/error.h"
 #include "model/forward.h"
+#include "reader/gguf_reader.h"
 
 namespace gemma {
 namespace {
@@ -50,7 +51,7 @@ class Sectors final : public emulator::TrafficCounter {
 uint64_t weight_bytes(const GgufFile& file) {
   uint64_t bytes = 0;  // the embedding is the output matrix, or one row of it is read
   const bool is_tied = file.find_tensor("output.weight") == nullptr;
-  for (const GgufTensor& tensor : file.tensors()) {
+  for (const Tensor& tensor : file.tensors()) {
     if (is_tied || tensor.name != "token_embd.weight") bytes += tensor.bytes;
   }
   return bytes;
@@ -66,12 +67,14 @@ double measure(const std::shared_ptr<const GgufFile>& file, int n_positions, con
     }
   }
   if (backend == nullptr) throw Error(ErrorCode::kBackendUnavailable, "DEVICE", "no emulated chip " + chip);
-  const Stage all[] = {{backend.get(), 0, config.n_layers}};
-  Model model(all, config, load_weights(all, file, config), KvType::kF16, n_positions, false);
-  KvSequence kv(model.kv_pool(), config.n_window);
+  const Stage all[] = {{backend.get(), 0, config.n_layers()}};
+  Model model(all, config, load_weights(all, decoder_tensors(file), config),
+              ModelLimits{n_positions + 1, KvType::kF16, n_positions, false});
+  KvSequence kv(model.kv_pool());
   const auto step = [&](int begin, int n) {
     std::vector<int32_t> tokens(static_cast<size_t>(n), 1000);
-    const SequenceInput input{&kv, begin, tokens, 1, {}, {}};
+    const WantedRow last{n - 1, {}};
+    const SequenceInput input{&kv, begin, tokens, {&last, 1}, {}};
     model.forward(std::span(&input, 1), [] { return false; }, [](size_t, int, const Logits&) {});
   };
   step(0, n_positions);
@@ -80,9 +83,9 @@ double measure(const std::shared_ptr<const GgufFile>& file, int n_positions, con
   step(n_positions, 1);
   emulator::set_traffic_counter(nullptr);
   uint64_t cache = 0;
-  for (const uint8_t is_local : config.is_local) {
-    const int seen = is_local != 0 ? std::min(config.n_window, n_positions + 1) : n_positions + 1;
-    cache += uint64_t{4} * static_cast<uint64_t>(config.kv_dim) * static_cast<uint64_t>(seen);
+  for (const LayerConfig& layer : config.layers) {
+    const int seen = layer.is_local() ? std::min(layer.n_window, n_positions + 1) : n_positions + 1;
+    cache += uint64_t{4} * static_cast<uint64_t>(layer.kv_dim()) * static_cast<uint64_t>(seen);
   }
   const uint64_t weights = weight_bytes(*file);
   const double more = static_cast<double>(sectors.total()) / static_cast<double>(weights + cache) - 1;

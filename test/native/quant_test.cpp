@@ -5,6 +5,7 @@
 
 #include "base/half.h"
 #include "check.h"
+#include "kernel_cases.h"
 #include "quant/dequantize.h"
 #include "quant/types.h"
 #include "safetensors.h"
@@ -49,22 +50,6 @@ int compare_with_golden(const char* file_name) {
   return n_compared;
 }
 
-// Byte offsets of the f16 scales in a block (MXFP4 has an exponent byte instead).
-std::vector<int> scale_offsets(TensorType type) {
-  switch (type) {
-    case TensorType::kQ4_1:
-    case TensorType::kQ5_1:
-    case TensorType::kQ4_K:
-    case TensorType::kQ5_K: return {0, 2};
-    case TensorType::kQ2_K: return {80, 82};
-    case TensorType::kQ3_K: return {108};
-    case TensorType::kQ6_K: return {208};
-    case TensorType::kTQ2_0: return {64};
-    case TensorType::kMXFP4: return {};
-    default: return {0};
-  }
-}
-
 // The integer form must give the same value as the formula: exactly for a type without minimum, else up to the rounding
 // of the two products and the sum.
 void compare_forms(TensorType type, const std::vector<uint8_t>& row, int64_t n) {
@@ -96,12 +81,15 @@ void compare_forms(TensorType type, const std::vector<uint8_t>& row, int64_t n) 
 TEST("types: table is complete, unknown numbers are refused") {
   for (const TensorType type : kTensorTypes) {
     const TypeTraits* traits = find_type_traits(static_cast<uint32_t>(type));
-    CHECK(traits != nullptr && traits->type == type);
+    CHECK(traits != nullptr && traits->type == type && is_computed_type(type));
     CHECK(&type_traits(type) == traits);
     CHECK(traits->block_elems == 1 || traits->block_elems == 32 || traits->block_elems == 256);
   }
-  for (const uint32_t unknown : {4u, 5u, 9u, 15u, 16u, 34u, 40u, 200u, 0xffffffffu})
-    CHECK(find_type_traits(unknown) == nullptr);
+  for (const uint32_t unknown : {4u, 5u, 9u, 15u, 42u, 200u, 0xffffffffu}) CHECK(find_type_traits(unknown) == nullptr);
+  for (const uint32_t known : {16u, 29u, 34u, 40u, 41u}) {
+    const TypeTraits* traits = find_type_traits(known);
+    CHECK(traits != nullptr && !is_computed_type(traits->type));
+  }
   CHECK(row_bytes(TensorType::kQ4_0, 64) == 36);
   CHECK(row_bytes(TensorType::kQ6_K, 512) == 420);
   CHECK(row_bytes(TensorType::kF32, 3) == 12);
@@ -126,9 +114,9 @@ TEST("unpack_block32: equal to dequantize_row, random and extreme codes, every k
       std::vector<uint8_t> row(row_bytes(type, kElems));
       for (uint8_t& byte : row) byte = round == 0 ? 0 : round == 1 ? 255 : static_cast<uint8_t>(rng());
       for (size_t block = 0; block < row.size(); block += block_bytes) {
-        for (const int offset : scale_offsets(type)) {
+        for (const size_t offset : test::scale_offsets(type)) {
           const uint16_t scale = scales[rng() % std::size(scales)];
-          std::memcpy(&row[block + static_cast<size_t>(offset)], &scale, 2);
+          std::memcpy(&row[block + offset], &scale, 2);
         }
         // 12 * 2^(e-128) is finite up to e = 252
         if (type == TensorType::kMXFP4) row[block] = static_cast<uint8_t>(rng() % 253);

@@ -87,16 +87,17 @@ TEST("resize: resized bytes are Pillow's, every layout, whole and cropped") {
   uint32_t crc = 0;
   while (in >> layout_name >> kind >> width >> height >> box.x >> box.y >> box.width >> box.height >> out_width >>
          out_height >> std::hex >> crc >> std::dec) {
-    const PixelLayout layout = to_layout(layout_name);
+    const bool white = layout_name.ends_with("+white");
+    const PixelLayout layout = to_layout(layout_name.substr(0, layout_name.find('+')));
     const std::vector<uint8_t> data = picture(layout, kind, width, height);
-    const Image image{data, width, height, layout};
+    const Image image{data, width, height, layout, white ? Alpha::kWhite : Alpha::kDrop};
     check_image(image);
     std::vector<uint8_t> out(static_cast<size_t>(out_width) * static_cast<size_t>(out_height) * 3);
     resize_bilinear(image, box, out_width, out_height, out.data());
     if (crc32(out) != crc) test::fail(__FILE__, __LINE__, "line " + std::to_string(n + 1) + " of resize.txt");
     ++n;
   }
-  CHECK(in.eof() && n >= 500);
+  CHECK(in.eof() && n >= 600);
 }
 
 TEST("resize: crop boxes are Hugging Face's, 10,000 sizes and options") {
@@ -147,20 +148,17 @@ TEST("resize: crop boxes of pan_and_scan.json") {
   CHECK(n > 200);
 }
 
-TEST("resize: prepared squares are the resized picture and its crops, in order") {
+TEST("resize: a prepared square is its part of the picture, resized") {
   const std::vector<uint8_t> data = picture(PixelLayout::kRgb, 2, 331, 97);
   const Image image{data, 331, 97, PixelLayout::kRgb};
   const CropOptions options{PanAndScan{32, 4, 1.2}, 0};
-  const PreparedImage prepared = prepare_image(image, 57, options);
-  CHECK(prepared.crops.size() == 3 && area(prepared.crops) == 331 * 97);
-  std::vector<Box> boxes = {{0, 0, 331, 97}};
-  boxes.insert(boxes.end(), prepared.crops.begin(), prepared.crops.end());
-  constexpr size_t kSquare = 57 * 57 * 3;
-  CHECK(prepared.pixels.size() == boxes.size() * kSquare);
-  std::vector<uint8_t> square(kSquare);
-  for (size_t i = 0; i < boxes.size(); ++i) {
-    resize_bilinear(image, boxes[i], 57, 57, square.data());
-    CHECK(std::memcmp(square.data(), prepared.pixels.data() + i * kSquare, kSquare) == 0);
+  std::vector<Box> boxes = crop_boxes(331, 97, options);
+  CHECK(boxes.size() == 3 && area(boxes) == 331 * 97);
+  boxes.push_back({0, 0, 331, 97});
+  std::vector<uint8_t> square(57 * 57 * 3);
+  for (const Box& box : boxes) {
+    resize_bilinear(image, box, 57, 57, square.data());
+    CHECK(prepare_square(image, box, 57) == square);
   }
 }
 
@@ -184,19 +182,32 @@ TEST("resize: tiles cover the image without overlap") {
 
 TEST("resize: limits and wrong arguments") {
   const std::vector<uint8_t> data(7 * 5 * 3);
-  const auto prepare = [&](int width, int height, int size, const CropOptions& options, PixelLayout layout) {
-    prepare_image({data, width, height, layout}, size, options);
+  const auto prepare = [&](int width, int height, int size, const Box& box, PixelLayout layout) {
+    prepare_square({data, width, height, layout}, box, size);
   };
-  prepare(7, 5, 11, {}, PixelLayout::kRgb);
+  const Box whole = {0, 0, 7, 5};
+  prepare(7, 5, 11, whole, PixelLayout::kRgb);
   for (const auto& [width, height] : {std::pair{0, 5}, {7, 0}, {-7, 5}, {1, 100000}, {INT32_MAX, INT32_MAX}}) {
-    CHECK_THROWS(kImage, "IMAGE_LIMIT", prepare(width, height, 11, {}, PixelLayout::kRgb));
+    CHECK_THROWS(kImage, "IMAGE_LIMIT", prepare(width, height, 11, whole, PixelLayout::kRgb));
     CHECK_THROWS(kImage, "IMAGE_LIMIT", crop_boxes(width, height, {}));
   }
-  CHECK_THROWS(kInvalidArgument, "BAD_SHAPE", prepare(7, 6, 11, {}, PixelLayout::kRgb));
-  CHECK_THROWS(kInvalidArgument, "BAD_SHAPE", prepare(65535, 65535, 11, {}, PixelLayout::kRgb));
-  CHECK_THROWS(kInvalidArgument, "BAD_SHAPE", prepare(7, 5, 11, {}, PixelLayout::kRgba));
-  CHECK_THROWS(kInvalidArgument, "", prepare(7, 5, 0, {}, PixelLayout::kRgb));
-  CHECK_THROWS(kInvalidArgument, "", prepare(7, 5, 100000, {}, PixelLayout::kRgb));
+  CHECK_THROWS(kInvalidArgument, "BAD_SHAPE", prepare(7, 6, 11, whole, PixelLayout::kRgb));
+  CHECK_THROWS(kInvalidArgument, "BAD_SHAPE", prepare(65535, 65535, 11, whole, PixelLayout::kRgb));
+  CHECK_THROWS(kInvalidArgument, "BAD_SHAPE", prepare(7, 5, 11, whole, PixelLayout::kRgba));
+  CHECK_THROWS(kInvalidArgument, "", prepare(7, 5, 0, whole, PixelLayout::kRgb));
+  CHECK_THROWS(kInvalidArgument, "", prepare(7, 5, 100000, whole, PixelLayout::kRgb));
+  for (const Box& box : {Box{},
+                         {0, 0, 8, 5},
+                         {1, 0, 7, 5},
+                         {0, 1, 7, 5},
+                         {-1, 0, 2, 2},
+                         {0, -1, 2, 2},
+                         {0, 0, -1, 5},
+                         {7, 0, 1, 1},
+                         {INT32_MAX, 0, INT32_MAX, 1},
+                         {0, INT32_MIN, 1, INT32_MAX}}) {
+    CHECK_THROWS(kInvalidArgument, "BAD_SHAPE", prepare(7, 5, 11, box, PixelLayout::kRgb));
+  }
   CHECK_THROWS(kInvalidArgument, "", crop_boxes(7, 5, {PanAndScan(), 2}));
   CHECK_THROWS(kInvalidArgument, "", crop_boxes(7, 5, {std::nullopt, -1}));
   CHECK_THROWS(kInvalidArgument, "", crop_boxes(7, 5, {PanAndScan{0, 4, 1.2}, 0}));

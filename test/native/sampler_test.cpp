@@ -8,6 +8,7 @@
 #include <map>
 #include <random>
 
+#include "backend/backend.h"
 #include "check.h"
 
 using namespace gemma;

@@ -192,6 +192,7 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
   std::mt19937 rng(24);
   constexpr int kOut = 5003;  // the last panel is not full
   constexpr int kRows = 6;
+  constexpr int kRoom = kRows * (kOut + kOutputLanes - 1);
   for (const TensorType type : kTensorTypes) {
     const int n_in = 256;
     const std::vector<std::byte> data = matrix(rng, type, kOut, n_in);
@@ -204,7 +205,7 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
       std::vector<float> want(kRows * kOut);
       const LinearJob job{&weight, want.data()};
       backend->linear({&job, 1}, x.data(), kRows, {});
-      const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true);
+      const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true, kRows);
       const std::vector<int32_t> always = {0, 17, 4999, 5002};
       std::vector<int32_t> never = {1, 5001};
       for (int i = 0; i < kRows; ++i) {  // the best of each row are forbidden
@@ -216,12 +217,12 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
       std::vector<TopRows> wanted;
       for (int i = 0; i < kRows; ++i) wanted.push_back({i % 2 == 0 ? 1 : 40, always, never});
       for (int call = 0; call < Screen::kSlices + 2; ++call) {
-        std::vector<float> got(kRows * kOut, test::kUntouched);
+        std::vector<float> got(kRoom, test::kUntouched);
         std::vector<TopProducts> found(kRows);
         backend->top_linear(*output, got.data(), x.data(), kRows, wanted, found);
         for (const TopProducts& row : found) CHECK(row.all == (call < Screen::kSlices));
         if (found[0].all) {
-          test::check_same_bits(got, want, what + " while building");
+          test::check_same_bits(std::span(got).first(want.size()), want, what + " while building");
           continue;
         }
         for (size_t i = 0; i < kRows; ++i) {
@@ -265,11 +266,11 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
       }
       // One row that wants everything.
       wanted[2].n_best = 0;
-      std::vector<float> got(kRows * kOut, test::kUntouched);
+      std::vector<float> got(kRoom, test::kUntouched);
       std::vector<TopProducts> found(kRows);
       backend->top_linear(*output, got.data(), x.data(), kRows, wanted, found);
       for (const TopProducts& row : found) CHECK(row.all && row.rows.empty());
-      test::check_same_bits(got, want, what + " all rows");
+      test::check_same_bits(std::span(got).first(want.size()), want, what + " all rows");
     });
   }
 }
@@ -278,6 +279,7 @@ TEST("top_linear: x or weights with NaN or infinity take the exhaustive path") {
   std::mt19937 rng(25);
   constexpr int kOut = 4200;
   constexpr int kIn = 64;
+  constexpr int kRoom = kOut + kOutputLanes - 1;
   std::vector<std::byte> data = matrix(rng, TensorType::kF32, kOut, kIn);
   std::vector<float> x = activations(rng, 1, kIn);
   const std::unique_ptr<Backend> backend = make_cpu_backend("", 2);
@@ -288,8 +290,8 @@ TEST("top_linear: x or weights with NaN or infinity take the exhaustive path") {
       std::memcpy(&data[static_cast<size_t>(kIn) * 4 * 4000], &bad, 4);
     }
     const Weight weight = backend->load_weight(TensorType::kF32, kOut, kIn, data.data());
-    const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true);
-    std::vector<float> got(kOut);
+    const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true, 1);
+    std::vector<float> got(kRoom);
     TopProducts found;
     for (int call = 0; call < Screen::kSlices + 1; ++call)
       backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1}, {&found, 1});
@@ -301,7 +303,7 @@ TEST("top_linear: x or weights with NaN or infinity take the exhaustive path") {
     backend->linear({&job, 1}, bad_x.data(), 1, {});
     backend->top_linear(*output, got.data(), bad_x.data(), 1, {&wanted, 1}, {&found, 1});
     CHECK(found.all);
-    test::check_same_bits(got, want, in_weights ? "weights" : "x");
+    test::check_same_bits(std::span(got).first(kOut), want, in_weights ? "weights" : "x");
   }
 }
 
@@ -317,9 +319,9 @@ TEST("top_linear: the widest rows a model may have fit into the working memory")
   const std::vector<float> x = activations(rng, 1, kIn);
   const std::unique_ptr<Backend> backend = make_cpu_backend("", 2);
   const Weight weight = backend->load_weight(TensorType::kQ8_0, kOut, kIn, data.data());
-  const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true);
+  const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true, 1);
   const TopRows wanted{7, {}, {}};
-  std::vector<float> got(kOut);
+  std::vector<float> got(kOut + kOutputLanes - 1);
   TopProducts found;
   for (int call = 0; call < Screen::kSlices; ++call)
     backend->top_linear(*output, got.data(), x.data(), 1, {&wanted, 1}, {&found, 1});
@@ -338,7 +340,7 @@ TEST("bounds: the margin is kScreenSigmas true standard deviations, also along r
   const Weight weight =
       backend->load_weight(TensorType::kF32, kOut, kIn, reinterpret_cast<const std::byte*>(values.data()));
   std::vector<float> x = activations(rng, kRows, kIn);
-  Screen screen(*backend, weight, true);
+  Screen screen(*backend, weight, true, kRows);
   ThreadPool pool(2);
   const Kernels& kernels = select_kernels("");
   test::ScratchMemory memory[2];
@@ -352,7 +354,9 @@ TEST("bounds: the margin is kScreenSigmas true standard deviations, also along r
   std::vector<float> products(static_cast<size_t>(kOut) * kRows);
   const LinearJob job{&weight, products.data()};
   backend->linear({&job, 1}, x.data(), kRows, {});
-  CHECK(screen.bound(kernels, pool, x.data(), kRows));
+  std::copy(x.begin(), x.end(), screen.input(kRows).begin());
+  std::vector<float> bounds(products.size());
+  CHECK(screen.bound(kernels, pool, kRows, bounds.data()));
   // Over the rows of x, (bound - product) / |x| of a row of the matrix has the margin as its mean and the error's
   // deviation.
   std::vector<double> length(kRows);

@@ -17,8 +17,8 @@
 #include "base/error.h"
 #include "gguf/gguf.h"
 #include "model/forward.h"
-#include "model/vocabulary.h"
 #include "model/weights.h"
+#include "reader/gguf_reader.h"
 #include "runtime/sampler.h"
 #include "tokenizer/tokenizer.h"
 
@@ -47,8 +47,9 @@ int compare(const std::string& path, const std::string& text_path, size_t n_posi
   const std::shared_ptr<const GgufFile> file = GgufFile::open(path, {});
   const ModelConfig config = read_model_config(*file);
   const Tokenizer tokenizer(read_vocabulary(*file, config.n_vocab));
-  const Stage all[] = {{backend.get(), 0, config.n_layers}};
-  Model model(all, config, load_weights(all, file, config), KvType::kF16, 512, true);
+  const Stage all[] = {{backend.get(), 0, config.n_layers()}};
+  Model model(all, config, load_weights(all, decoder_tensors(file), config),
+              ModelLimits{kContext, KvType::kF16, 512, true});
 
   std::ifstream in(text_path, std::ios::binary);
   const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
@@ -66,7 +67,7 @@ int compare(const std::string& path, const std::string& text_path, size_t n_posi
     std::vector<TokenId> piece(1, tokenizer.special().bos);
     piece.insert(piece.end(), tokens.begin() + static_cast<std::ptrdiff_t>(first),
                  tokens.begin() + static_cast<std::ptrdiff_t>(std::min(tokens.size(), first + kContext - 1)));
-    KvSequence kv(model.kv_pool(), config.n_window);
+    KvSequence kv(model.kv_pool());
     for (size_t at = 0; at < piece.size(); at += kRows) {
       const std::span<const TokenId> rows = std::span(piece).subspan(at, std::min<size_t>(kRows, piece.size() - at));
       const int position = static_cast<int>(at);
@@ -76,8 +77,11 @@ int compare(const std::string& path, const std::string& text_path, size_t n_posi
       for (const bool screened : {false, true}) {  // the same positions twice
         Sampler sampler(params, {});
         for (size_t i = 0; i <= at; ++i) sampler.accept(piece[i]);
-        SequenceInput input{&kv, position, rows, static_cast<int>(rows.size()), {}, {}};
-        if (screened) input.top = sampler.wanted(rows);  // the penalties of later rows besides
+        // Screened with the penalties of later rows besides.
+        const TopRows top = screened ? sampler.wanted(rows) : TopRows{};
+        std::vector<WantedRow> wanted;
+        for (int i = 0; i < static_cast<int>(rows.size()); ++i) wanted.push_back({i, top});
+        const SequenceInput input{&kv, position, rows, wanted, {}};
         const auto on_logits = [&](size_t, int index, const Logits& logits) {
           const auto i = static_cast<size_t>(index);
           const TokenId token = sampler.sample(logits).token;

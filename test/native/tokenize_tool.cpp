@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "gguf/gguf.h"
-#include "model/vocabulary.h"
+#include "reader/gguf_reader.h"
 #include "tokenizer/tokenizer.h"
 
 namespace {
@@ -27,7 +27,7 @@ bool read_exactly(void* to, size_t n) {
 int run(const std::string& path, const std::string& mode, const std::string& text_path) {
   auto start = std::chrono::steady_clock::now();
   const auto file = gemma::GgufFile::open(path, {.headers_only = true});
-  const gemma::GgufTensor* embedding = file->find_tensor("token_embd.weight");
+  const gemma::Tensor* embedding = file->find_tensor("token_embd.weight");
   if (embedding == nullptr) throw std::runtime_error("no tensor token_embd.weight");
   const double open_ms = milliseconds_since(start);
   start = std::chrono::steady_clock::now();

@@ -13,7 +13,7 @@
 #include "check.h"
 #include "gguf/gguf.h"
 #include "gguf_builder.h"
-#include "model/vocabulary.h"
+#include "reader/gguf_reader.h"
 #include "tokenizer/text_stream.h"
 #include "tokenizer/utf8.h"
 
@@ -276,7 +276,7 @@ TEST("encode equals the plain algorithm: a trained vocabulary") {
   const auto file = GgufFile::open(GEMMA_TEST_DATA "/text-a-f16.gguf");
   const auto rows = static_cast<int>(file->find_tensor("token_embd.weight")->shape[0]);
   const Vocabulary v = read_vocabulary(*file, rows);
-  CHECK(v.bos == 2 && v.eos == 1 && v.add_bos);
+  CHECK(v.bos == 2 && v.eos == 1);
   compare_on_random_texts(v,
                           {"the ", "distant ", "bridge", " paints", "forget", "golden", "e", "n", " ", "  ", "ng", "th",
                            "\n", "er", "你", "<b>"},
@@ -318,12 +318,17 @@ TEST("user text never yields control, image or unused tokens, however a file typ
                                             "<unk>",
                                             "<mask>",
                                             "<unused0>",
+                                            "[multimodal]",
+                                            "<|im_end|>",
+                                            "<start_function_response>",
                                             "<start_of_turn>",
                                             "<end_of_turn>",
                                             "<start_of_image>",
                                             "<end_of_image>",
                                             "<image_soft_token>"};
-    v.add("<image_soft_token>", -1000);
+    for (const char* name : {"<image_soft_token>", "[multimodal]", "<|im_end|>", "<start_function_response>"}) {
+      v.add(name, -1000);
+    }
     // Pieces that would merge into a marker typed as normal.
     v.add("<start_of_", 50);
     v.add("turn>", 50);
@@ -361,6 +366,42 @@ TEST("the file's eos ends generation beside <eos>") {
   v.vocabulary.eos = v.id("<mask>");
   const Tokenizer tokenizer(v.vocabulary);
   CHECK(tokenizer.is_end(v.id("<mask>")) && tokenizer.is_end(v.id("<eos>")));
+}
+
+TEST("what ends an answer: what the file says, and what is known by name") {
+  OwnedVocabulary v = small_vocabulary();
+  for (const char* name : {"<|im_end|>", "<|eot_id|>", "<start_function_response>", "<|mine|>", "im_end"}) {
+    v.add(name, -1000, TokenKind::kUserDefined);
+  }
+  v.vocabulary.ends = {v.id("<mask>"), v.id("</s>"), v.id("<mask>")};
+  const Tokenizer tokenizer(v.vocabulary);
+  Ids expected = {v.id("<eos>"),      v.id("<mask>"),     v.id("<end_of_turn>"),
+                  v.id("<|im_end|>"), v.id("<|eot_id|>"), v.id("<start_function_response>")};
+  std::sort(expected.begin(), expected.end());
+  CHECK(Ids(tokenizer.ends().begin(), tokenizer.ends().end()) == expected);
+  for (TokenId id = 0; id < tokenizer.n_vocab(); ++id) {
+    CHECK(tokenizer.is_end(id) == (std::find(expected.begin(), expected.end(), id) != expected.end()));
+  }
+  v.vocabulary.ends = {static_cast<TokenId>(v.vocabulary.pieces.size())};
+  CHECK_THROWS(kGgufInvalid, "BAD_VOCAB", Tokenizer(v.vocabulary));
+}
+
+TEST("tokens by their spelling") {
+  OwnedVocabulary v = small_vocabulary();
+  v.add("<|mine|>", -1000, TokenKind::kUserDefined);
+  const Tokenizer tokenizer(v.vocabulary);
+  for (const char* name : {"<eos>", "<unused0>", "<start_of_image>", "<b>", "\n\n", "abc", "<|mine|>"}) {
+    CHECK(tokenizer.find(name) == v.id(name));
+  }
+  CHECK(tokenizer.find(" ab") == v.id("▁ab") && tokenizer.find("▁ab") == v.id("▁ab"));
+  for (const char* name : {"", "<0x41>", "<eos", "<eos>x", "nothing"}) CHECK(tokenizer.find(name) == -1);
+  const Ids markers = tokenizer.markers();
+  for (const char* name : {"<pad>", "<eos>", "<unused0>", "<end_of_turn>", "<end_of_image>", "<|mine|>"}) {
+    CHECK(std::find(markers.begin(), markers.end(), v.id(name)) != markers.end());
+  }
+  for (const char* name : {"<b>", "</s>", "\n", "abc"}) {
+    CHECK(std::find(markers.begin(), markers.end(), v.id(name)) == markers.end());
+  }
 }
 
 TEST("bytes that are not UTF-8 are encoded as they are") {
@@ -466,6 +507,17 @@ TEST("read_vocabulary") {
                read([&](auto* b) { b->template set<uint32_t>(k + "bos_token_id", 2147483647); }));
   CHECK_THROWS(kGgufInvalid, "BAD_VOCAB", read([&](auto* b) { b->template set<uint32_t>(k + "eos_token_id", 291); }));
   CHECK_THROWS(kGgufInvalid, "BAD_VOCAB", read([](auto*) {}, 0));
+  for (const char* key : {"eot_token_id", "eom_token_id"}) {
+    CHECK_THROWS(kGgufInvalid, "BAD_VOCAB", read([&](auto* b) { b->template set<uint32_t>(k + key, 291); }));
+    CHECK(read([&](auto* b) { b->template set<int64_t>(k + key, -1); }) == plain);
+  }
+  const auto set_ends = [&](auto values) { return read([&](auto* b) { b->set_array(k + "eos_token_ids", values); }); };
+  CHECK(set_ends(std::vector<int32_t>{1, 5, -1}) == plain && set_ends(std::vector<uint32_t>{}) == plain);
+  CHECK_THROWS(kGgufInvalid, "BAD_VOCAB", set_ends(std::vector<int32_t>{291}));
+  CHECK_THROWS(kGgufInvalid, "BAD_VOCAB", set_ends(std::vector<int32_t>{-2}));
+  CHECK_THROWS(kGgufInvalid, "BAD_VOCAB", set_ends(std::vector<uint32_t>(n + 1, 1)));
+  CHECK_THROWS(kGgufInvalid, "BAD_VOCAB", set_ends(std::vector<float>{1}));
+  CHECK_THROWS(kGgufInvalid, "BAD_VOCAB", read([&](auto* b) { b->template set<uint32_t>(k + "eos_token_ids", 1); }));
   CHECK(read([&](auto* b) { b->template set<uint32_t>(k + "padding_token_id", 0xFFFFFFFFu); }) == plain);
   CHECK(read([&](auto* b) { b->template set<int64_t>(k + "padding_token_id", -1); }) == plain);
 
@@ -479,6 +531,37 @@ TEST("read_vocabulary") {
   CHECK(longer.n_vocab() == 300);
   CHECK(longer.is_control(299) && longer.token_bytes(299, true).empty() && longer.decode(Ids{299}).empty());
   CHECK(encode(longer, "hello") == plain);
+}
+
+TEST("encoding and decoding stop when they are asked to") {
+  const OwnedVocabulary v = small_vocabulary();
+  const Tokenizer tokenizer(v.vocabulary);
+  const std::string one_word(300000, 'a');
+  std::string words;
+  for (int i = 0; i < 100000; ++i) words += "abc\n";
+  for (const std::string& text : {one_word, words}) {
+    const Ids want = encode(tokenizer, text);
+    Ids ids;
+    int n_asked = 0;
+    tokenizer.encode(text, Trust::kUser, &ids, [&] { return ++n_asked, false; });
+    CHECK(n_asked > 10 && ids == want);
+    CHECK(tokenizer.decode(ids, false, [] { return false; }) == text);
+    for (const int last : {1, n_asked / 2}) {
+      int n = 0;
+      Ids some;
+      CHECK_THROWS(kDisposed, "CANCELLED", tokenizer.encode(text, Trust::kUser, &some, [&] { return ++n == last; }));
+      CHECK(n == last && some.size() < ids.size());
+    }
+    CHECK_THROWS(kDisposed, "CANCELLED", tokenizer.decode(ids, false, [] { return true; }));
+  }
+}
+
+TEST("no token stands for more text than the longest") {
+  OwnedVocabulary v = small_vocabulary();
+  CHECK(Tokenizer(v.vocabulary).longest_text() == std::string_view("<start_of_image>").size());
+  v.add("▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁", -1000, TokenKind::kUserDefined);  // 20 spaces
+  v.add("<unused_and_long_enough_to_show>", -1000, TokenKind::kUnused);
+  CHECK(Tokenizer(v.vocabulary).longest_text() == 20);
 }
 
 // ---- text stream ----
@@ -512,7 +595,7 @@ Streamed stream(const std::string& bytes, const std::vector<std::string>& stops,
     result.text += released;
     at += n;
   }
-  result.text += s.finish();
+  result.text += s.finish(true);
   result.matched = s.matched();
   result.stopped = s.stopped();
   CHECK(s.push("more").empty() || !s.stopped());
@@ -542,8 +625,21 @@ TEST("text stream: characters over token borders") {
   CHECK(s.push("\xF0\x9F").empty());
   CHECK(s.push("c") == "\uFFFD\uFFFDc");  // the character cannot be completed any more
   CHECK(s.push("\xE2\x96").empty());
-  CHECK(s.finish() == "\uFFFD\uFFFD");
+  CHECK(s.finish(true) == "\uFFFD\uFFFD");
   CHECK(!s.stopped() && s.matched().empty());
+}
+
+TEST("text stream: text that is cut off ends before the character that is") {
+  const std::string fire = "🔥";
+  for (size_t n = 1; n < fire.size(); ++n) {
+    TextStream s({"END"});
+    CHECK(s.push("a\x94") == "a\uFFFD");  // belongs to no character: not cut, but wrong
+    CHECK(s.push("E").empty());
+    CHECK(s.push(fire.substr(0, n)).empty());
+    CHECK(s.finish(false) == "E");
+  }
+  TextStream whole;
+  CHECK(whole.push(fire) == fire && whole.finish(false).empty());
 }
 
 TEST("text stream: stop sequences over token borders") {
@@ -553,10 +649,10 @@ TEST("text stream: stop sequences over token borders") {
   CHECK(s.push("a") == "a");  // "aa" may still begin "aab"
   CHECK(s.push("b").empty());
   CHECK(s.stopped() && s.matched() == "aab");
-  CHECK(s.push("more").empty() && s.finish().empty());
+  CHECK(s.push("more").empty() && s.finish(true).empty());
   TextStream held({"END"});
   CHECK(held.push("text EN") == "text ");
-  CHECK(held.finish() == "EN");
+  CHECK(held.finish(true) == "EN");
 }
 
 TEST("text stream equals whole-text decoding, however the bytes are cut") {
@@ -580,7 +676,7 @@ TEST("text stream: a long stop sequence costs no more per byte") {
   TextStream s({almost + "b"});
   std::string text;
   for (int i = 0; i < 300000; ++i) text += s.push("a");
-  text += s.finish();
+  text += s.finish(true);
   CHECK(text == std::string(300000, 'a'));
 }
 

@@ -10,12 +10,14 @@
 #include <limits>
 #include <map>
 
-#include "backend/cpu/kernels.h"
 #include "base/half.h"
 #include "check.h"
 #include "engine_helpers.h"
 #include "gguf_builder.h"
+#include "model/memory_plan.h"
+#include "plain_traits.h"
 #include "quant/dequantize.h"
+#include "reader/gguf_reader.h"
 
 namespace gemma {
 namespace {
@@ -41,7 +43,7 @@ GgufBuilder reference() {
 }
 
 // One backend of each instruction set for all tests.
-Backend& backend_of(const char* isa) {
+Backend& backend_of(const std::string& isa) {
   static std::map<std::string, std::unique_ptr<Backend>> all;
   std::unique_ptr<Backend>& backend = all[isa];
   if (backend == nullptr) backend = make_cpu_backend(isa, 2);
@@ -51,7 +53,7 @@ Backend& backend_of(const char* isa) {
 std::vector<float> encode(Backend& backend, const std::shared_ptr<const GgufFile>& file, int text_dim,
                           std::span<const uint8_t> pixels, Arithmetic arithmetic) {
   const VisionConfig config = read_vision_config(*file, text_dim);
-  VisionEncoder encoder(backend, file, config, arithmetic);
+  VisionEncoder encoder(backend, vision_tensors(file, config), config, arithmetic);
   const size_t image = static_cast<size_t>(config.image_size) * static_cast<size_t>(config.image_size) * 3;
   encoder.start(pixels, static_cast<int>(pixels.size() / image));
   double before = 0;
@@ -105,9 +107,7 @@ double least_cosine(std::span<const float> got, std::span<const float> want, siz
 }
 
 void each_isa(const std::function<void(Backend&)>& f) {
-  for (const cpu::KernelRow& row : cpu::kernel_table()) {
-    if (row.available()) f(backend_of(row.isa));
-  }
+  for (const std::string& isa : model_isas()) f(backend_of(isa));
 }
 
 const std::vector<std::string> kCases = {"img-square", "img-photo", "img-two", "img-wide-pas"};
@@ -226,8 +226,36 @@ TEST("the same weights in other types, under swapped names and in Ollama's layou
           64, pixels, Arithmetic::kExact),
       want));
   const Parsed single = parse(ollama_file(GgufBuilder(*GgufFile::open(data("mm-a-f16.gguf"))), b, 16));
-  CHECK(has_vision(*single.file) && read_model_config(*single.file).ollama_layout);
+  CHECK(has_vision(*single.file) && read_model_config(*single.file).n_vocab == 448);
   CHECK(same_bits(encode(backend, single.file, 64, pixels, Arithmetic::kExact), want));
+}
+
+TEST("tensor sources: one set of names whatever the file's, each half of a file its own") {
+  const GgufBuilder mmproj = tiny_mmproj();
+  const auto source = [](const Parsed& parsed) {
+    return vision_tensors(parsed.file, read_vision_config(*parsed.file, 48));
+  };
+  const Parsed plain = parse(mmproj);
+  const Parsed old = parse(with_swapped_names(mmproj));
+  const auto today = source(plain);
+  const auto swapped = source(old);
+  const Parsed both = parse(ollama_file(tiny_gemma3(), mmproj, 16));
+  const auto ollama = source(both);
+  const auto decoder = decoder_tensors(both.file);
+  CHECK(today->tensors().size() == mmproj.tensors.size() && ollama->tensors().size() == mmproj.tensors.size());
+  CHECK(decoder->tensors().size() == tiny_gemma3().tensors.size());
+  for (const GgufBuilder::Tensor& t : mmproj.tensors) {
+    // Names of files differ, what is found does not.
+    CHECK(today->find(t.name)->name == t.name && decoder->find(t.name) == nullptr);
+    for (const auto& other : {swapped, ollama}) {
+      const Tensor* found = other->find(t.name);
+      CHECK(found != nullptr && found->bytes == t.data.size() &&
+            std::memcmp(found->data, t.data.data(), found->bytes) == 0);
+    }
+  }
+  CHECK(swapped->find("v.blk.0.ffn_up.weight")->name == "v.blk.0.ffn_down.weight");
+  CHECK(ollama->find("v.blk.0.ffn_up.weight")->name == "v.blk.0.mlp.fc1.weight");
+  CHECK(ollama->find("v.blk.0.mlp.fc1.weight") == nullptr && ollama->find("token_embd.weight") == nullptr);
 }
 
 // Random, but with large flat parts and edges, as pictures have them.
@@ -262,7 +290,7 @@ TEST("int8: close to float32 for all types, whether widths are whole blocks or n
                                      [](const std::string& name) { return name.starts_with("v.blk."); });
     check(q8, Arithmetic::kFast);
     check(q8, Arithmetic::kExact);
-    if (backend.has_bulk()) return;  // takes weights as they are stored
+    if (backend.traits().has_bulk()) return;  // takes weights as they are stored
     // Quantised here or in the file: the same blocks.
     const GgufBuilder f16 = with_type(b, TensorType::kF16, any_name);
     CHECK(same_bits(encode(backend, parse(q8).file, 48, pixels, Arithmetic::kFast),
@@ -310,7 +338,7 @@ TEST("stopped in the middle and started again: as if nothing had been") {
   const VisionConfig config = read_vision_config(*file.file, 48);
   const std::vector<uint8_t> pixels = some_pixels(70, 112, 4);
   const std::vector<float> want = encode(backend_of(""), file.file, 48, pixels, Arithmetic::kFast);
-  VisionEncoder encoder(backend_of(""), file.file, config, Arithmetic::kFast);
+  VisionEncoder encoder(backend_of(""), vision_tensors(file.file, config), config, Arithmetic::kFast);
   for (int n_asked = 0; n_asked < 200; n_asked += 7) {
     encoder.start(pixels, 70);
     int asked = 0;
@@ -366,10 +394,17 @@ TEST("class 19: damaged weights are an error, not an embedding") {
   }
 }
 
+MemoryPlan plan(const std::shared_ptr<const GgufFile>& file, const VisionConfig& config, Arithmetic arithmetic) {
+  const PlainTraits traits;
+  MemoryPlanner planner({{&traits, 0, 0}});
+  planner.add_vision(*vision_tensors(file, config), config, arithmetic);
+  return planner.plan();
+}
+
 void read(const GgufBuilder& b, int text_dim = 48) {
   const Parsed parsed = parse(b);
   const VisionConfig config = read_vision_config(*parsed.file, text_dim);
-  plan_vision_bytes(*parsed.file, config, true);
+  plan(parsed.file, config, Arithmetic::kFast);
 }
 #define CHECK_INVALID(detail, ...) CHECK_THROWS(kGgufInvalid, detail, read(__VA_ARGS__))
 
@@ -463,15 +498,18 @@ TEST("class 20: files of something else") {
 TEST("the memory plan: activations of a pass, and weights as they are kept") {
   const Parsed parsed = parse(with_type(tiny_mmproj(), TensorType::kF16, any_name));
   const VisionConfig config = read_vision_config(*parsed.file, 48);
-  const uint64_t exact = plan_vision_bytes(*parsed.file, config, false);
-  const uint64_t int8 = plan_vision_bytes(*parsed.file, config, true);
-  const uint64_t activations = 4 * (4096 * 4 * 96 + 512 * (96 + 100));
+  const uint64_t exact = plan(parsed.file, config, Arithmetic::kExact).vision_bytes;
+  const uint64_t int8 = plan(parsed.file, config, Arithmetic::kFast).vision_bytes;
+  const uint64_t n_images = static_cast<uint64_t>(vision_images_per_pass(config));
+  // The rows of a chunk are as wide as a patch, which is wider than the feed-forward part.
+  const uint64_t activations = 4 * (4096 * 4 * 96 + 512 * (96 + 3 * 14 * 14) + n_images * 16 * 48);
   uint64_t stored = 0;
-  for (const GgufTensor& t : parsed.file->tensors()) stored += t.bytes;
+  for (const Tensor& t : parsed.file->tensors()) stored += t.bytes;
   CHECK(exact > activations + stored && exact < activations + 2 * stored);
-  // Of 2 bytes a value remain 34 / 32, with padding to a feed-forward width of 128; a chunk is wider by 28.
+  // Of 2 bytes a value remain 34 / 32, with padding to a feed-forward width of 128; a layer's bias of 100
+  // values, which takes 112, grows by 16.
   const uint64_t layers = 3 * (4 * 96 * 96 + 2 * 96 * 100);
-  CHECK(exact - int8 == layers * 2 - 3 * (4 * 96 * 96 + 2 * 96 * 128) / 32 * 34 - 4 * 512 * 28);
+  CHECK(exact - int8 == layers * 2 - 3 * (4 * 96 * 96 + 2 * 96 * 128) / 32 * 34 - 3 * 4 * 16);
 }
 
 }  // namespace

@@ -2,7 +2,8 @@
 """One picture in every file format and pixel type: make_formats.py --out data/formats
 
 Writes the files and formats.json: for each the size and SHA-256 of the RGB bytes that transformers.image_utils.load_image gives
-(EXIF orientation applied, converted to RGB by Pillow).
+(EXIF orientation applied, converted to RGB by Pillow), and for those with transparency the SHA-256 of the bytes that
+transformers.image_transforms.convert_to_rgb makes of the open picture ("white": laid on white).
 """
 
 from __future__ import annotations
@@ -38,6 +39,22 @@ def save_png16(path: Path, pixels: np.ndarray, colour_type: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b""))
 
 
+def save_partial_gif(path: Path, image: Image.Image, **options) -> None:
+    """A GIF whose picture lies inside of a larger canvas; Pillow writes none."""
+    image.save(path, **options)
+    data = bytearray(path.read_bytes())
+    descriptor = data.index(b"\x2c" + struct.pack("<HHHH", 0, 0, *image.size))
+    struct.pack_into("<HH", data, 6, W, H)
+    struct.pack_into("<HH", data, descriptor + 1, 9, 5)
+    path.write_bytes(data)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """As transformers.image_transforms.convert_to_rgb."""
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255)), image).convert("RGB")
+
+
 def write(out: Path) -> None:
     rgb = synth_image(W, H, 4711)
     image = Image.fromarray(rgb)
@@ -69,6 +86,10 @@ def write(out: Path) -> None:
     rgba.save(out / "rgba.webp", lossless=True, exact=True)
     inverted = Image.fromarray(255 - rgb)
     image.quantize(40).save(out / "animated.gif", save_all=True, append_images=[inverted.quantize(40)])
+    image.quantize(40).save(out / "transparent.gif", transparency=3)
+    part = Image.fromarray(rgb[:30, :40]).quantize(40)
+    save_partial_gif(out / "partial.gif", part)
+    save_partial_gif(out / "partial-transparent.gif", part, transparency=3)
     image.save(out / "animated.webp", save_all=True, append_images=[inverted], lossless=True)
     image.save(out / "lzw.tiff", compression="tiff_lzw")
     image.save(out / "two-pages.tiff", save_all=True, append_images=[inverted], compression="tiff_lzw")
@@ -96,6 +117,9 @@ def main() -> None:
         if path.suffix == ".avif":  # decoders differ in the last bit, and in how they interpolate colour: compared loosely
             mean = np.asarray(image).reshape(-1, 3).mean(axis=0)
             record.update(sha256=None, mean=[round(float(m), 3) for m in mean])
+        opened = Image.open(path)
+        if opened.has_transparency_data and opened.mode != "I;16":
+            record["white"] = sha256(on_white(opened).tobytes())
         lines.append(json.dumps(record))
     (out / "formats.json").write_text("[\n " + ",\n ".join(lines) + "\n]\n")
     print(f"{out}: {len(lines)} files")

@@ -2,7 +2,7 @@
 """What Pillow and Hugging Face make of generated pictures: make_resize.py --out data
 
     data/resize.txt   a line each: layout kind width height | box x y width height | out width height | CRC-32 of the bytes
-                      of Image.convert("RGB").crop(box).resize(out, BILINEAR)
+                      of Image.convert("RGB").crop(box).resize(out, BILINEAR); layouts with +white were laid on white first
     data/boxes.txt    CRC-32 of the Pan & Scan boxes of 50 sizes a line, 10,000 sizes; the default options in every other
 
 Pictures, sizes and options come from `scramble`, so only sums are stored; test/native/resize_test.cpp makes the same ones.
@@ -63,10 +63,19 @@ def resize_cases(count: int, seed: int):
         yield layout, rng.choice([0, 0, 1, 2]), w, h, box, out
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    """As transformers.image_transforms.convert_to_rgb."""
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255)), image)
+
+
 def write_resize(path: Path, count: int) -> None:
     lines = []
-    for layout, kind, w, h, (x, y, bw, bh), out in resize_cases(count, 5):
-        image = Image.frombytes(layout, (w, h), picture(layout, kind, w, h)).convert("RGB")
+    white = ((f"{layout}+white", *rest) for layout, *rest in resize_cases(count, 6) if layout in ("LA", "RGBA"))
+    for layout, kind, w, h, (x, y, bw, bh), out in [*resize_cases(count, 5), *white]:
+        mode = layout.removesuffix("+white")
+        image = Image.frombytes(mode, (w, h), picture(mode, kind, w, h))
+        image = (on_white(image) if layout != mode else image).convert("RGB")
         resized = image.crop((x, y, x + bw, y + bh)).resize(out, Image.Resampling.BILINEAR)
         lines.append(f"{layout} {kind} {w} {h} {x} {y} {bw} {bh} {out[0]} {out[1]} {zlib.crc32(resized.tobytes()):08x}")
     path.write_text("\n".join(lines) + "\n")

@@ -1,326 +1,70 @@
-// A tile of attention with AVX2, page by page with a running softmax. A few rows (decode) read keys and values as they
-// are stored, converting in registers, at the pace of memory; for more rows a page is first widened to float, so that
-// all of them share the conversion. The arithmetic of both is the same: what a row gets does not depend on which rows
-// share its tile.
+// Attention over the paged cache with AVX2.
 #include <immintrin.h>
 
 #include <cstring>
-#include <limits>
-#include <type_traits>
 
-#include "backend/cpu/exp_avx2.h"
+#include "backend/cpu/attention_vectors.h"
 #include "backend/cpu/kernels_avx2.h"
-#include "backend/cpu/lanes_avx2.h"
+#include "backend/cpu/vector_avx2.h"
 
 namespace gemma::cpu {
 namespace {
 
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-constexpr int kQuarters = kPagePositions / 8;  // vectors of a row of scores
-
-inline int least(int a, int b) {
-  return a < b ? a : b;
-}
-inline int most(int a, int b) {
-  return a > b ? a : b;
-}
-
-// Values j..j+7 of a row of the cache; j is a multiple of 8.
-struct LoadF32 {
-  static __m256 at(const std::byte* row, size_t j) {
-    return _mm256_loadu_ps(reinterpret_cast<const float*>(row + j * 4));
-  }
-};
-struct LoadF16 {
-  static __m256 at(const std::byte* row, size_t j) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + j * 2)));
-  }
-};
-struct LoadQ8 {
-  static __m256 at(const std::byte* row, size_t j) {
-    const std::byte* block = row + j / 32 * 34;
-    uint16_t half = 0;
-    std::memcpy(&half, block, 2);
-    const __m256 d = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
-    const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block + 2 + j % 32));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), d);
-  }
-};
-
-// Keys or values of one page and one head, and those of the page that comes next: whoever reads the one fetches the
-// other, a page being the distance that hides the latency of memory.
-struct Rows {
-  const std::byte* data;
-  size_t row_bytes;
-  const std::byte* next;  // null: nothing to fetch
-  const std::byte* at(size_t position) const { return data + position * row_bytes; }
-  // Bytes begin..begin + bytes - 1 of the row of a position, or of the rows from it on.
-  void prefetch(size_t position, size_t begin, size_t bytes) const {
-    if (next == nullptr) return;
-    const char* from = reinterpret_cast<const char*>(next + position * row_bytes + begin);
-    for (size_t b = 0; b < bytes; b += 64) _mm_prefetch(from + b, _MM_HINT_T1);
-  }
-};
-
-// Positions first..last-1 to float rows, padded with zeros to a multiple of 8.
-template <class Load>
-void widen(Rows rows, int head_dim, int first, int last, float* out, size_t out_stride) {
-  for (int p = first; p < last; ++p, out += out_stride) {
-    const std::byte* row = rows.at(static_cast<size_t>(p));
-    rows.prefetch(static_cast<size_t>(p), 0, rows.row_bytes);
-    int j = 0;
-    for (; j + 8 <= head_dim; j += 8) _mm256_storeu_ps(out + j, Load::at(row, static_cast<size_t>(j)));
-    if (j < head_dim) {  // q8_0 has no such rest
-      alignas(32) std::byte rest[32] = {};
-      const size_t size = rows.row_bytes / static_cast<size_t>(head_dim);
-      std::memcpy(rest, row + static_cast<size_t>(j) * size, static_cast<size_t>(head_dim - j) * size);
-      _mm256_storeu_ps(out + j, Load::at(rest, 0));
-    }
-  }
-}
-
-// scores[r * 32 + p] of kRows rows of q (zero padded copies) and keys `position` + p, p < 8 / kRows.
-template <class Load, int kRows>
-inline void score_tile(const float* q, size_t q_stride, size_t width, Rows keys, size_t position, float* scores) {
-  constexpr int kPositions = 8 / kRows;
-  __m256 acc[kRows][kPositions];
-  for (auto& row : acc) {
-    for (__m256& v : row) v = _mm256_setzero_ps();
-  }
-  const std::byte* k = keys.at(position);
-  keys.prefetch(position, 0, kPositions * keys.row_bytes);
-  for (size_t j = 0; j < width; j += 8) {
-    __m256 kv[kPositions];
-    for (int p = 0; p < kPositions; ++p) kv[p] = Load::at(k + static_cast<size_t>(p) * keys.row_bytes, j);
-    for (int r = 0; r < kRows; ++r) {
-      const __m256 qv = _mm256_loadu_ps(q + static_cast<size_t>(r) * q_stride + j);
-      for (int p = 0; p < kPositions; ++p) acc[r][p] = _mm256_fmadd_ps(qv, kv[p], acc[r][p]);
-    }
-  }
-  __m256 ordered[8];  // as sum_lanes wants them, so that a row's scores come out beside each other
-  for (int i = 0; i < 8; ++i) ordered[i % 4 * 2 + i / 4] = acc[i / kPositions][i % kPositions];
-  const __m256 sums = sum_lanes(ordered);
-  const __m128 low = _mm256_castps256_ps128(sums);
-  const __m128 high = _mm256_extractf128_ps(sums, 1);
-  if constexpr (kRows == 2) {
-    _mm_storeu_ps(scores, low);
-    _mm_storeu_ps(scores + kPagePositions, high);
-  } else {
-    _mm_storel_pi(reinterpret_cast<__m64*>(scores), low);
-    _mm_storeh_pi(reinterpret_cast<__m64*>(scores + kPagePositions), low);
-    _mm_storel_pi(reinterpret_cast<__m64*>(scores + 2 * kPagePositions), high);
-    _mm_storeh_pi(reinterpret_cast<__m64*>(scores + 3 * kPagePositions), high);
-  }
-}
-
-// kRows rows of out, 8 * kVectors columns: out = out * rescale + weights[.][32] x values[first..last-1], whose rows
-// have row_width columns and are read from value_column on.
-template <class Load, int kRows, int kVectors>
-inline void accumulate_strip(float* out, size_t out_stride, const float* weights, const float* rescale, Rows values,
-                             size_t value_column, size_t row_width, int first, int last) {
-  const size_t next_begin = values.row_bytes * value_column / row_width;
-  const size_t next_bytes = values.row_bytes * 8 * kVectors / row_width;
-  __m256 acc[kRows][kVectors];
-  for (int r = 0; r < kRows; ++r) {
-    const __m256 s = _mm256_set1_ps(rescale[r]);
-    for (int i = 0; i < kVectors; ++i)
-      acc[r][i] = _mm256_mul_ps(_mm256_loadu_ps(out + static_cast<size_t>(r) * out_stride + 8 * i), s);
-  }
-  for (int p = first; p < last; ++p) {
-    const std::byte* row = values.at(static_cast<size_t>(p));
-    values.prefetch(static_cast<size_t>(p), next_begin, next_bytes);
-    __m256 v[kVectors];
-    for (int i = 0; i < kVectors; ++i) v[i] = Load::at(row, value_column + 8 * static_cast<size_t>(i));
-    for (int r = 0; r < kRows; ++r) {
-      const __m256 w = _mm256_set1_ps(weights[r * kPagePositions + p]);
-      for (int i = 0; i < kVectors; ++i) acc[r][i] = _mm256_fmadd_ps(w, v[i], acc[r][i]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i) _mm256_storeu_ps(out + static_cast<size_t>(r) * out_stride + 8 * i, acc[r][i]);
-  }
-}
-
-// One page of one row's softmax: scores of positions from..to-1 of the page become weights (the others 0). Returns the
-// factor that what the row has gathered so far is to be multiplied with. sums: 8 partial sums of the row's weights.
-inline float soften(float* row, int from, int to, float* max, float* sums) {
-  __m256 score[kQuarters];
-  __m256 visible[kQuarters];
-  __m256 top = _mm256_set1_ps(kMinusInfinity);
-  for (int i = 0; i < kQuarters; ++i) {
-    const __m256i p = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(8 * i));
-    visible[i] = _mm256_castsi256_ps(_mm256_and_si256(_mm256_cmpgt_epi32(p, _mm256_set1_epi32(from - 1)),
-                                                      _mm256_cmpgt_epi32(_mm256_set1_epi32(to), p)));
-    score[i] = _mm256_blendv_ps(_mm256_set1_ps(kMinusInfinity), _mm256_loadu_ps(row + 8 * i), visible[i]);
-    // The second operand is what max returns for NaN; a NaN score still reaches the sum through exp(NaN - max).
-    top = _mm256_max_ps(score[i], top);
-  }
-  const float page_max = max_lanes(top);
-  const float new_max = *max < page_max ? page_max : *max;
-  __m256 total = _mm256_setzero_ps();
-  for (int i = 0; i < kQuarters; ++i) {
-    const __m256 e = _mm256_and_ps(exp_ps(_mm256_sub_ps(score[i], _mm256_set1_ps(new_max))), visible[i]);
-    _mm256_storeu_ps(row + 8 * i, e);
-    total = _mm256_add_ps(total, e);
-  }
-  const __m256 rescale = exp_ps(_mm256_set1_ps(*max - new_max));
-  _mm256_storeu_ps(sums, _mm256_fmadd_ps(_mm256_loadu_ps(sums), rescale, total));
-  *max = new_max;
-  return _mm256_cvtss_f32(rescale);
-}
-
-// So many positions of keys stay in the nearest cache while all rows pass.
-constexpr int kChunk = 16;
-
-// The working memory of a tile: rows of `stride` floats, which are `width` values and a gap that keeps rows out of each
-// other's cache sets.
-struct Work {
-  size_t width;  // head_dim rounded up to 8
-  size_t stride;
-  float* q;        // [kAttentionRows]
-  float* out;      // [kAttentionRows]
-  float* k;        // [kPagePositions]: keys as float
-  float* v;        // [kPagePositions]: values as float
-  float* scores;   // [kAttentionRows][kPagePositions]
-  float* sums;     // [kAttentionRows][8]
-  float* rescale;  // [kAttentionRows]
-
-  Work(const Scratch& scratch, int head_dim) {
-    width = static_cast<size_t>(head_dim + 7) / 8 * 8;
-    stride = width + 16;
-    q = reinterpret_cast<float*>(scratch.data);
-    out = q + kAttentionRows * stride;
-    k = out + kAttentionRows * stride;
-    v = k + kPagePositions * stride;
-    scores = v + kPagePositions * stride;
-    sums = scores + kAttentionRows * kPagePositions;
-    rescale = sums + kAttentionRows * 8;
-  }
-};
-
-// What a tile sees of one page.
-struct PageView {
-  int base;   // its first position
-  int first;  // positions first..last-1 of the page
-  int last;
-};
-
-// Scores of the page, softmax, sum of values for the tile's rows, kRows at a time. Keys and values are read as they are
-// stored, or (kWiden) converted to float first.
-template <class Load, int kRows, bool kWiden>
-void attend_page(const AttentionTile& tile, const Work& work, const PageView& page, Rows keys, Rows values) {
-  using LoadRow = std::conditional_t<kWiden, LoadF32, Load>;
-  constexpr int kPositions = 8 / kRows;
-  const int head_dim = tile.layout.head_dim;
-  // Score tiles take whole groups of positions. Those outside the spans are of this page too, and pages are zeroed when
-  // they are handed out, so what is read there is finite; it is masked in soften.
-  const int first = page.first / kPositions * kPositions;
-  const int last = (page.last + kPositions - 1) / kPositions * kPositions;
-  if constexpr (kWiden) {
-    const auto wide = [&](Rows rows, float* out) {
-      widen<Load>(rows, head_dim, first, last, out + static_cast<size_t>(first) * work.stride, work.stride);
-      return Rows{reinterpret_cast<const std::byte*>(out), work.stride * sizeof(float), nullptr};
-    };
-    keys = wide(keys, work.k);
-    values = wide(values, work.v);
-  }
-  for (int begin = first; begin < last; begin += kChunk) {
-    const int end = least(begin + kChunk, last);
-    for (int r = 0; r < tile.n_rows; r += kRows) {
-      for (int p = begin; p < end; p += kPositions) {
-        score_tile<LoadRow, kRows>(work.q + static_cast<size_t>(r) * work.stride, work.stride, work.width, keys,
-                                   static_cast<size_t>(p), work.scores + r * kPagePositions + p);
-      }
-    }
-  }
-  for (int r = 0; r < tile.n_rows; ++r) {
-    float* row = work.scores + r * kPagePositions;
-    const int from = most(tile.spans[r].begin - page.base, 0);
-    const int to = least(tile.spans[r].end - page.base, kPagePositions);
-    if (from < to) {
-      work.rescale[r] = soften(row, from, to, tile.max + r, work.sums + r * 8);
-    } else {  // nothing of this page: the row stays as it is
-      work.rescale[r] = 1.0f;
-      std::memset(row, 0, kPagePositions * sizeof(float));
-    }
-  }
-  const auto strip = [&](auto n_vectors, int j) {
-    for (int r = 0; r < tile.n_rows; r += kRows) {
-      accumulate_strip<LoadRow, kRows, n_vectors()>(work.out + static_cast<size_t>(r) * work.stride + j, work.stride,
-                                                    work.scores + r * kPagePositions, work.rescale + r, values,
-                                                    static_cast<size_t>(j), work.width, page.first, page.last);
+struct Vector : Vector256 {
+  // Values j..j+7 of a row of the cache; j is a multiple of 8.
+  struct LoadF32 {
+    static constexpr size_t kValueBytes = 4;
+    static __m256 at(const std::byte* row, size_t j) {
+      return _mm256_loadu_ps(reinterpret_cast<const float*>(row + j * 4));
     }
   };
-  constexpr int kVectors = 8 / kRows;
-  const int width = static_cast<int>(work.width);
-  int j = 0;
-  for (; j + 8 * kVectors <= width; j += 8 * kVectors) strip(std::integral_constant<int, kVectors>{}, j);
-  for (; j < width; j += 8) strip(std::integral_constant<int, 1>{}, j);
-}
+  struct LoadF16 {
+    static constexpr size_t kValueBytes = 2;
+    static __m256 at(const std::byte* row, size_t j) {
+      return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + j * 2)));
+    }
+  };
+  struct LoadQ8 {
+    static constexpr size_t kValueBytes = 0;  // whole blocks: no row ends inside 8 values
+    static __m256 at(const std::byte* row, size_t j) {
+      const std::byte* block = row + j / 32 * kKvBlockBytes;
+      uint16_t half = 0;
+      std::memcpy(&half, block, 2);
+      const __m256 d = _mm256_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
+      const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(block + 2 + j % 32));
+      return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q)), d);
+    }
+  };
 
-template <class Load>
-void attend_page(const AttentionTile& tile, const Work& work, const PageView& page, Rows keys, Rows values) {
-  if (tile.n_rows > 4 || tile.layout.head_dim % 8 != 0)
-    return attend_page<Load, 4, true>(tile, work, page, keys, values);
-  if (tile.n_rows > 2) return attend_page<Load, 4, false>(tile, work, page, keys, values);
-  attend_page<Load, 2, false>(tile, work, page, keys, values);
-}
+  using Mask = __m256;  // all bits of a lane, or none
+  static Mask visible(int first, int from, int to) {
+    const __m256i p = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_cmpgt_epi32(p, _mm256_set1_epi32(from - 1)),
+                                                _mm256_cmpgt_epi32(_mm256_set1_epi32(to), p)));
+  }
+  static Float where(Mask mask, Float v, Float otherwise) { return _mm256_blendv_ps(otherwise, v, mask); }
+  static Float keep(Mask mask, Float v) { return _mm256_and_ps(v, mask); }
+  template <int kRows>
+  static void store_rows(float* p, Float v) {
+    const __m128 low = _mm256_castps256_ps128(v);
+    const __m128 high = _mm256_extractf128_ps(v, 1);
+    if constexpr (kRows == 2) {
+      _mm_storeu_ps(p, low);
+      _mm_storeu_ps(p + kPagePositions, high);
+    } else {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), low);
+      _mm_storeh_pi(reinterpret_cast<__m64*>(p + kPagePositions), low);
+      _mm_storel_pi(reinterpret_cast<__m64*>(p + 2 * kPagePositions), high);
+      _mm_storeh_pi(reinterpret_cast<__m64*>(p + 3 * kPagePositions), high);
+    }
+  }
+  static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+};
 
 }  // namespace
 
 void attention_avx2(const AttentionTile& tile, const Scratch& scratch) {
-  const KvLayout& layout = tile.layout;
-  const int head_dim = layout.head_dim;
-  const Work work(scratch, head_dim);
-  const size_t row_bytes = static_cast<size_t>(head_dim) * sizeof(float);
-  const int n_rows4 = (tile.n_rows + 3) / 4 * 4;
-  std::memset(work.sums, 0, static_cast<size_t>(n_rows4) * 8 * sizeof(float));
-  for (int r = 0; r < n_rows4; ++r) {
-    float* q = work.q + static_cast<size_t>(r) * work.stride;
-    std::memset(q, 0, work.width * sizeof(float));
-    if (r < tile.n_rows) std::memcpy(q, tile.q[r], row_bytes);
-    std::memset(work.out + static_cast<size_t>(r) * work.stride, 0, work.width * sizeof(float));
-    std::memset(work.scores + r * kPagePositions, 0, kPagePositions * sizeof(float));
-    work.rescale[r] = 1.0f;
-  }
-
-  int begin = std::numeric_limits<int>::max();
-  int end = 0;
-  for (int r = 0; r < tile.n_rows; ++r) {
-    tile.max[r] = kMinusInfinity;
-    if (tile.spans[r].begin < tile.spans[r].end) {
-      begin = least(begin, tile.spans[r].begin);
-      end = most(end, tile.spans[r].end);
-    }
-  }
-  const size_t head_offset = static_cast<size_t>(tile.kv_head) * kPagePositions * layout.row_bytes;
-  for (int index = begin / kPagePositions; index * kPagePositions < end; ++index) {
-    PageView page{index * kPagePositions, kPagePositions, 0};
-    for (int r = 0; r < tile.n_rows; ++r) {
-      const int from = most(tile.spans[r].begin - page.base, 0);
-      const int to = least(tile.spans[r].end - page.base, kPagePositions);
-      if (from >= to) continue;
-      page.first = least(page.first, from);
-      page.last = most(page.last, to);
-    }
-    if (page.first >= page.last) continue;  // between the spans: there need not be a page
-    const std::byte* next = (index + 1) * kPagePositions < end ? tile.pages[index + 1] : nullptr;
-    const auto rows = [&](size_t offset) {
-      const size_t at = offset + head_offset;
-      return Rows{tile.pages[index] + at, layout.row_bytes, next == nullptr ? nullptr : next + at};
-    };
-    const Rows keys = rows(layout.layer_offset);
-    const Rows values = rows(layout.v_offset());
-    switch (layout.type) {
-      case KvType::kF32: attend_page<LoadF32>(tile, work, page, keys, values); break;
-      case KvType::kF16: attend_page<LoadF16>(tile, work, page, keys, values); break;
-      case KvType::kQ8_0: attend_page<LoadQ8>(tile, work, page, keys, values); break;
-    }
-  }
-  for (int r = 0; r < tile.n_rows; ++r) {
-    std::memcpy(tile.out[r], work.out + static_cast<size_t>(r) * work.stride, row_bytes);
-    tile.sum[r] = sum_lanes(_mm256_loadu_ps(work.sums + r * 8));
-  }
+  PagedAttention<Vector>::attend(tile, scratch);
 }
 
 }  // namespace gemma::cpu

@@ -4,39 +4,31 @@
 #include <arm_neon.h>
 
 #include <cstring>
-#include <limits>
 
-#include "backend/cpu/exp_neon.h"
 #include "backend/cpu/kernels_neon.h"
 #include "backend/cpu/lanes_neon.h"
+#include "backend/cpu/small_math.h"
 #include "backend/cpu/unrolled.h"
+#include "backend/cpu/vector_neon.h"
 
 namespace gemma::cpu {
 namespace {
 
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr int kVectors = kPagePositions / 4;  // of a row of scores
-
-inline int least(int a, int b) {
-  return a < b ? a : b;
-}
-inline int most(int a, int b) {
-  return a > b ? a : b;
-}
 
 inline float32x4_t load_halves(const std::byte* p) {
   return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(reinterpret_cast<const uint8_t*>(p))));
 }
 
 // Rows of a page, positions first..last-1, to float [position][head_stride]; what is past head_dim stays as it is.
-void widen(const KvLayout& layout, const std::byte* rows, int first, int last, float* out, size_t head_stride) {
-  const size_t head_dim = static_cast<size_t>(layout.head_dim);
+void widen(const AttentionTile& tile, const std::byte* rows, int first, int last, float* out, size_t head_stride) {
+  const size_t head_dim = static_cast<size_t>(tile.head_dim);
   for (int p = first; p < last; ++p) {
-    const std::byte* row = rows + static_cast<size_t>(p) * layout.row_bytes;
+    const std::byte* row = rows + static_cast<size_t>(p) * tile.row_bytes;
     float* o = out + static_cast<size_t>(p) * head_stride;
-    if (layout.type == KvType::kF32) {
+    if (tile.type == KvType::kF32) {
       std::memcpy(o, row, head_dim * 4);
-    } else if (layout.type == KvType::kF16) {
+    } else if (tile.type == KvType::kF16) {
       size_t j = 0;
       for (; j + 4 <= head_dim; j += 4) vst1q_f32(o + j, load_halves(row + 2 * j));
       if (j < head_dim) {
@@ -48,7 +40,7 @@ void widen(const KvLayout& layout, const std::byte* rows, int first, int last, f
       }
     } else {
       for (size_t b = 0; b < head_dim / 32; ++b) {
-        const std::byte* block = row + b * 34;
+        const std::byte* block = row + b * kKvBlockBytes;
         uint16_t half = 0;
         std::memcpy(&half, block, 2);
         const float d = vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half))), 0);
@@ -110,15 +102,15 @@ void accumulate(float* out, size_t stride, const float* weights, const float* re
 
 // One page of one row's softmax: scores of positions from..to-1 of the page become weights (the others 0). Returns the
 // factor that what the row has gathered so far is to be multiplied with.
-float soften(float* row, int from, int to, float* max, float* sum) {
+float weights_of(float* row, int from, int to, float* max, float* sum) {
   constexpr int32_t kFirst[4] = {0, 1, 2, 3};
   float32x4_t score[kVectors];
   uint32x4_t visible[kVectors];
-  float32x4_t top = vdupq_n_f32(kMinusInfinity);
+  float32x4_t top = vdupq_n_f32(-kInfinity);
   for (int i = 0; i < kVectors; ++i) {
     const int32x4_t p = vaddq_s32(vld1q_s32(kFirst), vdupq_n_s32(4 * i));
     visible[i] = vandq_u32(vcgeq_s32(p, vdupq_n_s32(from)), vcltq_s32(p, vdupq_n_s32(to)));
-    score[i] = vbslq_f32(visible[i], vld1q_f32(row + 4 * i), vdupq_n_f32(kMinusInfinity));
+    score[i] = vbslq_f32(visible[i], vld1q_f32(row + 4 * i), vdupq_n_f32(-kInfinity));
     // maxnm returns the other operand for NaN; a NaN score still reaches the sum through exp(NaN - max).
     top = vmaxnmq_f32(top, score[i]);
   }
@@ -126,12 +118,12 @@ float soften(float* row, int from, int to, float* max, float* sum) {
   const float new_max = *max < page_max ? page_max : *max;
   float32x4_t total[2] = {vdupq_n_f32(0), vdupq_n_f32(0)};
   for (int i = 0; i < kVectors; ++i) {
-    const uint32x4_t e = vreinterpretq_u32_f32(exp_ps(vsubq_f32(score[i], vdupq_n_f32(new_max))));
+    const uint32x4_t e = vreinterpretq_u32_f32(Vector128::exp(vsubq_f32(score[i], vdupq_n_f32(new_max))));
     const float32x4_t weight = vreinterpretq_f32_u32(vandq_u32(e, visible[i]));
     vst1q_f32(row + 4 * i, weight);
     total[i % 2] = vaddq_f32(total[i % 2], weight);
   }
-  const float rescale = vgetq_lane_f32(exp_ps(vdupq_n_f32(*max - new_max)), 0);
+  const float rescale = vgetq_lane_f32(Vector128::exp(vdupq_n_f32(*max - new_max)), 0);
   *sum = *sum * rescale + sum_lanes(vaddq_f32(total[0], total[1]));
   *max = new_max;
   return rescale;
@@ -140,8 +132,7 @@ float soften(float* row, int from, int to, float* max, float* sum) {
 }  // namespace
 
 void attention_neon(const AttentionTile& tile, const Scratch& scratch) {
-  const KvLayout& layout = tile.layout;
-  const int head_dim = layout.head_dim;
+  const int head_dim = tile.head_dim;
   const size_t stride = static_cast<size_t>((head_dim + 15) / 16 * 16);
   const int n_rows4 = (tile.n_rows + 3) / 4 * 4;
   float* q = reinterpret_cast<float*>(scratch.data);
@@ -153,10 +144,10 @@ void attention_neon(const AttentionTile& tile, const Scratch& scratch) {
   std::memset(out, 0, kAttentionRows * stride * sizeof(float));
   if (stride != static_cast<size_t>(head_dim)) std::memset(k, 0, 2 * kPagePositions * stride * sizeof(float));
 
-  int begin = std::numeric_limits<int>::max();
+  int begin = kMaxInt;
   int end = 0;
   for (int r = 0; r < tile.n_rows; ++r) {
-    tile.max[r] = kMinusInfinity;
+    tile.max[r] = -kInfinity;
     tile.sum[r] = 0;
     std::memcpy(q + static_cast<size_t>(r) * stride, tile.q[r], static_cast<size_t>(head_dim) * sizeof(float));
     if (tile.spans[r].begin < tile.spans[r].end) {
@@ -165,7 +156,6 @@ void attention_neon(const AttentionTile& tile, const Scratch& scratch) {
     }
   }
 
-  const size_t head_offset = static_cast<size_t>(tile.kv_head) * kPagePositions * layout.row_bytes;
   for (int page = begin / kPagePositions; page * kPagePositions < end; ++page) {
     const int base = page * kPagePositions;
     int first = kPagePositions;
@@ -179,11 +169,11 @@ void attention_neon(const AttentionTile& tile, const Scratch& scratch) {
     }
     if (first >= last) continue;  // between the spans: there need not be a page
     // Score tiles take four positions: widen whole groups of four. Positions outside the spans are of this page too,
-    // and pages are zeroed when they are handed out, so what is read there is finite; it is masked in soften.
+    // and pages are zeroed when they are handed out, so what is read there is finite; weights_of masks it.
     const int first4 = first / 4 * 4;
     const int last4 = (last + 3) / 4 * 4;
-    widen(layout, tile.pages[page] + layout.layer_offset + head_offset, first4, last4, k, stride);
-    widen(layout, tile.pages[page] + layout.v_offset() + head_offset, first, last, v, stride);
+    widen(tile, tile.pages[page] + tile.k_offset, first4, last4, k, stride);
+    widen(tile, tile.pages[page] + tile.v_offset, first, last, v, stride);
     for (int r4 = 0; r4 < n_rows4; r4 += 4) {
       float rescale[4];
       bool any = false;
@@ -200,7 +190,7 @@ void attention_neon(const AttentionTile& tile, const Scratch& scratch) {
         const int to = r < tile.n_rows ? least(tile.spans[r].end - base, kPagePositions) : 0;
         if (from < to) {
           any = true;
-          rescale[i] = soften(row, from, to, tile.max + r, tile.sum + r);
+          rescale[i] = weights_of(row, from, to, tile.max + r, tile.sum + r);
         } else {  // nothing of this page: the row stays as it is
           rescale[i] = 1.0f;
           std::memset(row, 0, kPagePositions * sizeof(float));

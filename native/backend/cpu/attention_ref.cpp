@@ -11,9 +11,9 @@
 namespace gemma::cpu {
 namespace {
 
-void load_row(const KvLayout& layout, const std::byte* row, float* out) {
-  const int head_dim = layout.head_dim;
-  switch (layout.type) {
+void load_row(const AttentionTile& tile, const std::byte* row, float* out) {
+  const int head_dim = tile.head_dim;
+  switch (tile.type) {
     case KvType::kF32: std::memcpy(out, row, static_cast<size_t>(head_dim) * 4); break;
     case KvType::kF16:
       for (int j = 0; j < head_dim; ++j) {
@@ -24,7 +24,7 @@ void load_row(const KvLayout& layout, const std::byte* row, float* out) {
       break;
     case KvType::kQ8_0:
       for (int b = 0; b < head_dim / 32; ++b) {
-        const std::byte* block = row + static_cast<size_t>(b) * 34;
+        const std::byte* block = row + static_cast<size_t>(b) * kKvBlockBytes;
         uint16_t half = 0;
         std::memcpy(&half, block, 2);
         const float d = f16_to_f32(half);
@@ -58,7 +58,7 @@ void store_kv_row_ref(KvType type, const float* x, std::byte* row, int head_dim)
         const uint16_t half = finite ? f32_to_f16(largest / 127.0f) : uint16_t{0x7e00};
         const float d = f16_to_f32(half);
         const float inverse = d > 0 ? 1.0f / d : 0.0f;
-        std::byte* block = row + static_cast<size_t>(b) * 34;
+        std::byte* block = row + static_cast<size_t>(b) * kKvBlockBytes;
         std::memcpy(block, &half, 2);
         for (int j = 0; j < 32; ++j) {
           const float q = finite ? std::nearbyint(xb[j] * inverse) : 0.0f;
@@ -70,10 +70,8 @@ void store_kv_row_ref(KvType type, const float* x, std::byte* row, int head_dim)
 }
 
 void attention_ref(const AttentionTile& tile, const Scratch& scratch) {
-  const KvLayout& layout = tile.layout;
-  const int head_dim = layout.head_dim;
+  const int head_dim = tile.head_dim;
   float* row = reinterpret_cast<float*>(scratch.data);
-  const size_t head_offset = static_cast<size_t>(tile.kv_head) * kPagePositions * layout.row_bytes;
   for (int r = 0; r < tile.n_rows; ++r) {
     const RowSpan span = tile.spans[r];
     float max = -std::numeric_limits<float>::infinity();
@@ -81,14 +79,14 @@ void attention_ref(const AttentionTile& tile, const Scratch& scratch) {
     float* out = tile.out[r];
     std::fill(out, out + head_dim, 0.0f);
     for (int page = span.begin / kPagePositions; page * kPagePositions < span.end && span.begin < span.end; ++page) {
-      const std::byte* k = tile.pages[page] + layout.layer_offset + head_offset;
-      const std::byte* v = tile.pages[page] + layout.v_offset() + head_offset;
+      const std::byte* k = tile.pages[page] + tile.k_offset;
+      const std::byte* v = tile.pages[page] + tile.v_offset;
       const int first = std::max(span.begin, page * kPagePositions) - page * kPagePositions;
       const int last = std::min(span.end, (page + 1) * kPagePositions) - page * kPagePositions;
       float scores[kPagePositions];
       float page_max = -std::numeric_limits<float>::infinity();
       for (int p = first; p < last; ++p) {
-        load_row(layout, k + static_cast<size_t>(p) * layout.row_bytes, row);
+        load_row(tile, k + static_cast<size_t>(p) * tile.row_bytes, row);
         double dot = 0;
         for (int j = 0; j < head_dim; ++j) dot += static_cast<double>(tile.q[r][j]) * row[j];
         scores[p] = static_cast<float>(dot);
@@ -103,7 +101,7 @@ void attention_ref(const AttentionTile& tile, const Scratch& scratch) {
       for (int p = first; p < last; ++p) {
         const float weight = std::exp(scores[p] - max);
         sum += weight;
-        load_row(layout, v + static_cast<size_t>(p) * layout.row_bytes, row);
+        load_row(tile, v + static_cast<size_t>(p) * tile.row_bytes, row);
         for (int j = 0; j < head_dim; ++j) out[j] = std::fma(weight, row[j], out[j]);
       }
     }
@@ -119,30 +117,6 @@ void merge_segments_ref(float* acc, float* max, float* sum, const float* acc2, f
   for (int j = 0; j < head_dim; ++j) acc[j] = std::fma(acc2[j], b, acc[j] * a);
   *sum = std::fma(sum2, b, *sum * a);
   *max = new_max;
-}
-
-const Kernels& kernels_ref() {
-  static const Kernels kernels = {"ref",
-                                  gemm_quantized_ref,
-                                  gemm_float_ref,
-                                  quantize_row_ref,
-                                  rms_norm_ref,
-                                  add_rms_norm_ref,
-                                  norm_rope_ref,
-                                  geglu_ref,
-                                  store_kv_row_ref,
-                                  attention_ref,
-                                  merge_segments_ref,
-                                  load_columns_ref,
-                                  screen_pack_ref,
-                                  screen_bound_ref,
-                                  layer_norm_ref,
-                                  add_bias_ref,
-                                  bias_gelu_ref,
-                                  add_residual_bias_ref,
-                                  kExactAttentionRef,
-                                  kExactAttentionRef};
-  return kernels;
 }
 
 }  // namespace gemma::cpu

@@ -8,10 +8,8 @@
 // and values are rounded to bfloat16, as the result is before the product that follows.
 #pragma once
 
-#include <algorithm>
-#include <limits>
-
 #include "backend/cpu/kv_rows_avx512.h"
+#include "backend/cpu/small_math.h"
 #include "backend/cpu/tiles_avx512.h"
 
 namespace gemma::cpu {
@@ -21,7 +19,7 @@ template <class Tiles>
 class TileSegment {
  public:
   static void attend(const AttentionTile& tile, const Scratch& scratch) {
-    switch (tile.layout.type) {
+    switch (tile.type) {
       case KvType::kF32: return attend_as<LoadF32>(tile, scratch);
       case KvType::kF16: return attend_as<LoadF16>(tile, scratch);
       case KvType::kQ8_0: return attend_as<LoadQ8>(tile, scratch);
@@ -58,13 +56,13 @@ class TileSegment {
   template <class Load>
   static void attend_as(const AttentionTile& tile, const Scratch& scratch) {
     Memory& memory = *reinterpret_cast<Memory*>(scratch.data);
-    const int head_dim = tile.layout.head_dim;
+    const int head_dim = tile.head_dim;
     const int n_groups = tiles_of(tile.n_rows, kLanes);
     const Pages pages = find_pages(tile, memory);
     pack_queries(tile, memory);
     Tiles::configure();
     for (int i = 0; i < pages.n; ++i) {
-      load_keys<Load>(pages.keys[i], tile.layout, memory);
+      load_keys<Load>(pages.keys[i], tile, memory);
       Tiles::written();
       for (int g = 0; g < n_groups; g += 2)
         n_groups - g > 1 ? score<2>(memory, i, g, head_dim) : score<1>(memory, i, g, head_dim);
@@ -72,7 +70,7 @@ class TileSegment {
     Tiles::written();
     for (int g = 0; g < n_groups; ++g) weigh(tile, pages, g, memory);
     for (int d = 0; d < head_dim; d += 2 * kLanes) {
-      for (int i = 0; i < pages.n; ++i) load_values<Load>(pages.values[i], tile.layout, d, i, memory);
+      for (int i = 0; i < pages.n; ++i) load_values<Load>(pages.values[i], tile, d, i, memory);
       Tiles::written();
       for (int g = 0; g < n_groups; g += 2) {
         const TileProduct product{memory.weights[g], kPages, memory.values[0], kPages, pages.n, memory.out[g], 2, 1};
@@ -91,10 +89,10 @@ class TileSegment {
   }
 
   static Pages find_pages(const AttentionTile& tile, Memory& memory) {
-    int begin = std::numeric_limits<int>::max();
+    int begin = kMaxInt;
     uint32_t used = 0;
     for (int r = 0; r < tile.n_rows; ++r) {
-      if (tile.spans[r].begin < tile.spans[r].end) begin = std::min(begin, tile.spans[r].begin);
+      if (tile.spans[r].begin < tile.spans[r].end) begin = least(begin, tile.spans[r].begin);
     }
     const int base = begin / kSegment * kSegment;
     for (int r = 0; r < kRowGroups * kLanes; ++r) {
@@ -106,14 +104,12 @@ class TileSegment {
       for (int p = from / kPagePositions; p * kPagePositions < to; ++p) used |= 1u << p;
     }
     Pages pages;
-    const KvLayout& layout = tile.layout;
-    const size_t head_offset = static_cast<size_t>(tile.kv_head) * kPagePositions * layout.row_bytes;
     for (int p = 0; p < kPages; ++p) {
       if ((used >> p & 1u) == 0) continue;
-      const std::byte* page = tile.pages[base / kPagePositions + p] + head_offset;
+      const std::byte* page = tile.pages[base / kPagePositions + p];
       pages.index[pages.n] = p;
-      pages.keys[pages.n] = page + layout.layer_offset;
-      pages.values[pages.n] = page + layout.v_offset();
+      pages.keys[pages.n] = page + tile.k_offset;
+      pages.values[pages.n] = page + tile.v_offset;
       ++pages.n;
     }
     return pages;
@@ -132,7 +128,7 @@ class TileSegment {
   }
 
   static void pack_queries(const AttentionTile& tile, Memory& memory) {
-    const int head_dim = tile.layout.head_dim;
+    const int head_dim = tile.head_dim;
     const int n_steps = tiles_of(head_dim, kTileColumns);
     const __m512 to_log2 = _mm512_set1_ps(kLog2E);
     for (int first = 0; first < tile.n_rows; first += kLanes) {
@@ -153,14 +149,15 @@ class TileSegment {
   }
 
   template <class Load>
-  static void load_keys(const std::byte* keys, const KvLayout& layout, Memory& memory) {
+  static void load_keys(const std::byte* keys, const AttentionTile& tile, Memory& memory) {
     for (int p = 0; p < kPagePositions; ++p) {
-      const std::byte* row = keys + static_cast<size_t>(p) * layout.row_bytes;
+      const std::byte* row = keys + static_cast<size_t>(p) * tile.row_bytes;
       RowTile(*out)[kSteps] = memory.keys[p / kTileRows];
-      for (int s = 0; s < tiles_of(layout.head_dim, kTileColumns); ++s) {
+      for (int s = 0; s < tiles_of(tile.head_dim, kTileColumns); ++s) {
         const int j = s * kTileColumns;
-        split(load_part<Load>(row, j, layout.head_dim), load_part<Load>(row, j + kLanes, layout.head_dim),
-              out[0][s].rows[p % kTileRows], out[1][s].rows[p % kTileRows]);
+        split(load_part<Vector512, Load>(row, j, tile.head_dim),
+              load_part<Vector512, Load>(row, j + kLanes, tile.head_dim), out[0][s].rows[p % kTileRows],
+              out[1][s].rows[p % kTileRows]);
       }
     }
   }
@@ -215,7 +212,7 @@ class TileSegment {
       const __m512i p = _mm512_set1_epi32(position);
       return _mm512_mask_cmpgt_epi32_mask(_mm512_cmple_epi32_mask(from, p), to, p);
     };
-    const __m512 never = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    const __m512 never = _mm512_set1_ps(-kInfinity);
     __m512 tops[4] = {never, never, never, never};
     for (int i = 0; i < pages.n; ++i) {
       for (int p = 0; p < kPagePositions; ++p) {
@@ -250,14 +247,15 @@ class TileSegment {
 
   // Dimensions d to d + 31 of a page's values.
   template <class Load>
-  static void load_values(const std::byte* values, const KvLayout& layout, int d, int i, Memory& memory) {
+  static void load_values(const std::byte* values, const AttentionTile& tile, int d, int i, Memory& memory) {
     for (int j = 0; j < 16; ++j) {
-      const std::byte* even = values + static_cast<size_t>(2 * j) * layout.row_bytes;
-      const std::byte* odd = even + layout.row_bytes;
+      const std::byte* even = values + static_cast<size_t>(2 * j) * tile.row_bytes;
+      const std::byte* odd = even + tile.row_bytes;
       for (int part = 0; part < 2; ++part) {
         const int column = d + part * kLanes;
-        _mm512_store_si512(memory.values[part][i].pairs[j], bf16_pairs(load_part<Load>(even, column, layout.head_dim),
-                                                                       load_part<Load>(odd, column, layout.head_dim)));
+        _mm512_store_si512(memory.values[part][i].pairs[j],
+                           bf16_pairs(load_part<Vector512, Load>(even, column, tile.head_dim),
+                                      load_part<Vector512, Load>(odd, column, tile.head_dim)));
       }
     }
   }

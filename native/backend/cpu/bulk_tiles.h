@@ -10,6 +10,7 @@
 #pragma once
 
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/small_math.h"
 #include "backend/cpu/tiles_avx512.h"
 #include "backend/cpu/unpack_tiles_avx512.h"
 
@@ -106,7 +107,7 @@ class BulkTiles {
       return x + (static_cast<size_t>(b / kStepBlocks) * static_cast<size_t>(n_groups()) + static_cast<size_t>(group)) *
                      kStepBlocks;
     }
-    int blocks_at(int b) const { return std::min(kStepBlocks, n_blocks - b); }
+    int blocks_at(int b) const { return least(kStepBlocks, n_blocks - b); }
   };
 
   // unpacker(row, b, n, tail): of a panel, as TileUnpacker.
@@ -126,10 +127,10 @@ class BulkTiles {
     Memory& memory = product.memory;
     const WeightRows& w = product.w;
     for (int group = 0; group < product.n_groups(); group += kGroups) {
-      const int n_here = std::min(kGroups, product.n_groups() - group);
+      const int n_here = least(kGroups, product.n_groups() - group);
       const int n_at_once = kLanes * (n_here <= kFewGroups ? kFewPanels : kPanels);
       for (int row = w.row_begin; row < w.row_end; row += n_at_once) {
-        const int n_panels = tiles_of(std::min(n_at_once, w.row_end - row), kLanes);
+        const int n_panels = tiles_of(least(n_at_once, w.row_end - row), kLanes);
         for (int b = 0; b < product.n_blocks; b += kStepBlocks) {
           const int n = product.blocks_at(b);
           for (int p = 0; p < n_panels; ++p)

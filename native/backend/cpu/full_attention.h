@@ -13,10 +13,11 @@
 
 #include <cstddef>
 #include <cstring>
-#include <limits>
 
+#include "backend/cpu/bump_allocator.h"
 #include "backend/cpu/inlining.h"
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/small_math.h"
 #include "backend/cpu/unrolled.h"
 
 namespace gemma::cpu {
@@ -29,27 +30,6 @@ constexpr float kExp2Codes[4] = {254.98093f, 177.43755f, 57.647126f, 19.896253f}
 
 template <class V>
 constexpr int kBlockRows = kVectors * V::kLanes;
-
-constexpr size_t round_up(size_t n, size_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
-// The next n values of working memory; each part begins on a cache line.
-class Carve {
- public:
-  explicit Carve(std::byte* memory) : memory_(memory) {}
-  template <class T>
-  T* take(size_t n) {
-    T* part = reinterpret_cast<T*>(memory_ + used_);
-    used_ += round_up(n * sizeof(T), 64);
-    return part;
-  }
-  size_t used() const { return used_; }
-
- private:
-  std::byte* memory_;
-  size_t used_ = 0;
-};
 
 // finish(column, vector, sums) of kColumns columns, sums = y[0][column] * x[0][vector] + ..., n steps. `Ops`
 // multiplies: load(x) -> Factor, broadcast(y) -> Factor, multiply_add(sums, x, y) -> Sums.
@@ -108,11 +88,11 @@ struct ExactAttention {
     float* values;
     size_t bytes;
     Packed(std::byte* memory, int n_rows, int head_dim) {
-      Carve carve(memory);
+      BumpAllocator allocator(memory);
       width = round_up(static_cast<size_t>(head_dim), kColumns);
-      keys = carve.take<float>(round_up(static_cast<size_t>(n_rows), kColumns) * static_cast<size_t>(head_dim));
-      values = carve.take<float>(static_cast<size_t>(n_rows) * width);
-      bytes = carve.used();
+      keys = allocator.take<float>(round_up(static_cast<size_t>(n_rows), kColumns) * static_cast<size_t>(head_dim));
+      values = allocator.take<float>(static_cast<size_t>(n_rows) * width);
+      bytes = allocator.used();
     }
   };
 
@@ -144,10 +124,10 @@ struct ExactAttention {
   static void attend_block(const FullAttentionHead& head, int first_row, int n_rows, const Scratch& scratch) {
     const Packed packed(head.packed, head.n_rows, head.head_dim);
     const size_t dim = static_cast<size_t>(head.head_dim);
-    Carve carve(scratch.data);
-    float* q = carve.take<float>(dim * kRows);
-    float* scores = carve.take<float>(size_t{kTile} * kRows);
-    float* out = carve.take<float>(packed.width * kRows);
+    BumpAllocator allocator(scratch.data);
+    float* q = allocator.take<float>(dim * kRows);
+    float* scores = allocator.take<float>(size_t{kTile} * kRows);
+    float* out = allocator.take<float>(packed.width * kRows);
     for (int r = 0; r < kRows; ++r) {
       const float* row = head.q + static_cast<size_t>(first_row + r) * head.stride;
       for (size_t j = 0; j < dim; ++j) q[j * kRows + static_cast<size_t>(r)] = r < n_rows ? row[j] * head.scale : 0;
@@ -156,7 +136,7 @@ struct ExactAttention {
     Float max[kVectors];
     Float sum[kVectors];
     for (int i = 0; i < kVectors; ++i) {
-      max[i] = V::set1(-std::numeric_limits<float>::infinity());
+      max[i] = V::set1(-kInfinity);
       sum[i] = V::set1(0);
     }
     for (int tile = 0; tile < head.n_rows; tile += kTile) {
@@ -238,21 +218,21 @@ struct FastAttention {
     size_t bytes;
 
     Packed(std::byte* memory, int n_rows, int head_dim) {
-      Carve carve(memory);
+      BumpAllocator allocator(memory);
       n_keys = round_up(static_cast<size_t>(n_rows), kTile);
       n_groups = round_up(static_cast<size_t>(head_dim), 4) / 4;
       width = round_up(static_cast<size_t>(head_dim), kColumns);
       padded = round_up(static_cast<size_t>(head_dim), kPad);
-      keys = carve.take<Four>(n_keys * n_groups);
-      values = carve.take<Four>(n_keys / 4 * width);
-      key_step = carve.take<float>(n_keys);
-      key_base = carve.take<float>(n_keys);
-      key_bias = carve.take<float>(n_keys);
-      value_step = carve.take<float>(n_keys / kTile * width);
-      q_mean = carve.take<float>(padded);
-      v_mean = carve.take<float>(padded);
-      poison = carve.take<float>(1);
-      bytes = carve.used();
+      keys = allocator.take<Four>(n_keys * n_groups);
+      values = allocator.take<Four>(n_keys / 4 * width);
+      key_step = allocator.take<float>(n_keys);
+      key_base = allocator.take<float>(n_keys);
+      key_bias = allocator.take<float>(n_keys);
+      value_step = allocator.take<float>(n_keys / kTile * width);
+      q_mean = allocator.take<float>(padded);
+      v_mean = allocator.take<float>(padded);
+      poison = allocator.take<float>(1);
+      bytes = allocator.used();
     }
   };
 
@@ -294,10 +274,10 @@ struct FastAttention {
   static void pack(const FullAttentionHead& head, const Scratch& scratch) {
     const Packed packed(head.packed, head.n_rows, head.head_dim);
     const int dim = head.head_dim;
-    Carve carve(scratch.data);
-    float* k_mean = carve.take<float>(packed.padded);
-    float* difference = carve.take<float>(packed.padded);
-    int8_t* codes = carve.take<int8_t>(packed.padded);
+    BumpAllocator allocator(scratch.data);
+    float* k_mean = allocator.take<float>(packed.padded);
+    float* difference = allocator.take<float>(packed.padded);
+    int8_t* codes = allocator.take<int8_t>(packed.padded);
     mean_of(head.q, head, packed.q_mean);
     mean_of(head.k, head, k_mean);
     float poison = 0;
@@ -328,10 +308,10 @@ struct FastAttention {
 
   static void pack_values(const FullAttentionHead& head, const Packed& packed, std::byte* memory) {
     const int dim = head.head_dim;
-    Carve carve(memory);
-    float* differences = carve.take<float>(kTile * packed.padded);
-    float* largest = carve.take<float>(packed.padded);
-    int8_t* codes = carve.take<int8_t>(4 * packed.padded);
+    BumpAllocator allocator(memory);
+    float* differences = allocator.take<float>(kTile * packed.padded);
+    float* largest = allocator.take<float>(packed.padded);
+    int8_t* codes = allocator.take<int8_t>(4 * packed.padded);
     std::memset(codes, 0, 4 * packed.padded);
     std::memset(largest, 0, packed.padded * sizeof(float));
     mean_of(head.v, head, packed.v_mean);
@@ -382,14 +362,14 @@ struct FastAttention {
   static void attend_block(const FullAttentionHead& head, int first_row, int n_rows, const Scratch& scratch) {
     const Packed packed(head.packed, head.n_rows, head.head_dim);
     const int dim = head.head_dim;
-    Carve carve(scratch.data);
-    Four* q = carve.take<Four>(packed.n_groups * kRows);
-    float* q_step = carve.take<float>(kRows);
-    float* scores = carve.take<float>(size_t{kTile} * kRows);
-    Four* weights = carve.take<Four>(size_t{kTile} / 4 * kRows);
-    float* out = carve.take<float>(packed.width * kRows);
-    float* difference = carve.take<float>(packed.padded);
-    int8_t* codes = carve.take<int8_t>(packed.padded);
+    BumpAllocator allocator(scratch.data);
+    Four* q = allocator.take<Four>(packed.n_groups * kRows);
+    float* q_step = allocator.take<float>(kRows);
+    float* scores = allocator.take<float>(size_t{kTile} * kRows);
+    Four* weights = allocator.take<Four>(size_t{kTile} / 4 * kRows);
+    float* out = allocator.take<float>(packed.width * kRows);
+    float* difference = allocator.take<float>(packed.padded);
+    int8_t* codes = allocator.take<int8_t>(packed.padded);
     std::memset(q, 0, packed.n_groups * kRows * sizeof(Four));
     std::memset(q_step, 0, kRows * sizeof(float));
     for (int r = 0; r < n_rows; ++r) {

@@ -1,6 +1,7 @@
 // Attention without mask or cache in products of 8 bits with AVX-VNNI.
-#include "backend/cpu/full_attention_avx2.h"
+#include "backend/cpu/full_attention.h"
 #include "backend/cpu/kernels_avx2.h"
+#include "backend/cpu/vector_avx2.h"
 
 namespace gemma::cpu {
 namespace {
@@ -49,8 +50,6 @@ struct Vector : Vector256 {
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
   }
-  static float max_lanes(Float v) { return ::max_lanes(v); }
-  static float sum_lanes(Float v) { return ::sum_lanes(v); }
 };
 
 }  // namespace

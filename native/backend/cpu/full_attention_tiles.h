@@ -9,7 +9,6 @@
 // is 1; the sum of a row's rounded weights, which divides, is one more column of the values, which is 1.
 #pragma once
 
-#include <algorithm>
 #include <cstring>
 
 #include "backend/cpu/full_attention.h"
@@ -43,7 +42,7 @@ class TileAttention {
         }
         split(_mm512_reduce_add_ps(sum), bias);
       }
-      std::copy_n(bias, 3, row + head.head_dim);
+      std::memcpy(row + head.head_dim, bias, sizeof bias);
       RowTile* tile = packed.keys + static_cast<size_t>(p / kTileRows) * packed.n_steps;
       for (size_t s = 0; s < packed.n_steps; ++s)
         _mm512_store_si512(tile[s].rows[p % kTileRows], row_of(row + s * kTileColumns));
@@ -93,15 +92,15 @@ class TileAttention {
     size_t bytes;
 
     Packed(std::byte* memory, int n_rows, int head_dim) {
-      Carve carve(memory);
+      BumpAllocator allocator(memory);
       n_keys = tiles_of(n_rows, kTileKeys) * kTileKeys;
       n_steps = static_cast<size_t>(tiles_of(head_dim + 3, kTileColumns));
       n_groups = static_cast<size_t>(tiles_of(head_dim + 1, kTileRows));
-      keys = carve.take<RowTile>(static_cast<size_t>(n_keys / kTileRows) * n_steps);
-      values = carve.take<RowTile>(static_cast<size_t>(n_keys / kTileColumns) * n_groups);
-      q_mean = carve.take<float>(kMostDims);
-      v_mean = carve.take<float>(kMostDims);
-      bytes = carve.used();
+      keys = allocator.take<RowTile>(static_cast<size_t>(n_keys / kTileRows) * n_steps);
+      values = allocator.take<RowTile>(static_cast<size_t>(n_keys / kTileColumns) * n_groups);
+      q_mean = allocator.take<float>(kMostDims);
+      v_mean = allocator.take<float>(kMostDims);
+      bytes = allocator.used();
     }
   };
 
@@ -178,7 +177,7 @@ class TileAttention {
         const float* q = head.q + static_cast<size_t>(first_row + r) * head.stride;
         for (int j = 0; j < head.head_dim; j += kLanes)
           _mm512_store_ps(row + j, difference_at(q, packed.q_mean, j, head.head_dim));
-        std::fill_n(row + head.head_dim, 3, 1.0f);
+        for (int i = 0; i < 3; ++i) row[head.head_dim + i] = 1.0f;
       }
       for (size_t s = 0; s < packed.n_steps; ++s) _mm512_store_si512(tiles[s].rows[r], row_of(row + s * kTileColumns));
     }

@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "backend/cpu/float_products.h"
 #include "backend/cpu/gemm_panels_avx2.h"
 #include "backend/cpu/kernels_avx2.h"
 
@@ -80,78 +81,61 @@ inline float tree_sum(__m256 low, __m256 high) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-// kW weight rows times kX rows of x; acc[..][h] are partial sums 8 * h .. 8 * h + 7.
-template <class Type, int kW, int kX>
-void multiply_float(const std::byte* w, size_t w_row_bytes, const float* x, int n_cols, float* out, size_t out_stride) {
-  __m256 acc[kW][kX][2];
-  for (int i = 0; i < kW; ++i) {
-    for (int r = 0; r < kX; ++r) acc[i][r][0] = acc[i][r][1] = _mm256_setzero_ps();
-  }
-  const size_t cols = static_cast<size_t>(n_cols);
-  size_t j = 0;
-  for (; j + 16 <= cols; j += 16) {
-    for (int h = 0; h < 2; ++h) {
-      const size_t column = j + static_cast<size_t>(8 * h);
-      __m256 wv[kW];
-      for (int i = 0; i < kW; ++i) {
-        const std::byte* p = w + static_cast<size_t>(i) * w_row_bytes + column * Type::kBytes;
-        if constexpr (kX == 1) _mm_prefetch(reinterpret_cast<const char*>(p + kW * w_row_bytes), _MM_HINT_T0);
-        wv[i] = Type::load(p);
-      }
-      for (int r = 0; r < kX; ++r) {
-        const __m256 xv = _mm256_loadu_ps(x + static_cast<size_t>(r) * cols + column);
-        for (int i = 0; i < kW; ++i) acc[i][r][h] = _mm256_fmadd_ps(wv[i], xv, acc[i][r][h]);
-      }
-    }
-  }
-  for (int h = 0; j < cols; ++h, j += 8) {
-    const size_t left = cols - j < 8 ? cols - j : 8;
-    const __m256i lanes =
-        _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(left)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+struct FloatKernel {
+  using F32 = cpu::F32;
+  using F16 = cpu::F16;
+  using BF16 = cpu::BF16;
+  static constexpr int kSingle = 4;
+  static constexpr int kW = 2;
+  static constexpr int kX = 3;
+
+  // kW weight rows times kX rows of x; acc[..][h] are partial sums 8 * h .. 8 * h + 7.
+  template <class Type, int kW, int kX>
+  static void multiply(const std::byte* w, size_t w_row_bytes, const float* x, int n_cols, float* out,
+                       size_t out_stride) {
+    __m256 acc[kW][kX][2];
     for (int i = 0; i < kW; ++i) {
-      alignas(32) std::byte values[8 * Type::kBytes] = {};
-      std::memcpy(values, w + static_cast<size_t>(i) * w_row_bytes + j * Type::kBytes, left * Type::kBytes);
-      const __m256 wv = Type::load(values);
-      for (int r = 0; r < kX; ++r) {
-        const __m256 xv = _mm256_maskload_ps(x + static_cast<size_t>(r) * cols + j, lanes);
-        // Lanes past the end keep their bits: adding 0 would turn -0 into 0.
-        acc[i][r][h] =
-            _mm256_blendv_ps(acc[i][r][h], _mm256_fmadd_ps(wv, xv, acc[i][r][h]), _mm256_castsi256_ps(lanes));
+      for (int r = 0; r < kX; ++r) acc[i][r][0] = acc[i][r][1] = _mm256_setzero_ps();
+    }
+    const size_t cols = static_cast<size_t>(n_cols);
+    size_t j = 0;
+    for (; j + 16 <= cols; j += 16) {
+      for (int h = 0; h < 2; ++h) {
+        const size_t column = j + static_cast<size_t>(8 * h);
+        __m256 wv[kW];
+        for (int i = 0; i < kW; ++i) {
+          const std::byte* p = w + static_cast<size_t>(i) * w_row_bytes + column * Type::kBytes;
+          if constexpr (kX == 1) _mm_prefetch(reinterpret_cast<const char*>(p + kW * w_row_bytes), _MM_HINT_T0);
+          wv[i] = Type::load(p);
+        }
+        for (int r = 0; r < kX; ++r) {
+          const __m256 xv = _mm256_loadu_ps(x + static_cast<size_t>(r) * cols + column);
+          for (int i = 0; i < kW; ++i) acc[i][r][h] = _mm256_fmadd_ps(wv[i], xv, acc[i][r][h]);
+        }
       }
     }
+    for (int h = 0; j < cols; ++h, j += 8) {
+      const size_t left = cols - j < 8 ? cols - j : 8;
+      const __m256i lanes =
+          _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(left)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+      for (int i = 0; i < kW; ++i) {
+        alignas(32) std::byte values[8 * Type::kBytes] = {};
+        std::memcpy(values, w + static_cast<size_t>(i) * w_row_bytes + j * Type::kBytes, left * Type::kBytes);
+        const __m256 wv = Type::load(values);
+        for (int r = 0; r < kX; ++r) {
+          const __m256 xv = _mm256_maskload_ps(x + static_cast<size_t>(r) * cols + j, lanes);
+          // Lanes past the end keep their bits: adding 0 would turn -0 into 0.
+          acc[i][r][h] =
+              _mm256_blendv_ps(acc[i][r][h], _mm256_fmadd_ps(wv, xv, acc[i][r][h]), _mm256_castsi256_ps(lanes));
+        }
+      }
+    }
+    for (int i = 0; i < kW; ++i) {
+      for (int r = 0; r < kX; ++r)
+        out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(i)] = tree_sum(acc[i][r][0], acc[i][r][1]);
+    }
   }
-  for (int i = 0; i < kW; ++i) {
-    for (int r = 0; r < kX; ++r)
-      out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(i)] = tree_sum(acc[i][r][0], acc[i][r][1]);
-  }
-}
-
-template <class Type, int kW, int kX>
-void multiply_float_rows(const std::byte* w, size_t w_row_bytes, const float* x, int n_x, int n_cols, float* out,
-                         size_t out_stride) {
-  int r = 0;
-  for (; r + kX <= n_x; r += kX) {
-    multiply_float<Type, kW, kX>(w, w_row_bytes, x + static_cast<size_t>(r) * static_cast<size_t>(n_cols), n_cols,
-                                 out + static_cast<size_t>(r) * out_stride, out_stride);
-  }
-  for (; r < n_x; ++r) {
-    multiply_float<Type, kW, 1>(w, w_row_bytes, x + static_cast<size_t>(r) * static_cast<size_t>(n_cols), n_cols,
-                                out + static_cast<size_t>(r) * out_stride, out_stride);
-  }
-}
-
-template <class Type>
-void gemm_float_type(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride) {
-  int n = w.row_begin;
-  const auto row = [&] { return w.w + static_cast<size_t>(n) * w.w_row_bytes; };
-  if (n_x == 1) {
-    for (; n + 4 <= w.row_end; n += 4) multiply_float<Type, 4, 1>(row(), w.w_row_bytes, x, n_cols, out + n, out_stride);
-  } else {
-    for (; n + 2 <= w.row_end; n += 2)
-      multiply_float_rows<Type, 2, 3>(row(), w.w_row_bytes, x, n_x, n_cols, out + n, out_stride);
-  }
-  for (; n < w.row_end; ++n) multiply_float_rows<Type, 1, 3>(row(), w.w_row_bytes, x, n_x, n_cols, out + n, out_stride);
-}
+};
 
 }  // namespace
 
@@ -162,11 +146,7 @@ void gemm_quantized_avx2(const WeightRows& w, const QuantizedRows& x, float* out
 
 void gemm_float_avx2(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                      const Scratch& /*scratch*/) {
-  switch (w.type) {
-    case TensorType::kF32: return gemm_float_type<F32>(w, x, n_x, n_cols, out, out_stride);
-    case TensorType::kF16: return gemm_float_type<F16>(w, x, n_x, n_cols, out, out_stride);
-    default: return gemm_float_type<BF16>(w, x, n_x, n_cols, out, out_stride);
-  }
+  gemm_float<FloatKernel>(w, x, n_x, n_cols, out, out_stride);
 }
 
 }  // namespace gemma::cpu

@@ -6,11 +6,11 @@
 // second.
 #include <immintrin.h>
 
-#include <algorithm>
-
+#include "backend/cpu/float_products.h"
 #include "backend/cpu/inlining.h"
 #include "backend/cpu/kernels_avx512.h"
 #include "backend/cpu/products_avx512.h"
+#include "backend/cpu/small_math.h"
 #include "backend/cpu/unpack_avx512.h"
 
 namespace gemma::cpu {
@@ -157,8 +157,8 @@ constexpr __mmask16 kAllLanes = 0xffff;
 inline void prefetch_rows(const QuantizedRows& x, int first_row, int n_rows, int first_block, int n_blocks, int part,
                           int n_parts) {
   const int begin = n_blocks * part / n_parts / 2 * 2;  // two blocks are a cache line
-  const int end = n_blocks * std::min(part + 2, n_parts) / n_parts;
-  for (int r = first_row; r < std::min(first_row + n_rows, x.n_rows); ++r) {
+  const int end = n_blocks * least(part + 2, n_parts) / n_parts;
+  for (int r = first_row; r < least(first_row + n_rows, x.n_rows); ++r) {
     const int8_t* q = x.q + static_cast<size_t>(r) * static_cast<size_t>(x.n_cols) + first_block * 32;
     for (int b = begin; b < end; b += 2) _mm_prefetch(reinterpret_cast<const char*>(q + 32 * b), _MM_HINT_T1);
   }
@@ -189,7 +189,7 @@ void multiply_all(const PanelBlock* panels, int n_panels, int n_blocks, const Qu
   constexpr int kRowsAlone = 8;
   const int tile = n_panels == 1 ? kRowsAlone : kRows;
   for (int r = 0; r < x.n_rows; r += tile) {
-    const int n = std::min(tile, x.n_rows - r);
+    const int n = least(tile, x.n_rows - r);
     float* o = out + static_cast<size_t>(r) * out_stride;
     for (int p = 0; p < n_panels; p += 2) {
       prefetch_rows(x, r + tile, tile, first_block, n_blocks, p, n_panels);
@@ -218,11 +218,11 @@ void run_panels(const WeightRows& w, const QuantizedRows& x, float* out, size_t 
   const int step = many ? ((n_blocks + n_steps - 1) / n_steps + 7) / 8 * 8 : kFewColumns / 32;
   const int rows_step = many ? kPanelsMany * kLanes : kLanes;
   for (int row = w.row_begin; row < w.row_end; row += rows_step) {
-    const int n_rows = std::min(rows_step, w.row_end - row);
+    const int n_rows = least(rows_step, w.row_end - row);
     const int n_panels = (n_rows + kLanes - 1) / kLanes;
     const __mmask16 last_lanes = static_cast<__mmask16>((1u << (n_rows - (n_panels - 1) * kLanes)) - 1u);
     for (int b = 0; b < n_blocks; b += step) {
-      const int n = std::min(step, n_blocks - b);
+      const int n = least(step, n_blocks - b);
       for (int p = 0; p < n_panels; ++p) unpack(row + p * kLanes, b, n, panels + p * kBlocksMany);
       multiply_all<kShift, kMin, kHalves>(panels, n_panels, n, x, b, out + row, out_stride, b == 0, last_lanes);
     }
@@ -240,7 +240,7 @@ GEMMA_FLATTEN void gemv_type(const WeightRows& w, const QuantizedRows& x, float*
                           kLanes * w.w_row_bytes);
     __m512 acc = _mm512_setzero_ps();
     for (int first = 0; first < n_groups; first += groups_per_step) {
-      const int n = std::min(groups_per_step, n_groups - first);
+      const int n = least(groups_per_step, n_groups - first);
       PanelRows from = panel_rows(w, row, static_cast<size_t>(first) * Type::kGroupBytes,
                                   static_cast<size_t>(n) * Type::kGroupBytes, tail);
       for (int g = 0; g < n; ++g) {
@@ -251,7 +251,7 @@ GEMMA_FLATTEN void gemv_type(const WeightRows& w, const QuantizedRows& x, float*
         acc = product.add_to(acc, x, i);
       }
     }
-    const int left = std::min(kLanes, w.row_end - row);
+    const int left = least(kLanes, w.row_end - row);
     _mm512_mask_storeu_ps(out + row, static_cast<__mmask16>((1u << left) - 1u), acc);
   }
 }
@@ -345,74 +345,50 @@ GEMMA_FLATTEN void columns_of_floats(const WeightRows& w, int n_cols, float* col
   }
 }
 
-// kW weight rows times kX rows of x.
-template <class Type, int kW, int kX>
-void multiply_float(const std::byte* w, size_t w_row_bytes, const float* x, int n_cols, float* out, size_t out_stride) {
-  __m512 acc[kW][kX];
-  for (int i = 0; i < kW; ++i) {
-    for (int r = 0; r < kX; ++r) acc[i][r] = _mm512_setzero_ps();
-  }
-  const size_t cols = static_cast<size_t>(n_cols);
-  size_t j = 0;
-  for (; j + 16 <= cols; j += 16) {
-    __m512 xv[kX];
-    for (int r = 0; r < kX; ++r) xv[r] = _mm512_loadu_ps(x + static_cast<size_t>(r) * cols + j);
+struct FloatKernel {
+  using F32 = cpu::F32;
+  using F16 = cpu::F16;
+  using BF16 = cpu::BF16;
+  static constexpr int kSingle = 8;
+  static constexpr int kW = 4;
+  static constexpr int kX = 6;
+
+  // kW weight rows times kX rows of x.
+  template <class Type, int kW, int kX>
+  static void multiply(const std::byte* w, size_t w_row_bytes, const float* x, int n_cols, float* out,
+                       size_t out_stride) {
+    __m512 acc[kW][kX];
     for (int i = 0; i < kW; ++i) {
-      const std::byte* p = w + static_cast<size_t>(i) * w_row_bytes + j * Type::kBytes;
-      if constexpr (kX == 1) _mm_prefetch(reinterpret_cast<const char*>(p + kW * w_row_bytes), _MM_HINT_T0);
-      const __m512 wv = Type::load(p);
-      for (int r = 0; r < kX; ++r) acc[i][r] = _mm512_fmadd_ps(wv, xv[r], acc[i][r]);
+      for (int r = 0; r < kX; ++r) acc[i][r] = _mm512_setzero_ps();
     }
-  }
-  if (j < cols) {
-    const __mmask16 lanes = static_cast<__mmask16>((1u << (cols - j)) - 1u);
-    for (int i = 0; i < kW; ++i) {
-      const __m512 wv = Type::load(w + static_cast<size_t>(i) * w_row_bytes + j * Type::kBytes, lanes);
-      for (int r = 0; r < kX; ++r) {
-        const __m512 xv = _mm512_maskz_loadu_ps(lanes, x + static_cast<size_t>(r) * cols + j);
-        acc[i][r] = _mm512_mask3_fmadd_ps(wv, xv, acc[i][r], lanes);
+    const size_t cols = static_cast<size_t>(n_cols);
+    size_t j = 0;
+    for (; j + 16 <= cols; j += 16) {
+      __m512 xv[kX];
+      for (int r = 0; r < kX; ++r) xv[r] = _mm512_loadu_ps(x + static_cast<size_t>(r) * cols + j);
+      for (int i = 0; i < kW; ++i) {
+        const std::byte* p = w + static_cast<size_t>(i) * w_row_bytes + j * Type::kBytes;
+        if constexpr (kX == 1) _mm_prefetch(reinterpret_cast<const char*>(p + kW * w_row_bytes), _MM_HINT_T0);
+        const __m512 wv = Type::load(p);
+        for (int r = 0; r < kX; ++r) acc[i][r] = _mm512_fmadd_ps(wv, xv[r], acc[i][r]);
       }
     }
-  }
-  for (int i = 0; i < kW; ++i) {
-    for (int r = 0; r < kX; ++r)
-      out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(i)] = tree_sum(acc[i][r]);
-  }
-}
-
-template <class Type, int kW, int kX>
-void multiply_float_rows(const std::byte* w, size_t w_row_bytes, const float* x, int n_x, int n_cols, float* out,
-                         size_t out_stride) {
-  int r = 0;
-  for (; r + kX <= n_x; r += kX) {
-    multiply_float<Type, kW, kX>(w, w_row_bytes, x + static_cast<size_t>(r) * static_cast<size_t>(n_cols), n_cols,
-                                 out + static_cast<size_t>(r) * out_stride, out_stride);
-  }
-  for (; r < n_x; ++r) {
-    multiply_float<Type, kW, 1>(w, w_row_bytes, x + static_cast<size_t>(r) * static_cast<size_t>(n_cols), n_cols,
-                                out + static_cast<size_t>(r) * out_stride, out_stride);
-  }
-}
-
-template <class Type>
-void gemm_float_type(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride) {
-  int n = w.row_begin;
-  if (n_x == 1) {
-    for (; n + 8 <= w.row_end; n += 8) {
-      multiply_float<Type, 8, 1>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_cols, out + n,
-                                 out_stride);
+    if (j < cols) {
+      const __mmask16 lanes = static_cast<__mmask16>((1u << (cols - j)) - 1u);
+      for (int i = 0; i < kW; ++i) {
+        const __m512 wv = Type::load(w + static_cast<size_t>(i) * w_row_bytes + j * Type::kBytes, lanes);
+        for (int r = 0; r < kX; ++r) {
+          const __m512 xv = _mm512_maskz_loadu_ps(lanes, x + static_cast<size_t>(r) * cols + j);
+          acc[i][r] = _mm512_mask3_fmadd_ps(wv, xv, acc[i][r], lanes);
+        }
+      }
     }
-  } else {
-    for (; n + 4 <= w.row_end; n += 4) {
-      multiply_float_rows<Type, 4, 6>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_x, n_cols,
-                                      out + n, out_stride);
+    for (int i = 0; i < kW; ++i) {
+      for (int r = 0; r < kX; ++r)
+        out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(i)] = tree_sum(acc[i][r]);
     }
   }
-  for (; n < w.row_end; ++n) {
-    multiply_float_rows<Type, 1, 6>(w.w + static_cast<size_t>(n) * w.w_row_bytes, w.w_row_bytes, x, n_x, n_cols,
-                                    out + n, out_stride);
-  }
-}
+};
 
 }  // namespace
 
@@ -423,11 +399,7 @@ void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, flo
 
 void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                        const Scratch& /*scratch*/) {
-  switch (w.type) {
-    case TensorType::kF32: return gemm_float_type<F32>(w, x, n_x, n_cols, out, out_stride);
-    case TensorType::kF16: return gemm_float_type<F16>(w, x, n_x, n_cols, out, out_stride);
-    default: return gemm_float_type<BF16>(w, x, n_x, n_cols, out, out_stride);
-  }
+  gemm_float<FloatKernel>(w, x, n_x, n_cols, out, out_stride);
 }
 
 void load_columns_avx512(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch) {

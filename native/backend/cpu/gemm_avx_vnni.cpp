@@ -1,6 +1,6 @@
 // Quantised matrix products with AVX-VNNI (Alder Lake, Zen 5 and later): the panels of AVX2 (gemm_panels_avx2.h), bytes
 // multiplied and added up in 32 bits by one instruction, vpdpbusd. It takes unsigned codes times signed x, so codes of
-// all 8 bits are stored with an offset of 128. Everything but these products and the fast attention is AVX2's.
+// all 8 bits are stored with an offset of 128.
 #include <immintrin.h>
 
 #include "backend/cpu/gemm_panels_avx2.h"
@@ -30,22 +30,11 @@ struct Dpbusd {
   };
 };
 
+}  // namespace
+
 void gemm_quantized_avx_vnni(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride,
                              const Scratch& scratch) {
   gemm_quantized<Dpbusd>(w, x, out, out_stride, scratch);
-}
-
-}  // namespace
-
-const Kernels& kernels_avx_vnni() {
-  static const Kernels kernels = [] {
-    Kernels k = kernels_avx2();
-    k.isa = "avx_vnni";
-    k.gemm_quantized = gemm_quantized_avx_vnni;
-    k.fast_attention = kFastAttentionAvxVnni;
-    return k;
-  }();
-  return kernels;
 }
 
 }  // namespace gemma::cpu

@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "backend/cpu/float_products.h"
 #include "backend/cpu/kernels_neon.h"
 #include "backend/cpu/unrolled.h"
 
@@ -53,77 +54,58 @@ template <class Type>
   for (size_t h = 0; h < 4; ++h) sums[h] = vld1q_f32(before + 4 * h);
 }
 
-// kW weight rows times kX rows of x; acc[..][h] are partial sums 4 * h .. 4 * h + 3.
-template <class Type, int kW, int kX>
-void multiply_float(const std::byte* w, size_t w_row_bytes, const float* x, int n_cols, float* out, size_t out_stride) {
-  const size_t cols = static_cast<size_t>(n_cols);
-  const auto weights = [&](int i) { return w + static_cast<size_t>(i) * w_row_bytes; };
-  const auto row_of_x = [&](int r) { return x + static_cast<size_t>(r) * cols; };
-  float32x4_t acc[kW][kX][4];
-  unrolled<kW * kX>([&](auto k) __attribute__((always_inline)) {
-    unrolled<4>([&](auto h) __attribute__((always_inline)) { acc[k / kX][k % kX][h] = vdupq_n_f32(0); });
-  });
-  size_t j = 0;
-  for (; j + 16 <= cols; j += 16) {
-    if constexpr (kX == 1) {
-      unrolled<kW>([&](auto i)
-                       __attribute__((always_inline)) { __builtin_prefetch(weights(i + kW) + j * Type::kBytes); });
-    }
-    unrolled<4>([&](auto h) __attribute__((always_inline)) {
-      const size_t column = j + 4 * h;
-      float32x4_t wv[kW];
-      unrolled<kW>([&](auto i)
-                       __attribute__((always_inline)) { wv[i] = Type::load(weights(i) + column * Type::kBytes); });
-      unrolled<kX>([&](auto r) __attribute__((always_inline)) {
-        const float32x4_t xv = vld1q_f32(row_of_x(r) + column);
-        unrolled<kW>([&](auto i) __attribute__((always_inline)) { acc[i][r][h] = vfmaq_f32(acc[i][r][h], wv[i], xv); });
+struct FloatKernel {
+  using F32 = cpu::F32;
+  using F16 = cpu::F16;
+  using BF16 = cpu::BF16;
+  static constexpr int kSingle = 4;
+  static constexpr int kW = 2;
+  static constexpr int kX = 3;
+
+  // kW weight rows times kX rows of x; acc[..][h] are partial sums 4 * h .. 4 * h + 3.
+  template <class Type, int kW, int kX>
+  static void multiply(const std::byte* w, size_t w_row_bytes, const float* x, int n_cols, float* out,
+                       size_t out_stride) {
+    const size_t cols = static_cast<size_t>(n_cols);
+    const auto weights = [&](int i) { return w + static_cast<size_t>(i) * w_row_bytes; };
+    const auto row_of_x = [&](int r) { return x + static_cast<size_t>(r) * cols; };
+    float32x4_t acc[kW][kX][4];
+    unrolled<kW * kX>([&](auto k) __attribute__((always_inline)) {
+      unrolled<4>([&](auto h) __attribute__((always_inline)) { acc[k / kX][k % kX][h] = vdupq_n_f32(0); });
+    });
+    size_t j = 0;
+    for (; j + 16 <= cols; j += 16) {
+      if constexpr (kX == 1) {
+        unrolled<kW>([&](auto i)
+                         __attribute__((always_inline)) { __builtin_prefetch(weights(i + kW) + j * Type::kBytes); });
+      }
+      unrolled<4>([&](auto h) __attribute__((always_inline)) {
+        const size_t column = j + 4 * h;
+        float32x4_t wv[kW];
+        unrolled<kW>([&](auto i)
+                         __attribute__((always_inline)) { wv[i] = Type::load(weights(i) + column * Type::kBytes); });
+        unrolled<kX>([&](auto r) __attribute__((always_inline)) {
+          const float32x4_t xv = vld1q_f32(row_of_x(r) + column);
+          unrolled<kW>([&](auto i)
+                           __attribute__((always_inline)) { acc[i][r][h] = vfmaq_f32(acc[i][r][h], wv[i], xv); });
+        });
       });
+    }
+    unrolled<kW * kX>([&](auto k) __attribute__((always_inline)) {
+      constexpr int i = k / kX;
+      constexpr int r = k % kX;
+      float32x4_t sums[4] = {acc[i][r][0], acc[i][r][1], acc[i][r][2], acc[i][r][3]};
+      if (j < cols) add_columns<Type>(weights(i) + j * Type::kBytes, row_of_x(r) + j, cols - j, sums);
+      out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(i)] = tree_sum(sums);
     });
   }
-  unrolled<kW * kX>([&](auto k) __attribute__((always_inline)) {
-    constexpr int i = k / kX;
-    constexpr int r = k % kX;
-    float32x4_t sums[4] = {acc[i][r][0], acc[i][r][1], acc[i][r][2], acc[i][r][3]};
-    if (j < cols) add_columns<Type>(weights(i) + j * Type::kBytes, row_of_x(r) + j, cols - j, sums);
-    out[static_cast<size_t>(r) * out_stride + static_cast<size_t>(i)] = tree_sum(sums);
-  });
-}
-
-template <class Type, int kW, int kX>
-void multiply_float_rows(const std::byte* w, size_t w_row_bytes, const float* x, int n_x, int n_cols, float* out,
-                         size_t out_stride) {
-  const auto row = [&](int r) { return x + static_cast<size_t>(r) * static_cast<size_t>(n_cols); };
-  int r = 0;
-  for (; r + kX <= n_x; r += kX) {
-    multiply_float<Type, kW, kX>(w, w_row_bytes, row(r), n_cols, out + static_cast<size_t>(r) * out_stride, out_stride);
-  }
-  for (; r < n_x; ++r) {
-    multiply_float<Type, kW, 1>(w, w_row_bytes, row(r), n_cols, out + static_cast<size_t>(r) * out_stride, out_stride);
-  }
-}
-
-template <class Type>
-void gemm_float_type(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride) {
-  int n = w.row_begin;
-  const auto row = [&] { return w.w + static_cast<size_t>(n) * w.w_row_bytes; };
-  if (n_x == 1) {
-    for (; n + 4 <= w.row_end; n += 4) multiply_float<Type, 4, 1>(row(), w.w_row_bytes, x, n_cols, out + n, out_stride);
-  } else {
-    for (; n + 2 <= w.row_end; n += 2)
-      multiply_float_rows<Type, 2, 3>(row(), w.w_row_bytes, x, n_x, n_cols, out + n, out_stride);
-  }
-  for (; n < w.row_end; ++n) multiply_float_rows<Type, 1, 3>(row(), w.w_row_bytes, x, n_x, n_cols, out + n, out_stride);
-}
+};
 
 }  // namespace
 
 void gemm_float_neon(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                      const Scratch& /*scratch*/) {
-  switch (w.type) {
-    case TensorType::kF32: return gemm_float_type<F32>(w, x, n_x, n_cols, out, out_stride);
-    case TensorType::kF16: return gemm_float_type<F16>(w, x, n_x, n_cols, out, out_stride);
-    default: return gemm_float_type<BF16>(w, x, n_x, n_cols, out, out_stride);
-  }
+  gemm_float<FloatKernel>(w, x, n_x, n_cols, out, out_stride);
 }
 
 }  // namespace gemma::cpu

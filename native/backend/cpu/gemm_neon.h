@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/cpu/kernels_neon.h"
+#include "backend/cpu/small_math.h"
 #include "backend/cpu/unpack_neon.h"
 
 namespace gemma::cpu {
@@ -15,10 +16,6 @@ constexpr int kBlocks = 16;  // of 32 columns in a panel, a multiple of every ty
 // Rows of x up to which weights are unpacked into registers instead (gemm_neon_dotprod.cpp): as many as fit.
 template <class Type>
 constexpr int kFewRows = Type::kHalves ? 2 : 3;
-
-inline int least(int a, int b) {
-  return a < b ? a : b;
-}
 
 // One block of 32 columns of 8 weight rows; each product has an order of bytes of its own.
 struct alignas(64) PanelBlock {

@@ -119,12 +119,13 @@ struct Sdot {
           unrolled<n_x>([&](auto r)
                             __attribute__((always_inline)) { xq[r] = vld1q_s8(x.q + (index[r] + b) * 32 + 16 * h); });
           unrolled<4>([&](auto j) __attribute__((always_inline)) {
+            constexpr int lane = j;
             const int8_t* q = block->q + (4 * h + j) * 32;
             const int8x16_t w[2] = {vld1q_s8(q), vld1q_s8(q + 16)};
             unrolled<n_x>([&](auto r) __attribute__((always_inline)) {
               constexpr bool kFirst = i == 0 && j == 0;
-              dot[r][0] = vdotq_laneq_s32(kFirst ? vdupq_n_s32(0) : dot[r][0], w[0], xq[r], j);
-              dot[r][1] = vdotq_laneq_s32(kFirst ? vdupq_n_s32(0) : dot[r][1], w[1], xq[r], j);
+              dot[r][0] = vdotq_laneq_s32(kFirst ? vdupq_n_s32(0) : dot[r][0], w[0], xq[r], lane);
+              dot[r][1] = vdotq_laneq_s32(kFirst ? vdupq_n_s32(0) : dot[r][1], w[1], xq[r], lane);
             });
           });
         });

@@ -1,12 +1,12 @@
 // What compilers must be told. Unpackers and products meet in registers only where the compiler inlines them into each
 // other; left to itself it stops once a file has grown by some share (GCC), after which the same code ran five times
-// slower. Not under sanitizers, where it would take minutes to compile.
+// slower. Not under sanitizers nor without optimisation, where it would only take time to compile.
 #pragma once
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #define GEMMA_INLINE __forceinline
 #define GEMMA_FLATTEN
-#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
 #define GEMMA_INLINE inline
 #define GEMMA_FLATTEN
 #else

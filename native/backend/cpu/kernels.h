@@ -1,5 +1,6 @@
-// The contract between the CPU backend and its instruction sets: a table of plain functions. Each set fills one table
-// from its own files (*_ref, *_avx2, *_avx512*); the scalar one is the oracle of the others.
+// The contract between the CPU backend and its instruction sets: a table of plain functions for each set
+// (kernel_table.cpp), which come from files of the set's own (*_ref, *_avx2, *_avx512*). The scalar set is the oracle of
+// the others.
 //
 // Arithmetic that all sets share bit for bit:
 //  - Quantised products: per block of 32 (or half block of 16) an exact integer dot product, then one fused
@@ -84,9 +85,12 @@ struct WeightRows {
 };
 
 struct AttentionTile {
-  KvLayout layout;
+  KvType type = KvType::kF16;
+  int head_dim = 0;
+  size_t row_bytes = 0;  // of a position's keys or values
   const std::byte* const* pages = nullptr;
-  int kv_head = 0;
+  size_t k_offset = 0;              // of the head's keys within a page
+  size_t v_offset = 0;              // and of its values
   int n_rows = 0;                   // query rows of this tile, at most kAttentionRows or kBulkAttentionRows
   const float* const* q = nullptr;  // [n_rows] -> [head_dim]
   float* const* out = nullptr;      // [n_rows] -> [head_dim], unnormalised sum of p * v
@@ -226,14 +230,6 @@ struct Kernels {
   void (*bulk_attention)(const AttentionTile& tile, const Scratch& scratch) = nullptr;
 };
 
-const Kernels& kernels_ref();
-const Kernels& kernels_avx2();
-const Kernels& kernels_avx_vnni();
-const Kernels& kernels_avx512_vnni();
-const Kernels& kernels_amx_bf16();
-const Kernels& kernels_neon_dotprod();
-const Kernels& kernels_neon_i8mm();
-
 // kernel_table.cpp: all sets this build has, best first, and whether this machine can run them.
 struct KernelRow {
   const char* isa;
@@ -243,5 +239,7 @@ struct KernelRow {
 std::span<const KernelRow> kernel_table();
 // "" picks the best available. Throws Error{kBackendUnavailable}.
 const Kernels& select_kernels(const std::string& isa);
+// The oracle.
+const Kernels& kernels_ref();
 
 }  // namespace gemma::cpu

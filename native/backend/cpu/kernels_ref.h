@@ -1,4 +1,4 @@
-// The scalar kernels by name, for kernels_ref() and for sets that have no faster form of one.
+// The scalar kernels, also for sets that have no faster form of one.
 #pragma once
 
 #include "backend/cpu/kernels.h"

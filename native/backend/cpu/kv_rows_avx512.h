@@ -8,7 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "backend/cpu/kernels_avx512.h"
+#include "backend/backend.h"
+#include "backend/cpu/kv_rows.h"
 
 namespace gemma::cpu {
 namespace {
@@ -27,7 +28,7 @@ struct LoadF16 {
 struct LoadQ8 {
   static constexpr size_t kValueBytes = 0;  // whole blocks: no row ends inside 16 values
   static __m512 at(const std::byte* row, size_t j) {
-    const std::byte* block = row + j / 32 * 34;
+    const std::byte* block = row + j / 32 * kKvBlockBytes;
     uint16_t half = 0;
     std::memcpy(&half, block, 2);
     const __m512 d = _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
@@ -35,17 +36,6 @@ struct LoadQ8 {
     return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)), d);
   }
 };
-
-// Values j..j+15 of a row of head_dim values, zero past its end.
-template <class Load>
-inline __m512 load_part(const std::byte* row, int j, int head_dim) {
-  if (j + 16 <= head_dim) return Load::at(row, static_cast<size_t>(j));
-  alignas(64) std::byte rest[64] = {};
-  if (j < head_dim)
-    std::memcpy(rest, row + static_cast<size_t>(j) * Load::kValueBytes,
-                static_cast<size_t>(head_dim - j) * Load::kValueBytes);
-  return Load::at(rest, 0);
-}
 
 }  // namespace
 }  // namespace gemma::cpu

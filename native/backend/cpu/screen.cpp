@@ -37,29 +37,60 @@ int largest_block(int n_cols) {
   return block;
 }
 
-// A few thousand rows are computed sooner than screened.
+// Fewer rows are computed sooner than screened.
+constexpr int kMinScreenedRows = 4096;
+
 bool can_screen(int n_out, int n_in) {
-  return n_in % 8 == 0 && n_out >= 4096;
+  return n_in % 8 == 0 && n_out >= kMinScreenedRows;
 }
+
+size_t panels(int n_out) {
+  return static_cast<size_t>((n_out + kScreenLanes - 1) / kScreenLanes);
+}
+
+static_assert(kScreenLanes == kOutputLanes);  // bounds lie where products go
 
 }  // namespace
 
-Screen::Screen(Backend& backend, const Weight& weight, bool enabled)
+std::array<size_t, 2> screen_parts(int n_out, int n_in, int max_rows) {
+  if (!can_screen(n_out, n_in)) return {};
+  const size_t n_panels = panels(n_out);
+  const size_t n_cols = static_cast<size_t>(n_in);
+  const size_t query_bytes = n_cols * (sizeof(float) + 1) + n_panels * sizeof(float);
+  return {n_panels * n_cols / 8 * 64,
+          3 * n_panels * kScreenLanes * sizeof(float) + static_cast<size_t>(max_rows) * query_bytes};
+}
+
+Screen::Screen(Backend& backend, const Weight& weight, bool enabled, int max_rows)
     : backend_(backend),
       weight_(weight),
       enabled_(enabled && can_screen(weight.n_out, weight.n_in)),
-      n_panels_((weight.n_out + kScreenLanes - 1) / kScreenLanes),
+      max_rows_(max_rows),
+      n_panels_(static_cast<int>(panels(weight.n_out))),
       block_(largest_block(weight.n_in)) {}
 
 std::span<float> Screen::maxima(int query) {
   const size_t stride = static_cast<size_t>(n_panels_);
-  return std::span(maxima_).subspan(static_cast<size_t>(query) * stride, stride);
+  return {maxima_ + static_cast<size_t>(query) * stride, stride};
+}
+
+void Screen::allocate() {
+  const std::array<size_t, 2> sizes = screen_parts(weight_.n_out, weight_.n_in, max_rows_);
+  for (size_t i = 0; i < sizes.size(); ++i) parts_[i] = backend_.allocate(sizes[i]);
+  const size_t n_rows = static_cast<size_t>(n_panels_) * kScreenLanes;
+  const size_t max_rows = static_cast<size_t>(max_rows_);
+  codes_ = reinterpret_cast<uint8_t*>(parts_[0]->data());
+  step_ = parts_[1]->floats();
+  deviation_ = step_ + n_rows;
+  rounding_ = deviation_ + n_rows;
+  rotated_ = rounding_ + n_rows;
+  maxima_ = rotated_ + max_rows * static_cast<size_t>(weight_.n_in);
+  q_ = reinterpret_cast<int8_t*>(maxima_ + max_rows * static_cast<size_t>(n_panels_));
 }
 
 void Screen::disable() {
   enabled_ = false;
-  codes_.reset();
-  step_ = deviation_ = rounding_ = {};
+  for (std::unique_ptr<Buffer>& part : parts_) part.reset();
 }
 
 void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<const Scratch> scratch) {
@@ -69,17 +100,12 @@ void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<con
   std::vector<float> memory;
   try {
     memory.resize(static_cast<size_t>(pool.n_threads()) * n_cols * kScreenLanes);
-    if (!codes_) {
-      codes_ = backend_.allocate(static_cast<size_t>(n_panels_) * panel_bytes);
-      for (std::vector<float>* v : {&step_, &deviation_, &rounding_})
-        v->resize(static_cast<size_t>(n_panels_) * kScreenLanes);
-    }
+    if (parts_[1] == nullptr) allocate();
   } catch (const std::bad_alloc&) {
     return disable();
   } catch (const Error&) {
     return disable();
   }
-  uint8_t* codes = reinterpret_cast<uint8_t*>(codes_->data());
   std::atomic<bool> finite{true};
   const int begin = n_built_;
   const int end = std::min(n_panels_, begin + (n_panels_ + kSlices - 1) / kSlices);
@@ -92,8 +118,8 @@ void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<con
                          weight_.n_in, columns, scratch[static_cast<size_t>(thread)]);
     const size_t p = static_cast<size_t>(panel);
     const size_t lanes = p * kScreenLanes;
-    if (!kernels.screen_pack(columns, weight_.n_in, block_, codes + p * panel_bytes, &step_[lanes], &deviation_[lanes],
-                             &rounding_[lanes])) {
+    if (!kernels.screen_pack(columns, weight_.n_in, block_, codes_ + p * panel_bytes, step_ + lanes, deviation_ + lanes,
+                             rounding_ + lanes)) {
       finite.store(false, std::memory_order_relaxed);
     }
   });
@@ -101,22 +127,21 @@ void Screen::build_slice(const Kernels& kernels, ThreadPool& pool, std::span<con
   if (!finite.load()) disable();
 }
 
-bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int n) {
+std::span<float> Screen::input(int n) {
+  return {rotated_, static_cast<size_t>(n) * static_cast<size_t>(weight_.n_in)};
+}
+
+bool Screen::bound(const Kernels& kernels, ThreadPool& pool, int n, float* memory) {
   const size_t n_cols = static_cast<size_t>(weight_.n_in);
   const size_t n_rows = static_cast<size_t>(n_panels_) * kScreenLanes;
-  rotated_.assign(x, x + static_cast<size_t>(n) * n_cols);
-  q_.resize(static_cast<size_t>(n) * n_cols);
-  bounds_.resize(static_cast<size_t>(n) * n_rows);
-  maxima_.resize(static_cast<size_t>(n) * static_cast<size_t>(n_panels_));
-  sorted_.resize(maxima_.size());
-  rotate(rotated_.data(), n * weight_.n_in, block_);
+  bounds_ = memory;
+  rotate(rotated_, n * weight_.n_in, block_);
 
-  const ScreenTable table{weight_.n_in, reinterpret_cast<const uint8_t*>(codes_->data()), step_.data(),
-                          deviation_.data(), rounding_.data()};
+  const ScreenTable table{weight_.n_in, codes_, step_, deviation_, rounding_};
   queries_.clear();
   for (size_t query = 0; query < static_cast<size_t>(n); ++query) {
-    const float* y = rotated_.data() + query * n_cols;
-    int8_t* q = q_.data() + query * n_cols;
+    const float* y = rotated_ + query * n_cols;
+    int8_t* q = q_ + query * n_cols;
     float largest = 0;
     double norm = 0;
     for (size_t j = 0; j < n_cols; ++j) {
@@ -137,14 +162,14 @@ bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int
     const double rounding = kScreenSigmas * static_cast<double>(scale) / std::sqrt(12.0);
     queries_.push_back({q, scale, -7.5f * static_cast<float>(sum), static_cast<float>(deviation),
                         deviation > 0 ? static_cast<float>(rounding * rounding / deviation) : 0.0f,
-                        bounds_.data() + query * n_rows, maxima_.data() + query * static_cast<size_t>(n_panels_)});
+                        bounds_ + query * n_rows, maxima_ + query * static_cast<size_t>(n_panels_)});
   }
   constexpr int kPanels = 64;  // of a chunk: its codes stay in cache for all queries
   pool.parallel_for((n_panels_ + kPanels - 1) / kPanels, [&](int chunk, int /*thread*/) {
     kernels.screen_bound(table, chunk * kPanels, std::min(n_panels_, (chunk + 1) * kPanels), queries_.data(), n);
   });
   for (int i = 0; i < n; ++i) {  // lanes past the last row
-    float* row = bounds_.data() + static_cast<size_t>(i) * n_rows;
+    float* row = row_of_bounds(i);
     std::fill(row + weight_.n_out, row + n_rows, -kInfinity);
     const int32_t last = weight_.n_out - 1;
     update_maximum(i, last / kScreenLanes);
@@ -153,14 +178,12 @@ bool Screen::bound(const Kernels& kernels, ThreadPool& pool, const float* x, int
 }
 
 void Screen::update_maximum(int query, int panel) {
-  const float* lanes =
-      bounds_.data() +
-      (static_cast<size_t>(query) * static_cast<size_t>(n_panels_) + static_cast<size_t>(panel)) * kScreenLanes;
+  const float* lanes = row_of_bounds(query) + static_cast<size_t>(panel) * kScreenLanes;
   maxima(query)[static_cast<size_t>(panel)] = *std::max_element(lanes, lanes + kScreenLanes);
 }
 
 void Screen::exclude(int query, std::span<const int32_t> rows) {
-  float* values = bounds_.data() + static_cast<size_t>(query) * static_cast<size_t>(n_panels_) * kScreenLanes;
+  float* values = row_of_bounds(query);
   for (const int32_t row : rows) {
     values[row] = -kInfinity;
     update_maximum(query, row / kScreenLanes);
@@ -174,8 +197,7 @@ void Screen::best(int query, size_t k, std::vector<int32_t>* rows) {
   float least = -kInfinity;
   if (k <= largest.size()) {
     const size_t n_groups = std::max(largest.size() / 16, std::min(largest.size(), 4 * k));
-    const std::span<float> sorted = std::span(sorted_).subspan(static_cast<size_t>(query) * largest.size(), n_groups);
-    std::copy_n(largest.begin(), n_groups, sorted.begin());
+    std::vector<float> sorted(largest.begin(), largest.begin() + static_cast<ptrdiff_t>(n_groups));
     for (size_t begin = n_groups; begin < largest.size(); begin += n_groups) {
       const size_t n = std::min(n_groups, largest.size() - begin);
       for (size_t i = 0; i < n; ++i) sorted[i] = std::max(sorted[i], largest[begin + i]);
@@ -207,14 +229,3 @@ void Screen::at_least(int query, float least, std::vector<int32_t>* rows) {
 }
 
 }  // namespace gemma::cpu
-
-namespace gemma {
-
-uint64_t screen_bytes(int n_out, int n_in) {
-  if (!cpu::can_screen(n_out, n_in)) return 0;
-  const uint64_t n_panels = static_cast<uint64_t>((n_out + cpu::kScreenLanes - 1) / cpu::kScreenLanes);
-  // Codes; step, deviation, rounding and bound of each lane; the panel's largest bound.
-  return n_panels * (static_cast<uint64_t>(n_in) * 8 + 4 * cpu::kScreenLanes * sizeof(float) + sizeof(float));
-}
-
-}  // namespace gemma

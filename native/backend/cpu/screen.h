@@ -10,6 +10,7 @@
 // rounding x to 8 bits), so that kScreenSigmas standard deviations above the product bound it.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -25,13 +26,18 @@ namespace gemma::cpu {
 // Chance of one row to exceed its bound: 1e-11 (one side of the Gaussian).
 inline constexpr float kScreenSigmas = 6.7f;
 
+// Sizes of the buffers of a screen: codes; step, deviation and rounding of each row, and what max_rows rows of x need in
+// a step. 0 for a matrix too small to screen.
+std::array<size_t, 2> screen_parts(int n_out, int n_in, int max_rows);
+
 class Screen final : public OutputMatrix {
  public:
   // enabled: false keeps it empty for ever, and every product is computed. backend gives the memory, with the first
-  // slice.
-  Screen(Backend& backend, const Weight& weight, bool enabled);
+  // slice. max_rows: of x at a time.
+  Screen(Backend& backend, const Weight& weight, bool enabled, int max_rows);
 
   const Weight& weight() const { return weight_; }
+  int max_rows() const { return max_rows_; }
   bool ready() const { return enabled_ && n_built_ == n_panels_; }
 
   // Builds the next part, one of kSlices, so that no token waits long. Does nothing when ready or when there is none:
@@ -39,13 +45,13 @@ class Screen final : public OutputMatrix {
   void build_slice(const Kernels& kernels, ThreadPool& pool, std::span<const Scratch> scratch);
   static constexpr int kSlices = 16;
 
-  // Bounds of the products of x[n][n_in] with all rows, for the questions below. False when x holds NaN, infinity or
-  // values whose squares overflow. The screen must be ready.
-  bool bound(const Kernels& kernels, ThreadPool& pool, const float* x, int n);
-  std::span<const float> bounds(int query) const {
-    const size_t stride = static_cast<size_t>(n_panels_) * kScreenLanes;
-    return std::span(bounds_).subspan(static_cast<size_t>(query) * stride, static_cast<size_t>(weight_.n_out));
-  }
+  // Where x[n, n_in] is to be written before bound(). The screen must be ready.
+  std::span<float> input(int n);
+  // Bounds of the products of the input's n rows with all rows of the matrix, for the questions below. memory: room for
+  // n rows of n_out floats rounded up to kScreenLanes, as long as there are questions. False when x holds NaN, infinity
+  // or values whose squares overflow.
+  bool bound(const Kernels& kernels, ThreadPool& pool, int n, float* memory);
+  std::span<const float> bounds(int query) const { return {row_of_bounds(query), static_cast<size_t>(weight_.n_out)}; }
   // These may be asked about different queries at a time.
   // Takes rows out of the choice.
   void exclude(int query, std::span<const int32_t> rows);
@@ -55,25 +61,33 @@ class Screen final : public OutputMatrix {
   void at_least(int query, float least, std::vector<int32_t>* rows);
 
  private:
+  float* row_of_bounds(int query) const {
+    return bounds_ + static_cast<size_t>(query) * static_cast<size_t>(n_panels_) * kScreenLanes;
+  }
   std::span<float> maxima(int query);
   void update_maximum(int query, int panel);
+  void allocate();
   void disable();
 
   Backend& backend_;
   Weight weight_;
   bool enabled_;
+  int max_rows_;
   int n_panels_;
   int block_;
   int n_built_ = 0;
-  std::unique_ptr<Buffer> codes_;
-  std::vector<float> step_, deviation_, rounding_;
-  // of a step
-  std::vector<float> rotated_;
-  std::vector<int8_t> q_;
+  std::array<std::unique_ptr<Buffer>, 2> parts_;  // screen_parts()
+  // in parts_
+  uint8_t* codes_ = nullptr;
+  float* step_ = nullptr;
+  float* deviation_ = nullptr;
+  float* rounding_ = nullptr;
+  // in parts_, of a step
+  float* rotated_ = nullptr;
+  float* maxima_ = nullptr;  // of each panel
+  int8_t* q_ = nullptr;
   std::vector<ScreenQuery> queries_;
-  std::vector<float> bounds_;
-  std::vector<float> maxima_;  // of each panel
-  std::vector<float> sorted_;  // a copy that best() may reorder
+  float* bounds_ = nullptr;  // of a step, the caller's memory
 };
 
 }  // namespace gemma::cpu

@@ -29,7 +29,7 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
       for (size_t g = 0; g < n_groups; g += 4) {
         __m256i pairs[kQueries];
         for (__m256i& sum : pairs) sum = _mm256_setzero_si256();
-        for (size_t k = g; k < std::min(g + 4, n_groups); ++k) {
+        for (size_t k = g; k < least(g + 4, n_groups); ++k) {
           const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + k * 64));
           const __m256i first = _mm256_and_si256(both, low);
           const __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
@@ -57,7 +57,7 @@ void bound(const ScreenTable& table, int panel_begin, int panel_end, const Scree
         __m128 largest = _mm_max_ps(_mm256_castps256_ps128(upper), _mm256_extractf128_ps(upper, 1));
         largest = _mm_max_ps(largest, _mm_movehl_ps(largest, largest));
         const float max = _mm_cvtss_f32(_mm_max_ss(largest, _mm_movehdup_ps(largest)));
-        query.maxima[panel] = half == 0 ? max : std::max(query.maxima[panel], max);
+        query.maxima[panel] = half == 0 ? max : most(query.maxima[panel], max);
       }
     }
   }

@@ -2,21 +2,20 @@
 // itself: results are equal to the bit. Everything here is local to the including file.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <type_traits>
 
 #include "backend/cpu/kernels.h"
+#include "backend/cpu/small_math.h"
+#include "backend/cpu/unrolled.h"
 
 namespace gemma::cpu {
 namespace {
 
-// n items in groups of kMost, the last one smaller: f(std::integral_constant<int, size>, first).
+// n items in groups of kMost, the last one smaller: f(Constant<size>, first).
 template <int kMost, class F>
 inline void in_groups(int n, const F& f) {
   int first = 0;
-  for (; first + kMost <= n; first += kMost) f(std::integral_constant<int, kMost>(), first);
+  for (; first + kMost <= n; first += kMost) f(Constant<kMost>{}, first);
   if constexpr (kMost > 1) {
     if (first < n) in_groups<kMost - 1>(n - first, [&](auto size, int i) { f(size, first + i); });
   }
@@ -39,7 +38,7 @@ inline bool rotate_columns(float* columns, int n_cols, int block, float* squares
       }
     }
   }
-  const float scale = 1.0f / std::sqrt(static_cast<float>(block));
+  const float scale = 1.0f / square_root(static_cast<float>(block));
   float sums[kLanes] = {};
   for (int c = 0; c < n_cols; ++c) {
     float* column = columns + static_cast<size_t>(c) * kLanes;
@@ -60,7 +59,7 @@ inline bool rotate_columns(float* columns, int n_cols, int block, float* squares
 // Gaussian values (Max 1960). 0 for rows too small to divide by.
 inline void level_widths(const float* squares, int n_cols, float* inverse) {
   for (int lane = 0; lane < kScreenLanes; ++lane) {
-    const float width = 0.3352f * std::sqrt(squares[lane] / static_cast<float>(n_cols));
+    const float width = 0.3352f * square_root(squares[lane] / static_cast<float>(n_cols));
     inverse[lane] = width > 1e-15f ? 1.0f / width : 0.0f;
   }
 }
@@ -71,9 +70,9 @@ inline void finish_panel(const float* squares, const float* inverse, const float
   for (int lane = 0; lane < kScreenLanes; ++lane) {
     const bool usable = inverse[lane] > 0;
     step[lane] = usable ? squares[lane] / product[lane] : 0.0f;
-    const float left = usable ? std::max(step[lane] * step[lane] * length[lane] - squares[lane], 0.0f) : squares[lane];
+    const float left = usable ? most(step[lane] * step[lane] * length[lane] - squares[lane], 0.0f) : squares[lane];
     // A floor, for rows that the codes hit exactly.
-    deviation[lane] = std::sqrt(std::max(left, 1e-6f * squares[lane]));
+    deviation[lane] = square_root(most(left, 1e-6f * squares[lane]));
     rounding[lane] = deviation[lane] > 0 ? squares[lane] / (2 * deviation[lane]) : 0.0f;
   }
 }

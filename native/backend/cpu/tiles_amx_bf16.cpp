@@ -1,5 +1,5 @@
 // Prompts and pictures with AMX (Xeons since Sapphire Rapids): bulk_tiles.h, attention_tiles.h and
-// full_attention_tiles.h on the processor's tiles. Everything else of this set is AVX-512's.
+// full_attention_tiles.h on the processor's tiles.
 #include <immintrin.h>
 
 #include <atomic>
@@ -72,16 +72,11 @@ struct AmxTiles {
 
 }  // namespace
 
-const Kernels& kernels_amx_bf16() {
-  static const Kernels kernels = [] {
-    Kernels k = kernels_avx512_vnni();
-    k.isa = "amx_bf16";
-    k.bulk = &BulkTiles<AmxTiles>::kKernel;
-    k.bulk_attention = TileSegment<AmxTiles>::attend;
-    k.fast_attention = TileAttention<AmxTiles>::kKernel;
-    return k;
-  }();
-  return kernels;
+const BulkGemm kBulkAmxBf16 = BulkTiles<AmxTiles>::kKernel;
+const FullAttention kFastAttentionAmxBf16 = TileAttention<AmxTiles>::kKernel;
+
+void bulk_attention_amx_bf16(const AttentionTile& tile, const Scratch& scratch) {
+  TileSegment<AmxTiles>::attend(tile, scratch);
 }
 
 }  // namespace gemma::cpu

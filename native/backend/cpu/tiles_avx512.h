@@ -6,9 +6,9 @@
 // same code on processors that have none. Sums (i, j), i and j 0 or 1, are products of rows i and pairs j.
 #pragma once
 
-#include "backend/cpu/exp_avx512.h"
 #include "backend/cpu/lanes_avx512.h"
-#include "backend/cpu/unpack_avx512.h"
+#include "backend/cpu/panel_avx512.h"
+#include "backend/cpu/vector_avx512.h"
 
 namespace gemma::cpu {
 namespace {

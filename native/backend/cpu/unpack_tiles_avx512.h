@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "backend/cpu/small_math.h"
 #include "backend/cpu/tiles_avx512.h"
 #include "backend/cpu/unpack_avx512.h"
 
@@ -282,7 +283,7 @@ class TileUnpackerOfFloats {
   GEMMA_FLATTEN void unpack(int first, int end, RowTile* tiles) const {
     for (int lane = first; lane < end; ++lane) {
       const uint8_t* p = reinterpret_cast<const uint8_t*>(w_.w) +
-                         static_cast<size_t>(std::min(row_ + lane, w_.row_end - 1)) * w_.w_row_bytes;
+                         static_cast<size_t>(least(row_ + lane, w_.row_end - 1)) * w_.w_row_bytes;
       for (int i = 0; i < n_; ++i) {
         const __m512i row = load_32<Type>(p, (block_ + i) * kTileColumns, n_cols_);
         _mm512_store_si512(tiles[i].rows[lane], in_tile_order(row));

@@ -1,12 +1,13 @@
 // Norms, rotation, GELU, quantisation of activations and cache rows with AVX2.
+#include "backend/cpu/vector_avx2.h"
+
 #include <immintrin.h>
 
 #include <cstring>
-#include <limits>
 
-#include "backend/cpu/exp_avx2.h"
 #include "backend/cpu/kernels_avx2.h"
 #include "backend/cpu/lanes_avx2.h"
+#include "backend/cpu/small_math.h"
 
 namespace gemma::cpu {
 namespace {
@@ -54,7 +55,7 @@ inline float inverse_rms(const float* x, int dim, float eps) {
 // 0.5 v (1 + tanh(y)) = v / (1 + exp(-2 y)), y = sqrt(2 / pi) (v + 0.044715 v^3)
 inline __m256 gelu_tanh(__m256 v) {
   const __m256 cubic = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_mul_ps(v, v), v), _mm256_set1_ps(0.044715f), v);
-  const __m256 e = exp_ps(_mm256_mul_ps(cubic, _mm256_set1_ps(-2.0f * 0.7978845608028654f)));
+  const __m256 e = Vector256::exp(_mm256_mul_ps(cubic, _mm256_set1_ps(-2.0f * 0.7978845608028654f)));
   return _mm256_div_ps(v, _mm256_add_ps(_mm256_set1_ps(1.0f), e));
 }
 
@@ -89,6 +90,8 @@ inline int best_level(const __m256 v[4], float reciprocal) {
   return __builtin_ctz(static_cast<unsigned>(equal | 8));
 }
 
+}  // namespace
+
 void quantize_row_avx2(const float* x, int n_cols, const QuantizedRowOut& out) {
   const __m256 zero = _mm256_setzero_ps();
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
@@ -106,7 +109,7 @@ void quantize_row_avx2(const float* x, int n_cols, const QuantizedRowOut& out) {
     const bool usable = finite && largest > 1e-30f;
     const float reciprocal = usable ? 1.0f / largest : 0.0f;
     const int best = usable ? best_level(v, reciprocal) : 0;
-    const float d = finite ? (usable ? largest * kLevelSteps[best] : 0.0f) : std::numeric_limits<float>::quiet_NaN();
+    const float d = finite ? (usable ? largest * kLevelSteps[best] : 0.0f) : kNaN;
     __m256i q[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
     if (usable) {
       const __m256 inverse = _mm256_set1_ps(kLevel[best] * reciprocal);
@@ -205,7 +208,7 @@ void store_kv_row_avx2(KvType type, const float* x, std::byte* row, int head_dim
       std::memcpy(row + static_cast<size_t>(j) * 2, &halves, static_cast<size_t>(n) * 2);
     });
   } else {
-    for (int b = 0; b < head_dim / 32; ++b, x += 32, row += 34) {
+    for (int b = 0; b < head_dim / 32; ++b, x += 32, row += kKvBlockBytes) {
       __m256 v[4];
       __m256i top = _mm256_setzero_si256();  // magnitudes as integers: NaN and infinity are larger than all numbers
       for (int i = 0; i < 4; ++i) {
@@ -237,39 +240,13 @@ void store_kv_row_avx2(KvType type, const float* x, std::byte* row, int head_dim
 
 void merge_segments_avx2(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, int head_dim) {
   const float new_max = *max > max2 || *max != *max ? *max : max2;
-  const __m256 a = exp_ps(_mm256_set1_ps(*max - new_max));
-  const __m256 b = exp_ps(_mm256_set1_ps(max2 - new_max));
+  const __m256 a = Vector256::exp(_mm256_set1_ps(*max - new_max));
+  const __m256 b = Vector256::exp(_mm256_set1_ps(max2 - new_max));
   for_vectors(head_dim, [&](int j, auto lanes) {
     lanes.store(acc + j, _mm256_fmadd_ps(lanes.load(acc2 + j), b, _mm256_mul_ps(lanes.load(acc + j), a)));
   });
   *sum = sum2 * _mm256_cvtss_f32(b) + *sum * _mm256_cvtss_f32(a);
   *max = new_max;
-}
-
-}  // namespace
-
-const Kernels& kernels_avx2() {
-  static const Kernels kernels = {"avx2",
-                                  gemm_quantized_avx2,
-                                  gemm_float_avx2,
-                                  quantize_row_avx2,
-                                  rms_norm_avx2,
-                                  add_rms_norm_avx2,
-                                  norm_rope_avx2,
-                                  geglu_avx2,
-                                  store_kv_row_avx2,
-                                  attention_avx2,
-                                  merge_segments_avx2,
-                                  load_columns_ref,
-                                  screen_pack_avx2,
-                                  screen_bound_avx2,
-                                  layer_norm_avx2,
-                                  add_bias_avx2,
-                                  bias_gelu_avx2,
-                                  add_residual_bias_avx2,
-                                  kExactAttentionAvx2,
-                                  kExactAttentionAvx2};
-  return kernels;
 }
 
 }  // namespace gemma::cpu

@@ -1,9 +1,10 @@
 // Norms, rotation, GELU, quantisation of activations and cache rows with AVX-512.
+#include "backend/cpu/vector_avx512.h"
+
 #include <immintrin.h>
 
 #include <cstring>
 
-#include "backend/cpu/exp_avx512.h"
 #include "backend/cpu/kernels_avx512.h"
 #include "backend/cpu/lanes_avx512.h"
 
@@ -39,7 +40,7 @@ inline void for_vectors(int n, const F& f) {
 // 0.5 v (1 + tanh(y)) = v / (1 + exp(-2 y)), y = sqrt(2 / pi) (v + 0.044715 v^3)
 inline __m512 gelu_tanh(__m512 v) {
   const __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(v, v), v), _mm512_set1_ps(0.044715f), v);
-  const __m512 e = exp_ps(_mm512_mul_ps(cubic, _mm512_set1_ps(-2.0f * 0.7978845608028654f)));
+  const __m512 e = Vector512::exp(_mm512_mul_ps(cubic, _mm512_set1_ps(-2.0f * 0.7978845608028654f)));
   return _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
 }
 
@@ -241,7 +242,7 @@ void store_kv_row_avx512(KvType type, const float* x, std::byte* row, int head_d
       _mm256_mask_storeu_epi16(row + static_cast<size_t>(j) * 2, m, half);
     });
   } else {
-    for (int b = 0; b < head_dim / 32; ++b, x += 32, row += 34) {
+    for (int b = 0; b < head_dim / 32; ++b, x += 32, row += kKvBlockBytes) {
       const __m512 v0 = _mm512_loadu_ps(x);
       const __m512 v1 = _mm512_loadu_ps(x + 16);
       const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
@@ -272,24 +273,14 @@ void store_kv_row_avx512(KvType type, const float* x, std::byte* row, int head_d
 void merge_segments_avx512(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2,
                            int head_dim) {
   const float new_max = *max > max2 || *max != *max ? *max : max2;
-  const float a = _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(*max - new_max)));
-  const float b = _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(max2 - new_max)));
+  const float a = _mm512_cvtss_f32(Vector512::exp(_mm512_set1_ps(*max - new_max)));
+  const float b = _mm512_cvtss_f32(Vector512::exp(_mm512_set1_ps(max2 - new_max)));
   for_vectors(head_dim, [&](int j, __mmask16 m) {
     const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, acc + j), _mm512_set1_ps(a));
     _mm512_mask_storeu_ps(acc + j, m, _mm512_fmadd_ps(_mm512_maskz_loadu_ps(m, acc2 + j), _mm512_set1_ps(b), scaled));
   });
   *sum = sum2 * b + *sum * a;
   *max = new_max;
-}
-
-const Kernels& kernels_avx512_vnni() {
-  static const Kernels kernels = {
-      "avx512_vnni",       gemm_quantized_avx512_vnni, gemm_float_avx512,     quantize_row_avx512,
-      rms_norm_avx512,     add_rms_norm_avx512,        norm_rope_avx512,      geglu_avx512,
-      store_kv_row_avx512, attention_avx512,           merge_segments_avx512, load_columns_avx512,
-      screen_pack_avx512,  screen_bound_avx512_vnni,   layer_norm_avx512,     add_bias_avx512,
-      bias_gelu_avx512,    add_residual_bias_avx512,   kExactAttentionAvx512, kFastAttentionAvx512Vnni};
-  return kernels;
 }
 
 }  // namespace gemma::cpu

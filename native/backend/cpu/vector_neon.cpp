@@ -1,13 +1,13 @@
-// Norms, rotation, GELU, quantisation of activations and cache rows with NEON; the tables of the arm64 sets.
+// Norms, rotation, GELU, quantisation of activations and cache rows with NEON.
+#include "backend/cpu/vector_neon.h"
+
 #include <arm_neon.h>
 
-#include <cmath>
 #include <cstring>
-#include <limits>
 
-#include "backend/cpu/exp_neon.h"
 #include "backend/cpu/kernels_neon.h"
 #include "backend/cpu/lanes_neon.h"
+#include "backend/cpu/small_math.h"
 
 namespace gemma::cpu {
 namespace {
@@ -59,13 +59,13 @@ inline float inverse_rms(const float* x, int dim, float eps) {
     sums[i / 4] = vfmaq_f32(sums[i / 4], v, v);
   });
   const float sum = sum_lanes(vaddq_f32(vaddq_f32(sums[0], sums[2]), vaddq_f32(sums[1], sums[3])));
-  return 1.0f / std::sqrt(sum / static_cast<float>(dim) + eps);
+  return 1.0f / square_root(sum / static_cast<float>(dim) + eps);
 }
 
 // 0.5 v (1 + tanh(y)) = v / (1 + exp(-2 y)), y = sqrt(2 / pi) (v + 0.044715 v^3)
 inline float32x4_t gelu_tanh(float32x4_t v) {
   const float32x4_t cubic = vfmaq_f32(v, vmulq_f32(vmulq_f32(v, v), v), vdupq_n_f32(0.044715f));
-  const float32x4_t e = exp_ps(vmulq_n_f32(cubic, -2.0f * 0.7978845608028654f));
+  const float32x4_t e = Vector128::exp(vmulq_n_f32(cubic, -2.0f * 0.7978845608028654f));
   return vdivq_f32(v, vaddq_f32(vdupq_n_f32(1.0f), e));
 }
 
@@ -92,6 +92,8 @@ inline int best_level(const float32x4_t v[8], float reciprocal) {
   return best;
 }
 
+}  // namespace
+
 void quantize_row_neon(const float* x, int n_cols, const QuantizedRowOut& out) {
   for (int b = 0; b < n_cols / 32; ++b) {
     float32x4_t v[8];
@@ -101,11 +103,11 @@ void quantize_row_neon(const float* x, int n_cols, const QuantizedRowOut& out) {
       top = vmaxq_f32(top, vabsq_f32(v[i]));  // NaN stays NaN
     }
     const float largest = vmaxvq_f32(top);
-    const bool finite = largest <= std::numeric_limits<float>::max();
+    const bool finite = largest <= kMaxFloat;
     const bool usable = finite && largest > 1e-30f;
     const float reciprocal = usable ? 1.0f / largest : 0.0f;
     const int best = usable ? best_level(v, reciprocal) : 0;
-    const float d = finite ? (usable ? largest * kLevelSteps[best] : 0.0f) : std::numeric_limits<float>::quiet_NaN();
+    const float d = finite ? (usable ? largest * kLevelSteps[best] : 0.0f) : kNaN;
     const float inverse = kLevel[best] * reciprocal;
     int32_t sums[2] = {0, 0};
     for (int h = 0; h < 2; ++h) {
@@ -174,7 +176,7 @@ void layer_norm_neon(float* out, const float* x, const float* weight, const floa
     float32x4_t& sum = squares[(j / 4) % 2];
     sum = vfmaq_f32(sum, v, v);
   });
-  const float scale = 1.0f / std::sqrt(sum_lanes(vaddq_f32(squares[0], squares[1])) / static_cast<float>(dim) + eps);
+  const float scale = 1.0f / square_root(sum_lanes(vaddq_f32(squares[0], squares[1])) / static_cast<float>(dim) + eps);
   for_vectors(dim, [&](int j, auto lanes) {
     const float32x4_t v = vmulq_n_f32(vsubq_f32(lanes.load(x + j), vdupq_n_f32(mean)), scale);
     lanes.store(out + j, vfmaq_f32(lanes.load(bias + j), v, lanes.load(weight + j)));
@@ -214,48 +216,13 @@ void store_kv_row_neon(KvType type, const float* x, std::byte* row, int head_dim
 
 void merge_segments_neon(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2, int head_dim) {
   const float new_max = *max > max2 || *max != *max ? *max : max2;
-  const float a = vgetq_lane_f32(exp_ps(vdupq_n_f32(*max - new_max)), 0);
-  const float b = vgetq_lane_f32(exp_ps(vdupq_n_f32(max2 - new_max)), 0);
+  const float a = vgetq_lane_f32(Vector128::exp(vdupq_n_f32(*max - new_max)), 0);
+  const float b = vgetq_lane_f32(Vector128::exp(vdupq_n_f32(max2 - new_max)), 0);
   for_vectors(head_dim, [&](int j, auto lanes) {
     lanes.store(acc + j, vfmaq_n_f32(vmulq_n_f32(lanes.load(acc + j), a), lanes.load(acc2 + j), b));
   });
   *sum = sum2 * b + *sum * a;
   *max = new_max;
-}
-
-Kernels with_products(const char* isa, decltype(Kernels::gemm_quantized) gemm_quantized) {
-  return {isa,
-          gemm_quantized,
-          gemm_float_neon,
-          quantize_row_neon,
-          rms_norm_neon,
-          add_rms_norm_neon,
-          norm_rope_neon,
-          geglu_neon,
-          store_kv_row_neon,
-          attention_neon,
-          merge_segments_neon,
-          load_columns_ref,
-          screen_pack_neon,
-          screen_bound_neon,
-          layer_norm_neon,
-          add_bias_neon,
-          bias_gelu_neon,
-          add_residual_bias_neon,
-          kExactAttentionNeon,
-          kFastAttentionNeonDotprod};
-}
-
-}  // namespace
-
-const Kernels& kernels_neon_dotprod() {
-  static const Kernels kernels = with_products("neon_dotprod", gemm_quantized_neon_dotprod);
-  return kernels;
-}
-
-const Kernels& kernels_neon_i8mm() {
-  static const Kernels kernels = with_products("neon_i8mm", gemm_quantized_neon_i8mm);
-  return kernels;
 }
 
 }  // namespace gemma::cpu

@@ -12,7 +12,10 @@
 #include <vector>
 
 #include "backend/gpu/device.h"
+#include "backend/gpu/device_memory.h"
+#include "backend/gpu/gpu_traits.h"
 #include "backend/gpu/repack.h"
+#include "backend/workspace.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 
@@ -21,79 +24,12 @@ namespace {
 
 // Up to so many rows of x a product goes by rows, beyond by tiles.
 constexpr int kMostFewRows = 8;
-// Partial results of attention take no more memory than this: long prompts go in parts.
-constexpr size_t kMaxPartialBytes = size_t{64} << 20;
 // Weights are repacked in pieces of about this size, one after the other into the same host memory.
 constexpr size_t kRepackBytes = size_t{16} << 20;
 
 unsigned ceil_div(size_t n, size_t divisor) {
   return static_cast<unsigned>((n + divisor - 1) / divisor);
 }
-
-class GpuBuffer final : public Buffer {
- public:
-  GpuBuffer(Device& device, size_t bytes) : device_(device) {
-    data_ = static_cast<std::byte*>(device.allocate(std::max<size_t>(bytes, 1)));
-    bytes_ = bytes;
-  }
-  ~GpuBuffer() override { device_.free(data_); }
-  GpuBuffer(const GpuBuffer&) = delete;
-  GpuBuffer& operator=(const GpuBuffer&) = delete;
-
- private:
-  Device& device_;
-};
-
-// Grows, never shrinks.
-class Workspace {
- public:
-  explicit Workspace(Device& device) : device_(device) {}
-  std::byte* reserve(size_t bytes) {
-    if (buffer_ == nullptr || buffer_->bytes() < bytes) {
-      buffer_.reset();
-      buffer_ = std::make_unique<GpuBuffer>(device_, bytes + bytes / 4);
-    }
-    return buffer_->data();
-  }
-
- private:
-  Device& device_;
-  std::unique_ptr<GpuBuffer> buffer_;
-};
-
-// Host data of a kind on the device. The layers of a model ask for the same again and again, local and global ones in
-// turn for others, so the last few are kept.
-class Mirror {
- public:
-  explicit Mirror(Device& device)
-      : device_(device), copies_{Copy(Workspace(device)), Copy(Workspace(device)), Copy(Workspace(device))} {}
-  template <class T>
-  const T* get(std::span<const T> values) {
-    const std::span<const std::byte> bytes = std::as_bytes(values);
-    for (const Copy& copy : copies_) {
-      if (copy.data != nullptr && std::ranges::equal(copy.host, bytes)) return reinterpret_cast<const T*>(copy.data);
-    }
-    Copy& copy = copies_[next_];
-    next_ = (next_ + 1) % copies_.size();
-    copy.data = nullptr;  // should the upload fail
-    std::byte* data = copy.memory.reserve(bytes.size());
-    copy.host.assign(bytes.begin(), bytes.end());
-    device_.upload(data, copy.host.data(), bytes.size());
-    copy.data = data;
-    return reinterpret_cast<const T*>(data);
-  }
-
- private:
-  struct Copy {
-    explicit Copy(Workspace workspace) : memory(std::move(workspace)) {}
-    Workspace memory;
-    std::vector<std::byte> host;
-    std::byte* data = nullptr;
-  };
-  Device& device_;
-  std::array<Copy, 3> copies_;
-  size_t next_ = 0;
-};
 
 class GpuOutput final : public OutputMatrix {
  public:
@@ -109,22 +45,22 @@ class GpuBackend final : public Backend {
         pool_(n_threads),
         n_threads_(n_threads),
         name_(device_->info().kind +
-              (device_->info().kind == "emulated" ? "" : ":" + std::to_string(device_->info().index))),
-        quantized_(*device_),
-        partials_(*device_),
-        top_(*device_),
-        tokens_(*device_),
-        positions_(*device_),
-        rows_(*device_),
-        row_pages_(*device_),
-        pages_(*device_),
-        views_(*device_),
-        requests_(*device_),
-        ids_(*device_) {}
+              (device_->info().kind == "emulated" ? "" : ":" + std::to_string(device_->info().index))) {}
 
   const char* device() const override { return name_.c_str(); }
   const char* isa() const override { return device_->info().chip.c_str(); }
   int n_threads() const override { return n_threads_; }
+
+  const BackendTraits& traits() const override { return gpu_traits(); }
+  void reserve(const WorkLimits& limits) override {
+    newest_ = {};
+    const std::vector<uint64_t> bytes = gpu_traits().workspace_bytes(limits);
+    quantized_.take(bytes[kQuantized]);
+    partials_.take(bytes[kPartials]);
+    top_.take(bytes[kTop]);
+    Mirror* mirrors[] = {&tokens_, &positions_, &rows_, &row_pages_, &pages_, &views_, &requests_};
+    for (size_t i = 0; i < std::size(mirrors); ++i) mirrors[i]->take(bytes[kTokens + i * kMirrorCopies]);
+  }
 
   std::unique_ptr<Buffer> allocate(size_t bytes) override { return std::make_unique<GpuBuffer>(*device_, bytes); }
   void upload(void* dst, const void* src, size_t bytes) override {
@@ -214,8 +150,6 @@ class GpuBackend final : public Backend {
     newest_ = made;
   }
 
-  // Integers are multiplied faster than floats.
-  bool has_bulk() const override { return false; }
   bool computes_bulk_apart(TensorType type) const override { return is_float_type(type) && type != TensorType::kF32; }
 
   // Whoever is alone and who is one of many, the kernels for quantised weights compute a row alike. Of float weights
@@ -240,7 +174,7 @@ class GpuBackend final : public Backend {
     multiply(std::span(together).first(n_together), quantized, n);
   }
 
-  std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened) override {
+  std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened, int /*max_rows*/) override {
     return std::make_unique<GpuOutput>(weight, screened);
   }
 
@@ -262,10 +196,10 @@ class GpuBackend final : public Backend {
     size_t most = 0;
     for (const TopRows& top : wanted) {
       const size_t n_wanted = static_cast<size_t>(top.n_best) + top.always.size();
-      if (top.n_best == 0 || n_wanted > std::min<size_t>(n_out / 32, kMaxSlices)) return;
+      if (top.n_best == 0 || n_wanted > max_wanted(n_out)) return;
       most = std::max(most, n_wanted);
     }
-    if (!find_top(out, n, n_out, 2 * most + 64, wanted, found)) linear({&job, 1}, x, n, {});
+    if (!find_top(out, n, n_out, top_capacity(most), wanted, found)) linear({&job, 1}, x, n, {});
   }
 
   void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) override {
@@ -335,7 +269,7 @@ class GpuBackend final : public Backend {
     const RowView* views = views_.get(std::span(std::as_const(host_views_)));
 
     const size_t row_floats = static_cast<size_t>(n_heads) * static_cast<size_t>(layout.head_dim);
-    const size_t partial_row = static_cast<size_t>(n_heads) * static_cast<size_t>(layout.head_dim + 2) * sizeof(float);
+    const size_t partial_row = partial_row_bytes(n_heads, layout.head_dim);
     Newest made{};
     if (layout.head_dim % 32 == 0)
       made = plan_blocks(out + first_row * row_floats, static_cast<int>(n_rows), n_heads * layout.head_dim);
@@ -432,7 +366,7 @@ class GpuBackend final : public Backend {
   }
 
   QuantizedOut reserve_blocks(size_t n_blocks) {
-    std::byte* memory = quantized_.reserve(n_blocks * (32 + 4 * sizeof(float)));
+    std::byte* memory = quantized_.reserve(n_blocks * kQuantizedBlockBytes);
     float* d = reinterpret_cast<float*>(memory + n_blocks * 32);
     return {reinterpret_cast<int8_t*>(memory), d, d + n_blocks, d + 3 * n_blocks};
   }
@@ -520,31 +454,29 @@ class GpuBackend final : public Backend {
       host_ids_.insert(host_ids_.end(), top.always.begin(), top.always.end());
       host_ids_.insert(host_ids_.end(), top.never.begin(), top.never.end());
     }
-    const size_t slice = ceil_div(ceil_div(n_out, kMaxSlices), 32) * size_t{32};
-    const size_t n_slices = ceil_div(n_out, slice);
-    const size_t found_bytes = n_rows * (sizeof(TopHeader) + capacity * sizeof(TopEntry));
-    std::byte* memory = top_.reserve(found_bytes + n_rows * n_slices * sizeof(float));
+    const TopLayout layout = top_layout(n_rows, n_out, capacity);
+    std::byte* memory = top_.reserve(layout.bytes);
     TopArguments a{};
     a.products = products;
     a.requests = requests_.get(std::span<const TopRequest>(host_requests_));
     a.headers = reinterpret_cast<TopHeader*>(memory);
     a.entries = reinterpret_cast<TopEntry*>(memory + n_rows * sizeof(TopHeader));
-    a.maxima = reinterpret_cast<float*>(memory + found_bytes);
+    a.maxima = reinterpret_cast<float*>(memory + layout.found_bytes);
     a.n = n;
     a.n_out = static_cast<int>(n_out);
-    a.n_slices = static_cast<int>(n_slices);
-    a.slice = static_cast<int>(slice);
+    a.n_slices = static_cast<int>(layout.n_slices);
+    a.slice = static_cast<int>(layout.slice);
     a.capacity = static_cast<int>(capacity);
     const unsigned rows = static_cast<unsigned>(n);
     if (!host_ids_.empty()) {
       a.ids = ids_.get(std::span<const int32_t>(host_ids_));
       launch(Kernel::top_take, {rows}, a);
     }
-    launch(Kernel::top_maxima, {ceil_div(n_slices, kThreads / 32), rows}, a);
+    launch(Kernel::top_maxima, {ceil_div(layout.n_slices, kThreads / 32), rows}, a);
     launch(Kernel::top_threshold, {rows}, a);
     launch(Kernel::top_collect, {ceil_div(n_out, size_t{kThreads} * 8), rows}, a);
-    host_found_.resize(found_bytes);
-    device_->download(host_found_.data(), memory, found_bytes);
+    host_found_.resize(layout.found_bytes);
+    device_->download(host_found_.data(), memory, layout.found_bytes);
     const auto header_of = [&](size_t row) {
       TopHeader header{};
       std::memcpy(&header, host_found_.data() + row * sizeof header, sizeof header);
@@ -581,17 +513,17 @@ class GpuBackend final : public Backend {
   std::map<const std::byte*, int> stored_rows_;  // of quantised weights, by their memory
   std::set<int> quantized_widths_;               // n_in of them
   Newest newest_;
-  Workspace quantized_;
-  Workspace partials_;
-  Workspace top_;
-  Mirror tokens_;
-  Mirror positions_;
-  Mirror rows_;
-  Mirror row_pages_;
-  Mirror pages_;
-  Mirror views_;
-  Mirror requests_;
-  Mirror ids_;
+  Workspace quantized_{*this};
+  Workspace partials_{*this};
+  Workspace top_{*this};
+  Mirror tokens_{*this, *device_};
+  Mirror positions_{*this, *device_};
+  Mirror rows_{*this, *device_};
+  Mirror row_pages_{*this, *device_};
+  Mirror pages_{*this, *device_};
+  Mirror views_{*this, *device_};
+  Mirror requests_{*this, *device_};
+  Mirror ids_{*this, *device_};
   std::vector<uint8_t*> host_row_pages_;
   std::vector<const std::byte*> host_pages_;
   std::vector<RowView> host_views_;

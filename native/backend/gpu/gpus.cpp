@@ -1,5 +1,8 @@
 #include "backend/gpu/gpus.h"
 
+#if defined GEMMA_GPU_DRIVER || defined GEMMA_EMULATED_DEVICE
+#include "backend/gpu/gpu_traits.h"
+#endif
 #ifdef GEMMA_GPU_DRIVER
 #include "backend/gpu/driver_device.h"
 #include "base/error.h"
@@ -78,10 +81,10 @@ std::span<const GpuKind> gpu_kinds() {
 #if defined GEMMA_GPU_DRIVER || defined GEMMA_EMULATED_DEVICE
   static const GpuKind kKinds[] = {
 #ifdef GEMMA_GPU_DRIVER
-      {GEMMA_BACKEND_NAME, false, list_devices, open_device},
+      {GEMMA_BACKEND_NAME, false, list_devices, open_device, gpu_traits},
 #endif
 #ifdef GEMMA_EMULATED_DEVICE
-      {"emulated", true, list_emulated, open_emulated},
+      {"emulated", true, list_emulated, open_emulated, gpu_traits},
 #endif
   };
   return kKinds;

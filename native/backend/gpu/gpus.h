@@ -28,6 +28,8 @@ struct GpuKind {
   GpuList (*list)();
   // The backend on a device. Throws Error{kBackendUnavailable}, kOutOfMemory.
   std::unique_ptr<Backend> (*open)(int index, int n_threads);
+  // The backend's.
+  const BackendTraits& (*traits)();
 };
 
 // None in a build for the CPU alone.

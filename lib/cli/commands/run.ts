@@ -1,0 +1,129 @@
+// gemma-native run: answers or continues a prompt, piece by piece.
+import { Option } from 'commander';
+import type { Input } from '../../index.js';
+import {
+  collect,
+  imageOptions,
+  number,
+  textFrom,
+  using,
+  withImages,
+  withModel,
+  type DefineCommand,
+  type ImageFlags,
+  type ModelFlags,
+} from '../options.js';
+import { note, printJson, promptProgress, UsageError } from '../output.js';
+
+interface RunFlags extends ModelFlags, ImageFlags {
+  video?: string[];
+  fps?: number;
+  maxFrames?: number;
+  raw?: boolean;
+  system?: string;
+  maxTokens?: number;
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  seed?: number;
+  stop?: string[];
+  promptLookup?: boolean;
+}
+
+function speed(tokens: number, ms: number, rate: number): string {
+  return `${tokens} tokens in ${(ms / 1000).toFixed(2)} s (${rate.toFixed(1)}/s)`;
+}
+
+/** A prompt with what stands before it: pictures, videos, a system message. */
+function inputOf(prompt: string, flags: RunFlags): Input {
+  const { system, image = [], video = [], fps, maxFrames } = flags;
+  if (system === undefined && video.length === 0) return prompt; // images go in by an option
+  const frames = { ...(fps !== undefined && { fps }), ...(maxFrames !== undefined && { maxFrames }) };
+  return [
+    ...(system === undefined ? [] : [{ role: 'system' as const, content: system }]),
+    {
+      role: 'user',
+      content: [
+        ...image.map((path) => ({ type: 'image' as const, image: path })),
+        ...video.map((path) => ({ type: 'video' as const, video: path, ...frames })),
+        { type: 'text', text: prompt },
+      ],
+    },
+  ];
+}
+
+async function run(argument: string | undefined, flags: RunFlags, signal: AbortSignal): Promise<void> {
+  if (flags.raw && flags.video) throw new UsageError('--video: raw text has no video');
+  if (flags.raw && flags.system !== undefined) throw new UsageError('--system: raw text has no system message');
+  const prompt = await textFrom(argument, undefined, 'prompt');
+  const input = inputOf(prompt, flags);
+  const { images, ...seen } = imageOptions(flags);
+  await using(flags, signal, async (gemma) => {
+    const progress = promptProgress(!!flags.json);
+    const stream = gemma.stream(input, {
+      signal,
+      ...seen,
+      ...(typeof input === 'string' && images && { images }),
+      onProgress: progress.update,
+      ...(flags.raw !== undefined && { raw: flags.raw }),
+      ...(flags.maxTokens !== undefined && { maxOutputTokens: flags.maxTokens }),
+      ...(flags.temperature !== undefined && { temperature: flags.temperature }),
+      ...(flags.topK !== undefined && { topK: flags.topK }),
+      ...(flags.topP !== undefined && { topP: flags.topP }),
+      ...(flags.minP !== undefined && { minP: flags.minP }),
+      ...(flags.seed !== undefined && { seed: flags.seed }),
+      ...(flags.stop && { stopSequences: flags.stop }),
+      ...(flags.draft === false && { draft: false }),
+      ...(flags.promptLookup && { draft: 'prompt-lookup' }),
+    });
+    let result;
+    try {
+      if (!flags.json) {
+        for await (const part of stream) {
+          progress.stop();
+          process.stdout.write(part.text);
+        }
+        process.stdout.write('\n');
+      }
+      result = await stream.result;
+    } finally {
+      progress.stop();
+    }
+    const { usage, timings } = result;
+    const { loadMs, chat } = gemma.info;
+    if (flags.json) {
+      const { text, finishReason, tokens, seed, stopSequence } = result;
+      printJson({ text, finishReason, usage, timings: { loadMs, ...timings }, tokens, seed, stopSequence, chat });
+    } else {
+      note(
+        `\nprompt: ${speed(usage.inputTokens - usage.cachedInputTokens, timings.prefillMs, timings.prefillTokensPerSecond)}, ` +
+          `answer: ${speed(usage.outputTokens, timings.decodeMs, timings.decodeTokensPerSecond)}, ` +
+          `loaded in ${(loadMs / 1000).toFixed(2)} s; ${gemma.info.device}, ${gemma.info.isa}, ${gemma.info.threads} threads; ` +
+          `chat template: ${chat.template}`,
+      );
+    }
+  });
+}
+
+export function addRun(command: DefineCommand, signal: AbortSignal): void {
+  withImages(withModel(command('run [prompt]', 'answer or continue a prompt')))
+    .option('--raw', 'continue the text, also with an instruction-tuned model')
+    .option('--no-raw', 'take the text as a user turn, also without a chat template')
+    .option('--system <text>', 'system message')
+    .option('--max-tokens <n>', 'tokens at most', number)
+    .option('--temperature <t>', '0: always the likeliest token', number)
+    .option('--top-k <k>', 'candidates at most', number)
+    .option('--top-p <p>', 'candidates that together have this probability', number)
+    .option('--min-p <p>', 'candidates at least this likely, relative to the likeliest', number)
+    .option('--seed <s>', 'same seed, same text', number)
+    .option('--stop <text>', 'end before this text; as often as wanted', collect)
+    .option('--draft <file>', 'smaller model of the same vocabulary that guesses tokens ahead')
+    .addOption(new Option('--prompt-lookup', 'guess ahead from the text so far').conflicts('draft'))
+    .option('--no-draft', 'guess nothing ahead')
+    .option('--image <file>', 'a picture to look at, before the prompt; as often as wanted', collect)
+    .option('--video <file>', 'a video to look at; as often as wanted', collect)
+    .option('--fps <n>', 'frames of a video per second, instead of evenly spaced ones', number)
+    .option('--max-frames <n>', 'frames of a video at most (16)', number)
+    .action((prompt: string | undefined, flags: RunFlags) => run(prompt, flags, signal));
+}

@@ -1,0 +1,130 @@
+// What several commands have in common: the options that load a model, those of pictures, and the parsers of values.
+import { readFileSync } from 'node:fs';
+import { text as readAll } from 'node:stream/consumers';
+import { InvalidArgumentError, Option, type Command } from 'commander';
+import { Gemma, type KvCacheType, type LoadOptions } from '../index.js';
+import { UsageError, withProgress } from './output.js';
+
+/** Begins a command: its name with arguments, and what `--help` says of it. */
+export type DefineCommand = (definition: string, summary: string) => Command;
+
+export interface ModelFlags {
+  model: string;
+  json?: boolean;
+  device?: string;
+  gpuLayers?: number;
+  isa?: string;
+  threads?: number;
+  context?: number;
+  kv?: KvCacheType;
+  mmap?: boolean;
+  screen?: boolean;
+  draft?: string | false;
+  mmproj?: string | false;
+}
+
+export interface ImageFlags {
+  image?: string[];
+  panAndScan?: boolean;
+  tile?: number;
+  alpha?: 'drop' | 'white';
+}
+
+export function number(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || Number.isNaN(value)) throw new InvalidArgumentError('Expected a number.');
+  return value;
+}
+
+export function collect(text: string, all: string[] = []): string[] {
+  return [...all, text];
+}
+
+export function tokenList(text: string): number[] {
+  return text
+    .split(/[\s,]+/)
+    .filter((item) => item !== '')
+    .map(number);
+}
+
+export function kvOption(): Option {
+  return new Option('--kv <type>', 'type of the key/value cache').choices(['f32', 'f16', 'q8_0']);
+}
+
+export function withModel(command: Command): Command {
+  return command
+    .requiredOption('--model <file>', 'GGUF file, or folder that holds one')
+    .option('--device <name>', 'auto, cpu, or as `gemma-native devices` lists them, with commas between (GEMMA_DEVICE)')
+    .option('--gpu-layers <n>', 'so many of the last layers on GPUs; default: as memory allows', number)
+    .option('--isa <name>', 'force an instruction set: amx_bf16, avx512_vnni, avx_vnni, avx2, ref (GEMMA_ISA)')
+    .option('--threads <n>', 'threads that compute (GEMMA_THREADS)', number)
+    .option('--context <n>', 'positions of prompt and answer together', number)
+    .addOption(kvOption())
+    .option('--no-mmap', 'read the file instead of mapping it')
+    .option('--no-screen', 'compute all logits for every token, and save the memory that avoids it')
+    .option('--json', 'print one JSON object');
+}
+
+export function withImages(command: Command): Command {
+  return command
+    .option('--mmproj <file>', 'vision encoder; default: the one beside the model or inside of it')
+    .option('--no-mmproj', 'without vision encoder')
+    .option('--pan-and-scan', 'see wide and high pictures in crops as well')
+    .addOption(
+      new Option('--tile <n>', 'see pictures in tiles as well, so many along the shorter side')
+        .argParser(number)
+        .conflicts('panAndScan'),
+    )
+    .addOption(
+      new Option('--alpha <how>', 'what transparency becomes: the colours below it, or white').choices([
+        'drop',
+        'white',
+      ]),
+    );
+}
+
+/** Pictures named on the command line are the user's own: URLs too. */
+export function imageOptions({ image, panAndScan, tile, alpha }: ImageFlags) {
+  return {
+    allowRemote: 'private',
+    ...(image && { images: image }),
+    ...(panAndScan && { panAndScan: true }),
+    ...(tile !== undefined && { tile }),
+    ...(alpha !== undefined && { alpha }),
+  } as const;
+}
+
+/** Loads the model of the flags, works with it, frees it. */
+export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (gemma: Gemma) => Promise<T>): Promise<T> {
+  const options: LoadOptions = {
+    ...(flags.device !== undefined && { device: flags.device }),
+    ...(flags.gpuLayers !== undefined && { gpuLayers: flags.gpuLayers }),
+    ...(flags.isa !== undefined && { isa: flags.isa }),
+    ...(flags.threads !== undefined && { threads: flags.threads }),
+    ...(flags.context !== undefined && { contextSize: flags.context }),
+    ...(flags.kv !== undefined && { kvCache: flags.kv }),
+    ...(flags.mmap === false && { mmap: false }),
+    ...(flags.screen === false && { screenLogits: false }),
+    ...(flags.draft && { draft: flags.draft }),
+    ...(flags.mmproj !== undefined && { mmproj: flags.mmproj }),
+    signal,
+  };
+  const gemma = await withProgress('Loading', !!flags.json, (onProgress) =>
+    Gemma.load(flags.model, { ...options, onProgress }),
+  );
+  try {
+    return await work(gemma);
+  } finally {
+    await gemma.dispose();
+  }
+}
+
+/** The text of an argument, of --file, or of standard input. */
+export async function textFrom(argument: string | undefined, file: string | undefined, what: string): Promise<string> {
+  if (argument !== undefined && file !== undefined)
+    throw new UsageError(`${what}: give it as an argument or with --file, not both`);
+  if (file !== undefined) return readFileSync(file, 'utf8');
+  if (argument !== undefined) return argument;
+  if (process.stdin.isTTY) throw new UsageError(`${what}: missing; give it as an argument or on standard input`);
+  return readAll(process.stdin);
+}

@@ -1,0 +1,43 @@
+// Files of this machine that callers name, by path or URL. Whatever would make the system ask another machine is refused: on
+// Windows \\host\share sends this user's credentials to host.
+import { fileURLToPath } from 'node:url';
+import { GemmaError } from './errors.js';
+import { plain } from './values.js';
+
+/** Whether Windows looks for a path elsewhere: on another machine, or among its devices. */
+export function isElsewhere(path: string, platform: NodeJS.Platform = process.platform): boolean {
+  return platform === 'win32' && /^[\\/]{2}/.test(path) && !/^\\\\\?\\[a-z]:\\/i.test(path);
+}
+
+/**
+ * The path of a file that is named by its path or by a `file:` URL. `name` begins the messages of errors.
+ *
+ * @throws TypeError for URLs that name no file; GemmaError `code`/`LOCAL_BLOCKED` where the file would be on another machine, and for
+ * every path without `allowLocal`
+ */
+export function localPath(
+  file: string | URL,
+  name: string,
+  { allowLocal }: { allowLocal: boolean },
+  code: 'ERR_IMAGE' | 'ERR_VIDEO',
+): string {
+  const blocked = (reason: string) =>
+    new GemmaError(code, `${name}: ${plain(String(file))}: ${reason}`, 'LOCAL_BLOCKED');
+  if (!allowLocal) throw blocked('files of this machine are not read (option allowLocal)');
+  let path = String(file);
+  if (file instanceof URL || /^file:/i.test(path)) {
+    try {
+      const url = new URL(file);
+      if (url.protocol !== 'file:') throw new TypeError('expected a file: URL');
+      if (url.host !== '') throw blocked('a file of another machine');
+      path = fileURLToPath(url);
+    } catch (error) {
+      if (error instanceof GemmaError) throw error;
+      throw new TypeError(`${name}: ${plain(path)}: expected a path or a file: URL that names a file of this machine`, {
+        cause: error,
+      });
+    }
+  }
+  if (isElsewhere(path)) throw blocked('a file of another machine');
+  return path;
+}

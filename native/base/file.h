@@ -1,0 +1,57 @@
+// An open regular file: its bytes, and whether it is still what it was when it was opened.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/error.h"
+
+namespace gemma {
+
+class File {
+ public:
+  // path is UTF-8. Only a regular file is opened; a directory, pipe or device is refused without blocking on it.
+  // Throws Error{kFile} with the path and the system's reason. On Windows nobody can write to the file or shorten it
+  // until it is closed.
+  static std::shared_ptr<const File> open(const std::string& path);
+  ~File();
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  const std::string& path() const { return path_; }
+  uint64_t size() const { return size_; }  // when it was opened, bytes
+  // Fills out with the bytes from offset on. Throws Error{kFile} when the disk fails or the file has become shorter.
+  void read(uint64_t offset, std::span<std::byte> out) const;
+  // Throws Error{kFile, FILE_CHANGED} when its size or the time of its last change is not that of its opening. One
+  // cheap system call. A change within the resolution of the system's clock for files (milliseconds) goes unnoticed.
+  void check_unchanged() const;
+
+  // Throws Error{kFile}: "PATH: what".
+  [[noreturn]] void fail(const std::string& what, const char* detail = "") const;
+
+#ifdef _WIN32
+  using Handle = void*;
+#else
+  using Handle = int;
+#endif
+  Handle handle() const { return handle_; }
+
+ private:
+  File(std::string path, Handle handle) : path_(std::move(path)), handle_(handle) {}
+
+  std::string path_;
+  Handle handle_;
+  uint64_t size_ = 0;
+#ifndef _WIN32
+  int64_t changed_s_ = 0, changed_ns_ = 0;  // time of the last change of its contents
+#endif
+};
+
+// The system's last error: kOutOfMemory or kFile, and the reason: "No such file or directory".
+ErrorCode system_code();
+std::string system_reason();
+
+}  // namespace gemma

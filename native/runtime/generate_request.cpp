@@ -1,0 +1,226 @@
+#include "runtime/generate_request.h"
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <optional>
+#include <utility>
+
+#include "model/tokens.h"
+#include "runtime/sequence_request.h"
+#include "tokenizer/text_stream.h"
+
+namespace gemma {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double ms_between(Clock::time_point a, Clock::time_point b) {
+  return std::chrono::duration<double, std::milli>(b - a).count();
+}
+
+class GenerateRequest final : public SequenceRequest {
+ public:
+  GenerateRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, GenerateParams params, OnGenerateEvent on_event)
+      : SequenceRequest(std::move(signal), loaded, std::move(params.tokens), std::move(params.images)),
+        params_(std::move(params)),
+        on_event_(std::move(on_event)),
+        sampler_(params_.sampling, loaded.banned),
+        text_(params_.stop_sequences) {
+    const int room = std::max(0, loaded.info.n_ctx - n_prompt_);
+    max_output_ = params_.max_tokens < 0 ? room : std::min(params_.max_tokens, room);
+  }
+
+  // A reader who stopped goes on behind half of what was ready: with a place for every event it reads, it would give up
+  // its part of the cache and have it computed again for each.
+  bool paused() const override {
+    if (params_.max_unread <= 0) return false;
+    return has_place() ? n_unread() >= params_.max_unread : n_unread() > params_.max_unread / 2;
+  }
+
+  std::optional<DraftRequest> draft_request() override {
+    if (!draft_) return std::nullopt;
+    if (!decoding()) return DraftRequest{draft_.get(), std::span(tokens_).first(static_cast<size_t>(n_done_))};
+    int n_max = max_output_ - n_output_ - 1;
+    if (params_.max_unread > 0) n_max = std::min(n_max, params_.max_unread - n_unread() - 1);
+    return DraftRequest{draft_.get(),       tokens_,         &sampler_,
+                        std::max(0, n_max), params_.n_draft, params_.stop_at_end_token};
+  }
+
+  // The last word to the caller. Pages go back first, so that a caller who asks sees them gone.
+  void finish(FinishReason reason) noexcept override {
+    const bool is_whole = reason == FinishReason::kStop || reason == FinishReason::kLength;
+    if (is_whole && !image_rows_.empty() && !loaded_.model->computes_prompts_apart()) {
+      // Guesses behind the last token may have come true as well.
+      keep_prefix(std::min(n_done_, static_cast<int>(tokens_.size())), false);
+    }
+    kv_.reset();
+    draft_.reset();
+    const Clock::time_point now = Clock::now();
+    GenerateEvent event;
+    event.kind = GenerateEvent::kFinish;
+    try {
+      // A model that ends its answer within a character wrote no character; one that is cut off may have been about to.
+      event.text = text_.finish(reason == FinishReason::kStop);
+      event.matched_stop = text_.matched();
+    } catch (...) {  // an answer without its end is none
+      fail_with_current();
+      reason = FinishReason::kError;
+      event.text.clear();
+    }
+    event.reason = reason;
+    if (reason == FinishReason::kError) event.error = error_of(reason);
+    event.n_input = n_prompt_;
+    event.n_output = n_output_;
+    event.n_cached = n_cached_;
+    event.n_drafted = n_drafted_;
+    event.n_accepted = n_accepted_;
+    if (started_ == Clock::time_point()) started_ = now;
+    if (prefilled_ == Clock::time_point()) prefilled_ = now;
+    event.timings = {ms_between(queued_, started_), ms_between(started_, prefilled_), ms_between(prefilled_, now)};
+    on_event_(std::move(event));
+  }
+
+ private:
+  std::unique_ptr<KvSequence> find_prefix() override {
+    started_ = Clock::now();
+    try {
+      PrefixCache::Match match = loaded_.prefixes->find(tokens_, images_);
+      n_done_ = n_cached_ = match.n;
+      return std::move(match.kv);
+    } catch (const std::exception&) {
+      n_done_ = n_cached_ = 0;  // no memory for a copy of a page: all is read anew
+    }
+    return nullptr;
+  }
+
+  void prepare() override {
+    if (max_output_ < 2 || params_.draft == DraftMode::kOff) return;
+    const bool by_model = loaded_.drafter->has_model() && params_.draft != DraftMode::kPromptLookup && images_->empty();
+    draft_ = loaded_.drafter->begin(by_model ? DraftKind::kModel : DraftKind::kPromptLookup);
+  }
+
+  void on_release() override { draft_.reset(); }
+
+  // Keeps the first n positions of a sequence for prompts that begin alike: in place, or a copy of a sequence that goes
+  // on. Failing for want of memory costs nothing but time later.
+  void keep_prefix(int n, bool goes_on) {
+    try {
+      if (!kv_->can_fork(n)) return;
+      std::unique_ptr<KvSequence> kv = goes_on ? kv_->fork(n) : std::move(kv_);
+      loaded_.prefixes->keep(std::move(kv), std::span(tokens_).first(static_cast<size_t>(n)), images_);
+    } catch (const std::exception&) {
+      loaded_.prefixes->clear();
+    }
+  }
+
+  SequenceInput make_input(int n_prompt_rows) override {
+    sampled_.clear();
+    diverged_ = false;
+    SequenceInput input = decoding() ? decode_input() : SequenceRequest::make_input(n_prompt_rows);
+    if (wanted_.empty()) return input;
+    if (!prompt_accepted_) {
+      for (const TokenId token : tokens_) {
+        if (token != kImageToken) sampler_.accept(token);
+      }
+      prompt_accepted_ = true;
+    }
+    // The first token of several is in the window already.
+    const TopRows top = sampler_.wanted(decoding() ? input.tokens.subspan(1) : std::span<const TokenId>());
+    for (WantedRow& row : wanted_) row.top = top;
+    return input;
+  }
+
+  // The last token, and what is guessed to follow: of all of them the next one is sampled.
+  SequenceInput decode_input() {
+    step_tokens_.assign(1, tokens_.back());
+    if (draft_) step_tokens_.insert(step_tokens_.end(), draft_->guesses().begin(), draft_->guesses().end());
+    for (int i = 0; i < static_cast<int>(step_tokens_.size()); ++i) wanted_.push_back({i, {}});
+    return {kv_.get(), n_done_, step_tokens_, wanted_, image_rows_, false};
+  }
+
+  void take(int index, const Logits& logits) override {
+    if (diverged_) return;
+    const TokenId token = sampled_.emplace_back(sampler_.sample(logits)).token;
+    sampler_.accept(token);
+    ++n_taken_;
+    const auto next = static_cast<size_t>(index) + 1;  // the row of the guess that token is to be
+    diverged_ = !decoding() || next >= step_tokens_.size() || step_tokens_[next] != token;
+  }
+
+  void before_trim(int n, bool was_prompt) override {
+    if (!was_prompt || image_rows_.empty()) return;
+    const int image_end = image_rows_.back().first_position + image_rows_.back().n;
+    if (n_done_ - n < image_end && n_done_ >= image_end) keep_prefix(image_end, true);
+    // An answer that is asked about has become part of a prompt. Where those are computed apart, what was kept of it
+    // as an answer would make the result depend on what the cache holds: the prompt is all that is kept.
+    if (decoding() && loaded_.model->computes_prompts_apart()) keep_prefix(n_done_, true);
+  }
+
+  std::optional<FinishReason> report(bool was_prompt) override {
+    if (was_prompt) {
+      GenerateEvent event;
+      event.kind = GenerateEvent::kPrefillProgress;
+      event.n_prefilled = n_done_;
+      on_event_(std::move(event));
+      if (decoding()) prefilled_ = Clock::now();
+    }
+    const int n_accepted = static_cast<int>(sampled_.size()) - 1;
+    if (draft_ && !was_prompt) {
+      loaded_.drafter->judge(*draft_, n_accepted);
+      n_drafted_ += static_cast<int>(draft_->guesses().size());
+      n_accepted_ += n_accepted;
+    }
+    for (SampledToken& sampled : sampled_) {
+      if (const std::optional<FinishReason> reason = emit_token(std::move(sampled))) return reason;
+    }
+    return std::nullopt;
+  }
+
+  std::optional<FinishReason> emit_token(SampledToken sampled) {
+    if (max_output_ == 0) return FinishReason::kLength;
+    const TokenId token = sampled.token;
+    tokens_.push_back(token);
+    ++n_output_;
+    const bool is_end =
+        (params_.stop_at_end_token && loaded_.tokenizer->is_end(token)) ||
+        std::find(params_.stop_tokens.begin(), params_.stop_tokens.end(), token) != params_.stop_tokens.end();
+
+    GenerateEvent event;
+    event.kind = GenerateEvent::kToken;
+    event.token = std::move(sampled);
+    if (!is_end) event.text = text_.push(loaded_.tokenizer->token_bytes(token));
+    event.in_text = !is_end && !text_.stopped();
+    add_unread();
+    on_event_(std::move(event));
+    if (is_end || text_.stopped()) return FinishReason::kStop;
+    if (n_output_ >= max_output_) return FinishReason::kLength;
+    return std::nullopt;
+  }
+
+  GenerateParams params_;
+  OnGenerateEvent on_event_;
+  Sampler sampler_;
+  bool prompt_accepted_ = false;  // by the sampler
+  TextStream text_;
+  int max_output_ = 0;
+  int n_output_ = 0;
+  int n_cached_ = 0;  // positions that another request has left
+  int n_drafted_ = 0, n_accepted_ = 0;
+  std::unique_ptr<DraftState> draft_;
+  std::vector<TokenId> step_tokens_;   // decoding: the last token, and what is guessed to follow
+  std::vector<SampledToken> sampled_;  // of the step that is running, n_taken_
+  bool diverged_ = false;              // the rows after these were computed for other tokens
+  Clock::time_point queued_ = Clock::now();
+  Clock::time_point started_;
+  Clock::time_point prefilled_;
+};
+
+}  // namespace
+
+std::shared_ptr<SequenceRequest> make_generate_request(std::shared_ptr<Signal> signal, LoadedModel& loaded,
+                                                       GenerateParams params, OnGenerateEvent on_event) {
+  return std::make_shared<GenerateRequest>(std::move(signal), loaded, std::move(params), std::move(on_event));
+}
+
+}  // namespace gemma

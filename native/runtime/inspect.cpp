@@ -1,0 +1,90 @@
+#include "runtime/inspect.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+
+#include "backend/cpu/cpu_features.h"
+#include "model/layer_tensors.h"
+#include "quant/types.h"
+#include "reader/model_file.h"
+#include "runtime/load_plan.h"
+#include "runtime/vision_source.h"
+
+namespace gemma {
+ModelDescription describe_model(const ModelConfig& config) {
+  ModelDescription model;
+  model.name = config.name;
+  model.size_label = config.size_label;
+  model.n_layers = config.n_layers();
+  model.model_dim = config.model_dim;
+  model.n_vocab = config.n_vocab;
+  model.n_ctx_train = config.n_ctx_train;
+  model.rms_eps = config.rms_eps;
+  model.final_softcap = config.final_softcap;
+  // Layers of Gemma 3 differ in window and rotation alone.
+  for (const LayerConfig& layer : config.layers) {
+    model.ffn_dim = layer.ffn_dim;
+    model.n_heads = layer.n_heads;
+    model.n_kv_heads = layer.n_kv_heads;
+    model.head_dim = layer.head_dim;
+    model.query_scale = layer.query_scale;
+    if (layer.is_local()) {
+      model.n_window = layer.n_window;
+      model.rope_base_local = layer.rope_base;
+    } else {
+      ++model.n_global_layers;
+      model.rope_base_global = layer.rope_base;
+      model.rope_factor_global = layer.rope_factor;
+    }
+  }
+  return model;
+}
+
+int cpu_threads(const LoadOptions& options) {
+  return options.n_threads > 0 ? options.n_threads : cpu::usable_cores();
+}
+
+int default_context(const ModelConfig& config) {
+  return std::min(config.n_ctx_train, kDefaultContext);
+}
+
+FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& contexts) {
+  const FileOptions headers = {.headers_only = true};
+  const ModelFile file = ModelFile::open(options.path, headers);
+  FileSummary summary;
+  const ModelConfig config = file.config();
+  summary.model = describe_model(config);
+  const std::shared_ptr<const TensorSource> tensors = file.decoder_tensors();
+  const std::optional<VisionSource> vision = open_vision(options, file, config, headers);
+  if (vision) summary.vision = vision->config;
+  std::optional<DraftSource> draft;
+  if (!options.draft_path.empty()) draft = open_draft(options.draft_path, headers);
+  summary.architecture = file.architecture();
+  summary.chat = file.chat_metadata();
+  summary.file_bytes = file.bytes();
+  std::map<TensorType, FileSummary::TypeCount> types;
+  for (const Tensor& tensor : file.tensors()) {
+    uint64_t n_elements = 1;
+    for (const int64_t dimension : tensor.shape) n_elements *= static_cast<uint64_t>(dimension);
+    summary.n_parameters += n_elements;
+    FileSummary::TypeCount& count = types[tensor.type];
+    count.type = type_traits(tensor.type).name;
+    ++count.n_tensors;
+    count.bytes += tensor.bytes;
+  }
+  for (const auto& [type, count] : types) summary.types.push_back(count);
+  std::stable_sort(summary.types.begin(), summary.types.end(),
+                   [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
+  summary.output_bytes = tensors->find(config.has_output ? kOutput : kTokenEmbd)->bytes;
+  const std::unique_ptr<const BackendTraits> traits = cpu_traits(options.isa, cpu_threads(options));
+  for (int n_ctx : contexts) {
+    if (n_ctx == 0) n_ctx = default_context(config);
+    const MemoryPlan plan = plan_load({*tensors, config, vision, draft}, model_limits(options, n_ctx, vision), options,
+                                      {{traits.get(), 0, config.n_layers()}});
+    summary.plans.push_back({n_ctx, plan});
+  }
+  return summary;
+}
+
+}  // namespace gemma

@@ -1,0 +1,40 @@
+// Loading: from a path and options to all that serving needs.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/config.h"
+#include "model/forward.h"
+#include "model/vision.h"
+#include "runtime/draft.h"
+#include "runtime/load_options.h"
+#include "runtime/prefix_cache.h"
+#include "tokenizer/tokenizer.h"
+
+namespace gemma {
+
+// A model in memory with what belongs to it. Members are destroyed in the reverse order: whatever uses a backend before
+// the backends.
+struct LoadedModel {
+  ModelConfig config;
+  EngineInfo info;
+  std::vector<TokenId> banned;  // never sampled: image markers, ids without text
+  int max_image_rows = 0;       // of one image: all of them go through the layers in one step
+  std::vector<std::unique_ptr<Backend>> backends;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Drafter> drafter;
+  std::unique_ptr<PrefixCache> prefixes;
+  std::unique_ptr<VisionEncoder> encoder;  // null: none
+
+  // Gives back weights and cache. Configuration, info and tokenizer stay.
+  void release();
+};
+
+// Blocking. Throws Error: kInvalidArgument, CONTEXT_SIZE; kDisposed, CANCELLED; and as ModelFile::open,
+// its config and vocabulary, open_vision, open_devices and Drafter::load_model do.
+std::unique_ptr<LoadedModel> load_model(const LoadOptions& options);
+
+}  // namespace gemma

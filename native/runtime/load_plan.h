@@ -1,0 +1,31 @@
+// The memory of all that is loaded together: the model, and beside it a vision encoder, a draft model, a prefix cache.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "model/memory_plan.h"
+#include "runtime/draft_source.h"
+#include "runtime/load_options.h"
+#include "runtime/vision_source.h"
+
+namespace gemma {
+
+struct LoadSources {
+  const TensorSource& tensors;  // the model's
+  const ModelConfig& config;
+  const std::optional<VisionSource>& vision;
+  const std::optional<DraftSource>& draft;
+};
+
+// The model's sequences have n_ctx positions. Steps have as many rows as are asked for, or as an image needs.
+ModelLimits model_limits(const LoadOptions& options, int n_ctx, const std::optional<VisionSource>& vision);
+
+// Throws Error as MemoryPlanner does.
+MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, const LoadOptions& options,
+                     std::vector<PlannedStage> stages);
+// What lies on the last stage's backend beside the model. The prefix cache gives way where memory ends.
+uint64_t bytes_beside(const LoadSources& sources, const ModelLimits& limits, const LoadOptions& options,
+                      const BackendTraits& traits);
+
+}  // namespace gemma

@@ -1,0 +1,126 @@
+#include "runtime/request_checks.h"
+
+#include <algorithm>
+#include <string>
+
+namespace gemma {
+namespace {
+
+// An encoding's pictures are held in memory together.
+constexpr int kMaxImages = 1024;
+
+[[noreturn]] void bad_image(size_t i, const std::string& message) {
+  throw Error(ErrorCode::kInvalidArgument, "BAD_IMAGE", "image " + std::to_string(i) + ": " + message);
+}
+
+void check_images(const std::vector<TokenId>& tokens, const std::vector<PromptImage>& images,
+                  const LoadedModel& loaded) {
+  const size_t dim = static_cast<size_t>(loaded.config.model_dim);
+  size_t free = 0;  // the first token that is no image's yet
+  for (size_t i = 0; i < images.size(); ++i) {
+    const std::vector<float>& embedding = images[i].embedding;
+    if (embedding.empty() || embedding.size() % dim != 0) {
+      bad_image(i, "expected an embedding of rows of " + std::to_string(dim) + " values, found " +
+                       std::to_string(embedding.size()) + " values");
+    }
+    const size_t n = embedding.size() / dim;
+    if (images[i].first < 0 || static_cast<size_t>(images[i].first) < free ||
+        static_cast<size_t>(images[i].first) + n > tokens.size()) {
+      bad_image(i, "expected " + std::to_string(n) + " tokens within " + std::to_string(free) + ".." +
+                       std::to_string(tokens.size()) + " of the prompt, found the first at " +
+                       std::to_string(images[i].first));
+    }
+    if (n > static_cast<size_t>(std::max(0, loaded.max_image_rows))) {
+      bad_image(i, "expected at most " + std::to_string(std::max(0, loaded.max_image_rows)) + " rows, found " +
+                       std::to_string(n) +
+                       ": an image goes through the layers in one step; load with a larger batchSize");
+    }
+    if (!is_finite_row(embedding)) bad_image(i, "its embedding holds NaN or infinity");
+    free = static_cast<size_t>(images[i].first) + n;
+  }
+}
+
+void check_tokens(const std::vector<TokenId>& tokens, const std::vector<PromptImage>& images,
+                  const LoadedModel& loaded) {
+  if (tokens.empty())
+    throw Error(ErrorCode::kInvalidArgument, "EMPTY", "the prompt has no tokens: expected at least one");
+  if (tokens.size() > static_cast<size_t>(loaded.info.n_ctx)) {
+    throw Error(ErrorCode::kContextFull, "CONTEXT_OVERFLOW",
+                "the prompt of " + std::to_string(tokens.size()) + " tokens does not fit into the context of " +
+                    std::to_string(loaded.info.n_ctx) + " positions: shorten it or load with a larger contextSize");
+  }
+  auto image = images.begin();
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (image != images.end() && i == static_cast<size_t>(image->first)) {
+      i += image++->embedding.size() / static_cast<size_t>(loaded.config.model_dim) - 1;
+      continue;
+    }
+    if (tokens[i] < 0 || tokens[i] >= loaded.config.n_vocab) {
+      throw Error(ErrorCode::kInvalidArgument, "BAD_TOKEN",
+                  "token " + std::to_string(i) + ": expected an id in 0.." + std::to_string(loaded.config.n_vocab - 1) +
+                      ", found " + std::to_string(tokens[i]));
+    }
+  }
+}
+
+}  // namespace
+
+bool is_finite_row(std::span<const float> logits) {
+  float sum = 0;
+  for (const float logit : logits) sum += logit * 0.0f;
+  return sum == 0.0f;
+}
+
+void check_prompt(const std::vector<TokenId>& tokens, const std::vector<PromptImage>& images,
+                  const LoadedModel& loaded) {
+  check_images(tokens, images, loaded);
+  check_tokens(tokens, images, loaded);
+}
+
+void check_generate(const GenerateParams& params, const LoadedModel& loaded) {
+  check_prompt(params.tokens, params.images, loaded);
+  const int room = loaded.info.n_ctx - static_cast<int>(params.tokens.size());
+  if (params.overflow_is_error && (room < 1 || params.max_tokens > room)) {
+    const std::string wanted =
+        params.max_tokens >= 0 ? " and maxOutputTokens " + std::to_string(params.max_tokens) : "";
+    throw Error(ErrorCode::kContextFull, "CONTEXT_OVERFLOW",
+                "the prompt of " + std::to_string(params.tokens.size()) + " tokens" + wanted +
+                    " does not fit into the context of " + std::to_string(loaded.info.n_ctx) +
+                    " positions: shorten it, lower maxOutputTokens or load with a larger contextSize");
+  }
+  for (const auto& [token, bias] : params.sampling.logit_bias) {
+    if (token < 0 || token >= loaded.config.n_vocab) {
+      throw Error(ErrorCode::kInvalidArgument, "BAD_TOKEN",
+                  "logitBias: expected an id in 0.." + std::to_string(loaded.config.n_vocab - 1) + ", found " +
+                      std::to_string(token));
+    }
+  }
+  for (const TokenId token : params.stop_tokens) {
+    if (token < 0 || token >= loaded.config.n_vocab) {
+      throw Error(ErrorCode::kInvalidArgument, "BAD_TOKEN",
+                  "stopTokens: expected an id in 0.." + std::to_string(loaded.config.n_vocab - 1) + ", found " +
+                      std::to_string(token));
+    }
+  }
+  if (params.draft == DraftMode::kModel && !loaded.info.has_draft_model) {
+    throw Error(ErrorCode::kInvalidArgument, "NO_DRAFT",
+                "draft 'model': the model was loaded without one; name it when loading (option draft)");
+  }
+}
+
+void check_encode(const EncodeParams& params, const LoadedModel& loaded) {
+  if (!loaded.info.vision) {
+    throw Error(ErrorCode::kUnsupportedInput, "NO_VISION",
+                "the model was loaded without a vision encoder: name its mmproj file when loading (option mmproj)");
+  }
+  const size_t size = static_cast<size_t>(loaded.info.vision->image_size);
+  if (params.n_images < 1 || params.n_images > kMaxImages ||
+      params.pixels.size() != static_cast<size_t>(params.n_images) * size * size * 3) {
+    throw Error(ErrorCode::kInvalidArgument, "BAD_IMAGE",
+                "pixels: expected 1 to " + std::to_string(kMaxImages) + " images of " + std::to_string(size) + " x " +
+                    std::to_string(size) + " x 3 bytes, found " + std::to_string(params.n_images) + " in " +
+                    std::to_string(params.pixels.size()) + " bytes");
+  }
+}
+
+}  // namespace gemma

@@ -1,0 +1,96 @@
+// A request whose prompt goes through the layers: its tokens, the part of them that is in the cache, and the rows it
+// wants of the next step. The scheduler asks next_input() and then, within the step, gives the logits of the wanted
+// rows to take_logits(); commit() ends the step for the request. A step that is given up is asked for anew: nothing is
+// committed before it ends. Engine thread only.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "model/forward.h"
+#include "runtime/draft.h"
+#include "runtime/load.h"
+#include "runtime/prompt.h"
+#include "runtime/request.h"
+
+namespace gemma {
+
+class SequenceRequest : public Request {
+ public:
+  // loaded must live until finish(). The prompt must have passed check_prompt().
+  SequenceRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::vector<TokenId>&& tokens,
+                  std::vector<PromptImage>&& images);
+
+  // Admitted: what is in the cache already is found.
+  void begin();
+
+  // The prompt and all that was sampled, but for the last token, are in the cache.
+  bool decoding() const { return n_done_ >= std::max(n_prompt_, n_restored_); }
+  // The next rows are the prompt's.
+  bool in_prompt() const { return n_done_ < n_prompt_; }
+  // Whether it takes part in the scheduler's steps.
+  bool has_place() const { return has_place_; }
+  void set_place(bool has_place) { has_place_ = has_place; }
+  // Its part of the cache goes to others. When it has a place again its rows are computed once more, each in the role
+  // that it had (SequenceInput::is_prompt), so that what follows is the same to the bit. Allocates nothing.
+  void release_pages();
+  bool holds_pages() const { return n_done_ > 0; }
+  // Asks for no rows until its reader has caught up.
+  virtual bool paused() const { return false; }
+  // What drafting needs to guess this sequence's next tokens; nothing where none are to be guessed.
+  virtual std::optional<DraftRequest> draft_request() { return std::nullopt; }
+
+  // Rows of the image that the prompt has come to, 0 for none.
+  int image_rows_next() const;
+  // How many rows of the prompt, or of an answer that was released, go into the next step: at most n_max; up to n_room
+  // where an image would be cut otherwise. 0: not now.
+  int prompt_rows(int n_max, int n_room) const;
+  // The rows of the next step: n_prompt_rows of the prompt, or of what was released; ignored while decoding.
+  SequenceInput next_input(int n_prompt_rows);
+
+  // Logits of a wanted row of the step, in order. Errors are kept for the end of the step (failed()).
+  void take_logits(int index, const Logits& logits);
+  // Rows of logits that the running step has delivered and that count.
+  int n_taken() const { return n_taken_; }
+  // The first n positions of the step count: they are in the cache. Others are taken back. Returns why the request is
+  // over, if it is.
+  std::optional<FinishReason> commit(int n);
+
+ protected:
+  // For each kind.
+  virtual std::unique_ptr<KvSequence> find_prefix() { return nullptr; }  // may set n_done_
+  virtual void prepare() {}     // begin() ends, or all rows that were released are there again
+  virtual void on_release() {}  // release_pages() ends
+  virtual int max_prompt_rows() const { return n_prompt_; }  // of a step
+  // Adds to wanted_ what is wanted of the next n rows of the prompt.
+  virtual void want_prompt_rows(int n) {
+    if (ends_prompt(n)) wanted_.push_back({n - 1, {}});
+  }
+  virtual SequenceInput make_input(int n_prompt_rows);
+  // Adds to n_taken_ for a row that counts. May throw Error and bad_alloc.
+  virtual void take(int index, const Logits& logits) = 0;
+  // After the positions are known and before those that no window sees are given back; n positions are new.
+  virtual void before_trim(int /*n*/, bool /*was_prompt*/) {}
+  // Ends commit().
+  virtual std::optional<FinishReason> report(bool was_prompt) = 0;
+
+  bool restoring() const { return n_done_ < n_restored_; }
+  bool ends_prompt(int n) const { return n_done_ + n == n_prompt_; }
+
+  LoadedModel& loaded_;
+  std::vector<TokenId> tokens_;  // prompt and output
+  int n_prompt_ = 0;
+  bool has_place_ = false;
+  int n_done_ = 0;                 // positions in the cache
+  int n_restored_ = 0;             // positions that were in it before release_pages()
+  std::vector<WantedRow> wanted_;  // of the step
+  int n_taken_ = 0;
+  std::unique_ptr<KvSequence> kv_;
+  PromptImages images_;
+  std::vector<ImageRows> image_rows_;  // of images_; tokens are kImageToken there
+};
+
+}  // namespace gemma

@@ -1,0 +1,85 @@
+// The libFuzzer targets of test/fuzz: builds them with clang and runs each for a minute, as many side by side as there are
+// processors. node scripts/fuzz.mjs [seconds]; `npm test -- --checks` runs it.
+import { availableParallelism } from 'node:os';
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { SetupError, capture, jobs, main, quietly, root, version } from './steps.mjs';
+
+const compiler = ['clang++-19', 'clang++'].find(version);
+const build = join(root, 'build', 'fuzz');
+const data = join(root, 'test', 'reference', 'data');
+const LARGEST_SEED = 262144; // bytes; libFuzzer reads inputs up to the largest seed
+
+function files(folder, ending) {
+  return readdirSync(folder, { withFileTypes: true })
+    .filter((entry) => entry.isFile() && entry.name.endsWith(ending))
+    .map(({ name }) => join(folder, name))
+    .filter((path) => statSync(path).size <= LARGEST_SEED);
+}
+
+function writeSeeds(name, folder) {
+  const write = (file, bytes) => writeFileSync(join(folder, file), bytes);
+  const models = [...files(data, '.gguf'), ...files(join(data, 'types'), '.gguf')];
+  if (name === 'gguf' || name === 'mmproj') {
+    models.forEach((path, i) => copyFileSync(path, join(folder, `model-${i}`)));
+  } else if (name === 'split') {
+    models.forEach((path, i) => write(`one-${i}`, Buffer.concat([Buffer.from([0, 0, 0]), readFileSync(path)])));
+    const two = readFileSync(models[0]);
+    write('two', Buffer.concat([Buffer.from([1, 128, 0]), two, two]));
+  } else if (name === 'tokenizer') {
+    write('words', 'aca\nacb\nadab\nbd\u2581\nbe\u2581a\ncf<x>\n\nab a <x> b\u2581ab');
+  } else {
+    // Little-endian, as the struct in image_fuzz.cpp: width, height, least crop, most crops, tiles, layout, mode.
+    for (const [i, [width, height, mode]] of [
+      [64, 64, 0],
+      [200, 40, 1],
+      [30, 99, 2],
+      [1000, 300, 1],
+    ].entries()) {
+      const bytes = Buffer.alloc(14);
+      [width, height, 8, 4, 2].forEach((value, at) => bytes.writeUInt16LE(value, 2 * at));
+      bytes.set([2, mode, 16, 38], 10);
+      write(`picture-${i}`, bytes);
+    }
+  }
+}
+
+async function fuzz(name, seconds) {
+  const corpus = join(build, 'corpus', name);
+  const artifacts = join(build, 'failures', name);
+  mkdirSync(corpus, { recursive: true });
+  mkdirSync(artifacts, { recursive: true });
+  writeSeeds(name, corpus);
+  const program = join(build, `${name}_fuzz`);
+  const flags = [`-max_total_time=${seconds}`, '-timeout=20', '-rss_limit_mb=4096', '-print_final_stats=1'];
+  const { ok, status, output } = await capture(program, [...flags, `-artifact_prefix=${artifacts}/`, corpus]);
+  const count = /number_of_executed_units: (\d+)/.exec(output)?.[1] ?? '0';
+  process.stdout.write(`${name}: ${count} inputs, ${ok ? 'passed' : `failed (${status})`}\n`);
+  if (ok && Number(count) > 0) return;
+  process.stdout.write(`${output.slice(-6000)}\n`);
+  const found = readdirSync(artifacts).at(-1);
+  return `${name}; reproduce: ${program} ${found ? join(artifacts, found) : corpus}`;
+}
+
+/** Builds and runs all targets. Throws when clang or its runtime is missing, and when an input fails, with how to repeat it. */
+export async function runFuzzers(seconds = 60) {
+  if (!compiler) throw new SetupError('clang++ is missing: apt-get install clang-19 libclang-rt-19-dev');
+  const options = ['-DGEMMA_FUZZ=ON', '-DGEMMA_TESTS=OFF', '-DGEMMA_ADDON=OFF', '-DGEMMA_SANITIZE=address'];
+  const flags = ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1', `-DCMAKE_CXX_COMPILER=${compiler}`];
+  const generator = version('ninja') ? ['-G', 'Ninja'] : [];
+  await quietly('cmake', ['-S', root, '-B', build, ...generator, ...options, ...flags]);
+  await quietly('cmake', ['--build', build, '--parallel', jobs, '--target', 'fuzzers']);
+  const waiting = ['gguf', 'tokenizer', 'image', 'split', 'mmproj'];
+  const failures = [];
+  const worker = async () => {
+    for (let name = waiting.shift(); name; name = waiting.shift()) {
+      const failure = await fuzz(name, seconds);
+      if (failure) failures.push(failure);
+    }
+  };
+  await Promise.all(Array.from({ length: availableParallelism() }, worker));
+  if (failures.length > 0) throw new SetupError(`the fuzzers found:\n${failures.join('\n')}`);
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main(() => runFuzzers(Number(process.argv[2] ?? 60)));

@@ -1,0 +1,341 @@
+// npm run stress: what a model must survive, with the answers compared. Everything runs on the demonstration model, pictures included.
+//
+//   npm run stress                                  all kinds, the counts of a short run (a minute or two)
+//   npm run stress -- mixed --operations 100000     clients that read, stall, leave, abort and forget, side by side
+//   npm run stress -- aborts --operations 10000     generations that are aborted at any moment
+//   npm run stress -- workers --operations 500      worker threads that are terminated, as many at each stage
+//   npm run stress -- exits --operations 200        processes that exit at any moment
+//   npm run stress -- --seed 7                      other choices; the seed is printed
+//
+// Fails on a wrong answer, an operation that does not settle, a process that dies, and memory that grows. Delays of the event loop
+// are printed and judged by nobody here: they belong to a quiet machine.
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { monitorEventLoopDelay } from 'node:perf_hooks';
+import { ReadableStream } from 'node:stream/web';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { Worker } from 'node:worker_threads';
+import { SetupError, main, root } from './steps.mjs';
+
+const HANG_MS = 120_000; // no operation here takes a hundredth of it
+const PICTURES = ['one.png', 'other.png', 'shapes.png', 'sign.png'].map((name) =>
+  join(root, 'models', 'pictures', name),
+);
+const SHORT_RUN = { mixed: 1500, aborts: 500, workers: 6, exits: 26 };
+
+/** Random numbers in [0, 1) from a seed (mulberry32, public domain by Tommy Ettinger), so that a run can be repeated. */
+function randomFrom(seed) {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** What can be asked, each with a function that makes its answer comparable. */
+function questions() {
+  const ask = (input, options) => ({ kind: 'generate', input, options: { maxOutputTokens: 24, ...options } });
+  const see = (text, ...images) => [
+    { role: 'user', content: [...images.map((image) => ({ type: 'image', image })), { type: 'text', text }] },
+  ];
+  const story = Array.from({ length: 150 }, (_, i) => `The star number ${i} is red.`).join(' ');
+  return [
+    ask('What is the capital of France?', { temperature: 0 }),
+    ask('Tell me about stars.', { seed: 11, logprobs: 3 }),
+    ask('Tell me about the colours of shapes.', { seed: 13, temperature: 1.3, topK: 0 }),
+    ask(`${story} How many stars are there?`, { seed: 17 }),
+    ask(
+      [
+        { role: 'user', content: 'Hello' },
+        { role: 'assistant', content: 'Hello!' },
+        { role: 'user', content: story },
+      ],
+      {
+        seed: 19,
+        stopSequences: ['e r'],
+      },
+    ),
+    ask(see('Describe the picture.', PICTURES[2]), { temperature: 0 }),
+    ask(see('What does the sign say?', PICTURES[3]), { temperature: 0, panAndScan: true }),
+    ask(see('What is different?', PICTURES[0], PICTURES[1]), { seed: 23 }),
+    ask(story, { raw: true, seed: 29, maxOutputTokens: 60 }),
+    { kind: 'logits', input: 'The sun is', options: { all: true } },
+    { kind: 'logits', input: see('Describe the picture.', PICTURES[0]), options: { top: 5, data: false } },
+    { kind: 'embedImage', input: PICTURES[1], options: {} },
+    { kind: 'embedImage', input: [PICTURES[3], PICTURES[0]], options: { panAndScan: true, pooling: 'mean' } },
+    { kind: 'tokenize', input: story, options: {} },
+    { kind: 'countTokens', input: see(story, PICTURES[2]), options: {} },
+  ];
+}
+
+// Durations and what the caches gave differ from run to run; everything else may not.
+function comparable(kind, answer) {
+  if (kind === 'generate') {
+    const { text, tokens, finishReason, logprobs } = answer;
+    return JSON.stringify({ text, tokens, finishReason, logprobs });
+  }
+  const plain = (value) => (ArrayBuffer.isView(value) ? Buffer.from(value.buffer).toString('base64') : value);
+  return JSON.stringify(answer, (_, value) => plain(value));
+}
+
+/** Rejects when an operation does not settle. */
+async function settles(what, promise) {
+  const timer = new AbortController();
+  const late = sleep(HANG_MS, undefined, { signal: timer.signal }).then(() => {
+    throw new SetupError(`hang: ${what} did not settle in ${HANG_MS / 1000} s`);
+  });
+  late.catch(() => {}); // stopped when the operation was first
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    timer.abort();
+  }
+}
+
+function expectEqual(what, found, expected) {
+  if (found !== expected) {
+    throw new SetupError(`wrong answer: ${what}\n  alone ${expected.slice(0, 400)}\n  now   ${found.slice(0, 400)}`);
+  }
+}
+
+function memory() {
+  globalThis.gc?.();
+  return process.memoryUsage().rss;
+}
+
+// Each takes a question and ends in one way; what is returned is compared with the answer alone, undefined is not.
+const behaviours = {
+  read: ({ gemma, question: { kind, input, options } }) => gemma[kind](input, options),
+  slowly: async ({ gemma, question: { input, options }, random }) => {
+    const stream = gemma.stream(input, options);
+    let text = '';
+    for await (const part of stream) {
+      text += part.text;
+      if (random() < 0.1) await sleep(random() * 5);
+    }
+    const result = await stream.result;
+    expectEqual('the parts of a stream', text, result.text);
+    return result;
+  },
+  stall: async ({ gemma, question: { input, options }, random }) => {
+    const stream = gemma.stream(input, options);
+    const reader = stream[Symbol.asyncIterator]();
+    let part = await reader.next();
+    await sleep(random() * 500);
+    while (!part.done) part = await reader.next();
+    return stream.result;
+  },
+  leave: async ({ gemma, question: { input, options }, random }) => {
+    const reader = gemma.stream(input, options)[Symbol.asyncIterator]();
+    const parts = Math.floor(random() * 4);
+    for (let i = 0; i < parts; ++i) await reader.next();
+    await reader.return();
+  },
+  leaveEarly: async ({ gemma, question: { input, options }, random }) => {
+    const stream = ReadableStream.from(gemma.stream(input, options));
+    await sleep(random() * 20);
+    await stream.cancel();
+  },
+  forget: async ({ gemma, question: { input, options } }) => {
+    await gemma.stream(input, options)[Symbol.asyncIterator]().next();
+  },
+  abort: async ({ gemma, question: { kind, input, options }, random }) => {
+    const controller = new AbortController();
+    const reason = new Error('mine');
+    setTimeout(() => controller.abort(reason), random() ** 2 * 200);
+    try {
+      return await gemma[kind](input, { ...options, signal: controller.signal });
+    } catch (error) {
+      if (error !== reason) throw error;
+      return undefined;
+    }
+  },
+};
+const OF_STREAMS = ['slowly', 'stall', 'leave', 'leaveEarly', 'forget'];
+
+async function mixed({ Gemma, operations, random }) {
+  const gemma = await Gemma.load('demo', { contextSize: 4096 });
+  const asked = questions();
+  const alone = [];
+  for (const { kind, input, options } of asked) alone.push(comparable(kind, await gemma[kind](input, options)));
+
+  const counts = {};
+  const rss = [];
+  let left = operations;
+  const client = async () => {
+    while (left-- > 0) {
+      const at = Math.floor(random() * asked.length);
+      const question = asked[at];
+      const names = Object.keys(behaviours).filter(
+        (name) => question.kind === 'generate' || !OF_STREAMS.includes(name),
+      );
+      const name = names[Math.floor(random() * names.length)];
+      if (name === 'abort' && !['generate', 'logits', 'embedImage'].includes(question.kind)) continue;
+      const what = `${question.kind} ${at}, ${name}`;
+      const answer = await settles(what, behaviours[name]({ gemma, question, random }));
+      if (answer !== undefined) expectEqual(what, comparable(question.kind, answer), alone[at]);
+      counts[name] = (counts[name] ?? 0) + 1;
+      if (left % Math.ceil(operations / 40) === 0) rss.push(memory());
+    }
+  };
+  await Promise.all(Array.from({ length: 24 }, client));
+  await settles('the end of everything', idle(gemma));
+  await settles('dispose', gemma.dispose());
+
+  // The first half warms caches and pools up.
+  const peak = (part) => Math.max(...part);
+  const [before, after] = [peak(rss.slice(rss.length / 4, rss.length / 2)), peak(rss.slice(rss.length / 2))];
+  const mebibytes = (bytes) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
+  if (operations >= 10_000 && after > 1.1 * before + (16 << 20)) {
+    throw new SetupError(`memory grew from ${mebibytes(before)} to ${mebibytes(after)}`);
+  }
+  const ways = Object.entries(counts).map(([name, n]) => `${name} ${n}`);
+  return `${ways.join(', ')}; at most ${mebibytes(before)} in the second quarter, ${mebibytes(after)} afterwards`;
+}
+
+/** Resolves when the engine has nothing to do any more: forgotten streams, too, are given up. */
+async function idle(gemma) {
+  for (;;) {
+    globalThis.gc?.();
+    const { running, waiting } = gemma.stats();
+    if (running + waiting === 0) return;
+    await sleep(20);
+  }
+}
+
+async function aborts({ Gemma, operations, random }) {
+  const gemma = await Gemma.load('demo', { contextSize: 4096 });
+  const asked = questions().filter(({ kind }) => kind === 'generate');
+  const { input, options } = asked[0];
+  const alone = comparable('generate', await gemma.generate(input, options));
+  let left = operations;
+  let aborted = 0;
+  const client = async () => {
+    while (left-- > 0) {
+      const question = asked[Math.floor(random() * asked.length)];
+      const whole = await settles('an aborted generation', behaviours.abort({ gemma, question, random }));
+      if (whole === undefined) ++aborted;
+    }
+  };
+  await Promise.all(Array.from({ length: 8 }, client));
+  expectEqual('after all aborts', comparable('generate', await gemma.generate(input, options)), alone);
+  await settles('dispose', gemma.dispose());
+  return `${aborted} of ${operations} were aborted before their end`;
+}
+
+// Code for a worker or a process: it calls reached() when the stage is reached, and goes on.
+const PRELUDE = `
+const { Gemma } = require(${JSON.stringify(root)});
+const pictures = ${JSON.stringify(PICTURES)};
+const ENDLESS = { raw: true, seed: 1, maxOutputTokens: 3000, stopSequences: [] };
+const load = () => Gemma.load('demo', { contextSize: 4096 });
+const image = [{ role: 'user', content: [{ type: 'image', image: pictures[2] }, { type: 'text', text: 'Describe.' }] }];
+`;
+const stages = {
+  loading: 'reached(); await load();',
+  loaded: 'await load(); reached(); setInterval(() => {}, 1000);',
+  generating: 'const g = await load(); reached(); await g.generate("x", ENDLESS);',
+  streaming: 'const g = await load(); reached(); for await (const part of g.stream("x", ENDLESS));',
+  'reading a stream no more':
+    'const g = await load(); const r = g.stream("x", ENDLESS)[Symbol.asyncIterator](); await r.next(); reached(); setInterval(() => {}, 1000);',
+  tokenizing: 'const g = await load(); reached(); for (;;) await g.tokenize("word ".repeat(1000));',
+  'computing logits':
+    'const g = await load(); reached(); for (;;) await g.logits("a b c", { all: true, onRow: () => {} });',
+  'encoding a picture':
+    'const g = await Gemma.load("demo", { imageCache: { maxBytes: 0 } }); reached(); for (;;) await g.embedImage(pictures);',
+  'answering about a picture':
+    'const g = await load(); reached(); for (;;) await g.generate(image, { maxOutputTokens: 5 });',
+  disposing: 'const g = await load(); g.generate("x", ENDLESS).catch(() => {}); reached(); await g.dispose();',
+  'loading and disposing':
+    'reached(); for (;;) { const g = await load(); g.generate("x", ENDLESS).catch(() => {}); await g.dispose(); }',
+  'busy in JavaScript': 'const g = await load(); g.stream("x", ENDLESS).result; reached(); for (;;);',
+  'measuring perplexity': 'const g = await load(); reached(); for (;;) await g.perplexity("word ".repeat(300));',
+};
+
+async function workers({ Gemma, operations, random }) {
+  const gemma = await Gemma.load('demo');
+  const ask = async () => comparable('generate', await gemma.generate('Tell me about stars.', { seed: 3 }));
+  const alone = await ask();
+  for (const [name, body] of Object.entries(stages)) {
+    let left = operations;
+    const client = async () => {
+      while (left-- > 0) {
+        const code = `${PRELUDE}const reached = () => require('node:worker_threads').parentPort.postMessage(0);(async () => {${body}})();`;
+        const worker = new Worker(code, { eval: true });
+        const ended = new Promise((resolve, reject) => worker.on('exit', resolve).on('error', reject));
+        worker.on('message', () => setTimeout(() => void worker.terminate(), random() * 10));
+        await settles(`a worker that is terminated while ${name}`, ended);
+      }
+    };
+    await Promise.all([client(), client()]);
+    expectEqual(`beside workers that are terminated while ${name}`, await ask(), alone);
+  }
+  await gemma.dispose();
+  return `${operations} terminations at each of ${Object.keys(stages).length} stages`;
+}
+
+async function exits({ operations, random }) {
+  const bodies = Object.entries(stages);
+  let left = operations;
+  const client = async () => {
+    while (left-- > 0) {
+      const [name, body] = bodies[left % bodies.length];
+      // A worker's process.exit() ends the worker; busy JavaScript would never see the timer, so it exits at once.
+      const exit =
+        name === 'busy in JavaScript' ? 'process.exit(7)' : `setTimeout(() => process.exit(7), ${random() * 30})`;
+      const code = `${PRELUDE}const reached = () => ${exit};(async () => {${body}})();`;
+      const child = spawn(process.execPath, ['-e', code], { stdio: ['ignore', 'ignore', 'pipe'] });
+      let stderr = '';
+      child.stderr.on('data', (chunk) => (stderr += chunk));
+      const end = new Promise((resolve) => child.on('close', (status, signal) => resolve(signal ?? status)));
+      const how = await settles(`a process that exits while ${name}`, end);
+      if (how !== 7)
+        throw new SetupError(`a process that exits while ${name} ended with ${how}: ${stderr.slice(0, 2000)}`);
+    }
+  };
+  await Promise.all([client(), client()]);
+  return `${operations} exits, each with its own exit code`;
+}
+
+const kinds = { mixed, aborts, workers, exits };
+
+/** Runs kinds of stress one after another. Rejects at the first fault. */
+export async function stress(names, { operations, seed }) {
+  const entry = join(root, 'dist', 'index.js');
+  if (!existsSync(entry)) throw new SetupError('build first: npm run build');
+  const { Gemma } = createRequire(import.meta.url)(entry);
+  for (const name of names) {
+    const kind = kinds[name];
+    if (!kind) throw new SetupError(`expected ${Object.keys(kinds).join(', ')}, found ${name}`);
+    const loop = monitorEventLoopDelay({ resolution: 1 });
+    loop.enable();
+    const start = performance.now();
+    const said = await kind({ Gemma, operations: operations ?? SHORT_RUN[name], random: randomFrom(seed) });
+    loop.disable();
+    const ms = (nanoseconds) => (nanoseconds / 1e6).toFixed(1);
+    process.stdout.write(
+      `${name}: ${said}; ${((performance.now() - start) / 1000).toFixed(0)} s; ` +
+        `event loop late by ${ms(loop.percentile(99))} ms (99 %), ${ms(loop.max)} ms at most\n`,
+    );
+  }
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  await main(async () => {
+    const { values, positionals } = parseArgs({
+      allowPositionals: true,
+      options: { operations: { type: 'string' }, seed: { type: 'string' } },
+    });
+    const seed = Number(values.seed ?? Date.now() % 1e6);
+    const operations = values.operations === undefined ? undefined : Number(values.operations);
+    process.stdout.write(`seed ${seed}\n`);
+    await stress(positionals.length > 0 ? positionals : Object.keys(kinds), { operations, seed });
+    process.exit(); // a hang that was reported must not keep the process
+  });
+}

@@ -1,0 +1,1 @@
+export declare function heldOutPictures(): Map<string, Buffer>;

@@ -1,0 +1,135 @@
+// Refuses memory to the addon, call by call: node sweep.cjs ROOT STAGE one|all STRIDE, with refuse.cpp loaded before. Prints what
+// came of it as JSON; a call that never settles ends with exit code 7.
+'use strict';
+const fs = require('node:fs');
+const { join } = require('node:path');
+const [, , root, stage, mode, stride] = process.argv;
+const { Gemma } = require(root);
+const data = join(root, 'test', 'reference', 'data');
+
+const control = fs.openSync(process.env.GEMMA_REFUSALS, 'r+');
+function set(field, value) {
+  const bytes = Buffer.alloc(8);
+  bytes.writeBigInt64LE(BigInt(value));
+  fs.writeSync(control, bytes, 0, 8, field * 8);
+}
+function seen() {
+  const bytes = Buffer.alloc(8);
+  fs.readSync(control, bytes, 0, 8, 24);
+  return Number(bytes.readBigInt64LE());
+}
+const LAST = 2 ** 53;
+
+const width = 64;
+const height = 48;
+const picture = { data: new Uint8Array(width * height * 3).map((_, i) => (i * 7919) & 255), width, height };
+const load = () =>
+  Gemma.load(join(data, 'mm-a-f16.gguf'), {
+    threads: 2,
+    mmproj: join(data, 'mmproj-mm-a-f16.gguf'),
+    contextSize: 512,
+  });
+const sampled = {
+  maxOutputTokens: 6,
+  temperature: 1,
+  seed: 1,
+  logprobs: 2,
+  stopSequences: ['a stop sequence that is long'],
+  repetitionPenalty: 1.1,
+  logitBias: { 5: 1 },
+};
+
+/** What is swept: with a model, and what is left to do afterwards. */
+const STAGES = {
+  load: { run: load, after: (gemma) => gemma?.dispose() },
+  tokenize: { run: async (gemma) => gemma.detokenize(await gemma.tokenize('hello there a'.repeat(20))) },
+  generate: { run: (gemma) => gemma.generate('hello there', sampled) },
+  together: {
+    run: async (gemma) => {
+      const calls = [1, 2, 3].map((i) => gemma.generate('hello '.repeat(i * 20), { ...sampled, temperature: 0 }));
+      const failed = (await Promise.allSettled(calls)).find(({ status }) => status === 'rejected');
+      if (failed) throw failed.reason;
+    },
+  },
+  stream: {
+    run: async (gemma) => {
+      for await (const part of gemma.stream('hello there', sampled)) void part;
+    },
+  },
+  logits: { run: (gemma) => gemma.logits([5, 6, 7, 8], { all: true, top: 3 }) },
+  embedImage: { run: (gemma) => gemma.embedImage(picture, { panAndScan: true }) },
+  pictures: { run: (gemma) => gemma.generate('x', { images: [picture], maxOutputTokens: 3, temperature: 0 }) },
+  inspect: { run: () => Gemma.inspect(join(data, 'text-a-f16.gguf')) },
+  devices: { run: () => Gemma.devices() },
+  // Each time another model, busy with a call that must settle as well.
+  dispose: {
+    run: async () => {
+      const gemma = await quietly(load);
+      const busy = await quietly(async () =>
+        gemma.generate('x', { maxOutputTokens: 400 }).then(
+          () => 'done',
+          (error) => error,
+        ),
+      );
+      await gemma.dispose();
+      const error = await busy;
+      if (error !== 'done' && !['ERR_DISPOSED', 'ERR_OUT_OF_MEMORY'].includes(error.code)) throw error;
+    },
+  },
+};
+
+// Without refusals.
+async function quietly(work) {
+  set(0, 0);
+  try {
+    return await work();
+  } finally {
+    set(0, 1);
+  }
+}
+
+const unexpected = [];
+for (const event of ['uncaughtException', 'unhandledRejection']) {
+  process.on(event, (error) => unexpected.push(`${event}: ${error?.stack ?? error}`));
+}
+const watch = { at: 0, since: Date.now() };
+setInterval(() => {
+  if (Date.now() - watch.since < 60_000) return;
+  set(0, 0);
+  process.stdout.write(`never settled: ${stage}, ${mode}, call ${watch.at}\n`, () => process.exit(7));
+}, 1000).unref();
+const alive = setInterval(() => {}, 1000); // a promise that never settles must not end the process unseen
+
+(async () => {
+  const { run, after } = STAGES[stage];
+  let gemma = await load();
+  const answer = async () =>
+    (await gemma.generate('hello there', { maxOutputTokens: 6, temperature: 0 })).tokens.join();
+  const want = await answer();
+  const counts = { calls: 0, refused: 0, done: 0 };
+  for (let at = 1, reached = true; reached; at += Number(stride)) {
+    watch.at = at;
+    watch.since = Date.now();
+    set(1, at);
+    set(2, mode === 'one' ? at : LAST);
+    set(3, 0);
+    set(0, 1);
+    let result;
+    let refused = false;
+    try {
+      result = await run(gemma);
+    } catch (error) {
+      refused = true;
+      if (error?.code !== 'ERR_OUT_OF_MEMORY') unexpected.push(`call ${at}: ${error?.stack ?? error}`);
+    }
+    set(0, 0);
+    counts.calls = seen();
+    reached = counts.calls >= at;
+    counts[refused ? 'refused' : 'done'] += 1;
+    await after?.(result);
+    if (at % 5 === 1 && (await answer()) !== want) unexpected.push(`call ${at}: another answer afterwards`);
+  }
+  await gemma.dispose();
+  clearInterval(alive);
+  process.stdout.write(`${JSON.stringify({ ...counts, unexpected: unexpected.slice(0, 5) })}\n`);
+})();
