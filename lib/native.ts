@@ -94,6 +94,15 @@ export interface NativeEncodeParams {
   n: number;
 }
 
+export interface NativeStateParams {
+  path: string;
+  /** of a prompt with its answer */
+  tokens: Int32Array;
+  images?: NativeImage[];
+  /** the caller's own */
+  metadata: string;
+}
+
 type NativeEncodeEvent =
   | { kind: 'progress'; fraction: number }
   /** embeddings: [n, tokensPerImage, modelDim]; absent when there is an error */
@@ -103,7 +112,7 @@ type NativeEncodeEvent =
 export interface MemoryPlan {
   /** of the file's tensors; mapped, so shared between processes and given back under pressure (unless `mmap: false`) */
   weightsBytes: number;
-  /** key/value cache of one full sequence; with a vision encoder that of prompts with images besides (`prefixCacheBytes`) */
+  /** key/value cache of one full sequence, and what is kept for prompts that begin alike (`prefixCacheBytes`) */
   kvBytes: number;
   /** activations and logits of one batch, working memory of the operations */
   scratchBytes: number;
@@ -228,8 +237,12 @@ export interface EngineStats {
   waiting: number;
   /** streams whose readers have fallen behind: they take nobody's turn */
   paused: number;
-  /** beginnings of prompts that are kept */
+  /** beginnings of prompts that are kept, and the bytes that these take */
   prefixes: number;
+  prefixBytes: number;
+  /** of all calls that have begun: tokens of their prompts, and those of them that were not computed again */
+  promptTokens: number;
+  cachedPromptTokens: number;
 }
 
 /** Bytes of a pixel. */
@@ -285,6 +298,22 @@ export interface NativeModel {
   /** Copies rows for the images of one call: one at a time, where a call would copy all of them at once. */
   holdRows(embedding: Float32Array): HeldRows;
   encodeImages(params: NativeEncodeParams, onEvent: (event: NativeEncodeEvent) => void): number;
+  /**
+   * Writes tokens, images and metadata (at most 16 MiB) to a file, with the keys and values of the longest beginning of the tokens
+   * that the prefix cache holds: `positions` of them. The file takes its name when it is whole and on the disk.
+   *
+   * Rejects with `ERR_FILE`, `ERR_INVALID_ARGUMENT` (`BAD_TOKEN`, `BAD_IMAGE`, `STATE_METADATA`), `ERR_CONTEXT_FULL`, `ERR_DISPOSED`.
+   */
+  saveState(params: NativeStateParams): Promise<{ bytes: number; positions: number }>;
+  /**
+   * Reads such a file and puts its keys and values into the prefix cache, from where prompts that begin with its tokens and images go
+   * on to the same bits. `positions` is 0 where they were computed with other arithmetic (another device or instruction set), or the
+   * cache has no room for them: the tokens are right then, and are computed again.
+   *
+   * Rejects with `ERR_FILE` (`NOT_A_STATE`, `STATE_VERSION`, `STATE_DAMAGED`), `ERR_UNSUPPORTED_MODEL` (`STATE_MODEL`,
+   * `STATE_KV_TYPE`), `ERR_CONTEXT_FULL`, `ERR_DISPOSED`.
+   */
+  restoreState(path: string): Promise<{ tokens: Int32Array; metadata: string; positions: number }>;
   acknowledge(id: number, events: number): void;
   /** Stops a generate, evaluate or encodeImages of this model by its id. */
   cancel(id: number): void;
