@@ -252,7 +252,12 @@ async function conversations({ Gemma, operations, random }) {
     const system = systems[below(systems.length)];
     let messages = system ? [{ role: 'system', content: system }, question()] : [question()];
     for (let turn = 1 + below(6); turn > 0; --turn, ++turns) {
-      const options = { seed: below(1000), maxOutputTokens: 1 + below(20), logprobs: 2, draft: below(2) ? 'auto' : false };
+      const options = {
+        seed: below(1000),
+        maxOutputTokens: 1 + below(20),
+        logprobs: 2,
+        draft: below(2) ? 'prompt-lookup' : false,
+      };
       const what = `${JSON.stringify(messages).slice(0, 200)} ... with ${JSON.stringify(options)}`;
       if (below(8) === 0) {
         const call = { gemma, question: { kind: 'generate', input: messages, options }, random };
