@@ -26,7 +26,7 @@ const HANG_MS = 120_000; // no operation here takes a hundredth of it
 const PICTURES = ['one.png', 'other.png', 'shapes.png', 'sign.png'].map((name) =>
   join(root, 'models', 'pictures', name),
 );
-const SHORT_RUN = { mixed: 1500, aborts: 500, conversations: 60, workers: 6, exits: 26 };
+const SHORT_RUN = { mixed: 1500, aborts: 500, conversations: 40, workers: 6, exits: 26 };
 
 /** Random numbers in [0, 1) from a seed (mulberry32, public domain by Tommy Ettinger), so that a run can be repeated. */
 function randomFrom(seed) {
