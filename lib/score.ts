@@ -43,7 +43,9 @@ const MAX_CANDIDATE_TOKENS = 262144;
 /** The list, when it is one. The candidates themselves are looked at later, with turns of the event loop in between. */
 export function candidateList(candidates: unknown): readonly unknown[] {
   if (!Array.isArray(candidates)) {
-    throw new TypeError(`candidates: expected an array of strings or of arrays of token ids, found ${show(candidates)}`);
+    throw new TypeError(
+      `candidates: expected an array of strings or of arrays of token ids, found ${show(candidates)}`,
+    );
   }
   const { length } = candidates;
   if (length === 0) throw new RangeError('candidates: expected at least one, found none');

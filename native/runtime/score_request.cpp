@@ -13,7 +13,7 @@ namespace gemma {
 namespace {
 
 // Logits of every row are wanted: steps stay short, so that cancelling does.
-constexpr int kScoreRows = 64;
+constexpr int kScoreRows = 32;
 // Each branch has a copy of the page in which the prompt ends.
 constexpr size_t kMaxOpenBranches = 16;
 

@@ -39,7 +39,15 @@ test('log-probabilities are those of the reference', async () => {
 });
 
 test('candidates of unequal lengths that begin alike, in their order', async () => {
-  const texts = ['red', 'red and green', 'reddish', ' blue', 'a far longer thing than all of the others together', 'x', 'red'];
+  const texts = [
+    'red',
+    'red and green',
+    'reddish',
+    ' blue',
+    'a far longer thing than all of the others together',
+    'x',
+    'red',
+  ];
   const prompt = await gemma.tokenize('What colour is it?', { bos: true });
   const scores = await gemma.score('What colour is it?', texts, { raw: true });
   expect(scores.map(({ text }) => text)).toEqual(texts);
@@ -129,9 +137,15 @@ describe('what is refused', () => {
   test('candidates that are none', async () => {
     expect(await score('yes')).toBeInstanceOf(TypeError);
     expect(await score(undefined)).toBeInstanceOf(TypeError);
-    expect(await score(['a', 7])).toMatchObject({ name: 'TypeError', message: expect.stringContaining('candidates[1]') });
+    expect(await score(['a', 7])).toMatchObject({
+      name: 'TypeError',
+      message: expect.stringContaining('candidates[1]'),
+    });
     expect(await score([])).toBeInstanceOf(RangeError);
-    expect(await score(['a', ''])).toMatchObject({ name: 'RangeError', message: expect.stringContaining('candidates[1]') });
+    expect(await score(['a', ''])).toMatchObject({
+      name: 'RangeError',
+      message: expect.stringContaining('candidates[1]'),
+    });
     expect(await score(['a', []])).toBeInstanceOf(RangeError);
     expect(await score([[1.5]])).toBeInstanceOf(RangeError);
     expect(await score([[-1]])).toBeInstanceOf(RangeError);
@@ -139,7 +153,10 @@ describe('what is refused', () => {
     expect(await score([[448]])).toMatchObject({ code: 'ERR_INVALID_ARGUMENT', detail: 'BAD_TOKEN' });
   });
   test('too many', async () => {
-    expect(await score(new Array(16385).fill('a'))).toMatchObject({ name: 'RangeError', message: expect.stringContaining('16384') });
+    expect(await score(new Array(16385).fill('a'))).toMatchObject({
+      name: 'RangeError',
+      message: expect.stringContaining('16384'),
+    });
     expect(await score([new Array(262145).fill(3)])).toBeInstanceOf(RangeError);
     expect(await score(new Array(3).fill(new Array(100_000).fill(3)))).toBeInstanceOf(RangeError);
     expect(await score(['a', 'b'.repeat(10_000_000)])).toMatchObject({ code: 'ERR_CONTEXT_FULL' });
@@ -161,7 +178,10 @@ describe('what is refused', () => {
     expect(await score(['a'], { all: true })).toBeInstanceOf(TypeError);
   });
   test('pictures where there is no encoder', async () => {
-    expect(await score(['a'], { images: ['x.png'] })).toMatchObject({ code: 'ERR_UNSUPPORTED_INPUT', detail: 'NO_VISION' });
+    expect(await score(['a'], { images: ['x.png'] })).toMatchObject({
+      code: 'ERR_UNSUPPORTED_INPUT',
+      detail: 'NO_VISION',
+    });
   });
 });
 
@@ -199,7 +219,8 @@ test('aborted: before, in the middle, after; disposed', async () => {
 });
 
 test('a picture, by the demonstration model', async () => {
-  const svg = '<svg width="224" height="224"><rect width="224" height="224" fill="white"/><circle cx="112" cy="112" r="60" fill="red"/></svg>';
+  const svg =
+    '<svg width="224" height="224"><rect width="224" height="224" fill="white"/><circle cx="112" cy="112" r="60" fill="red"/></svg>';
   const image = await sharp(Buffer.from(svg)).png().toBuffer();
   await withModel(
     async (demo) => {
@@ -211,7 +232,18 @@ test('a picture, by the demonstration model', async () => {
       expect(first.find(({ rank }) => rank === 1)?.text).toBe('Red');
       expect(await demo.score(question, answers, { images: [image] })).toEqual(first);
       expect(demo.stats().steps - before).toBeLessThanOrEqual(2 * steps);
-      const [alone] = await demo.score([{ role: 'user', content: [{ type: 'image', image }, { type: 'text', text: question }] }], ['Red']);
+      const [alone] = await demo.score(
+        [
+          {
+            role: 'user',
+            content: [
+              { type: 'image', image },
+              { type: 'text', text: question },
+            ],
+          },
+        ],
+        ['Red'],
+      );
       expect(alone?.tokenLogprobs).toEqual(first[1]?.tokenLogprobs);
     },
     {},
