@@ -9,6 +9,7 @@ import { addInspect } from './commands/inspect.js';
 import { addLogits } from './commands/logits.js';
 import { addPerplexity } from './commands/perplexity.js';
 import { addRun } from './commands/run.js';
+import { addScore } from './commands/score.js';
 import { addTokenize } from './commands/tokenize.js';
 import { shorten } from '../values.js';
 import type { DefineCommand } from './options.js';
@@ -32,6 +33,7 @@ function build(signal: AbortSignal): Command {
   addTokenize(command, signal);
   addDetokenize(command, signal);
   addLogits(command, signal);
+  addScore(command, signal);
   addEmbedImage(command, signal);
   addPerplexity(command, signal);
   addInspect(command);
