@@ -1,6 +1,7 @@
 // The command line: a file for each command; here they become one program.
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
+import { addChat } from './commands/chat.js';
 import { addCrops } from './commands/crops.js';
 import { addDetokenize } from './commands/detokenize.js';
 import { addDevices } from './commands/devices.js';
@@ -30,6 +31,7 @@ function build(signal: AbortSignal): Command {
     program.command(definition).description(summary).exitOverride().allowExcessArguments(false);
 
   addRun(command, signal);
+  addChat(command, signal);
   addTokenize(command, signal);
   addDetokenize(command, signal);
   addLogits(command, signal);
