@@ -3,6 +3,7 @@
 import type { ImageEmbedding, ImageInput } from './media.js';
 import type { Sliced } from './turns.js';
 import { plain, show } from './values.js';
+import type { Picture } from './vision.js';
 
 /** Fields of parts and messages that a chat template of the model's own may want, such as `source_lang_code`. Plain data. */
 interface TemplateFields {
@@ -42,6 +43,12 @@ export interface Message extends TemplateFields {
   images?: readonly (ImageInput | ImageEmbedding)[];
 }
 
+/** A picture, or the frames of a video with the label before each. */
+export interface Loaded {
+  pictures: readonly Picture[];
+  labels: readonly string[];
+}
+
 /** A part as it was read: known fields checked, others copied as plain data. */
 export interface Part {
   readonly type: string;
@@ -52,6 +59,8 @@ export interface Part {
   readonly maxFrames?: number;
   /** of a picture or video: its place, for messages of errors */
   readonly name?: string;
+  /** of a picture or video that a prompt has had: what the encoder made of it */
+  loaded?: Loaded;
   /** of a template's own; for Gemma's format none */
   readonly fields: Readonly<Record<string, unknown>>;
 }
