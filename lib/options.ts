@@ -411,7 +411,7 @@ const LATER = {
   lora: later('adapters'),
 } as const;
 
-const GENERATE = {
+export const GENERATE = {
   ...PROMPT,
   ...GENERATION,
   ...STREAM,

@@ -143,6 +143,7 @@ export class PromptBuilder {
   readonly #template: OwnTemplate | undefined;
   readonly #encoder: ImageEncoder | undefined;
   readonly #noVision: string;
+  #controls: ReadonlySet<number> | undefined;
 
   /** @param noVision why there is no encoder, for the message of the error */
   constructor(
@@ -180,8 +181,14 @@ export class PromptBuilder {
   }
 
   /** Reads messages for `layOutTurns`. Throws TypeError that names the place. */
-  read(messages: unknown): Sliced<Turn[]> {
-    return copyMessages(messages, this.#template !== undefined);
+  read(messages: unknown, name?: string): Sliced<Turn[]> {
+    return copyMessages(messages, this.#template !== undefined, name);
+  }
+
+  /** Ids of the tokens that only chat templates write: they show in no text. */
+  controls(): ReadonlySet<number> {
+    this.#controls ??= new Set(this.#template?.ids ?? this.#live().markers().ids);
+    return this.#controls;
   }
 
   /** Positions to keep free for an answer; -1: of any length. */
@@ -229,15 +236,14 @@ export class PromptBuilder {
     );
   }
 
-  /** Encodes the pictures of a layout; its parts then have what is known of them. */
-  async fill(
-    { tokens, pictures, firsts, media = [] }: Layout,
+  /** Encodes the pictures of a layout; its parts then have what is known of them. Returns the rows of each square. */
+  async see(
+    { pictures, media = [] }: Layout,
     cancellation: Cancellation,
     onProgress: (fraction: number) => void,
-  ): Promise<Prompt> {
-    if (pictures.length === 0) return { tokens, images: [], imageTokens: 0 };
-    const { encoder, tokensPerImage } = this.vision();
-    const rows = await encoder.embed(
+  ): Promise<readonly Float32Array[]> {
+    if (pictures.length === 0) return [];
+    const rows = await this.vision().encoder.embed(
       pictures.length,
       (i) => {
         const picture = pictures[i] as Picture;
@@ -251,12 +257,19 @@ export class PromptBuilder {
     for (const { part, labels, crops } of media) {
       part.loaded = { labels, pictures: crops.map((cut) => ({ crops: [...cut], rows: rows[next++] ?? [] })) };
     }
+    return rows.flat();
+  }
+
+  /** The prompt of a layout, its pictures encoded. */
+  async fill(layout: Layout, cancellation: Cancellation, onProgress: (fraction: number) => void): Promise<Prompt> {
     const images: NativeImage[] = [];
-    for (const [i, embedding] of rows.flat().entries()) {
+    for (const [i, embedding] of (await this.see(layout, cancellation, onProgress)).entries()) {
       await nextTurn();
-      images.push({ first: firsts[i] ?? 0, embedding: this.#live().holdRows(embedding) });
+      images.push({ first: layout.firsts[i] ?? 0, embedding: this.#live().holdRows(embedding) });
     }
-    return { tokens, images, imageTokens: images.length * tokensPerImage };
+    const { tokens } = layout;
+    const imageTokens = images.length === 0 ? 0 : images.length * this.vision().tokensPerImage;
+    return { tokens, images, imageTokens };
   }
 
   async #ofText(input: string | readonly Message[], settings: PromptSettings, options: LayoutOptions): Promise<Layout> {
