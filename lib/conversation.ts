@@ -15,13 +15,17 @@ import { GemmaError } from './errors.js';
 import type { Sink } from './generation.js';
 import { joined, keptAnswer } from './kept-tokens.js';
 import { messageOf, type ContentPart, type Message, type Turn } from './messages.js';
-import type { PromptPart } from './native.js';
+import { localPath } from './local-file.js';
+import type { ImageEmbedding } from './media.js';
+import type { NativeImage, PromptPart } from './native.js';
 import { beginning, lastQuestion, withRoom, type Asked, type Asker, type State } from './overflow.js';
+import { checkReadable, checkWritable } from './permission.js';
 import { strip, stripEnd } from './python-text.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { GemmaStream } from './stream.js';
-import { inSlices, type Sliced } from './turns.js';
-import { show } from './values.js';
+import { rowsOf, chatText, restoredChat } from './saved-chat.js';
+import { inSlices, nextTurn, type Sliced } from './turns.js';
+import { reasonOf, show } from './values.js';
 
 /** What is said in a turn: a text, parts, or messages, such as results of tools. */
 export type TurnInput = string | readonly ContentPart[] | Message | readonly Message[];
@@ -89,6 +93,30 @@ export class Conversation {
       head.push({ role: 'system', content: system, fields: {} });
     }
     return new Conversation(asker, head, defaults, { turns, kept: [] });
+  }
+
+  /** @internal */
+  static async restore(
+    asker: Asker,
+    file: string | URL,
+    options: RestoreChatOptions,
+    { tokensPerImage = 0, modelDim }: { tokensPerImage: number | undefined; modelDim: number },
+  ): Promise<Conversation> {
+    const given = restoreChatOptions(options);
+    const path = localPath(file, 'file', { allowLocal: true }, 'ERR_FILE');
+    checkReadable(path);
+    const { tokens, images, metadata } = await asker.live().restoreState(path);
+    const saved = await restoredChat(path, metadata, tokens, { images, tokensPerImage, modelDim });
+    try {
+      const head = await inSlices(asker.prompts.read(saved.head));
+      const turns = await inSlices(asker.prompts.read(saved.turns));
+      for (const turn of turns) seeRestored(turn, tokensPerImage * modelDim);
+      const defaults = { ...restoreChatOptions(saved.options), ...given };
+      return new Conversation(asker, head, defaults, { turns, kept: saved.kept });
+    } catch (error) {
+      if (error instanceof GemmaError) throw error;
+      throw new GemmaError('ERR_FILE', `${path}: not a saved conversation: ${reasonOf(error)}`, 'CHAT_DAMAGED');
+    }
   }
 
   /** The messages there are, the system message first; new objects each time. Pictures as they were given. */
@@ -162,6 +190,41 @@ export class Conversation {
   fork(): Conversation {
     this.#checkLive();
     return new Conversation(this.#asker, this.#head, this.#defaults, this.#state);
+  }
+
+  /**
+   * Writes the conversation to a file that `gemma.restoreChat` reads: messages, token ids, options but for functions, tools and schemas,
+   * embeddings of pictures, and keys and values as far as the prefix cache has them (`positions`). A file that is there is replaced
+   * when all is written.
+   *
+   * @param file path or `file:` URL
+   * @throws GemmaError `ERR_FILE`; `ERR_DISPOSED`
+   */
+  async save(file: string | URL): Promise<{ bytes: number; positions: number }> {
+    const path = localPath(file, 'file', { allowLocal: true }, 'ERR_FILE');
+    checkWritable(path);
+    return this.#inTurn(async () => {
+      const { prompts } = this.#asker;
+      const { turns } = this.#state;
+      let { kept } = this.#state;
+      let { tokens, firsts } = joined(kept);
+      if (turns.length > (kept.at(-1)?.end ?? 0)) {
+        // Messages without an answer: as the prompt that they would be.
+        const { prompt } = turnOptions(this.#defaults, {});
+        const layout = await prompts.layOutTurns([...this.#head, ...turns], prompt, { kept });
+        await prompts.see(layout, new Cancellation(), () => {});
+        ({ tokens, firsts } = layout);
+        kept = kept.slice(0, layout.nKept);
+      }
+      const images: NativeImage[] = [];
+      for (const [i, rows] of rowsOf(turns).entries()) {
+        await nextTurn();
+        images.push({ first: firsts[i] ?? 0, embedding: this.#asker.live().holdRows(rows) });
+      }
+      const options = this.#defaults as Readonly<Record<string, unknown>>;
+      const metadata = await chatText({ options, head: this.#head, turns, kept });
+      return this.#asker.live().saveState({ path, tokens, images, metadata });
+    });
   }
 
   /**
@@ -243,7 +306,7 @@ export class Conversation {
           // Left before there was a result.
           const isLeft = cancellation.cancelled && error instanceof GemmaError && error.detail === 'CANCELLED';
           if (isLeft) resolve(emptyResult(settings.params.seed));
-          else reject(error as Error);
+          else reject(error);
         })
         .finally(() => {
           this.#running.delete(stop);
@@ -310,4 +373,16 @@ function seenBeginning(begun: string, prompt: readonly PromptPart[]): string {
   const last = prompt.at(-1);
   const isWritten = (text: string) => typeof last === 'string' && last.endsWith(text);
   return [begun, stripEnd(begun)].find(isWritten) ?? strip(begun);
+}
+
+// Pictures of a restored message are embeddings, which need not be opened.
+function seeRestored({ content }: Turn, squareLength: number): void {
+  if (typeof content !== 'object') return;
+  for (const part of content) {
+    if (part.type !== 'image') continue;
+    const { data, crops } = part.image as ImageEmbedding;
+    const rows: Float32Array[] = [];
+    for (let at = 0; at < data.length; at += squareLength) rows.push(data.subarray(at, at + squareLength));
+    part.loaded = { labels: [], pictures: [{ rows, crops }] };
+  }
 }

@@ -2,7 +2,7 @@ import { freemem } from 'node:os';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
-import type { ChatOptions } from './chat-options.js';
+import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
 import { Conversation } from './conversation.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
@@ -343,6 +343,22 @@ export class Gemma {
    */
   chat(options: ChatOptions = {}): Conversation {
     return Conversation.begin(this.#asker(), options);
+  }
+
+  /**
+   * A conversation as `save` wrote it: with this model it goes on with the same tokens. Functions, tools and schemas among the options
+   * are not saved and can be given again, as can other defaults.
+   *
+   * @param file path or `file:` URL
+   * @throws GemmaError `ERR_FILE` for a file that cannot be read, is damaged or is no saved conversation, `ERR_UNSUPPORTED_MODEL` for
+   * one of another model
+   */
+  async restoreChat(file: string | URL, options: RestoreChatOptions = {}): Promise<Conversation> {
+    const { vision, config } = this.info;
+    return Conversation.restore(this.#asker(), file, options, {
+      tokensPerImage: vision?.tokensPerImage,
+      modelDim: config.modelDim,
+    });
   }
 
   /** How many tokens the prompt of an input has, template, `<bos>` and pictures included. Encodes no picture. */
