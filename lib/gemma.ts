@@ -2,6 +2,8 @@ import { freemem } from 'node:os';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
+import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
+import { Conversation } from './conversation.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
 import { runGeneration, type Sink } from './generation.js';
@@ -28,6 +30,7 @@ import {
 } from './native.js';
 import { outcomeOf, runOperation } from './operation.js';
 import * as check from './options.js';
+import type { Asker } from './overflow.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { candidateList, encodeCandidates, endToken, scoresOf, type CandidateScore } from './score.js';
@@ -338,6 +341,30 @@ export class Gemma {
     return new GemmaStream(begin, cancellation, stallTimeoutMs);
   }
 
+  /**
+   * Begins a conversation, which keeps its messages and their tokens: each turn goes on where the last one ended. Options that are
+   * wrong throw here.
+   */
+  chat(options: ChatOptions = {}): Conversation {
+    return Conversation.begin(this.#asker(), options);
+  }
+
+  /**
+   * A conversation as `save` wrote it: with this model it goes on with the same tokens. Functions, tools and schemas among the options
+   * are not saved and can be given again, as can other defaults.
+   *
+   * @param file path or `file:` URL
+   * @throws GemmaError `ERR_FILE` for a file that cannot be read, is damaged or is no saved conversation, `ERR_UNSUPPORTED_MODEL` for
+   * one of another model
+   */
+  async restoreChat(file: string | URL, options: RestoreChatOptions = {}): Promise<Conversation> {
+    const { vision, config } = this.info;
+    return Conversation.restore(this.#asker(), file, options, {
+      tokensPerImage: vision?.tokensPerImage,
+      modelDim: config.modelDim,
+    });
+  }
+
   /** How many tokens the prompt of an input has, template, `<bos>` and pictures included. Encodes no picture. */
   async countTokens(input: Input, options: CountTokensOptions = {}): Promise<number> {
     const settings = check.countOptions(options);
@@ -551,6 +578,17 @@ export class Gemma {
   #live(): NativeModel {
     if (this.#disposed) throw new GemmaError('ERR_DISPOSED', 'the model was disposed; load it again to use it');
     return this.#model;
+  }
+
+  #asker(): Asker {
+    return {
+      prompts: this.#prompts,
+      contextSize: this.info.contextSize,
+      live: () => this.#live(),
+      call: (work, cancellation) => this.#call(undefined, work, cancellation),
+      generate: (prompt, params, options, cancellation, sink) =>
+        this.#generate(prompt, { ...params, maxUnread: sink ? MAX_UNREAD : 0 }, options, cancellation, sink),
+    };
   }
 
   // Runs a call that computes, when not too many are under way already.

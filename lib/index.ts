@@ -9,6 +9,8 @@ export {
 } from './gemma.js';
 export type { Backend } from './backends.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
+export { Conversation, type TurnInput } from './conversation.js';
+export type { ChatOptions, Overflow, RestoreChatOptions, SummarizeOverflow, TurnOptions } from './chat-options.js';
 export { GemmaStream } from './stream.js';
 export type { StreamPart, TextStreamPart } from './parts.js';
 export type { FinishReason, GenerateResult, Timings, TokenLogprobs, Usage } from './result.js';

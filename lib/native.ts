@@ -44,6 +44,12 @@ export interface NativeGenerateParams extends Omit<GenerateParams, 'stopTokens'>
   maxUnread: number;
 }
 
+/** Rows of an image as they were saved. */
+export interface SavedImage {
+  first: number;
+  embedding: Float32Array;
+}
+
 /** A token with its score: natural logarithms, of the model's own distribution. */
 export interface TokenScore {
   token: number;
@@ -300,6 +306,20 @@ export interface NativeModel {
   /** Copies rows for the images of one call: one at a time, where a call would copy all of them at once. */
   holdRows(embedding: Float32Array): HeldRows;
   encodeImages(params: NativeEncodeParams, onEvent: (event: NativeEncodeEvent) => void): number;
+  /**
+   * Writes tokens, images and a text to a file, with the keys and values of the longest beginning of them that the prefix cache has
+   * (`positions`). The file is there whole or not at all.
+   */
+  saveState(params: {
+    path: string;
+    tokens: Int32Array;
+    images: NativeImage[];
+    metadata: string;
+  }): Promise<{ bytes: number; positions: number }>;
+  /** Reads such a file, of this model, and puts the keys and values into the prefix cache. */
+  restoreState(
+    path: string,
+  ): Promise<{ tokens: Int32Array; images: SavedImage[]; metadata: string; positions: number }>;
   acknowledge(id: number, events: number): void;
   /** Stops a generate, evaluate, score or encodeImages of this model by its id. */
   cancel(id: number): void;

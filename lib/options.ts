@@ -427,7 +427,7 @@ const LATER = {
   lora: later('adapters'),
 } as const;
 
-const GENERATE = {
+export const GENERATE = {
   ...PROMPT,
   ...GENERATION,
   ...STREAM,
