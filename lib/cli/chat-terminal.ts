@@ -3,7 +3,6 @@ import { readdirSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { createInterface, type Interface } from 'node:readline';
 import { LineJoiner } from './chat-input.js';
-import { note } from './output.js';
 
 export interface ChatInput {
   /** somebody types */
@@ -30,9 +29,9 @@ export class PipedInput implements ChatInput {
 
   async next(): Promise<string | undefined> {
     for (;;) {
-      const { done, value } = await this.#lines.next();
-      if (done) return this.#joiner.end();
-      const input = this.#joiner.push(value);
+      const line = await this.#lines.next();
+      if (line.done) return this.#joiner.end();
+      const input = this.#joiner.push(line.value);
       if (input !== undefined) return input;
     }
   }
@@ -55,11 +54,17 @@ const CTRL_C = 3;
 export class TerminalInput implements ChatInput {
   readonly isInteractive = true;
   readonly #commands: readonly string[];
-  readonly #output: NodeJS.WriteStream;
+  readonly #input: NodeJS.ReadStream;
+  readonly #output: NodeJS.WritableStream;
   readonly #signal: AbortSignal;
   #history: string[] = [];
 
-  constructor(output: NodeJS.WriteStream, commands: readonly string[], signal: AbortSignal) {
+  constructor(
+    { input, output }: { input: NodeJS.ReadStream; output: NodeJS.WritableStream },
+    commands: readonly string[],
+    signal: AbortSignal,
+  ) {
+    this.#input = input;
     this.#output = output;
     this.#commands = commands;
     this.#signal = signal;
@@ -67,7 +72,7 @@ export class TerminalInput implements ChatInput {
 
   next(): Promise<string | undefined> {
     const joiner = new LineJoiner();
-    const input = process.stdin;
+    const input = this.#input;
     let isPasting = false;
     let isLeaving = false; // Ctrl-C on an empty line, once
     const line = createInterface({
@@ -109,7 +114,7 @@ export class TerminalInput implements ChatInput {
         line.write(null, { ctrl: true, name: 'e' });
         line.write(null, { ctrl: true, name: 'u' });
         this.#output.write('\n');
-        if (isEmpty) note('Ctrl-C again, Ctrl-D or /exit leaves.');
+        if (isEmpty) this.#output.write('Ctrl-C again, Ctrl-D or /exit leaves.\n');
         isLeaving = isEmpty;
         prompt();
       });
@@ -127,7 +132,7 @@ export class TerminalInput implements ChatInput {
   }
 
   watch(onInterrupt: () => void): () => void {
-    const input = process.stdin;
+    const input = this.#input;
     const typed: Buffer[] = []; // ahead, for the next question
     const onData = (data: Buffer) => {
       if (data.includes(CTRL_C)) onInterrupt();
@@ -145,7 +150,7 @@ export class TerminalInput implements ChatInput {
   }
 
   close(): void {
-    process.stdin.pause();
+    this.#input.pause();
   }
 }
 

@@ -287,16 +287,15 @@ Napi::Value ModelBinding::score(const Napi::CallbackInfo& info) {
     return engine.score(
         to_score_params(params),
         [reporter](const CandidateScores& scores) {
-          reporter->emit([first = scores.first,
-                          logprobs = std::vector<double>(scores.logprobs.begin(), scores.logprobs.end()),
-                          likeliest = std::vector<uint8_t>(scores.likeliest.begin(), scores.likeliest.end())](
-                             Napi::Env env) {
-            Napi::Object event = make_event(env, "scores");
-            event["first"] = static_cast<double>(first);
-            event["logprobs"] = binding::to_js(env, std::span<const double>(logprobs));
-            event["likeliest"] = binding::to_js(env, std::span<const uint8_t>(likeliest));
-            return event;
-          });
+          reporter->emit(
+              [first = scores.first, logprobs = std::vector<double>(scores.logprobs.begin(), scores.logprobs.end()),
+               likeliest = std::vector<uint8_t>(scores.likeliest.begin(), scores.likeliest.end())](Napi::Env env) {
+                Napi::Object event = make_event(env, "scores");
+                event["first"] = static_cast<double>(first);
+                event["logprobs"] = binding::to_js(env, std::span<const double>(logprobs));
+                event["likeliest"] = binding::to_js(env, std::span<const uint8_t>(likeliest));
+                return event;
+              });
         },
         [reporter](Last error) { reporter->finish(std::move(error)); });
   });

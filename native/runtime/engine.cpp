@@ -397,7 +397,7 @@ class Engine::Scheduler {
   std::ptrdiff_t n_places_ = 0;  // of running_, those that go through the layers
   bool encoder_in_use_ = false;  // holds activations
   EngineStats stats_;            // guarded by signal_->mutex
-  std::vector<Sequence> step_;  // whose step_inputs_ are
+  std::vector<Sequence> step_;   // whose step_inputs_ are
   std::vector<SequenceInput> step_inputs_;
   size_t n_decoding_ = 0;  // of step_, the first
   std::vector<DraftRequest> draft_requests_;

@@ -137,12 +137,13 @@ void check_score(const ScoreParams& params, const LoadedModel& loaded) {
     for (const size_t end = token + static_cast<size_t>(length); token < end; ++token) {
       const TokenId id = params.candidates[token];
       if (id >= 0 && id < loaded.config.n_vocab) continue;
-      bad("BAD_TOKEN", name + ": expected ids in 0.." + std::to_string(loaded.config.n_vocab - 1) + ", found " +
-                           std::to_string(id));
+      bad("BAD_TOKEN",
+          name + ": expected ids in 0.." + std::to_string(loaded.config.n_vocab - 1) + ", found " + std::to_string(id));
     }
   }
   if (token != params.candidates.size()) {
-    bad("CANDIDATE_LIMIT", "candidates: expected " + std::to_string(token) + " tokens, as many as their lengths say, found " +
+    bad("CANDIDATE_LIMIT", "candidates: expected " + std::to_string(token) +
+                               " tokens, as many as their lengths say, found " +
                                std::to_string(params.candidates.size()));
   }
 }

@@ -65,7 +65,8 @@ class ScoreRequest final : public SequenceRequest {
 
   std::unique_ptr<KvSequence> find_prefix() override {
     try {
-      PrefixCache::Match match = loaded_.prefixes->find(std::span(tokens_).first(static_cast<size_t>(n_prefix_)), images_);
+      PrefixCache::Match match =
+          loaded_.prefixes->find(std::span(tokens_).first(static_cast<size_t>(n_prefix_)), images_);
       n_done_ = match.n;
       return std::move(match.kv);
     } catch (const std::exception&) {
@@ -101,9 +102,12 @@ class ScoreRequest final : public SequenceRequest {
       if (i == open_.size()) open_.push_back(fork());
       const int from = n_done_of(b);
       const int n = std::min(n_rows, b.n - from);
-      inputs->push_back({open_[i].get(), n_prefix_ + from,
+      inputs->push_back({open_[i].get(),
+                         n_prefix_ + from,
                          std::span(tokens_).subspan(static_cast<size_t>(b.first_row + from), static_cast<size_t>(n)),
-                         std::span(wanted_).first(static_cast<size_t>(n)), {}, true});
+                         std::span(wanted_).first(static_cast<size_t>(n)),
+                         {},
+                         true});
       n_rows -= n;
     }
   }
@@ -166,23 +170,23 @@ class ScoreRequest final : public SequenceRequest {
     if (n_reported_ > first) {
       const size_t begin = first_tokens_[first];
       const size_t end = n_reported_ < first_tokens_.size() ? first_tokens_[n_reported_] : candidates_.size();
-      on_scores_({first, std::span(logprobs_).subspan(begin, end - begin),
-                  std::span(likeliest_).subspan(begin, end - begin)});
+      on_scores_(
+          {first, std::span(logprobs_).subspan(begin, end - begin), std::span(likeliest_).subspan(begin, end - begin)});
     }
     return decoding() ? std::optional(FinishReason::kStop) : std::nullopt;
   }
 
-  int n_prefix_;                        // rows of the prompt
-  std::vector<TokenId> candidates_;     // tokens of all candidates
-  std::vector<size_t> first_tokens_;    // of each candidate, among these
-  std::vector<int> end_rows_;           // of each candidate: it is known when so many rows are done
-  std::vector<Branch> branches_;        // of candidates with more than one token
-  std::vector<size_t> predicted_;       // of each row behind the prompt: the token that its logits are for
-  std::vector<double> logprobs_;        // of candidates_
-  std::vector<uint8_t> likeliest_;      // likewise
-  size_t next_branch_ = 0;              // the first that is not done
+  int n_prefix_;                                   // rows of the prompt
+  std::vector<TokenId> candidates_;                // tokens of all candidates
+  std::vector<size_t> first_tokens_;               // of each candidate, among these
+  std::vector<int> end_rows_;                      // of each candidate: it is known when so many rows are done
+  std::vector<Branch> branches_;                   // of candidates with more than one token
+  std::vector<size_t> predicted_;                  // of each row behind the prompt: the token that its logits are for
+  std::vector<double> logprobs_;                   // of candidates_
+  std::vector<uint8_t> likeliest_;                 // likewise
+  size_t next_branch_ = 0;                         // the first that is not done
   std::vector<std::unique_ptr<KvSequence>> open_;  // of branches from next_branch_ on
-  size_t n_reported_ = 0;               // candidates
+  size_t n_reported_ = 0;                          // candidates
   OnScores on_scores_;
   OnDone on_done_;
 };

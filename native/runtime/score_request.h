@@ -31,8 +31,8 @@ struct ScoreParams {
 
 // Of the tokens of candidates, one after the other. Valid during the call.
 struct CandidateScores {
-  size_t first = 0;                  // candidate; as many follow as are whole
-  std::span<const double> logprobs;  // natural logarithms, each of a token given all that stands before it
+  size_t first = 0;                    // candidate; as many follow as are whole
+  std::span<const double> logprobs;    // natural logarithms, each of a token given all that stands before it
   std::span<const uint8_t> likeliest;  // 1 where no token had a larger logit, nor one with a smaller id the same
 };
 // Every candidate comes once, in order, those that a step finished together. What it throws ends the request.

@@ -17,5 +17,6 @@ test('try', async () => {
   await chat.regenerate();
   await chat.dispose();
   console.log(JSON.stringify(f.messages));
-  await gemma.dispose(); await fresh.dispose();
+  await gemma.dispose();
+  await fresh.dispose();
 });

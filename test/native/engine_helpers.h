@@ -142,7 +142,8 @@ inline std::vector<double> scores_of(Engine& engine, const std::vector<TokenId>&
   const auto request = engine.score(
       std::move(params),
       [&](const CandidateScores& scores) {
-        if (scores.first != n_candidates || scores.logprobs.empty()) throw std::runtime_error("candidates out of order");
+        if (scores.first != n_candidates || scores.logprobs.empty())
+          throw std::runtime_error("candidates out of order");
         if (scores.likeliest.size() != scores.logprobs.size()) throw std::runtime_error("sizes differ");
         out.insert(out.end(), scores.logprobs.begin(), scores.logprobs.end());
         while (n_scored < out.size()) n_scored += candidates.at(n_candidates++).size();

@@ -245,8 +245,7 @@ function fileOf(name: string, argument: string): string {
 }
 
 function defaultsOf(flags: ChatFlags) {
-  const { images: _, ...seen } = imageOptions(flags);
-  return { onOverflow: 'shift', ...samplingOptions(flags), ...seen } as const;
+  return { onOverflow: 'shift', ...samplingOptions(flags), ...imageOptions(flags) } as const;
 }
 
 async function chat(flags: ChatFlags, signal: AbortSignal): Promise<void> {
@@ -264,12 +263,19 @@ async function chat(flags: ChatFlags, signal: AbortSignal): Promise<void> {
         : await gemma.restoreChat(load, defaults);
     const input =
       stdin.isTTY && output.isTTY && !flags.json
-        ? new TerminalInput(output, HELP.map(([usage]) => usage.replace(/ .*/, '')), signal)
+        ? new TerminalInput(
+            { input: stdin, output },
+            HELP.map(([usage]) => usage.replace(/ .*/, '')),
+            signal,
+          )
         : new PipedInput(stdin, signal);
     if (input.isInteractive) {
       const { config, device, isa, contextSize, chat: template } = gemma.info;
-      note(`${config.name} (${device}, ${isa}, context of ${contextSize}). /help lists commands, Ctrl-C stops an answer.`);
-      if (template.template === 'none') note('This model has no chat template: it may not have been trained to answer.');
+      note(
+        `${config.name} (${device}, ${isa}, context of ${contextSize}). /help lists commands, Ctrl-C stops an answer.`,
+      );
+      if (template.template === 'none')
+        note('This model has no chat template: it may not have been trained to answer.');
     }
     try {
       await new Session(gemma, input, flags, conversation, signal).run();
