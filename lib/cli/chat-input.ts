@@ -106,11 +106,12 @@ const WORDS = /(?:'[^'\n]+'|"[^"\n]+"|(?:\\.|[^\s\\])+)/gs;
 export function findMedia(question: string): { text: string; media: Media[] } {
   const media: Media[] = [];
   const text = question.replace(WORDS, (word) => {
-    const path = plainPath(word);
+    const [, written = word, mark = ''] = /^(.*?)([?!.,;:]*)$/s.exec(word) ?? [];
+    const path = plainPath(written);
     const type = kindOf(path);
     if (type === undefined || !isFile(path)) return word;
     media.push({ type, path });
-    return '';
+    return mark;
   });
   return { text: media.length > 0 ? text.replace(/ {2,}/g, ' ').trim() : question.trim(), media };
 }
