@@ -12,6 +12,7 @@ export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
 export { GemmaStream } from './stream.js';
 export type { StreamPart, TextStreamPart } from './parts.js';
 export type { FinishReason, GenerateResult, Timings, TokenLogprobs, Usage } from './result.js';
+export type { CandidateScore } from './score.js';
 export type { ChatInfo } from './chat.js';
 export type { ContentPart, ImagePart, Message, TextPart, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
@@ -33,5 +34,6 @@ export type {
   PerplexityOptions,
   PromptOptions,
   PromptProgress,
+  ScoreOptions,
   TokenizeOptions,
 } from './options.js';

@@ -88,6 +88,20 @@ export type NativeEvaluateEvent =
   | { kind: 'position'; position: number; row?: Float32Array; top?: TokenScore[]; nextLogprob?: number }
   | { kind: 'finish'; error?: unknown };
 
+export interface NativeScoreParams {
+  tokens: Int32Array;
+  images?: NativeImage[];
+  /** tokens of all candidates, one after the other */
+  candidates: Int32Array;
+  /** tokens of each */
+  lengths: Int32Array;
+}
+
+export type NativeScoreEvent =
+  /** of the tokens of whole candidates from `first` on; likeliest: 1 where no other token was likelier */
+  | { kind: 'scores'; first: number; logprobs: Float64Array; likeliest: Uint8Array }
+  | { kind: 'finish'; error?: unknown };
+
 export interface NativeEncodeParams {
   /** [n, imageSize, imageSize, 3], red green blue */
   pixels: Uint8Array;
@@ -282,11 +296,12 @@ export interface NativeModel {
   decode(tokens: Int32Array, special: boolean, stop: Int32Array): Promise<Uint8Array>;
   generate(params: NativeGenerateParams, onEvent: (event: NativeGenerateEvent) => void): number;
   evaluate(params: NativeEvaluateParams, onEvent: (event: NativeEvaluateEvent) => void): number;
+  score(params: NativeScoreParams, onEvent: (event: NativeScoreEvent) => void): number;
   /** Copies rows for the images of one call: one at a time, where a call would copy all of them at once. */
   holdRows(embedding: Float32Array): HeldRows;
   encodeImages(params: NativeEncodeParams, onEvent: (event: NativeEncodeEvent) => void): number;
   acknowledge(id: number, events: number): void;
-  /** Stops a generate, evaluate or encodeImages of this model by its id. */
+  /** Stops a generate, evaluate, score or encodeImages of this model by its id. */
   cancel(id: number): void;
   close(): Promise<void>;
 }

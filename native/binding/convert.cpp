@@ -449,6 +449,15 @@ EvaluateParams to_evaluate_params(const Napi::Object& params) {
   return result;
 }
 
+ScoreParams to_score_params(const Napi::Object& params) {
+  ScoreParams result;
+  result.tokens = to_tokens(params.Get("tokens"));
+  result.images = to_prompt_images(params.Get("images"));
+  result.candidates = to_tokens(params.Get("candidates"));
+  result.lengths = to_tokens(params.Get("lengths"));
+  return result;
+}
+
 EncodeParams to_encode_params(const Napi::Object& params) {
   EncodeParams result;
   result.n_images = to_int(params, "n");
@@ -626,6 +635,10 @@ Napi::Value to_js(Napi::Env env, const std::vector<TokenLogprob>& entries) {
 }
 
 Napi::Value to_js(Napi::Env env, std::span<const float> values) {
+  return new_array(env, values);
+}
+
+Napi::Value to_js(Napi::Env env, std::span<const double> values) {
   return new_array(env, values);
 }
 

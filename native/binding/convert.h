@@ -54,6 +54,7 @@ Napi::Value hold_rows(Napi::Env env, const Napi::Value& value);
 // [{ first: number, embedding: Float32Array, or what hold_rows made of one }], or undefined
 std::vector<PromptImage> to_prompt_images(const Napi::Value& value);
 EvaluateParams to_evaluate_params(const Napi::Object& params);  // { tokens, images?, all, rows, top, next }
+ScoreParams to_score_params(const Napi::Object& params);        // { tokens, images?, candidates, lengths }
 EncodeParams to_encode_params(const Napi::Object& params);      // { pixels: Uint8Array, n: number }
 
 // C++ to JavaScript.
@@ -74,7 +75,8 @@ Napi::Value to_js(Napi::Env env, const TokenLogprob& entry);
 Napi::Value to_js(Napi::Env env, const std::vector<TokenLogprob>& entries);
 Napi::Object to_js(Napi::Env env,
                    const PositionScores& scores);  // { kind: 'position', position, row?, top?, nextLogprob? }
-Napi::Value to_js(Napi::Env env, std::span<const float> values);  // Float32Array
+Napi::Value to_js(Napi::Env env, std::span<const float> values);   // Float32Array
+Napi::Value to_js(Napi::Env env, std::span<const double> values);  // Float64Array
 // Everything but the error of a kError event, whose class belongs to the environment.
 Napi::Object to_js(Napi::Env env, const GenerateEvent& event);
 

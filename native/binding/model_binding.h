@@ -25,6 +25,7 @@ class ModelBinding : public Napi::ObjectWrap<ModelBinding> {
   Napi::Value decode(const Napi::CallbackInfo& info);
   Napi::Value generate(const Napi::CallbackInfo& info);
   Napi::Value evaluate(const Napi::CallbackInfo& info);
+  Napi::Value score(const Napi::CallbackInfo& info);
   Napi::Value encode_images(const Napi::CallbackInfo& info);
   Napi::Value hold_rows(const Napi::CallbackInfo& info);
   Napi::Value acknowledge(const Napi::CallbackInfo& info);

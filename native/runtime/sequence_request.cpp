@@ -53,13 +53,12 @@ int SequenceRequest::prompt_rows(int n_max, int n_room) const {
   return n;
 }
 
-SequenceInput SequenceRequest::next_input(int n_prompt_rows) {
-  n_taken_ = 0;
-  wanted_.clear();
-  if (!restoring()) return make_input(n_prompt_rows);
+void SequenceRequest::add_inputs(int n_prompt_rows, std::vector<SequenceInput>* inputs) {
+  begin_step();
+  if (!restoring()) return inputs->push_back(make_input(n_prompt_rows));
   const std::span<const TokenId> tokens =
       std::span(tokens_).subspan(static_cast<size_t>(n_done_), static_cast<size_t>(n_prompt_rows));
-  return {kv_.get(), n_done_, tokens, {}, image_rows_, in_prompt()};
+  inputs->push_back({kv_.get(), n_done_, tokens, {}, image_rows_, in_prompt()});
 }
 
 SequenceInput SequenceRequest::make_input(int n_prompt_rows) {
@@ -82,14 +81,14 @@ std::optional<FinishReason> SequenceRequest::commit(int n) {
   const bool was_prompt = !decoding();
   const bool was_restoring = restoring();
   n_done_ += n;
-  kv_->rollback(n_done_);
+  kv_->rollback(n_kept());
   if (was_restoring) {  // all that these rows had to say was said
     kv_->trim(n_done_);
     if (decoding()) prepare();
     return std::nullopt;
   }
   before_trim(n, was_prompt);
-  kv_->trim(n_done_);
+  kv_->trim(n_kept());
   return report(was_prompt);
 }
 

@@ -48,8 +48,10 @@ class SequenceRequest : public Request {
   // How many rows of the prompt, or of an answer that was released, go into the next step: at most n_max; up to n_room
   // where an image would be cut otherwise. 0: not now.
   int prompt_rows(int n_max, int n_room) const;
-  // The rows of the next step: n_prompt_rows of the prompt, or of what was released; ignored while decoding.
-  SequenceInput next_input(int n_prompt_rows);
+  // Appends the rows of the next step: n_prompt_rows of the prompt, or of what was released; ignored while decoding. They
+  // are one sequence's, or those of several branches of it, one after the other. What it throws leaves no use for what
+  // was appended.
+  virtual void add_inputs(int n_prompt_rows, std::vector<SequenceInput>* inputs);
 
   // Logits of a wanted row of the step, in order. Errors are kept for the end of the step (failed()).
   void take_logits(int index, const Logits& logits);
@@ -70,6 +72,8 @@ class SequenceRequest : public Request {
     if (ends_prompt(n)) wanted_.push_back({n - 1, {}});
   }
   virtual SequenceInput make_input(int n_prompt_rows);
+  // Of the positions that are done, those that are in kv_.
+  virtual int n_kept() const { return n_done_; }
   // Adds to n_taken_ for a row that counts. May throw Error and bad_alloc.
   virtual void take(int index, const Logits& logits) = 0;
   // After the positions are known and before those that no window sees are given back; n positions are new.
@@ -77,6 +81,10 @@ class SequenceRequest : public Request {
   // Ends commit().
   virtual std::optional<FinishReason> report(bool was_prompt) = 0;
 
+  void begin_step() {
+    n_taken_ = 0;
+    wanted_.clear();
+  }
   bool restoring() const { return n_done_ < n_restored_; }
   bool ends_prompt(int n) const { return n_done_ + n == n_prompt_; }
 
