@@ -274,7 +274,7 @@ class Engine::Scheduler {
     if (!step_.empty()) budget = std::min(budget, kPrefillBesideDecode);
     for (const bool in_prompt : {false, true}) {  // a step's rows of prompts come last
       for (const Sequence& request : running_) {
-        if (request->decoding() || request->in_prompt() != in_prompt || rests(request) || budget == 0) continue;
+        if (request->decoding() || request->reads_prompt() != in_prompt || rests(request) || budget == 0) continue;
         const int n = request->prompt_rows(budget, room);
         if (n == 0 || !add_inputs(request, n)) continue;
         step_.resize(step_inputs_.size(), request);

@@ -41,6 +41,7 @@ int SequenceRequest::image_rows_next() const {
 }
 
 int SequenceRequest::prompt_rows(int n_max, int n_room) const {
+  if (branching_) return std::min(n_max, branch_rows());
   if (!in_prompt()) return std::min(n_max, n_restored_ - n_done_);
   const int n = std::min({n_max, n_prompt_ - n_done_, max_prompt_rows()});
   // Fewer where an image lies across the end, or more where one lies across the beginning.
@@ -78,17 +79,18 @@ void SequenceRequest::take_logits(int index, const Logits& logits) {
 }
 
 std::optional<FinishReason> SequenceRequest::commit(int n) {
+  if (branching_) return commit_branches(n);
   const bool was_prompt = !decoding();
   const bool was_restoring = restoring();
   n_done_ += n;
-  kv_->rollback(n_kept());
+  kv_->rollback(n_done_);
   if (was_restoring) {  // all that these rows had to say was said
     kv_->trim(n_done_);
     if (decoding()) prepare();
     return std::nullopt;
   }
   before_trim(n, was_prompt);
-  kv_->trim(n_kept());
+  kv_->trim(n_done_);
   return report(was_prompt);
 }
 

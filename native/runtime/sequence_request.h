@@ -28,9 +28,11 @@ class SequenceRequest : public Request {
   void begin();
 
   // The prompt and all that was sampled, but for the last token, are in the cache.
-  bool decoding() const { return n_done_ >= std::max(n_prompt_, n_restored_); }
+  bool decoding() const { return !branching_ && n_done_ >= std::max(n_prompt_, n_restored_); }
   // The next rows are the prompt's.
   bool in_prompt() const { return n_done_ < n_prompt_; }
+  // The next rows have a prompt's role: its own, or those of branches behind it.
+  bool reads_prompt() const { return in_prompt() || branching_; }
   // Whether it takes part in the scheduler's steps.
   bool has_place() const { return has_place_; }
   void set_place(bool has_place) { has_place_ = has_place; }
@@ -72,8 +74,9 @@ class SequenceRequest : public Request {
     if (ends_prompt(n)) wanted_.push_back({n - 1, {}});
   }
   virtual SequenceInput make_input(int n_prompt_rows);
-  // Of the positions that are done, those that are in kv_.
-  virtual int n_kept() const { return n_done_; }
+  // Of branches: how many rows the next step may have; what commit() does.
+  virtual int branch_rows() const { return 0; }
+  virtual std::optional<FinishReason> commit_branches(int /*n*/) { return std::nullopt; }
   // Adds to n_taken_ for a row that counts. May throw Error and bad_alloc.
   virtual void take(int index, const Logits& logits) = 0;
   // After the positions are known and before those that no window sees are given back; n positions are new.
@@ -91,6 +94,7 @@ class SequenceRequest : public Request {
   LoadedModel& loaded_;
   std::vector<TokenId> tokens_;  // prompt and output
   int n_prompt_ = 0;
+  bool branching_ = false;  // the prompt is in the cache, and several sequences go on from it
   bool has_place_ = false;
   int n_done_ = 0;                 // positions in the cache
   int n_restored_ = 0;             // positions that were in it before release_pages()
