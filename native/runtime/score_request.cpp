@@ -40,8 +40,7 @@ class ScoreRequest final : public SequenceRequest {
   void finish(FinishReason reason) noexcept override {
     // First, so that a caller who asks sees the pages gone.
     forks_.clear();
-    if (reason == FinishReason::kStop && !image_rows_.empty()) keep_prefix();
-    kv_.reset();
+    leave_prefix(reason);
     on_done_(error_of(reason));
   }
 
@@ -55,26 +54,6 @@ class ScoreRequest final : public SequenceRequest {
   const Tail& tail(size_t i) const { return tails_[next_tail_ + i]; }
   // A tail's rows that are done.
   int n_done_of(const Tail& t) const { return std::clamp(n_rows_done_ - t.first_row, 0, t.n); }
-
-  std::unique_ptr<KvSequence> find_prefix() override {
-    try {
-      PrefixCache::Match match = loaded_.prefixes->find(tokens_, images_);
-      n_done_ = match.n;
-      return std::move(match.kv);
-    } catch (const std::exception&) {
-      n_done_ = 0;  // no memory for a copy of a page: all is read anew
-    }
-    return nullptr;
-  }
-
-  // For the next question about the same pictures. Failing for want of memory costs nothing but time later.
-  void keep_prefix() noexcept {
-    try {
-      loaded_.prefixes->keep(std::move(kv_), tokens_, images_);
-    } catch (const std::exception&) {
-      loaded_.prefixes->clear();
-    }
-  }
 
   int branch_rows() const override {
     const Tail& last = tails_[std::min(tails_.size(), next_tail_ + kMaxForks) - 1];
