@@ -110,7 +110,7 @@ export class Conversation {
     try {
       const head = await inSlices(asker.prompts.read(saved.head));
       const turns = await inSlices(asker.prompts.read(saved.turns));
-      for (const turn of turns) seeRestored(turn, tokensPerImage * modelDim);
+      for (const turn of [...head, ...turns]) seeRestored(turn, tokensPerImage * modelDim);
       const defaults = { ...restoreChatOptions(saved.options), ...given };
       return new Conversation(asker, head, defaults, { turns, kept: saved.kept });
     } catch (error) {
@@ -217,7 +217,7 @@ export class Conversation {
         kept = kept.slice(0, layout.nKept);
       }
       const images: NativeImage[] = [];
-      for (const [i, rows] of rowsOf(turns).entries()) {
+      for (const [i, rows] of rowsOf([...this.#head, ...turns]).entries()) {
         await nextTurn();
         images.push({ first: firsts[i] ?? 0, embedding: this.#asker.live().holdRows(rows) });
       }
@@ -306,6 +306,7 @@ export class Conversation {
           // Left before there was a result.
           const isLeft = cancellation.cancelled && error instanceof GemmaError && error.detail === 'CANCELLED';
           if (isLeft) resolve(emptyResult(settings.params.seed));
+          // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- what was thrown
           else reject(error);
         })
         .finally(() => {
@@ -324,14 +325,13 @@ export class Conversation {
   async #ask(state: State, input: TurnInput, { prompt, prefill, replace }: TurnSettings): Promise<Asked> {
     const said = await inSlices(this.#asker.prompts.read(messagesOf(input, prompt.images)));
     if (prefill !== undefined) said.push({ role: 'assistant', content: prefill, fields: {} });
+    const base = replace ? beginning(lastQuestion(state.turns), state) : state;
     const last = said.at(-1);
-    if (last?.role !== 'assistant')
-      return { base: replace ? beginning(lastQuestion(state.turns), state) : state, said };
+    if (last?.role !== 'assistant') return { base, said };
     if (typeof last.content !== 'string') {
       throw new TypeError('content: expected a string as the beginning of the answer');
     }
-    said.pop();
-    return { base: replace ? beginning(lastQuestion(state.turns), state) : state, said, begun: last.content };
+    return { base, said: said.slice(0, -1), begun: last.content };
   }
 
   async #askAgain(state: State): Promise<Asked> {
