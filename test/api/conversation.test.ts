@@ -21,8 +21,16 @@ const seeing = join(data, 'mm-a-f16.gguf');
 const picture = (name: string) => join(data, 'images', name);
 const greedy = { temperature: 0, maxOutputTokens: 40 } as const;
 
+// Random weights end an answer at random: not where a test counts its tokens. Filled before the tests.
+const endless: { logitBias: Record<number, number> } = { logitBias: {} };
+
 let folder: string;
-beforeAll(() => (folder = mkdtempSync(join(tmpdir(), 'gemma-conversation-'))));
+beforeAll(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'gemma-conversation-'));
+  const gemma = await Gemma.load(tiny);
+  for (const id of gemma.info.endTokens) endless.logitBias[id] = -Infinity;
+  await gemma.dispose();
+});
 afterAll(() => rmSync(folder, { recursive: true }));
 
 /** A model as it is asked, and one that keeps nothing. */
@@ -77,8 +85,9 @@ async function idsOf(gemma: Gemma, messages: Message[]): Promise<number[]> {
 describe('turns', () => {
   test('each goes on where the last one ended, with the ids it had', async () => {
     await withBoth(tiny, async (gemma, fresh) => {
-      const chat = gemma.chat({ system: ' Be brief. ', maxOutputTokens: 13 });
-      const first = await ask(fresh, chat, 'Hello', { seed: 5, maxOutputTokens: 13 });
+      const options = { ...endless, maxOutputTokens: 13 };
+      const chat = gemma.chat({ system: ' Be brief. ', ...options });
+      const first = await ask(fresh, chat, 'Hello', { ...options, seed: 5 });
       const before = chat.tokens;
       expect(promptOf(chat, first)).toEqual(
         await idsOf(gemma, [
@@ -87,7 +96,7 @@ describe('turns', () => {
         ]),
       );
       expect(before.slice(first.usage.inputTokens)).toEqual(first.tokens); // ended by maxOutputTokens
-      const second = await ask(fresh, chat, 'And <end_of_turn> now?', { seed: 6, maxOutputTokens: 13 });
+      const second = await ask(fresh, chat, 'And <end_of_turn> now?', { ...options, seed: 6 });
       expect(promptOf(chat, second).slice(0, before.length)).toEqual(before);
       expect(await gemma.detokenize(promptOf(chat, second).slice(before.length))).toBe(
         '<end_of_turn>\n<start_of_turn>user\nAnd <end_of_turn> now?<end_of_turn>\n<start_of_turn>model\n',
@@ -247,7 +256,7 @@ describe('branches', () => {
               expect(await rejection(chat.send(text, { ...own, signal }))).toMatchObject({ message: 'too early' });
               expect({ messages: chat.messages, tokens: chat.tokens }).toEqual(before);
             } else if (action === 3) {
-              const stream = chat.stream(text, { ...own, maxOutputTokens: 100 });
+              const stream = chat.stream(text, { ...own, ...endless, maxOutputTokens: 100 });
               for await (const part of stream) if (part.text !== '') break;
               await stream.result;
               expect({ messages: chat.messages, tokens: chat.tokens }).toEqual(before);
@@ -271,7 +280,7 @@ describe('branches', () => {
 });
 
 describe('what does not become part of a conversation', () => {
-  const long: TurnOptions = { maxOutputTokens: 100, seed: 1 };
+  const long: TurnOptions = { maxOutputTokens: 100, seed: 1, ...endless };
 
   async function expectUnchanged(chat: Conversation, work: () => Promise<void>): Promise<void> {
     const before = { messages: chat.messages, tokens: chat.tokens };
@@ -353,7 +362,7 @@ describe('what does not become part of a conversation', () => {
 
   test('disposal', async () => {
     const gemma = await Gemma.load(tiny);
-    const chat = gemma.chat({ maxOutputTokens: 2000 });
+    const chat = gemma.chat({ maxOutputTokens: 2000, ...endless });
     const fork = chat.fork();
     const running = rejection(chat.send('One'));
     const waiting = rejection(chat.send('Two'));
@@ -392,16 +401,16 @@ describe('what does not become part of a conversation', () => {
     expect(await rejection(chat.send('x', { bos: false } as never))).toMatchObject({
       message: expect.stringMatching(/bos/),
     });
-    expect((await chat.send('x', { maxOutputTokens: 2, topK: undefined as never })).tokens).toHaveLength(2);
+    expect((await chat.send('x', { ...endless, maxOutputTokens: 2, topK: undefined as never })).tokens).toHaveLength(2);
     await gemma.dispose();
   });
 });
 
 describe('a full context', () => {
-  const options = { maxOutputTokens: 20, seed: 3 } as const;
+  const options = { maxOutputTokens: 20, seed: 3, ...endless } as const;
 
   async function filled(chat: Conversation, n: number): Promise<void> {
-    for (let i = 0; i < n; ++i) await chat.send(`Question ${i} ${'y'.repeat(20)}`, { maxOutputTokens: 20, seed: i });
+    for (let i = 0; i < n; ++i) await chat.send(`Question ${i} ${'y'.repeat(20)}`, { ...options, seed: i });
   }
 
   test('is an error, or ends the answer', async () => {
@@ -438,7 +447,7 @@ describe('a full context', () => {
         let shifts = 0;
         for (let i = 0; i < 20; ++i) {
           const said = `Question ${i} ${'y'.repeat(20)}`;
-          const result = await ask(fresh, chat, said, { maxOutputTokens: 20, seed: i });
+          const result = await ask(fresh, chat, said, { ...options, seed: i });
           answers.push(result);
           all.push({ role: 'user', content: said }, { role: 'assistant', content: result.text });
           dropped = [...dropped, ...(result.dropped ?? [])];
@@ -549,7 +558,7 @@ describe('templates of a model’s own', () => {
   };
   let path: string;
   beforeAll(() => (path = writeModel(join(folder, 'chatml.gguf'), changes)));
-  const options = { temperature: 2, topK: 0, topP: 1, maxOutputTokens: 9 } as const;
+  const options = { temperature: 1000, topK: 0, topP: 1, maxOutputTokens: 9 } as const; // any token
 
   test('that leave answers as they are, or strip them: ids are kept', async () => {
     for (const chatTemplate of [templates.chatml, templates.nosystem]) {
@@ -557,20 +566,18 @@ describe('templates of a model’s own', () => {
         path,
         async (gemma, fresh) => {
           const chat = gemma.chat(options);
-          let before: number[] = [];
-          for (let seed = 0; seed < 8; ++seed) {
+          let [before, last]: [number[], number[]] = [[], []];
+          for (let seed = 0; seed < 6; ++seed) {
             const result = await ask(fresh, chat, ` Say <|im_end|> ${seed} `, {
               ...options,
               seed,
               stopTokens: [5, 30],
             });
-            expect(promptOf(chat, result).slice(0, before.length)).toEqual(before);
+            last = promptOf(chat, result);
+            expect(last.slice(0, before.length)).toEqual(before);
             before = chat.tokens;
           }
-          const shown = await gemma.detokenize(chat.tokens);
-          const written = await gemma.detokenize(await idsOf(gemma, chat.messages.slice(0, -1)));
-          if (chatTemplate === templates.chatml) expect(shown.startsWith(written)).toBe(true);
-          expect(await idsOf(gemma, chat.messages.slice(0, -1))).not.toEqual(before.slice(0, -9));
+          expect(await idsOf(gemma, chat.messages.slice(0, -1))).not.toEqual(last);
         },
         { chatTemplate },
       );
