@@ -6,6 +6,10 @@ const examples: [string, RegExp][] = [
   ['five-lines.mjs', /France/],
   ['stream-abort.mjs', /\((stopped after a second|the story ended by itself)\)\n$/],
   ['chat.mjs', /^> What is the largest planet\?\n[^]*> How many moons/],
+  [
+    'conversation.mjs',
+    /^> What is the largest planet\?\n[^]*> How many rings[^]*read, \d+ of them before\)\nsystem: [^]*\nassistant: /,
+  ],
   ['several-at-once.mjs', /^The sun is[^]*The wind is[^]*80 tokens in/],
 ];
 
