@@ -333,7 +333,9 @@ describe('what does not become part of a conversation', () => {
       const abort = new AbortController();
       const first = chat.send('One', { seed: 1 });
       const aborted = rejection(chat.send('Two', { seed: 2, signal: abort.signal }));
-      const third = chat.send('Three', { seed: 3 });
+      const said = { role: 'user' as const, content: 'Three' };
+      const third = chat.send(said, { seed: 3 });
+      said.content = 'changed'; // too late
       const undone = chat.undo();
       const fourth = chat.send('Four', { seed: 4 });
       abort.abort(new Error('not that'));
@@ -540,6 +542,8 @@ describe('a full context', () => {
           await rejection(failing.send('y'.repeat(60), { ...options, signal: abort.signal, onOverflow: never })),
         ).toMatchObject({ message: 'no more' });
         expect(failing.messages).toEqual(kept);
+        const hopeless: TurnOptions = { ...options, maxOutputTokens: 300, onOverflow: () => Promise.reject(thrown) };
+        expect(await rejection(failing.send('y'.repeat(60), hopeless))).toMatchObject({ code: 'ERR_CONTEXT_FULL' });
         const emptied = await failing.send('y'.repeat(60), { ...options, onOverflow: () => [] });
         expect(emptied.dropped?.length).toBeGreaterThan(0);
       },
@@ -713,5 +717,122 @@ describe('pictures', () => {
       },
       { contextSize: 6 * (tokensPerImage + 40) },
     );
+  });
+});
+
+describe('saved and restored', () => {
+  const options = { ...endless, maxOutputTokens: 9 } as const;
+  const file = (name: string) => join(folder, name);
+
+  /** Does the same with both, and compares. */
+  async function expectAlike(a: Conversation, b: Conversation): Promise<void> {
+    expect(b.tokens).toEqual(a.tokens);
+    for (const seed of [1, 2]) {
+      const results = [await a.send('More', { seed }), await b.send('More', { seed })];
+      expect(results[1]?.tokens).toEqual(results[0]?.tokens);
+      expect(b.tokens).toEqual(a.tokens);
+    }
+    await a.undo();
+    await b.undo();
+    expect((await b.fork().regenerate({ seed: 3 })).tokens).toEqual((await a.fork().regenerate({ seed: 3 })).tokens);
+    expect(b.tokens).toEqual(a.tokens);
+  }
+
+  test('by the same model and by another load of it', async () => {
+    await withBoth(tiny, async (gemma, fresh) => {
+      const chat = gemma.chat({ ...options, logitBias: { ...endless.logitBias, 7: 1.5 }, system: 'S\n"', topK: 7 });
+      await chat.send('One <bos>', { prefill: 'Tw' });
+      await chat.send('Two ümläut 你好', { stopSequences: ['e'] });
+      expect(await chat.save(file('a'))).toEqual({ bytes: expect.any(Number), positions: expect.any(Number) });
+      for (const model of [gemma, fresh]) {
+        const restored = await model.restoreChat(pathToFileURL(file('a')));
+        expect(restored.messages).toEqual(chat.messages);
+        await expectAlike(chat.fork(), restored);
+      }
+      const other = await gemma.restoreChat(file('a'), { topK: 1, onOverflow: 'shift' });
+      const { tokens } = await other.send('x');
+      const greedy = await fresh.generate(other.tokens.slice(0, -tokens.length), { ...options, temperature: 0, logitBias: { ...endless.logitBias, 7: 1.5 } });
+      expect(tokens).toEqual(greedy.tokens);
+      // Over the old one.
+      await other.save(file('a'));
+      expect((await gemma.restoreChat(file('a'))).messages).toEqual(other.messages);
+    });
+  });
+
+  test('without an answer, and empty', async () => {
+    await withBoth(tiny, async (gemma) => {
+      const empty = gemma.chat({ ...options, system: 'S' });
+      await empty.save(file('empty'));
+      const restored = await gemma.restoreChat(file('empty'));
+      expect(restored.messages).toEqual([{ role: 'system', content: 'S' }]);
+      await expectAlike(empty, restored);
+      await empty.append({ role: 'user', content: 'Unanswered' });
+      await empty.save(file('open'));
+      const open = await gemma.restoreChat(file('open'));
+      expect(open.messages).toEqual(empty.messages);
+      expect((await open.regenerate({ seed: 5 })).tokens).toEqual((await empty.regenerate({ seed: 5 })).tokens);
+    });
+  });
+
+  test('with pictures, whose files are gone', async () => {
+    await withBoth(seeing, async (gemma, fresh) => {
+      const mine = [file('1.png'), file('2.png')];
+      copyFileSync(picture('wide.png'), mine[0] as string);
+      copyFileSync(picture('odd.png'), mine[1] as string);
+      const chat = gemma.chat(options);
+      await chat.send('What?', { images: [mine[0] as string], panAndScan: true });
+      await chat.send('Why?');
+      await chat.append({ role: 'user', content: [{ type: 'image', image: mine[1] as string }] });
+      await chat.save(file('p'));
+      for (const path of mine) rmSync(path);
+      const restored = await fresh.restoreChat(file('p'));
+      const [shown] = restored.messages[0]?.content as { image: ImageEmbedding }[];
+      expect(shown?.image).toEqual(await gemma.embedImage(picture('wide.png'), { panAndScan: true }));
+      for (const one of [chat, restored]) await one.regenerate({ seed: 4 });
+      await expectAlike(chat, restored);
+      // The embedding is a picture like others.
+      const again = await fresh.generate([restored.messages[0] as Message], { ...options, seed: 2 });
+      const wanted = { images: [picture('wide.png')], panAndScan: true };
+      expect(again.tokens).toEqual((await fresh.generate('What?', { ...options, ...wanted, seed: 2 })).tokens);
+    });
+  });
+
+  test('what is no saved conversation', async () => {
+    const gemma = await Gemma.load(tiny);
+    const chat = gemma.chat(options);
+    await chat.send('One', { seed: 1 });
+    await chat.send('Two', { seed: 2 });
+    const saved = { images: [], tokensPerImage: 0, modelDim: 64 };
+    const tokens = Int32Array.from(chat.tokens);
+    const { turns, kept } = await savedState(gemma, chat);
+    const text = await chatText({ options, head: [], turns, kept });
+    const restored = await restoredChat('x', text, tokens, saved);
+    expect(restored).toEqual({ options, head: [], turns: chat.messages, kept });
+
+    const failures: [(text: string) => string, string][] = [
+      [() => '', 'CHAT_DAMAGED'],
+      [() => 'null', 'CHAT_DAMAGED'],
+      [() => '[]', 'CHAT_DAMAGED'],
+      [(whole) => whole.slice(0, -1), 'CHAT_DAMAGED'],
+      [(whole) => `${whole}\n{}`, 'CHAT_DAMAGED'],
+      [(whole) => whole.replace('"chat":1', '"chat":2'), 'CHAT_VERSION'],
+      [(whole) => whole.replace('"kept":2', '"kept":3'), 'CHAT_DAMAGED'],
+      [(whole) => whole.replace('"turns":4', '"turns":1e300'), 'CHAT_DAMAGED'],
+      [(whole) => whole.replace('"turns":4', '"turns":-1'), 'CHAT_DAMAGED'],
+      [(whole) => whole.replace(/"answerIds":\d+/, '"answerIds":1000000'), 'CHAT_DAMAGED'],
+      [(whole) => whole.replace(/"ids":\d+/, '"ids":0.5'), 'CHAT_DAMAGED'],
+      [(whole) => whole.replace('"end":2', '"end":3'), 'CHAT_DAMAGED'],
+      [(whole) => whole.replace('"end":4', '"end":2'), 'CHAT_DAMAGED'],
+      [(whole) => whole.replace('"firsts":[]', '"firsts":[5,4]'), 'CHAT_DAMAGED'],
+      [(whole) => whole.replace('"parts":[', '"parts":[{},'), 'CHAT_DAMAGED'],
+      [(whole) => whole.replace('"content":"One"', '"content":[{"type":"image","crops":[],"fields":{}}]'), 'CHAT_DAMAGED'],
+      [(whole) => whole.replace('"content":"One"', '"content":[5]'), 'CHAT_DAMAGED'],
+    ];
+    for (const [change, detail] of failures) {
+      const changed = change(text);
+      expect(changed).not.toBe(text);
+      expect(await rejection(restoredChat('x', changed, tokens, saved))).toMatchObject({ code: 'ERR_FILE', detail });
+    }
+    await gemma.dispose();
   });
 });
