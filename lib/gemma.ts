@@ -1,4 +1,4 @@
-import { freemem } from 'node:os';
+import { freemem, totalmem } from 'node:os';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
@@ -108,7 +108,12 @@ export interface CropsResult {
 
 const DEFAULT_CONTEXT_LADDER = [2048, 8192, 32768, 131072];
 
-const DEFAULT_PREFIX_CACHE = 512 << 20; // without a vision encoder the engine keeps nothing
+// Of this machine's memory, or of what the container may take, a sixteenth, and not more than long conversations gain by.
+function defaultPrefixCache(): number {
+  const limit = process.constrainedMemory(); // 0 or huge without one
+  const memory = limit > 0 ? Math.min(totalmem(), limit) : totalmem();
+  return Math.min(512 << 20, Math.floor(memory / 16));
+}
 
 function chatInfo({ template, reason }: Chat): { chat: ChatInfo; instructionTuned: boolean } {
   return { chat: { template, reason }, instructionTuned: template !== 'none' };
@@ -200,7 +205,7 @@ export class Gemma {
       const native = await loadNative(
         backend,
         {
-          prefixCacheBytes: DEFAULT_PREFIX_CACHE,
+          prefixCacheBytes: defaultPrefixCache(),
           path,
           ...(draft !== undefined && { draft }),
           ...visionSettings(vision),
@@ -235,7 +240,7 @@ export class Gemma {
     const vision = visionSettings(await findVisionFile(path, options.mmproj));
     const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
     const summary = await addon().inspect({
-      prefixCacheBytes: DEFAULT_PREFIX_CACHE,
+      prefixCacheBytes: defaultPrefixCache(),
       path,
       contexts: [contextSize],
       ...(draft !== undefined && { draft }),

@@ -100,6 +100,15 @@ export interface NativeEncodeParams {
   n: number;
 }
 
+export interface NativeStateParams {
+  path: string;
+  /** of a prompt with its answer */
+  tokens: Int32Array;
+  images?: NativeImage[];
+  /** the caller's own */
+  metadata: string;
+}
+
 type NativeEncodeEvent =
   | { kind: 'progress'; fraction: number }
   /** embeddings: [n, tokensPerImage, modelDim]; absent when there is an error */
@@ -109,7 +118,7 @@ type NativeEncodeEvent =
 export interface MemoryPlan {
   /** of the file's tensors; mapped, so shared between processes and given back under pressure (unless `mmap: false`) */
   weightsBytes: number;
-  /** key/value cache of one full sequence; with a vision encoder that of prompts with images besides (`prefixCacheBytes`) */
+  /** key/value cache of one full sequence, and what is kept for prompts that begin alike (`prefixCacheBytes`) */
   kvBytes: number;
   /** activations and logits of one batch, working memory of the operations */
   scratchBytes: number;
@@ -234,8 +243,12 @@ export interface EngineStats {
   waiting: number;
   /** streams whose readers have fallen behind: they take nobody's turn */
   paused: number;
-  /** beginnings of prompts that are kept */
+  /** beginnings of prompts that are kept, and the bytes that these take */
   prefixes: number;
+  prefixBytes: number;
+  /** of all calls that have begun: tokens of their prompts, and those of them that were not computed again */
+  promptTokens: number;
+  cachedPromptTokens: number;
 }
 
 /** Bytes of a pixel. */
@@ -292,16 +305,20 @@ export interface NativeModel {
   holdRows(embedding: Float32Array): HeldRows;
   encodeImages(params: NativeEncodeParams, onEvent: (event: NativeEncodeEvent) => void): number;
   /**
-   * Writes tokens, images and a text to a file, with the keys and values of the longest beginning of them that the prefix cache has
-   * (`positions`). The file is there whole or not at all.
+   * Writes tokens, images and metadata (at most 16 MiB) to a file, with the keys and values of the longest beginning of the tokens
+   * that the prefix cache holds: `positions` of them. The file takes its name when it is whole and on the disk.
+   *
+   * Rejects with `ERR_FILE`, `ERR_INVALID_ARGUMENT` (`BAD_TOKEN`, `BAD_IMAGE`, `STATE_METADATA`), `ERR_CONTEXT_FULL`, `ERR_DISPOSED`.
    */
-  saveState(params: {
-    path: string;
-    tokens: Int32Array;
-    images: NativeImage[];
-    metadata: string;
-  }): Promise<{ bytes: number; positions: number }>;
-  /** Reads such a file, of this model, and puts the keys and values into the prefix cache. */
+  saveState(params: NativeStateParams): Promise<{ bytes: number; positions: number }>;
+  /**
+   * Reads such a file and puts its keys and values into the prefix cache, from where prompts that begin with its tokens and images go
+   * on to the same bits. `positions` is 0 where they were computed with other arithmetic (another device or instruction set), or the
+   * cache has no room for them: the tokens are right then, and are computed again.
+   *
+   * Rejects with `ERR_FILE` (`NOT_A_STATE`, `STATE_VERSION`, `STATE_DAMAGED`), `ERR_UNSUPPORTED_MODEL` (`STATE_MODEL`,
+   * `STATE_KV_TYPE`), `ERR_CONTEXT_FULL`, `ERR_DISPOSED`.
+   */
   restoreState(
     path: string,
   ): Promise<{ tokens: Int32Array; images: SavedImage[]; metadata: string; positions: number }>;

@@ -101,8 +101,9 @@ export interface LoadOptions {
   /** Where embeddings of pictures are kept, so that no picture is encoded twice. False: nowhere. */
   imageCache?: ImageCacheOptions | false;
   /**
-   * Memory for the keys and values of prompts with images: a second question about the same pictures does not read them again.
-   * Taken as it is needed. Default: 512 MiB with a vision encoder, else 0.
+   * Memory for the keys and values of earlier prompts and answers: a prompt that begins like one of them is computed from where they
+   * part (`usage.cachedInputTokens`). Taken as it is needed; what was used longest ago goes first. Default: a sixteenth of the
+   * machine's memory, at most 512 MiB. 0: nothing is kept.
    */
   prefixCacheBytes?: number;
   /**

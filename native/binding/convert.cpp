@@ -449,6 +449,15 @@ EvaluateParams to_evaluate_params(const Napi::Object& params) {
   return result;
 }
 
+SaveParams to_save_params(const Napi::Object& params) {
+  SaveParams result;
+  read(params, "path", &result.path);
+  result.tokens = to_tokens(params.Get("tokens"));
+  result.images = to_prompt_images(params.Get("images"));
+  read(params, "metadata", &result.metadata);
+  return result;
+}
+
 EncodeParams to_encode_params(const Napi::Object& params) {
   EncodeParams result;
   result.n_images = to_int(params, "n");
@@ -587,6 +596,9 @@ Napi::Value to_js(Napi::Env env, const EngineStats& stats) {
   object["running"] = stats.running;
   object["waiting"] = stats.waiting;
   object["prefixes"] = stats.prefixes;
+  object["prefixBytes"] = number(env, stats.prefix_bytes);
+  object["promptTokens"] = number(env, stats.prompt_tokens);
+  object["cachedPromptTokens"] = number(env, stats.cached_prompt_tokens);
   object["paused"] = stats.paused;
   return object;
 }

@@ -54,6 +54,7 @@ Napi::Value hold_rows(Napi::Env env, const Napi::Value& value);
 // [{ first: number, embedding: Float32Array, or what hold_rows made of one }], or undefined
 std::vector<PromptImage> to_prompt_images(const Napi::Value& value);
 EvaluateParams to_evaluate_params(const Napi::Object& params);  // { tokens, images?, all, rows, top, next }
+SaveParams to_save_params(const Napi::Object& params);
 EncodeParams to_encode_params(const Napi::Object& params);      // { pixels: Uint8Array, n: number }
 
 // C++ to JavaScript.

@@ -113,6 +113,8 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::evaluate>>("evaluate"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::encode_images>>("encodeImages"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::hold_rows>>("holdRows"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::save_state>>("saveState"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::restore_state>>("restoreState"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::acknowledge>>("acknowledge"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::cancel>>("cancel"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::close>>("close"),
@@ -304,6 +306,39 @@ Napi::Value ModelBinding::encode_images(const Napi::CallbackInfo& info) {
 // holdRows(Float32Array) -> a copy for the images of one generate or evaluate of this addon.
 Napi::Value ModelBinding::hold_rows(const Napi::CallbackInfo& info) {
   return Environment::of(info.Env()).guarded(info.Env(), [&] { return binding::hold_rows(info.Env(), info[0]); });
+}
+
+// saveState({path, tokens: Int32Array, images?, metadata: string}) -> Promise<{bytes, positions}>. On a pool thread, which
+// waits for the engine to copy pages between its steps.
+Napi::Value ModelBinding::save_state(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&] {
+    const auto params = std::make_shared<SaveParams>(to_save_params(to_object(info[0], "params")));
+    return PoolTask<SavedState>::run(
+        env, [engine = engine(), params] { return engine->save_state(std::move(*params)); },
+        [](Napi::Env result_env, SavedState&& saved) -> Napi::Value {
+          Napi::Object object = Napi::Object::New(result_env);
+          object["bytes"] = static_cast<double>(saved.n_bytes);
+          object["positions"] = saved.n_positions;
+          return object;
+        });
+  });
+}
+
+// restoreState(path: string) -> Promise<{tokens: Int32Array, metadata: string, positions}>. Likewise.
+Napi::Value ModelBinding::restore_state(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&] {
+    return PoolTask<RestoredState>::run(
+        env, [engine = engine(), path = to_string(info[0], "path")] { return engine->restore_state(path); },
+        [](Napi::Env result_env, RestoredState&& restored) -> Napi::Value {
+          Napi::Object object = Napi::Object::New(result_env);
+          object["tokens"] = binding::to_js(result_env, std::span<const TokenId>(restored.tokens));
+          object["metadata"] = Napi::String::New(result_env, restored.metadata);
+          object["positions"] = restored.n_positions;
+          return object;
+        });
+  });
 }
 
 // acknowledge(id, n): the reader has taken n more events.

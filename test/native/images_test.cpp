@@ -456,7 +456,7 @@ TEST("what finished requests leave is bounded, shared by those who go on togethe
     for (const auto& g : all) g->ended.wait();
     for (const size_t i : {0u, 1u}) CHECK(all[i]->tokens == want.tokens && all[i]->finish.n_cached >= 100);
     const EngineStats stats = settled(*engine);
-    CHECK(stats.prefixes >= 1 && stats.prefixes <= 32);
+    CHECK(stats.prefixes >= 1 && stats.prefix_bytes <= 3 << 20);
     CHECK(stats.kv_pages_in_use * kPagePositions * 2 * 2 * 32 * 4 < 3 << 20);  // a page of the one global layer
   }
   engine->close();
@@ -528,9 +528,7 @@ TEST("what cannot be loaded is refused with a reason; what is loaded says so") {
   const EngineInfo without = Engine::load(o)->info();
   CHECK(with.vision && !without.vision && without.memory.vision_bytes == 0 && with.memory.vision_bytes > 0);
   CHECK(with.memory.total_bytes == without.memory.total_bytes + with.memory.vision_bytes);
-  // Requests with images are kept: without an encoder there are none.
   o.prefix_cache_bytes = 1 << 20;
-  CHECK(Engine::load(o)->info().memory.total_bytes == without.memory.total_bytes);
   o.vision = true;
   const MemoryPlan kept = Engine::load(o)->info().memory;
   CHECK(kept.kv_bytes == with.memory.kv_bytes + (1 << 20) && kept.total_bytes == with.memory.total_bytes + (1 << 20));
