@@ -17,13 +17,14 @@ import { joined, keptAnswer } from './kept-tokens.js';
 import { messageOf, type ContentPart, type Message, type Turn } from './messages.js';
 import { localPath } from './local-file.js';
 import type { ImageEmbedding } from './media.js';
-import type { NativeImage, PromptPart } from './native.js';
+import { MARKER_BOS, type NativeImage, type PromptPart } from './native.js';
 import { beginning, lastQuestion, withRoom, type Asked, type Asker, type State } from './overflow.js';
 import { checkReadable, checkWritable } from './permission.js';
 import { strip, stripEnd } from './python-text.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { GemmaStream } from './stream.js';
 import { rowsOf, chatText, restoredChat } from './saved-chat.js';
+import { encodeParts } from './token-text.js';
 import { inSlices, nextTurn, type Sliced } from './turns.js';
 import { reasonOf, show } from './values.js';
 
@@ -220,6 +221,7 @@ export class Conversation {
         ({ tokens, firsts } = layout);
         kept = kept.slice(0, layout.nKept);
       }
+      if (tokens.length === 0) tokens = await encodeParts(this.#asker.live(), [MARKER_BOS]); // there is a prompt in any case
       const images: NativeImage[] = [];
       for (const [i, rows] of rowsOf([...this.#head, ...turns]).entries()) {
         await nextTurn();

@@ -44,10 +44,10 @@ export interface NativeGenerateParams extends Omit<GenerateParams, 'stopTokens'>
   maxUnread: number;
 }
 
-/** Rows of an image as they were saved. */
+/** Rows of an image as they were saved; many are copied on another thread. */
 export interface SavedImage {
   first: number;
-  embedding: Float32Array;
+  embedding: Float32Array | Promise<Float32Array>;
 }
 
 /** A token with its score: natural logarithms, of the model's own distribution. */
