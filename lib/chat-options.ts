@@ -41,7 +41,10 @@ interface OverflowOption {
 export interface ChatOptions extends Omit<GenerateOptions, 'raw' | 'bos' | 'images' | 'onOverflow'>, OverflowOption {
   /** The system message. */
   system?: string;
-  /** Messages the conversation begins with, at most 20,000 with their parts. A system message may be the first, where `system` is not given. */
+  /**
+   * Messages the conversation begins with, at most 20,000 with their parts. A system message may be the first, where `system` is not
+   * given.
+   */
   history?: readonly Message[];
 }
 

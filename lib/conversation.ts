@@ -17,18 +17,22 @@ import { joined, keptAnswer } from './kept-tokens.js';
 import { messageOf, type ContentPart, type Message, type Turn } from './messages.js';
 import { localPath } from './local-file.js';
 import type { ImageEmbedding } from './media.js';
-import type { NativeImage, PromptPart } from './native.js';
+import { MARKER_BOS, type NativeImage, type PromptPart } from './native.js';
 import { beginning, lastQuestion, withRoom, type Asked, type Asker, type State } from './overflow.js';
 import { checkReadable, checkWritable } from './permission.js';
 import { strip, stripEnd } from './python-text.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { GemmaStream } from './stream.js';
 import { rowsOf, chatText, restoredChat } from './saved-chat.js';
+import { encodeParts } from './token-text.js';
 import { inSlices, nextTurn, type Sliced } from './turns.js';
 import { reasonOf, show } from './values.js';
 
 /** What is said in a turn: a text, parts, or messages, such as results of tools. */
 export type TurnInput = string | readonly ContentPart[] | Message | readonly Message[];
+
+/** What a turn asks when it is its turn. */
+type Ask = (state: State) => Promise<Asked>;
 
 const EMPTY: State = { turns: [], kept: [] };
 
@@ -86,7 +90,7 @@ export class Conversation {
   static begin(asker: Asker, options: ChatOptions): Conversation {
     const { system, history, defaults } = chatOptions(options);
     const turns = atOnce(asker.prompts.read(history, 'history'));
-    const nHead = turns.findIndex(({ role }) => role !== 'system');
+    const nHead = turns.findIndex(({ role }) => role !== 'system' && role !== 'developer');
     const head = turns.splice(0, nHead < 0 ? turns.length : nHead);
     if (system !== undefined) {
       if (head.length > 0) throw new TypeError('system: the history has a system message already');
@@ -110,7 +114,7 @@ export class Conversation {
     try {
       const head = await inSlices(asker.prompts.read(saved.head));
       const turns = await inSlices(asker.prompts.read(saved.turns));
-      for (const turn of turns) seeRestored(turn, tokensPerImage * modelDim);
+      for (const turn of [...head, ...turns]) seeRestored(turn, tokensPerImage * modelDim);
       const defaults = { ...restoreChatOptions(saved.options), ...given };
       return new Conversation(asker, head, defaults, { turns, kept: saved.kept });
     } catch (error) {
@@ -141,13 +145,13 @@ export class Conversation {
    */
   async send(input: TurnInput, options: TurnOptions = {}): Promise<GenerateResult> {
     const settings = turnOptions(this.#defaults, options);
-    return this.#run(settings, (state) => this.#ask(state, input, settings), new Cancellation());
+    return this.#run(settings, this.#asking(input, settings), new Cancellation());
   }
 
   /** As `send`, piece by piece: see `gemma.stream`. */
   stream(input: TurnInput, options: TurnOptions = {}): GemmaStream {
     const settings = turnOptions(this.#defaults, options);
-    return this.#stream(settings, (state) => this.#ask(state, input, settings));
+    return this.#stream(settings, () => this.#asking(input, settings));
   }
 
   /**
@@ -163,14 +167,15 @@ export class Conversation {
 
   /** As `regenerate`, piece by piece. */
   regenerateStream(options: Omit<TurnOptions, 'replace' | 'images'> = {}): GemmaStream {
-    return this.#stream(this.#again(options), (state) => this.#askAgain(state));
+    return this.#stream(this.#again(options), () => (state) => this.#askAgain(state));
   }
 
   /** Adds messages without asking the model: what was said elsewhere, or the part of an answer that a user has seen. */
   async append(messages: Message | readonly Message[]): Promise<void> {
     const asked = Array.isArray(messages) ? (messages as readonly Message[]) : [messages as Message];
+    const reading = this.#read(asked);
     await this.#inTurn(async () => {
-      const turns = await inSlices(this.#asker.prompts.read(asked));
+      const turns = await reading;
       this.#checkLive();
       this.#state = { ...this.#state, turns: [...this.#state.turns, ...turns] };
     });
@@ -216,8 +221,9 @@ export class Conversation {
         ({ tokens, firsts } = layout);
         kept = kept.slice(0, layout.nKept);
       }
+      if (tokens.length === 0) tokens = await encodeParts(this.#asker.live(), [MARKER_BOS]); // there is a prompt in any case
       const images: NativeImage[] = [];
-      for (const [i, rows] of rowsOf(turns).entries()) {
+      for (const [i, rows] of rowsOf([...this.#head, ...turns]).entries()) {
         await nextTurn();
         images.push({ first: firsts[i] ?? 0, embedding: this.#asker.live().holdRows(rows) });
       }
@@ -264,22 +270,17 @@ export class Conversation {
     }
   }
 
-  #stream(settings: TurnSettings, ask: (state: State) => Promise<Asked>): GemmaStream {
+  #stream(settings: TurnSettings, asking: () => Ask): GemmaStream {
     const cancellation = new Cancellation();
     return new GemmaStream(
-      (sink) => this.#run(settings, ask, cancellation, sink),
+      (sink) => this.#run(settings, asking(), cancellation, sink),
       cancellation,
       settings.stallTimeoutMs,
     );
   }
 
   // A turn. What it leaves becomes the conversation's in the same moment in which the promise is resolved.
-  #run(
-    settings: TurnSettings,
-    ask: (state: State) => Promise<Asked>,
-    cancellation: Cancellation,
-    sink?: Sink,
-  ): Promise<GenerateResult> {
+  #run(settings: TurnSettings, ask: Ask, cancellation: Cancellation, sink?: Sink): Promise<GenerateResult> {
     const { signal } = settings.options;
     return new Promise((resolve, reject) => {
       signal?.throwIfAborted();
@@ -306,6 +307,7 @@ export class Conversation {
           // Left before there was a result.
           const isLeft = cancellation.cancelled && error instanceof GemmaError && error.detail === 'CANCELLED';
           if (isLeft) resolve(emptyResult(settings.params.seed));
+          // eslint-disable-next-line @typescript-eslint/prefer-promise-reject-errors -- what was thrown
           else reject(error);
         })
         .finally(() => {
@@ -321,17 +323,26 @@ export class Conversation {
     return turnOptions(defaults, options);
   }
 
-  async #ask(state: State, input: TurnInput, { prompt, prefill, replace }: TurnSettings): Promise<Asked> {
-    const said = await inSlices(this.#asker.prompts.read(messagesOf(input, prompt.images)));
-    if (prefill !== undefined) said.push({ role: 'assistant', content: prefill, fields: {} });
-    const last = said.at(-1);
-    if (last?.role !== 'assistant')
-      return { base: replace ? beginning(lastQuestion(state.turns), state) : state, said };
-    if (typeof last.content !== 'string') {
-      throw new TypeError('content: expected a string as the beginning of the answer');
-    }
-    said.pop();
-    return { base: replace ? beginning(lastQuestion(state.turns), state) : state, said, begun: last.content };
+  // Messages are read when the call is made, however long it waits for its turn.
+  #read(messages: unknown): Promise<Turn[]> {
+    const reading = inSlices(this.#asker.prompts.read(messages));
+    reading.catch(() => {}); // an error is thrown where the turns are wanted
+    return reading;
+  }
+
+  #asking(input: TurnInput, { prompt, prefill, replace }: TurnSettings): Ask {
+    const reading = this.#read(messagesOf(input, prompt.images));
+    return async (state) => {
+      const said = await reading;
+      if (prefill !== undefined) said.push({ role: 'assistant', content: prefill, fields: {} });
+      const base = replace ? beginning(lastQuestion(state.turns), state) : state;
+      const last = said.at(-1);
+      if (last?.role !== 'assistant') return { base, said };
+      if (typeof last.content !== 'string') {
+        throw new TypeError('content: expected a string as the beginning of the answer');
+      }
+      return { base, said: said.slice(0, -1), begun: last.content };
+    };
   }
 
   async #askAgain(state: State): Promise<Asked> {

@@ -46,6 +46,7 @@ class Reader {
   }
 
   rest(): PromptPart[] {
+    this.#skipEmpty();
     const [first, ...others] = this.#parts.slice(this.#next);
     if (first === undefined) return [];
     return typeof first === 'string' ? [first.slice(this.#at), ...others] : [first, ...others];

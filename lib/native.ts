@@ -44,10 +44,10 @@ export interface NativeGenerateParams extends Omit<GenerateParams, 'stopTokens'>
   maxUnread: number;
 }
 
-/** Rows of an image as they were saved. */
+/** Rows of an image as they were saved; many are copied on another thread. */
 export interface SavedImage {
   first: number;
-  embedding: Float32Array;
+  embedding: Float32Array | Promise<Float32Array>;
 }
 
 /** A token with its score: natural logarithms, of the model's own distribution. */
@@ -334,7 +334,9 @@ export interface NativeModel {
    * Rejects with `ERR_FILE` (`NOT_A_STATE`, `STATE_VERSION`, `STATE_DAMAGED`), `ERR_UNSUPPORTED_MODEL` (`STATE_MODEL`,
    * `STATE_KV_TYPE`), `ERR_CONTEXT_FULL`, `ERR_DISPOSED`.
    */
-  restoreState(path: string): Promise<{ tokens: Int32Array; metadata: string; positions: number }>;
+  restoreState(
+    path: string,
+  ): Promise<{ tokens: Int32Array; images: SavedImage[]; metadata: string; positions: number }>;
   acknowledge(id: number, events: number): void;
   /** Stops a generate, evaluate, score or encodeImages of this model by its id. */
   cancel(id: number): void;

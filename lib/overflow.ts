@@ -185,6 +185,16 @@ export async function withRoom(
     else least = middle + 1;
   }
   const from = mayGo[least] ?? last;
+  const alone = await fitting.layOut({ turns: base.turns.slice(from), kept: [] });
+  const needed = alone.tokens.length + Math.max(1, params.maxOutputTokens);
+  if (needed > contextSize) {
+    throw new GemmaError(
+      'ERR_CONTEXT_FULL',
+      `the last question and its answer take ${needed} tokens without the turns before, and the context has room for ${contextSize}: ` +
+        'shorten it, lower maxOutputTokens or load with a larger contextSize',
+      'CONTEXT_OVERFLOW',
+    );
+  }
   const dropped = base.turns.slice(0, from);
   let summary: Turn[] = [];
   if (typeof onOverflow === 'function') {

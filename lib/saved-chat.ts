@@ -10,7 +10,7 @@ import { reasonOf, show } from './values.js';
 import { copyInto, Pace } from './turns.js';
 
 const VERSION = 1;
-const MAX_CHARACTERS = 32 << 20; // the text of the longest context is a fraction of it
+const MAX_CHARACTERS = 16 << 20; // kMaxStateMetadata; the text of the longest context is a fraction of it
 
 /** A conversation in the form that is saved. */
 export interface SavedChat {
@@ -67,7 +67,7 @@ export function rowsOf(turns: readonly Turn[]): Float32Array[] {
   );
 }
 
-/** @throws RangeError for messages of more than 32 Mi characters */
+/** @throws GemmaError `ERR_INVALID_ARGUMENT` (`STATE_METADATA`) for more than 16 MiB */
 export async function chatText({ options, head, turns, kept }: SavedChat): Promise<string> {
   const header = {
     chat: VERSION,
@@ -86,8 +86,10 @@ export async function chatText({ options, head, turns, kept }: SavedChat): Promi
     if (pace.due) await pace.turn();
   }
   if (characters > MAX_CHARACTERS) {
-    throw new RangeError(
-      `the conversation: expected at most ${MAX_CHARACTERS} characters to save, found ${characters}`,
+    throw new GemmaError(
+      'ERR_INVALID_ARGUMENT',
+      `the conversation: expected messages of at most ${MAX_CHARACTERS} characters to save, found ${characters}`,
+      'STATE_METADATA',
     );
   }
   return lines.join('\n');
@@ -157,13 +159,14 @@ class Pictures {
     });
     const squares = images.slice(this.#next, this.#next + 1 + cuts.length);
     this.#next += squares.length;
+    expectThat(squares.length === 1 + cuts.length, `${what}: expected ${1 + cuts.length} embeddings`);
     const size = tokensPerImage * modelDim;
-    expectThat(
-      squares.length === 1 + cuts.length && squares.every(({ embedding }) => embedding.length === size),
-      `${what}: expected ${1 + cuts.length} embeddings of ${size} values`,
-    );
     const data = new Float32Array(squares.length * size);
-    for (const [i, { embedding }] of squares.entries()) await copyInto(data, embedding, i * size);
+    for (const [i, { embedding }] of squares.entries()) {
+      const rows = await embedding;
+      expectThat(rows.length === size, `${what}: expected an embedding of ${size} values, found ${rows.length}`);
+      await copyInto(data, rows, i * size);
+    }
     return { data, shape: [squares.length * tokensPerImage, modelDim], crops: cuts };
   }
 
@@ -249,7 +252,6 @@ export async function restoredChat(
     return JSON.parse(line);
   };
   try {
-    expectThat(text.length <= 2 * MAX_CHARACTERS, 'it is too long');
     const header = object(await next(), 'the header');
     if (header.chat !== VERSION) {
       throw new GemmaError(

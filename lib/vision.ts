@@ -188,7 +188,8 @@ export class ImageEncoder {
     return runOperation(
       {
         start: (listener: Parameters<NativeModel['encodeImages']>[1]) => {
-          if (cancellation.cancelled) throw new GemmaError('ERR_DISPOSED', 'cancelled before its images were encoded');
+          if (cancellation.cancelled)
+            throw new GemmaError('ERR_DISPOSED', 'cancelled before its images were encoded', 'CANCELLED');
           model = this.#live();
           return model.encodeImages({ pixels, n }, listener);
         },

@@ -189,6 +189,7 @@ Napi::TypedArrayOf<T> make_array(Napi::Env env, size_t n, std::span<T>* elements
 }
 template Napi::TypedArrayOf<uint8_t> make_array(Napi::Env env, size_t n, std::span<uint8_t>* elements);
 template Napi::TypedArrayOf<int32_t> make_array(Napi::Env env, size_t n, std::span<int32_t>* elements);
+template Napi::TypedArrayOf<float> make_array(Napi::Env env, size_t n, std::span<float>* elements);
 
 Napi::Object to_object(const Napi::Value& value, const char* name) {
   if (!value.IsObject()) bad_type(value.Env(), name, "an object");

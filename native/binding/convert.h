@@ -59,7 +59,7 @@ SaveParams to_save_params(const Napi::Object& params);
 EncodeParams to_encode_params(const Napi::Object& params);      // { pixels: Uint8Array, n: number }
 
 // C++ to JavaScript.
-// A typed array of n zeros. *elements: where they are. Throws std::bad_alloc. T: uint8_t, int32_t.
+// A typed array of n zeros. *elements: where they are. Throws std::bad_alloc. T: uint8_t, int32_t, float.
 template <class T>
 Napi::TypedArrayOf<T> make_array(Napi::Env env, size_t n, std::span<T>* elements);
 Napi::Value to_js(Napi::Env env, std::span<const TokenId> tokens);  // Int32Array

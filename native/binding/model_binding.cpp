@@ -350,7 +350,8 @@ Napi::Value ModelBinding::save_state(const Napi::CallbackInfo& info) {
   });
 }
 
-// restoreState(path: string) -> Promise<{tokens: Int32Array, metadata: string, positions}>. Likewise.
+// restoreState(path: string) -> Promise<{tokens: Int32Array, images: {first, embedding: Float32Array or a promise of it}[],
+// metadata: string, positions}>. Likewise.
 Napi::Value ModelBinding::restore_state(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return Environment::of(env).guarded(env, [&] {
@@ -359,6 +360,14 @@ Napi::Value ModelBinding::restore_state(const Napi::CallbackInfo& info) {
         [](Napi::Env result_env, RestoredState&& restored) -> Napi::Value {
           Napi::Object object = Napi::Object::New(result_env);
           object["tokens"] = binding::to_js(result_env, std::span<const TokenId>(restored.tokens));
+          Napi::Array images = Napi::Array::New(result_env, restored.images.size());
+          for (uint32_t i = 0; i < restored.images.size(); ++i) {
+            Napi::Object image = Napi::Object::New(result_env);
+            image["first"] = restored.images[i].first;
+            image["embedding"] = to_typed_array<float>(result_env, std::move(restored.images[i].embedding));
+            images.Set(i, image);
+          }
+          object["images"] = images;
           object["metadata"] = Napi::String::New(result_env, restored.metadata);
           object["positions"] = restored.n_positions;
           return object;

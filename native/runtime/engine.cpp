@@ -520,7 +520,7 @@ RestoredState Engine::restore_state(const std::string& path) {
     return found;
   });
   scheduler_->copy(StateRequest::Way::kRestore, nullptr, &state);
-  return {std::move(state.tokens), std::move(state.metadata), state.n};
+  return {std::move(state.tokens), std::move(state.images), std::move(state.metadata), state.n};
 }
 
 void Engine::close() {
