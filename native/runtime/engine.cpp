@@ -472,6 +472,10 @@ EngineStats Engine::stats() const {
   return scheduler_->stats();
 }
 
+std::shared_ptr<const Grammar> Engine::compile_grammar(const GrammarSource& source, bool* cached) {
+  return loaded_->grammars->compile(source, cached);
+}
+
 std::shared_ptr<Request> Engine::generate(GenerateParams params, OnGenerateEvent on_event) {
   check_generate(params, *loaded_);
   return scheduler_->submit(
@@ -524,6 +528,7 @@ RestoredState Engine::restore_state(const std::string& path) {
 }
 
 void Engine::close() {
+  loaded_->grammars->close();
   scheduler_->close();
 }
 
