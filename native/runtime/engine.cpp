@@ -504,7 +504,9 @@ SavedState Engine::save_state(SaveParams params) {
   check_prompt(params.tokens, params.images, *loaded_);
   StateShape shape;
   scheduler_->copy(StateRequest::Way::kShape, &shape, nullptr);
-  State state{.tokens = std::move(params.tokens), .images = std::move(params.images)};
+  State state;
+  state.tokens = std::move(params.tokens);
+  state.images = std::move(params.images);
   state.metadata = std::move(params.metadata);
   scheduler_->copy(StateRequest::Way::kSave, nullptr, &state);
   FileWriter file(params.path);
@@ -518,8 +520,8 @@ RestoredState Engine::restore_state(const std::string& path) {
   StateShape shape;
   scheduler_->copy(StateRequest::Way::kShape, &shape, nullptr);
   State state = in_file(path, [&] {
-    State found = read_state(file->size(), shape,
-                             [&](uint64_t offset, std::span<std::byte> out) { file->read(offset, out); });
+    State found =
+        read_state(file->size(), shape, [&](uint64_t offset, std::span<std::byte> out) { file->read(offset, out); });
     check_prompt(found.tokens, found.images, *loaded_);
     return found;
   });
