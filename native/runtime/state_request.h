@@ -34,6 +34,7 @@ struct SavedState {
 
 struct RestoredState {
   std::vector<TokenId> tokens;  // as they were saved; anything in images
+  std::vector<PromptImage> images;
   std::string metadata;
   // Of the tokens, those that need not be computed again: 0 where other arithmetic computed them than would here, or the
   // prefix cache has no room for them.
