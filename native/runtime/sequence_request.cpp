@@ -53,19 +53,19 @@ int SequenceRequest::prompt_rows(int n_max, int n_room) const {
   return n;
 }
 
-SequenceInput SequenceRequest::next_input(int n_prompt_rows) {
+SequenceInput SequenceRequest::next_input(int n_rows) {
   n_taken_ = 0;
   wanted_.clear();
-  if (!restoring()) return make_input(n_prompt_rows);
+  if (!restoring()) return make_input(n_rows);
   const std::span<const TokenId> tokens =
-      std::span(tokens_).subspan(static_cast<size_t>(n_done_), static_cast<size_t>(n_prompt_rows));
+      std::span(tokens_).subspan(static_cast<size_t>(n_done_), static_cast<size_t>(n_rows));
   return {kv_.get(), n_done_, tokens, {}, image_rows_, in_prompt()};
 }
 
-SequenceInput SequenceRequest::make_input(int n_prompt_rows) {
+SequenceInput SequenceRequest::make_input(int n_rows) {
   const std::span<const TokenId> tokens =
-      std::span(tokens_).subspan(static_cast<size_t>(n_done_), static_cast<size_t>(n_prompt_rows));
-  want_prompt_rows(n_prompt_rows);
+      std::span(tokens_).subspan(static_cast<size_t>(n_done_), static_cast<size_t>(n_rows));
+  want_prompt_rows(n_rows);
   return {kv_.get(), n_done_, tokens, wanted_, image_rows_, true};
 }
 
@@ -76,6 +76,12 @@ void SequenceRequest::take_logits(int index, const Logits& logits) {
   } catch (...) {
     fail_with_current();
   }
+}
+
+int SequenceRequest::n_counted(const SequenceInput& input, bool /*done*/) {
+  // All positions before the first wanted row that does not count.
+  const size_t n_taken = static_cast<size_t>(n_taken_);
+  return n_taken == input.wanted.size() ? static_cast<int>(input.tokens.size()) : input.wanted[n_taken].index;
 }
 
 std::optional<FinishReason> SequenceRequest::commit(int n) {

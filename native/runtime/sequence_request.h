@@ -42,19 +42,24 @@ class SequenceRequest : public Request {
   virtual bool paused() const { return false; }
   // What drafting needs to guess this sequence's next tokens; nothing where none are to be guessed.
   virtual std::optional<DraftRequest> draft_request() { return std::nullopt; }
+  // Guesses of the next step.
+  virtual int n_guesses() const { return 0; }
 
   // Rows of the image that the prompt has come to, 0 for none.
   int image_rows_next() const;
   // How many rows of the prompt, or of an answer that was released, go into the next step: at most n_max; up to n_room
   // where an image would be cut otherwise. 0: not now.
   int prompt_rows(int n_max, int n_room) const;
-  // The rows of the next step: n_prompt_rows of the prompt, or of what was released; ignored while decoding.
-  SequenceInput next_input(int n_prompt_rows);
+  // The rows of the next step: n_rows of the prompt, or of what was released; while decoding at most n_rows besides the
+  // last token and its guesses.
+  SequenceInput next_input(int n_rows);
 
   // Logits of a wanted row of the step, in order. Errors are kept for the end of the step (failed()).
   void take_logits(int index, const Logits& logits);
   // Rows of logits that the running step has delivered and that count.
   int n_taken() const { return n_taken_; }
+  // How many of the step's positions count. done: the step was not given up.
+  virtual int n_counted(const SequenceInput& input, bool done);
   // The first n positions of the step count: they are in the cache. Others are taken back. Returns why the request is
   // over, if it is.
   std::optional<FinishReason> commit(int n);
@@ -69,7 +74,7 @@ class SequenceRequest : public Request {
   virtual void want_prompt_rows(int n) {
     if (ends_prompt(n)) wanted_.push_back({n - 1, {}});
   }
-  virtual SequenceInput make_input(int n_prompt_rows);
+  virtual SequenceInput make_input(int n_rows);
   // Adds to n_taken_ for a row that counts. May throw Error and bad_alloc.
   virtual void take(int index, const Logits& logits) = 0;
   // After the positions are known and before those that no window sees are given back; n positions are new.
