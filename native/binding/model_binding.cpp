@@ -329,9 +329,10 @@ Napi::Value ModelBinding::save_state(const Napi::CallbackInfo& info) {
 // metadata: string, positions}>. Likewise.
 Napi::Value ModelBinding::restore_state(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  return Environment::of(env).guarded(env, [&] {
+  return Environment::of(env).guarded(env, [&]() -> Napi::Value {
+    if (!info[0].IsString()) throw Napi::TypeError::New(env, "path: expected a string");
     return PoolTask<RestoredState>::run(
-        env, [engine = engine(), path = to_string(info[0], "path")] { return engine->restore_state(path); },
+        env, [engine = engine(), path = info[0].As<Napi::String>().Utf8Value()] { return engine->restore_state(path); },
         [](Napi::Env result_env, RestoredState&& restored) -> Napi::Value {
           Napi::Object object = Napi::Object::New(result_env);
           object["tokens"] = binding::to_js(result_env, std::span<const TokenId>(restored.tokens));

@@ -483,7 +483,9 @@ SavedState Engine::save_state(SaveParams params) {
   check_prompt(params.tokens, params.images, *loaded_);
   StateShape shape;
   scheduler_->copy(StateRequest::Way::kShape, &shape, nullptr);
-  State state{.tokens = std::move(params.tokens), .images = std::move(params.images)};
+  State state;
+  state.tokens = std::move(params.tokens);
+  state.images = std::move(params.images);
   state.metadata = std::move(params.metadata);
   scheduler_->copy(StateRequest::Way::kSave, nullptr, &state);
   FileWriter file(params.path);

@@ -1,5 +1,5 @@
 // Conversations against the path without a state: each turn is what a model without a cache makes of the same token ids.
-import { copyFileSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -19,7 +19,7 @@ import { copyMessages } from '../../lib/messages.js';
 import { MARKER_END_OF_TURN, type PromptPart } from '../../lib/native.js';
 import { chatText, restoredChat } from '../../lib/saved-chat.js';
 import { stored, writeModel, type Changes } from './gguf.js';
-import { atOnce, data, rejection, tiny, until } from './helpers.js';
+import { atOnce, data, rejection, tiny, until, withModel } from './helpers.js';
 
 const seeing = join(data, 'mm-a-f16.gguf');
 const picture = (name: string) => join(data, 'images', name);
@@ -753,7 +753,13 @@ describe('saved and restored', () => {
       const chat = gemma.chat({ ...options, logitBias: { ...endless.logitBias, 7: 1.5 }, system: 'S\n"', topK: 7 });
       await chat.send('One <bos>', { prefill: 'Tw' });
       await chat.send('Two ümläut 你好', { stopSequences: ['e'] });
-      expect(await chat.save(file('a'))).toEqual({ bytes: expect.any(Number), positions: expect.any(Number) });
+      const { bytes, positions } = await chat.save(file('a'));
+      expect([bytes, positions > 32]).toEqual([statSync(file('a')).size, true]);
+      await withModel(async (another) => {
+        const restored = await another.restoreChat(file('a'));
+        const { usage } = await restored.send('Next', { seed: 1 });
+        expect(usage.cachedInputTokens).toBe(positions);
+      });
       for (const model of [gemma, fresh]) {
         const restored = await model.restoreChat(pathToFileURL(file('a')));
         expect(restored.messages).toEqual(chat.messages);
@@ -823,7 +829,9 @@ describe('saved and restored', () => {
     const restored = await restoredChat('x', text, tokens, saved);
     expect(restored).toMatchObject({ options, head: [], turns: chat.messages });
     const turns = atOnce(copyMessages(chat.messages, false));
-    expect(await chatText({ ...restored, turns, head: [] })).toBe(text);
+    expect(
+      await chatText({ ...restored, options: { ...options, logitBias: endless.logitBias }, turns, head: [] }),
+    ).toBe(text);
 
     const failures: [(text: string) => string, string][] = [
       [() => '', 'CHAT_DAMAGED'],
