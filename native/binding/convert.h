@@ -55,7 +55,7 @@ Napi::Value hold_rows(Napi::Env env, const Napi::Value& value);
 std::vector<PromptImage> to_prompt_images(const Napi::Value& value);
 EvaluateParams to_evaluate_params(const Napi::Object& params);  // { tokens, images?, all, rows, top, next }
 SaveParams to_save_params(const Napi::Object& params);
-EncodeParams to_encode_params(const Napi::Object& params);      // { pixels: Uint8Array, n: number }
+EncodeParams to_encode_params(const Napi::Object& params);  // { pixels: Uint8Array, n: number }
 
 // C++ to JavaScript.
 // A typed array of n zeros. *elements: where they are. Throws std::bad_alloc. T: uint8_t, int32_t, float.

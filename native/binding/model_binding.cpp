@@ -329,7 +329,7 @@ Napi::Value ModelBinding::save_state(const Napi::CallbackInfo& info) {
 // metadata: string, positions}>. Likewise.
 Napi::Value ModelBinding::restore_state(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  return Environment::of(env).guarded(env, [&]() -> Napi::Value {
+  return Environment::of(env).guarded(env, [&] {
     if (!info[0].IsString()) throw Napi::TypeError::New(env, "path: expected a string");
     return PoolTask<RestoredState>::run(
         env, [engine = engine(), path = info[0].As<Napi::String>().Utf8Value()] { return engine->restore_state(path); },

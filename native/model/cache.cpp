@@ -77,8 +77,8 @@ KvPool::KvPool(std::span<const Stage> stages, const ModelConfig& config, const M
 // Pages come from the lowest slab that has one, so that the others become empty.
 std::byte* KvPool::take(size_t which, size_t stage) {
   Group& group = groups_[index(which, stage)];
-  auto slab =
-      std::find_if(group.slabs.begin(), group.slabs.end(), [](const auto& entry) { return !entry.second.free.empty(); });
+  auto slab = std::find_if(group.slabs.begin(), group.slabs.end(),
+                           [](const auto& entry) { return !entry.second.free.empty(); });
   if (slab == group.slabs.end()) {
     const size_t n = group.pages.pages_per_slab;
     Slab added;

@@ -499,8 +499,8 @@ RestoredState Engine::restore_state(const std::string& path) {
   StateShape shape;
   scheduler_->copy(StateRequest::Way::kShape, &shape, nullptr);
   State state = in_file(path, [&] {
-    State found = read_state(file->size(), shape,
-                             [&](uint64_t offset, std::span<std::byte> out) { file->read(offset, out); });
+    State found =
+        read_state(file->size(), shape, [&](uint64_t offset, std::span<std::byte> out) { file->read(offset, out); });
     check_prompt(found.tokens, found.images, *loaded_);
     return found;
   });

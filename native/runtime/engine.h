@@ -22,7 +22,7 @@ struct EngineStats {  // a snapshot, any thread
   uint64_t kv_pages_in_use = 0;
   uint64_t kv_bytes_resident = 0;  // allocated for cache pages
   int running = 0, waiting = 0;
-  int paused = 0;    // their readers do not read; they take no place from those that wait
+  int paused = 0;             // their readers do not read; they take no place from those that wait
   int prefixes = 0;           // kept for prompts that begin alike; their pages are in use
   uint64_t prefix_bytes = 0;  // that these take
   // Of all requests that have begun: tokens of their prompts, and those of them that were in the cache already.

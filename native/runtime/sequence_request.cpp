@@ -65,7 +65,7 @@ void SequenceRequest::find_branches() {
     if (tokens_[static_cast<size_t>(i)] == turn) branches_.push_back(i);
   }
   if (!image_rows_.empty()) add_branch(image_rows_.back().first_position + image_rows_.back().n);
-  add_branch(std::max(0, n_prompt_ - kQuestion));
+  if (n_prompt_ > kQuestion) add_branch(n_prompt_ - kQuestion);
 }
 
 void SequenceRequest::add_branch(int position) {

@@ -111,9 +111,9 @@ class SequenceRequest : public Request {
   void keep_branches(int begin) noexcept;
 
   bool has_begun_ = false;
-  std::vector<uint64_t> hashes_;            // of tokens_ (hash_blocks)
-  std::vector<int> branches_;               // ascending: positions of the prompt that others may part at
-  std::shared_ptr<const PrefixText> text_;  // the prompt, once something of it was kept
+  std::vector<uint64_t> hashes_;                  // of tokens_ (hash_blocks)
+  std::vector<int> branches_;                     // ascending: positions of the prompt that others may part at
+  std::shared_ptr<const PrefixText> text_;        // the prompt, once something of it was kept
   std::shared_ptr<const SequenceRequest> ahead_;  // waits until this one has computed ...
   int n_ahead_ = 0;                               // ... so many positions
 };

@@ -65,9 +65,9 @@ void check_header(const StateHeader& header, const StateShape& shape) {
   if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0)
     throw Error(ErrorCode::kFile, "NOT_A_STATE", "not a saved state: it begins with other bytes");
   if (header.version != kStateVersion) {
-    throw Error(ErrorCode::kFile, "STATE_VERSION",
-                "a saved state of version " + std::to_string(header.version) + ": expected " +
-                    std::to_string(kStateVersion));
+    throw Error(
+        ErrorCode::kFile, "STATE_VERSION",
+        "a saved state of version " + std::to_string(header.version) + ": expected " + std::to_string(kStateVersion));
   }
   if (header.checksum != checksum_of(header)) damaged("the header's checksum is another");
   if (header.model != shape.model) {

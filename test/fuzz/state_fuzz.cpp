@@ -39,9 +39,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (state.n < 0 || state.tokens.size() > 100 || state.pages.size() != shape.bytes_of_pages(state.n)) std::abort();
     // What was read is written as it was.
     std::vector<std::byte> again;
-    gemma::write_state(state, shape, [&](std::span<const std::byte> bytes) {
-      again.insert(again.end(), bytes.begin(), bytes.end());
-    });
+    gemma::write_state(
+        state, shape, [&](std::span<const std::byte> bytes) { again.insert(again.end(), bytes.begin(), bytes.end()); });
     if (state.same_arithmetic && again != file) std::abort();
   } catch (const gemma::Error&) {
   }

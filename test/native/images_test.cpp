@@ -387,11 +387,12 @@ TEST("what finished requests leave: the next prompt goes on from there, to the s
     };
     const std::vector<TokenId> first = with_text(60, 9);
     const std::vector<TokenId> answer = check(first, prompt.images, 0);
-    // Another question about the same images: from the end of the last one, 60 positions and a window of 10 back.
-    check(with_text(9, 10), prompt.images, n_prompt);
-    check(with_text(200, 11), prompt.images, n_prompt);
+    // Another question about the same images: from where they part, a token behind the last one, 59 positions and a
+    // window of 10 back.
+    check(with_text(9, 10), prompt.images, n_prompt + 1);
+    check(with_text(200, 11), prompt.images, n_prompt + 1);
     // The same question again: the last token is wanted, the window is there.
-    check(with_text(9, 10), prompt.images, n_prompt);
+    check(with_text(9, 10), prompt.images, n_prompt + 8);
     // The conversation goes on: all but the last token of the answer is there.
     std::vector<TokenId> longer = first;
     longer.insert(longer.end(), answer.begin(), answer.end());
@@ -404,8 +405,8 @@ TEST("what finished requests leave: the next prompt goes on from there, to the s
     LongPrompt other = prompt;
     other.images[2] = {other.images[2].first, prompt.images[0].embedding};
     check(with_text(9, 10), other.images, 0);
-    check(with_text(10, 12), other.images, n_prompt);
-    check(with_text(9, 10), prompt.images, n_prompt);
+    check(with_text(10, 12), other.images, n_prompt + 1);
+    check(with_text(9, 10), prompt.images, n_prompt + 8);
     // One bit of the last image
     LongPrompt near = prompt;
     near.images.back().embedding.back() = std::nextafter(near.images.back().embedding.back(), 9.0f);

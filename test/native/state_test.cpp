@@ -1,6 +1,4 @@
 // Saved states: the file, every byte of it changed, and engines that go on where another stopped.
-#include "runtime/state_file.h"
-
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -9,6 +7,7 @@
 #include "../fuzz/state_fuzz.cpp"
 #include "check.h"
 #include "engine_helpers.h"
+#include "runtime/state_file.h"
 
 namespace gemma {
 namespace {
@@ -37,9 +36,8 @@ void write_bytes(const std::string& path, std::span<const std::byte> bytes) {
 
 std::vector<std::byte> written(const State& state, const StateShape& shape) {
   std::vector<std::byte> file;
-  const uint64_t n = write_state(state, shape, [&](std::span<const std::byte> bytes) {
-    file.insert(file.end(), bytes.begin(), bytes.end());
-  });
+  const uint64_t n = write_state(
+      state, shape, [&](std::span<const std::byte> bytes) { file.insert(file.end(), bytes.begin(), bytes.end()); });
   CHECK(n == file.size());
   return file;
 }
