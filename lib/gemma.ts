@@ -23,6 +23,8 @@ import {
   type NativeModel,
   type NativeModelInfo,
   type NativeModelSummary,
+  type NativeScoreEvent,
+  type NativeScoreParams,
   type PromptPart,
   type TokenScore,
 } from './native.js';
@@ -31,6 +33,7 @@ import * as check from './options.js';
 import type { Asker } from './overflow.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
 import { emptyResult, type GenerateResult } from './result.js';
+import { candidateList, encodeCandidates, endToken, scoresOf, type CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
 import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
 import { show, text as checkText } from './values.js';
@@ -46,6 +49,7 @@ import type {
   LoadOptions,
   LogitsOptions,
   PerplexityOptions,
+  ScoreOptions,
   TokenizeOptions,
 } from './options.js';
 
@@ -434,6 +438,47 @@ export class Gemma {
   }
 
   /**
+   * How likely each candidate is to follow the input: as the beginning of the model's answer, or of what continues raw text. The input
+   * is read once for all of them. For classification, multiple choice and reranking; results come in the order of the candidates.
+   *
+   * Input and candidates are tokenised apart: a word that continues raw text brings its space (`' Paris'` after `'... is'`), one that
+   * begins an answer does not.
+   *
+   * @param candidates texts or token ids, 1 to 16384, together at most 262144 tokens
+   * @throws RangeError for a candidate without a token; otherwise as `generate`
+   */
+  async score(
+    input: Input,
+    candidates: readonly (string | readonly number[])[],
+    options: ScoreOptions = {},
+  ): Promise<CandidateScore[]> {
+    const { includeEnd, normalize, prompt: settings } = check.scoreOptions(options);
+    const { onProgress } = options;
+    const list = candidateList(candidates);
+    const isConversation = Array.isArray(input) && typeof input[0] !== 'number';
+    const ofTurn = isConversation || !(settings.raw ?? !this.info.instructionTuned);
+    return this.#call(options.signal, async (cancellation) => {
+      const { signal } = cancellation;
+      const model = this.#live();
+      const end = includeEnd ? endToken(model, ofTurn) : undefined;
+      const encoded = await encodeCandidates(model, list, this.info, end, signal);
+      const longest = encoded.lengths.reduce((most, n) => Math.max(most, n), 0);
+      const { tokens, images } = await this.#promptFor(input, settings, longest, {}, cancellation);
+      const logprobs = new Float64Array(encoded.tokens.length);
+      const likeliest = new Uint8Array(encoded.tokens.length);
+      let n = 0;
+      const { tokens: candidateTokens, lengths } = encoded;
+      await this.#score({ tokens, images, candidates: candidateTokens, lengths }, cancellation, (event) => {
+        logprobs.set(event.logprobs, n);
+        likeliest.set(event.likeliest, n);
+        n += event.logprobs.length;
+        onProgress?.(n / candidateTokens.length);
+      });
+      return scoresOf(encoded, logprobs, likeliest, normalize, signal);
+    });
+  }
+
+  /**
    * How well the model predicts a text (or token ids, without `<bos>`): cut into chunks of `contextSize` tokens, each beginning
    * with `<bos>`, every following token counted.
    *
@@ -618,6 +663,25 @@ export class Gemma {
       );
     }
     return id;
+  }
+
+  #score(
+    params: NativeScoreParams,
+    cancellation: Cancellation,
+    onScores: (event: Extract<NativeScoreEvent, { kind: 'scores' }>) => void,
+  ): Promise<void> {
+    return runOperation(
+      {
+        start: (listener: (event: NativeScoreEvent) => void) => this.#live().score(params, listener),
+        stop: (id) => this.#model.cancel(id),
+        onEvent: (event) => {
+          if (event.kind === 'finish') return outcomeOf(event.error);
+          if (!cancellation.cancelled) onScores(event);
+          return undefined;
+        },
+      },
+      cancellation,
+    );
   }
 
   #evaluate(

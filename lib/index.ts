@@ -14,6 +14,7 @@ export type { ChatOptions, Overflow, RestoreChatOptions, SummarizeOverflow, Turn
 export { GemmaStream } from './stream.js';
 export type { StreamPart, TextStreamPart } from './parts.js';
 export type { FinishReason, GenerateResult, Timings, TokenLogprobs, Usage } from './result.js';
+export type { CandidateScore } from './score.js';
 export type { ChatInfo } from './chat.js';
 export type { ContentPart, ImagePart, Message, TextPart, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
@@ -35,5 +36,6 @@ export type {
   PerplexityOptions,
   PromptOptions,
   PromptProgress,
+  ScoreOptions,
   TokenizeOptions,
 } from './options.js';

@@ -35,11 +35,31 @@ export interface HeldRows {
   readonly held: unique symbol;
 }
 
+/** What answers are bound to. */
+export interface NativeGrammarSource {
+  /** any JSON value; a JSON Schema; a regular expression; EBNF; structural tags, as XGrammar 0.2 reads them */
+  kind: 'json' | 'jsonSchema' | 'regex' | 'ebnf' | 'structuralTag';
+  /** `''` for `'json'` */
+  text: string;
+  /** of `'ebnf'`: the rule to begin with; default: `root` */
+  root?: string;
+}
+
+/** A grammar compiled for one model's vocabulary. Any number of calls of that model may have it, at the same time too. */
+export interface NativeGrammar {
+  /** of memory, without what all grammars of a model share */
+  readonly bytes: number;
+  /** 0 when it was in the cache */
+  readonly compileMs: number;
+}
+
 /** The options as the table in options.ts makes them, and what they are applied to. */
 export interface NativeGenerateParams extends Omit<GenerateParams, 'stopTokens'> {
   stopTokens: Int32Array;
   tokens: Int32Array;
   images?: NativeImage[];
+  /** of this model */
+  grammar?: NativeGrammar;
   /** 0: never wait for acknowledge() */
   maxUnread: number;
 }
@@ -74,6 +94,8 @@ export type NativeGenerateEvent =
       queueMs: number;
       prefillMs: number;
       decodeMs: number;
+      /** with a grammar: whether the answer is a whole text of it */
+      grammarComplete?: boolean;
       error?: unknown;
     };
 
@@ -92,6 +114,20 @@ export interface NativeEvaluateParams {
 
 export type NativeEvaluateEvent =
   | { kind: 'position'; position: number; row?: Float32Array; top?: TokenScore[]; nextLogprob?: number }
+  | { kind: 'finish'; error?: unknown };
+
+export interface NativeScoreParams {
+  tokens: Int32Array;
+  images?: NativeImage[];
+  /** tokens of all candidates, one after the other */
+  candidates: Int32Array;
+  /** tokens of each */
+  lengths: Int32Array;
+}
+
+export type NativeScoreEvent =
+  /** of the tokens of whole candidates from `first` on; likeliest: 1 where no other token was likelier */
+  | { kind: 'scores'; first: number; logprobs: Float64Array; likeliest: Uint8Array }
   | { kind: 'finish'; error?: unknown };
 
 export interface NativeEncodeParams {
@@ -299,8 +335,16 @@ export interface NativeModel {
   encode(parts: readonly (PromptPart | Uint8Array)[], special: boolean, stop: Int32Array): Promise<Int32Array>;
   /** UTF-8; the rest as of `encode` */
   decode(tokens: Int32Array, special: boolean, stop: Int32Array): Promise<Uint8Array>;
+  /**
+   * Compiles off the JavaScript thread. Grammars are kept by their source.
+   *
+   * @throws GemmaError `ERR_INVALID_ARGUMENT`, with `BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR` or `BAD_STRUCTURAL_TAG` for a source that
+   *   is not one or that no text satisfies, `GRAMMAR_TOO_LARGE` for one that takes too much time or memory; `ERR_DISPOSED`
+   */
+  compileGrammar(source: NativeGrammarSource): Promise<NativeGrammar>;
   generate(params: NativeGenerateParams, onEvent: (event: NativeGenerateEvent) => void): number;
   evaluate(params: NativeEvaluateParams, onEvent: (event: NativeEvaluateEvent) => void): number;
+  score(params: NativeScoreParams, onEvent: (event: NativeScoreEvent) => void): number;
   /** Copies rows for the images of one call: one at a time, where a call would copy all of them at once. */
   holdRows(embedding: Float32Array): HeldRows;
   encodeImages(params: NativeEncodeParams, onEvent: (event: NativeEncodeEvent) => void): number;
@@ -323,7 +367,7 @@ export interface NativeModel {
     path: string,
   ): Promise<{ tokens: Int32Array; images: SavedImage[]; metadata: string; positions: number }>;
   acknowledge(id: number, events: number): void;
-  /** Stops a generate, evaluate or encodeImages of this model by its id. */
+  /** Stops a generate, evaluate, score or encodeImages of this model by its id. */
   cancel(id: number): void;
   close(): Promise<void>;
 }

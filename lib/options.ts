@@ -249,6 +249,22 @@ export interface LogitsOptions extends PromptOptions {
   signal?: AbortSignal;
 }
 
+export interface ScoreOptions extends PromptOptions {
+  /**
+   * Put the token that ends an answer behind each candidate: `<end_of_turn>` in a conversation, `<eos>` behind raw text. `'yes'` is then
+   * the whole answer, no longer the beginning of all that begin so. Default false.
+   */
+  includeEnd?: boolean;
+  /**
+   * What `probability` and `rank` go by: the whole log-probability (`'none'`, default), or its mean for each of the candidate's
+   * `'tokens'` or `'bytes'` of UTF-8, so that long candidates are not at a disadvantage.
+   */
+  normalize?: 'none' | 'tokens' | 'bytes';
+  /** Called with the fraction of the candidates that is done, 0 to 1. */
+  onProgress?: (fraction: number) => void;
+  signal?: AbortSignal;
+}
+
 export interface PerplexityOptions {
   /** Tokens of one chunk, `<bos>` included, 2 or more. Default 512, at most the model's context. */
   contextSize?: number;
@@ -445,6 +461,14 @@ const LOGITS = {
   signal: signals,
 } as const satisfies TableOf<LogitsOptions>;
 
+const SCORE = {
+  ...PROMPT,
+  includeEnd: or(booleans, false),
+  normalize: or(choices('none', 'tokens', 'bytes'), 'none'),
+  onProgress: callbacks,
+  signal: signals,
+} as const satisfies TableOf<ScoreOptions>;
+
 // Options are checked before a call begins, so arrays have limits: what grows with them holds up the event loop.
 const MAX_CONTEXTS = 256;
 const MAX_STOP_SEQUENCES = 256;
@@ -589,6 +613,15 @@ export function logitsOptions(options: LogitsOptions): {
 } {
   const { all, top, data } = checked(LOGITS, options);
   return { all, top, rows: data || !!options.onRow, prompt: promptSettings(options) };
+}
+
+export function scoreOptions(options: ScoreOptions): {
+  includeEnd: boolean;
+  normalize: 'none' | 'tokens' | 'bytes';
+  prompt: PromptSettings;
+} {
+  const { includeEnd, normalize } = checked(SCORE, options);
+  return { includeEnd, normalize, prompt: promptSettings(options) };
 }
 
 /** @param contextSize the model's */

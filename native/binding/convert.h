@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,6 +35,7 @@ uint64_t to_id(const Napi::Value& value);                   // of an operation
 std::vector<int> to_contexts(const Napi::Object& options);  // { contexts: number[] }
 LoadOptions to_load_options(const Napi::Object& options);
 GenerateParams to_generate_params(const Napi::Object& params);
+GrammarSource to_grammar_source(const Napi::Object& source);  // { kind, text, root? }
 KvType to_kv_type(const std::string& name);                     // throws Error{kInvalidArgument}
 DraftMode to_draft_mode(const std::string& name);               // throws Error{kInvalidArgument}
 std::vector<TokenId> to_tokens(const Napi::Value& value);       // Int32Array
@@ -54,6 +56,7 @@ Napi::Value hold_rows(Napi::Env env, const Napi::Value& value);
 // [{ first: number, embedding: Float32Array, or what hold_rows made of one }], or undefined
 std::vector<PromptImage> to_prompt_images(const Napi::Value& value);
 EvaluateParams to_evaluate_params(const Napi::Object& params);  // { tokens, images?, all, rows, top, next }
+ScoreParams to_score_params(const Napi::Object& params);        // { tokens, images?, candidates, lengths }
 SaveParams to_save_params(const Napi::Object& params);
 EncodeParams to_encode_params(const Napi::Object& params);  // { pixels: Uint8Array, n: number }
 
@@ -72,10 +75,13 @@ Napi::Value to_js(Napi::Env env, const EngineInfo& info);
 Napi::Value to_js(Napi::Env env, const EngineStats& stats);
 Napi::Value to_js(Napi::Env env, const std::vector<DeviceInfo>& devices);
 Napi::Value to_js(Napi::Env env, const TokenLogprob& entry);
+// { bytes, compileMs }, which to_generate_params knows again.
+Napi::Value to_js(Napi::Env env, std::shared_ptr<const Grammar> grammar, bool cached);
 Napi::Value to_js(Napi::Env env, const std::vector<TokenLogprob>& entries);
 Napi::Object to_js(Napi::Env env,
                    const PositionScores& scores);  // { kind: 'position', position, row?, top?, nextLogprob? }
-Napi::Value to_js(Napi::Env env, std::span<const float> values);  // Float32Array
+Napi::Value to_js(Napi::Env env, std::span<const float> values);   // Float32Array
+Napi::Value to_js(Napi::Env env, std::span<const double> values);  // Float64Array
 // Everything but the error of a kError event, whose class belongs to the environment.
 Napi::Object to_js(Napi::Env env, const GenerateEvent& event);
 

@@ -109,8 +109,10 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::find_token>>("findToken"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::encode>>("encode"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::decode>>("decode"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::compile_grammar>>("compileGrammar"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::generate>>("generate"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::evaluate>>("evaluate"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::score>>("score"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::encode_images>>("encodeImages"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::hold_rows>>("holdRows"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::save_state>>("saveState"),
@@ -224,6 +226,27 @@ Napi::Value ModelBinding::decode(const Napi::CallbackInfo& info) {
   });
 }
 
+// compileGrammar({ kind, text, root? }) -> Promise<{ bytes, compileMs }>, for generate().
+Napi::Value ModelBinding::compile_grammar(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&] {
+    struct Compiled {
+      std::shared_ptr<const Grammar> grammar;
+      bool cached = false;
+    };
+    return PoolTask<Compiled>::run(
+        env,
+        [engine = engine(), source = to_grammar_source(to_object(info[0], "source"))] {
+          Compiled result;
+          result.grammar = engine->compile_grammar(source, &result.cached);
+          return result;
+        },
+        [](Napi::Env result_env, Compiled&& result) {
+          return binding::to_js(result_env, std::move(result.grammar), result.cached);
+        });
+  });
+}
+
 // Of a request method (params, onEvent) -> id: begin(engine, params, mailbox, id) makes the request. What it throws, it
 // throws to JavaScript, and nothing is under way then.
 Napi::Value ModelBinding::start(const Napi::CallbackInfo& info, const auto& begin) {
@@ -278,6 +301,30 @@ Napi::Value ModelBinding::evaluate(const Napi::CallbackInfo& info) {
   });
 }
 
+// score({tokens, images?, candidates, lengths}, onEvent) -> id. Events: {kind: 'scores', first, logprobs: Float64Array,
+// likeliest: Uint8Array} for candidates in order, as they are done, then {kind: 'finish', error?}.
+Napi::Value ModelBinding::score(const Napi::CallbackInfo& info) {
+  return start(info, [](Engine& engine, const Napi::Object& params, const auto& mailbox, uint64_t id) {
+    using Last = std::shared_ptr<const Error>;
+    auto reporter = std::make_shared<Reporter<Last>>(
+        mailbox, id, [](Napi::Env env, const Last& error) { return make_event(env, "finish", error); });
+    return engine.score(
+        to_score_params(params),
+        [reporter](const CandidateScores& scores) {
+          reporter->emit(
+              [first = scores.first, logprobs = std::vector<double>(scores.logprobs.begin(), scores.logprobs.end()),
+               likeliest = std::vector<uint8_t>(scores.likeliest.begin(), scores.likeliest.end())](Napi::Env env) {
+                Napi::Object event = make_event(env, "scores");
+                event["first"] = static_cast<double>(first);
+                event["logprobs"] = binding::to_js(env, std::span<const double>(logprobs));
+                event["likeliest"] = binding::to_js(env, std::span<const uint8_t>(likeliest));
+                return event;
+              });
+        },
+        [reporter](Last error) { reporter->finish(std::move(error)); });
+  });
+}
+
 // encodeImages({pixels, n}, onEvent) -> id. Events: {kind: 'progress', fraction}, then {kind: 'finish', embeddings?:
 // Float32Array [n * tokensPerImage * modelDim], error?}.
 Napi::Value ModelBinding::encode_images(const Napi::CallbackInfo& info) {
@@ -303,7 +350,7 @@ Napi::Value ModelBinding::encode_images(const Napi::CallbackInfo& info) {
   });
 }
 
-// holdRows(Float32Array) -> a copy for the images of one generate or evaluate of this addon.
+// holdRows(Float32Array) -> a copy for the images of one generate, evaluate or score of this addon.
 Napi::Value ModelBinding::hold_rows(const Napi::CallbackInfo& info) {
   return Environment::of(info.Env()).guarded(info.Env(), [&] { return binding::hold_rows(info.Env(), info[0]); });
 }

@@ -23,8 +23,10 @@ class ModelBinding : public Napi::ObjectWrap<ModelBinding> {
   Napi::Value find_token(const Napi::CallbackInfo& info);
   Napi::Value encode(const Napi::CallbackInfo& info);
   Napi::Value decode(const Napi::CallbackInfo& info);
+  Napi::Value compile_grammar(const Napi::CallbackInfo& info);
   Napi::Value generate(const Napi::CallbackInfo& info);
   Napi::Value evaluate(const Napi::CallbackInfo& info);
+  Napi::Value score(const Napi::CallbackInfo& info);
   Napi::Value encode_images(const Napi::CallbackInfo& info);
   Napi::Value hold_rows(const Napi::CallbackInfo& info);
   Napi::Value save_state(const Napi::CallbackInfo& info);

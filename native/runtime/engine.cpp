@@ -300,7 +300,7 @@ class Engine::Scheduler {
     guess_ahead(std::max(0, std::min(budget / 2, budget - n_image)));
     n_decoding_ = 0;
     for (Sequence& request : step_) {
-      if (!add_input(request, 0)) continue;
+      if (!add_inputs(request, 0)) continue;
       budget -= static_cast<int>(step_inputs_.back().tokens.size()) - 1;
       std::swap(step_[n_decoding_++], request);
     }
@@ -309,10 +309,10 @@ class Engine::Scheduler {
     if (!step_.empty()) budget = std::min(budget, kPrefillBesideDecode);
     for (const bool in_prompt : {false, true}) {  // a step's rows of prompts come last
       for (const Sequence& request : running_) {
-        if (request->decoding() || request->in_prompt() != in_prompt || rests(request) || budget == 0) continue;
+        if (request->decoding() || request->reads_prompt() != in_prompt || rests(request) || budget == 0) continue;
         const int n = request->prompt_rows(budget, room);
-        if (n == 0 || !add_input(request, n)) continue;
-        step_.push_back(request);
+        if (n == 0 || !add_inputs(request, n)) continue;
+        step_.resize(step_inputs_.size(), request);
         room -= n;
         budget = std::max(0, budget - n);
       }
@@ -325,8 +325,11 @@ class Engine::Scheduler {
   }
 
   // The request's rows of the next step; false where it cannot have them.
-  bool add_input(const Sequence& request, int n_prompt_rows) {
-    return attempt(*request, [&] { step_inputs_.push_back(request->next_input(n_prompt_rows)); });
+  bool add_inputs(const Sequence& request, int n_prompt_rows) {
+    const size_t n_before = step_inputs_.size();
+    const bool added = attempt(*request, [&] { request->add_inputs(n_prompt_rows, &step_inputs_); });
+    if (!added) step_inputs_.resize(n_before);
+    return added;
   }
 
   // Guesses for the requests that decode in the coming step, at most n_max_rows of them. Beside, the draft model reads
@@ -384,7 +387,10 @@ class Engine::Scheduler {
       for (const SequenceInput& input : step_inputs_) n_rows += static_cast<int>(input.wanted.size());
       loaded_.drafter->add_step(n_rows, std::chrono::duration<double, std::milli>(Clock::now() - start).count());
     }
-    for (size_t i = 0; i < step_.size(); ++i) end_step(step_[i], step_inputs_[i], done);
+    for (size_t i = 0, end = 0; i < step_.size(); i = end) {
+      while (end < step_.size() && step_[end] == step_[i]) ++end;
+      end_step(step_[i], std::span(step_inputs_).subspan(i, end - i), done);
+    }
     step_.clear();  // an idle engine holds no callbacks
   }
 
@@ -396,13 +402,18 @@ class Engine::Scheduler {
 
   // Rows that were delivered count, also of a step that was given up or failed afterwards: random numbers were drawn
   // for them, and their positions are in the cache.
-  void end_step(const Sequence& request, const SequenceInput& input, bool done) {
+  void end_step(const Sequence& request, std::span<const SequenceInput> inputs, bool done) {
     std::optional<FinishReason> reason;
     if (request->n_taken() > 0 || (done && !request->failed())) {
       // All positions before the first wanted row that does not count.
-      const size_t n_taken = static_cast<size_t>(request->n_taken());
-      const bool all = n_taken == input.wanted.size();
-      const int n = all ? static_cast<int>(input.tokens.size()) : input.wanted[n_taken].index;
+      size_t n_taken = static_cast<size_t>(request->n_taken());
+      int n = 0;
+      for (const SequenceInput& input : inputs) {
+        const bool all = n_taken >= input.wanted.size();
+        n += all ? static_cast<int>(input.tokens.size()) : input.wanted[n_taken].index;
+        if (!all) break;
+        n_taken -= input.wanted.size();
+      }
       attempt(*request, [&] { reason = request->commit(n); });
     }
     if (!reason && request->failed()) reason = FinishReason::kError;
@@ -424,7 +435,7 @@ class Engine::Scheduler {
   std::ptrdiff_t n_places_ = 0;  // of running_, those that go through the layers
   bool encoder_in_use_ = false;  // holds activations
   EngineStats stats_;            // guarded by signal_->mutex
-  std::vector<Sequence> step_;
+  std::vector<Sequence> step_;   // whose step_inputs_ are
   std::vector<SequenceInput> step_inputs_;
   size_t n_decoding_ = 0;  // of step_, the first
   std::vector<DraftRequest> draft_requests_;
@@ -461,6 +472,10 @@ EngineStats Engine::stats() const {
   return scheduler_->stats();
 }
 
+std::shared_ptr<const Grammar> Engine::compile_grammar(const GrammarSource& source, bool* cached) {
+  return loaded_->grammars->compile(source, cached);
+}
+
 std::shared_ptr<Request> Engine::generate(GenerateParams params, OnGenerateEvent on_event) {
   check_generate(params, *loaded_);
   return scheduler_->submit(
@@ -471,6 +486,12 @@ std::shared_ptr<Request> Engine::logits(LogitsParams params, OnLogits on_row, On
   check_prompt(params.tokens, params.images, *loaded_);
   return scheduler_->submit(
       make_logits_request(scheduler_->signal(), *loaded_, std::move(params), std::move(on_row), std::move(on_done)));
+}
+
+std::shared_ptr<Request> Engine::score(ScoreParams params, OnScores on_scores, OnDone on_done) {
+  check_score(params, *loaded_);
+  return scheduler_->submit(
+      make_score_request(scheduler_->signal(), *loaded_, std::move(params), std::move(on_scores), std::move(on_done)));
 }
 
 std::shared_ptr<Request> Engine::encode_images(EncodeParams params, OnProgress on_progress, OnEmbeddings on_done) {
@@ -509,6 +530,7 @@ RestoredState Engine::restore_state(const std::string& path) {
 }
 
 void Engine::close() {
+  loaded_->grammars->close();
   scheduler_->close();
 }
 

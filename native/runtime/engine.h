@@ -12,6 +12,7 @@
 #include "runtime/load_options.h"
 #include "runtime/logits_request.h"
 #include "runtime/request.h"
+#include "runtime/score_request.h"
 #include "runtime/state_request.h"
 #include "tokenizer/tokenizer.h"
 
@@ -43,6 +44,9 @@ class Engine {
   const EngineInfo& info() const;
   EngineStats stats() const;
 
+  // As GrammarCompiler::compile(). Blocking, any thread.
+  std::shared_ptr<const Grammar> compile_grammar(const GrammarSource& source, bool* cached);
+
   // Checks the parameters (throws Error{kInvalidArgument, kContextFull, kDisposed}; kInvalidArgument, BAD_IMAGE for
   // images that overlap, leave the prompt, are not finite or too large for a step), queues the request and returns.
   std::shared_ptr<Request> generate(GenerateParams params, OnGenerateEvent on_event);
@@ -51,6 +55,10 @@ class Engine {
   // cancel()). Positions are computed in chunks, so a long text does not hold n x vocab floats. Throws Error as
   // generate() does.
   std::shared_ptr<Request> logits(LogitsParams params, OnLogits on_row, OnDone on_done);
+
+  // Log-probabilities of candidates after a prompt, in order (OnScores); on_done as of logits(). The prompt is read once.
+  // Throws Error as generate() does, and kInvalidArgument with EMPTY or CANDIDATE_LIMIT for candidates without tokens or too many.
+  std::shared_ptr<Request> score(ScoreParams params, OnScores on_scores, OnDone on_done);
 
   // Embeddings of pictures, between the steps of other requests, one call after the other. on_done: once, embeddings or
   // error (kDisposed/CANCELLED after cancel()). Throws Error: kUnsupportedInput, NO_VISION without an encoder;

@@ -113,6 +113,7 @@ int SequenceRequest::image_rows_next() const {
 }
 
 int SequenceRequest::prompt_rows(int n_max, int n_room) const {
+  if (branching_) return std::min(n_max, branch_rows());
   if (!in_prompt()) return std::min(n_max, n_restored_ - n_done_);
   int n = std::min({n_max, n_prompt_ - n_done_, max_prompt_rows()});
   // Steps end where pages do: a page that is full is kept for others without a copy.
@@ -127,13 +128,12 @@ int SequenceRequest::prompt_rows(int n_max, int n_room) const {
   return n;
 }
 
-SequenceInput SequenceRequest::next_input(int n_prompt_rows) {
-  n_taken_ = 0;
-  wanted_.clear();
-  if (!restoring()) return make_input(n_prompt_rows);
+void SequenceRequest::add_inputs(int n_prompt_rows, std::vector<SequenceInput>* inputs) {
+  begin_step();
+  if (!restoring()) return inputs->push_back(make_input(n_prompt_rows));
   const std::span<const TokenId> tokens =
       std::span(tokens_).subspan(static_cast<size_t>(n_done_), static_cast<size_t>(n_prompt_rows));
-  return {kv_.get(), n_done_, tokens, {}, image_rows_, in_prompt()};
+  inputs->push_back({kv_.get(), n_done_, tokens, {}, image_rows_, in_prompt()});
 }
 
 SequenceInput SequenceRequest::make_input(int n_prompt_rows) {
@@ -153,6 +153,7 @@ void SequenceRequest::take_logits(int index, const Logits& logits) {
 }
 
 std::optional<FinishReason> SequenceRequest::commit(int n) {
+  if (branching_) return commit_branches(n);
   const bool was_prompt = !decoding();
   const bool was_restoring = restoring();
   n_done_ += n;

@@ -35,9 +35,11 @@ class SequenceRequest : public Request {
   int n_cached() const { return n_cached_; }  // positions of the prompt that another request has left
 
   // The prompt and all that was sampled, but for the last token, are in the cache.
-  bool decoding() const { return n_done_ >= std::max(n_prompt_, n_restored_); }
+  bool decoding() const { return !branching_ && n_done_ >= std::max(n_prompt_, n_restored_); }
   // The next rows are the prompt's.
   bool in_prompt() const { return n_done_ < n_prompt_; }
+  // The next rows have a prompt's role: its own, or those of branches behind it.
+  bool reads_prompt() const { return in_prompt() || branching_; }
   // Whether it takes part in the scheduler's steps.
   bool has_place() const { return has_place_; }
   void set_place(bool has_place) { has_place_ = has_place; }
@@ -55,8 +57,10 @@ class SequenceRequest : public Request {
   // How many rows of the prompt, or of an answer that was released, go into the next step: at most n_max; up to n_room
   // where an image would be cut otherwise. 0: not now.
   int prompt_rows(int n_max, int n_room) const;
-  // The rows of the next step: n_prompt_rows of the prompt, or of what was released; ignored while decoding.
-  SequenceInput next_input(int n_prompt_rows);
+  // Appends the rows of the next step: n_prompt_rows of the prompt, or of what was released; ignored while decoding. They
+  // are one sequence's, or those of several branches of it, one after the other. What it throws leaves no use for what
+  // was appended.
+  virtual void add_inputs(int n_prompt_rows, std::vector<SequenceInput>* inputs);
 
   // Logits of a wanted row of the step, in order. Errors are kept for the end of the step (failed()).
   void take_logits(int index, const Logits& logits);
@@ -77,11 +81,18 @@ class SequenceRequest : public Request {
     if (ends_prompt(n)) wanted_.push_back({n - 1, {}});
   }
   virtual SequenceInput make_input(int n_prompt_rows);
+  // Of branches: how many rows the next step may have; what commit() does.
+  virtual int branch_rows() const { return 0; }
+  virtual std::optional<FinishReason> commit_branches(int /*n*/) { return std::nullopt; }
   // Adds to n_taken_ for a row that counts. May throw Error and bad_alloc.
   virtual void take(int index, const Logits& logits) = 0;
   // Ends commit().
   virtual std::optional<FinishReason> report(bool was_prompt) = 0;
 
+  void begin_step() {
+    n_taken_ = 0;
+    wanted_.clear();
+  }
   // Leaves all that others may go on from, and gives the pages back. Ends finish().
   void leave_prefix(FinishReason reason) noexcept;
 
@@ -91,6 +102,7 @@ class SequenceRequest : public Request {
   LoadedModel& loaded_;
   std::vector<TokenId> tokens_;  // prompt and output
   int n_prompt_ = 0;
+  bool branching_ = false;  // the prompt is in the cache, and several sequences go on from it
   bool has_place_ = false;
   int n_done_ = 0;                 // positions in the cache
   int n_cached_ = 0;               // of these, those that another request has left

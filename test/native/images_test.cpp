@@ -178,6 +178,22 @@ TEST("logits do not depend on how a prompt with images is cut, on threads or on 
   }
 }
 
+TEST("candidates after images: the log-probabilities of logits, the second time from what the first has left") {
+  LongPrompt prompt(23);
+  const std::vector<TokenId> text = some_tokens(5, 8);
+  prompt.tokens.insert(prompt.tokens.end(), text.begin(), text.end());
+  const std::vector<std::vector<TokenId>> candidates = {some_tokens(3, 2), {9}, some_tokens(37, 2), some_tokens(3, 2)};
+  LoadOptions o = with_vision();
+  const std::vector<double> want = scores_by_logits(*Engine::load(o), prompt.tokens, candidates, prompt.images);
+  o.prefix_cache_bytes = 64 << 20;
+  const std::shared_ptr<Engine> engine = Engine::load(o);
+  for (const uint64_t n_most : {100, 4}) {
+    const uint64_t n_before = engine->stats().steps;
+    CHECK(scores_of(*engine, prompt.tokens, candidates, prompt.images) == want);
+    CHECK(engine->stats().steps - n_before <= n_most && engine->stats().prefixes == 1);
+  }
+}
+
 TEST("sampled tokens after images do not depend on cuts, company or guesses") {
   const LongPrompt prompt(17);
   LoadOptions o = with_vision();
