@@ -224,6 +224,23 @@ describe('lines of a pipe', () => {
     expect(JSON.parse(cleared.stdout)).toMatchObject({ messages: [] });
   });
 
+  test('a conversation goes on in another process', async () => {
+    const file = join(folder, 'my talk');
+    const saved = await chat(['one', `/save ${file}`, 'two'], ['--json', '--system', 'Be brief.']);
+    expect(saved).toMatchObject({ code: 0, stderr: 'saved\n' });
+    const { messages } = JSON.parse(saved.stdout) as { messages: Message[] };
+    for (const [lines, args] of [
+      [['two'], ['--load', file]],
+      [['three', `/load ${file}`, 'two'], []],
+    ] as const) {
+      const exit = await chat([...lines], ['--json', ...args]);
+      expect(exit.code).toBe(0);
+      expect(JSON.parse(exit.stdout)).toMatchObject({ messages });
+    }
+    expect((await chat(['x'], ['--load', file, '--system', 'y'])).code).toBe(2);
+    expect((await chat(['x'], ['--load', join(folder, 'b.jpeg')])).stderr).toContain('ERR_FILE');
+  });
+
   test('the first failure ends a script', async () => {
     for (const [line, code, text] of [
       ['/dance', 2, '/dance: no such command'],
