@@ -308,6 +308,16 @@ describe('what does not become part of a conversation', () => {
         for await (const { text } of chat.stream('Two')) if (text !== '') break;
       });
       await expectUnchanged(chat, async () => {
+        // The engine is done, the reader is not.
+        const reader = chat.stream('Two', { maxOutputTokens: 5 })[Symbol.asyncIterator]();
+        await reader.next();
+        await until(() => gemma.stats().running === 0);
+        await reader.return();
+        const stalled = chat.stream('Two', { maxOutputTokens: 5, stallTimeoutMs: 1 });
+        await stalled[Symbol.asyncIterator]().next();
+        await chat.append([]);
+      });
+      await expectUnchanged(chat, async () => {
         const onProgress = () => {
           throw new Error('a callback');
         };
