@@ -130,6 +130,13 @@ struct Grammar::Impl {
   std::vector<uint32_t> permitted;  // text, end tokens and the tokens that it names
 };
 
+TokenId TokenMask::first() const {
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] != 0) return static_cast<TokenId>(i * 32) + std::countr_zero(words[i]);
+  }
+  return -1;
+}
+
 Grammar::Grammar() = default;
 Grammar::~Grammar() = default;
 
@@ -232,9 +239,7 @@ std::shared_ptr<const Grammar> GrammarCompiler::compile_new(const GrammarSource&
   const Clock::time_point start = Clock::now();
   std::shared_ptr<Grammar> grammar(new Grammar);
   try {
-    XGrammarLimits limits(
-        kMaxCompileBytes,
-        start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kMaxCompileSeconds)), closed_);
+    XGrammarLimits limits(kMaxCompileBytes, kMaxCompileSeconds, closed_);
     // Grammars are kept here, by what is asked for. One thread: errors of others would end the process.
     xgrammar::GrammarCompiler compiler(*vocabulary_->info, 1, false);
     std::optional<xgrammar::CompiledGrammar> compiled;

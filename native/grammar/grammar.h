@@ -37,6 +37,8 @@ struct TokenMask {
     const size_t word = static_cast<size_t>(token) / 32;
     return token >= 0 && word < words.size() && (words[word] >> (token % 32) & 1u) != 0;
   }
+  // The lowest that is allowed, -1: none.
+  TokenId first() const;
 };
 
 struct GrammarVocabulary;
@@ -124,7 +126,7 @@ class GrammarCompiler {
 // Limits of a source, and of its compilation. Fractions of them are what large schemas that people use need.
 inline constexpr size_t kMaxGrammarBytes = 1 << 20;
 inline constexpr int kMaxGrammarDepth = 200;  // of brackets
-inline constexpr double kMaxCompileSeconds = 0.8;
+inline constexpr double kMaxCompileSeconds = 0.8;  // of a processor
 inline constexpr size_t kMaxCompileBytes = size_t{512} << 20;
 inline constexpr size_t kMaxKeptGrammarBytes = size_t{64} << 20;
 
