@@ -234,7 +234,8 @@ std::shared_ptr<const Grammar> GrammarCompiler::compile_new(const GrammarSource&
   try {
     XGrammarLimits limits(
         kMaxCompileBytes,
-        start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kMaxCompileSeconds)), closed_);
+        start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kMaxCompileSeconds)),
+        closed_);
     // Grammars are kept here, by what is asked for. One thread: errors of others would end the process.
     xgrammar::GrammarCompiler compiler(*vocabulary_->info, 1, false);
     std::optional<xgrammar::CompiledGrammar> compiled;

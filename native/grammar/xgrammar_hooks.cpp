@@ -3,8 +3,9 @@
 #include <new>
 
 #define XGRAMMAR_LOG_CUSTOMIZE 1
-#include "base/error.h"
 #include <cpp/support/logging.h>
+
+#include "base/error.h"
 
 namespace gemma {
 namespace {

@@ -196,7 +196,7 @@ class GenerateRequest final : public SequenceRequest {
   Sampler sampler_;
   std::unique_ptr<Matcher> matcher_;  // behind the tokens that were sampled; null: the answer is free
   std::vector<TokenMask> masks_;      // of the step's wanted rows
-  bool prompt_accepted_ = false;  // by the sampler
+  bool prompt_accepted_ = false;      // by the sampler
   TextStream text_;
   int max_output_ = 0;
   int n_output_ = 0;
