@@ -213,8 +213,8 @@ export class Conversation {
       const { turns } = this.#state;
       let { kept } = this.#state;
       let { tokens, firsts } = joined(kept);
-      if (turns.length > (kept.at(-1)?.end ?? 0)) {
-        // Messages without an answer: as the prompt that they would be.
+      if (turns.slice(kept.at(-1)?.end ?? 0).some(({ content }) => typeof content === 'object')) {
+        // Pictures in messages without an answer have their places in the prompt that these would be.
         const { prompt } = turnOptions(this.#defaults, {});
         const layout = await prompts.layOutTurns([...this.#head, ...turns], prompt, { kept });
         await prompts.see(layout, new Cancellation(), () => {});
