@@ -33,9 +33,6 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kMaxFloat = std::numeric_limits<float>::max();
 
-// So many tokens are computed one by one: a screen costs as much as 50,000 of them.
-constexpr size_t kFewAllowed = 2048;
-
 bool has_nan_or_infinity(std::span<const float> logits) {
   unsigned bad = 0;  // no early exit: the compiler vectorises this
   for (const float x : logits) bad |= static_cast<unsigned>(!(x <= kMaxFloat));
@@ -205,7 +202,8 @@ TopRows Sampler::wanted(std::span<const TokenId> next, const TokenMask& mask, st
   TopRows top = wanted(next);
   if (params_.n_logprobs > 0) return top;
   always->clear();
-  if (mask.n_allowed <= kFewAllowed) {
+  if (mask.n_allowed <= TokenMask::kMostCounted) {
+    // One by one: a screen of all costs as much as 50,000 of them.
     for (size_t i = 0; i < mask.words.size(); ++i) {
       for (uint32_t word = mask.words[i]; word != 0; word &= word - 1)
         always->push_back(static_cast<TokenId>(i * 32) + std::countr_zero(word));

@@ -53,9 +53,9 @@ std::vector<TokenId> listed(const TokenMask& mask) {
 enum class Text { kNone, kBeginning, kWhole };  // kBeginning: of a text that goes on
 
 // Follows random allowed tokens; at each place the allowed ones must be those after which look(text) is not kNone, and
-// end tokens where the text so far is whole.
+// end tokens where the text so far is whole. max_blanks: at the end of the text, after which none is allowed.
 void check_walk(const std::shared_ptr<const Grammar>& grammar, const std::function<Text(const std::string&)>& look,
-                std::mt19937& rng, int n_steps) {
+                std::mt19937& rng, int n_steps, size_t max_blanks = 1000000) {
   Matcher matcher(grammar);
   TokenMask mask;
   std::string text;
@@ -63,10 +63,12 @@ void check_walk(const std::shared_ptr<const Grammar>& grammar, const std::functi
     matcher.allowed(&mask);
     const bool whole = look(text) == Text::kWhole;
     CHECK(matcher.complete() == whole);
+    const bool no_blank = text.size() - (text.find_last_not_of(" \n\r\t") + 1) >= max_blanks;
     for (TokenId token = 0; token < tokenizer().n_vocab(); ++token) {
       bool want = tokenizer().is_end(token) && whole;
       if (!tokenizer().is_end(token) && !tokenizer().is_control(token))
         want = look(text + std::string(tokenizer().token_bytes(token))) != Text::kNone;
+      if (want && no_blank && std::string(" \n\r\t").find(tokenizer().token_bytes(token)[0]) != std::string::npos) want = false;
       if (mask.allows(token) == want) continue;
       std::string bytes;
       for (const char c : text + std::string(tokenizer().token_bytes(token, true)))
@@ -278,7 +280,7 @@ TEST("allowed tokens are those that lead on: JSON") {
   GrammarCompiler compiler(tokenizer());
   std::mt19937 rng(6);
   const std::shared_ptr<const Grammar> grammar = compile(compiler, GrammarKind::kJson, "");
-  for (int run = 0; run < 20; ++run) check_walk(grammar, json, rng, 60);
+  for (int run = 0; run < 20; ++run) check_walk(grammar, json, rng, 60, 40);
 }
 
 TEST("control tokens are allowed where they are named, and only there") {
