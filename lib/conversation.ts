@@ -203,7 +203,7 @@ export class Conversation {
    * when all is written.
    *
    * @param file path or `file:` URL
-   * @throws GemmaError `ERR_FILE`; `ERR_DISPOSED`
+   * @throws GemmaError `ERR_FILE`, `ERR_CONTEXT_FULL` (more tokens than the context has room for), `ERR_DISPOSED`
    */
   async save(file: string | URL): Promise<{ bytes: number; positions: number }> {
     const path = localPath(file, 'file', { allowLocal: true }, 'ERR_FILE');
