@@ -203,7 +203,7 @@ export class Conversation {
    * when all is written.
    *
    * @param file path or `file:` URL
-   * @throws GemmaError `ERR_FILE`; `ERR_DISPOSED`
+   * @throws GemmaError `ERR_FILE`, `ERR_CONTEXT_FULL` (more tokens than the context has room for), `ERR_DISPOSED`
    */
   async save(file: string | URL): Promise<{ bytes: number; positions: number }> {
     const path = localPath(file, 'file', { allowLocal: true }, 'ERR_FILE');
@@ -213,8 +213,8 @@ export class Conversation {
       const { turns } = this.#state;
       let { kept } = this.#state;
       let { tokens, firsts } = joined(kept);
-      if (turns.length > (kept.at(-1)?.end ?? 0)) {
-        // Messages without an answer: as the prompt that they would be.
+      if (turns.slice(kept.at(-1)?.end ?? 0).some(({ content }) => typeof content === 'object')) {
+        // Pictures in messages without an answer have their places in the prompt that these would be.
         const { prompt } = turnOptions(this.#defaults, {});
         const layout = await prompts.layOutTurns([...this.#head, ...turns], prompt, { kept });
         await prompts.see(layout, new Cancellation(), () => {});
