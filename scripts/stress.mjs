@@ -71,11 +71,17 @@ function questions() {
     ask(story, { raw: true, seed: 29, maxOutputTokens: 60 }),
     { kind: 'logits', input: 'The sun is', options: { all: true } },
     { kind: 'logits', input: see('Describe the picture.', PICTURES[0]), options: { top: 5, data: false } },
+    { kind: 'score', input: see('Describe the picture.', PICTURES[1]), candidates: ['A red', 'Two', 'a'], options: {} },
+    { kind: 'score', input: story, candidates: story.split('. ').slice(0, 40), options: { normalize: 'bytes' } },
     { kind: 'embedImage', input: PICTURES[1], options: {} },
     { kind: 'embedImage', input: [PICTURES[3], PICTURES[0]], options: { panAndScan: true, pooling: 'mean' } },
     { kind: 'tokenize', input: story, options: {} },
     { kind: 'countTokens', input: see(story, PICTURES[2]), options: {} },
   ];
+}
+
+function answerTo(gemma, { kind, input, candidates, options }) {
+  return kind === 'score' ? gemma.score(input, candidates, options) : gemma[kind](input, options);
 }
 
 // Durations and what the caches gave differ from run to run; everything else may not.
@@ -115,7 +121,7 @@ function memory() {
 
 // Each takes a question and ends in one way; what is returned is compared with the answer alone, undefined is not.
 const behaviours = {
-  read: ({ gemma, question: { kind, input, options } }) => gemma[kind](input, options),
+  read: ({ gemma, question }) => answerTo(gemma, question),
   slowly: async ({ gemma, question: { input, options }, random }) => {
     const stream = gemma.stream(input, options);
     let text = '';
@@ -149,12 +155,12 @@ const behaviours = {
   forget: async ({ gemma, question: { input, options } }) => {
     await gemma.stream(input, options)[Symbol.asyncIterator]().next();
   },
-  abort: async ({ gemma, question: { kind, input, options }, random }) => {
+  abort: async ({ gemma, question, random }) => {
     const controller = new AbortController();
     const reason = new Error('mine');
     setTimeout(() => controller.abort(reason), random() ** 2 * 200);
     try {
-      return await gemma[kind](input, { ...options, signal: controller.signal });
+      return await answerTo(gemma, { ...question, options: { ...question.options, signal: controller.signal } });
     } catch (error) {
       if (error !== reason) throw error;
       return undefined;
@@ -167,7 +173,7 @@ async function mixed({ Gemma, operations, random }) {
   const gemma = await Gemma.load('demo', { contextSize: 4096 });
   const asked = questions();
   const alone = [];
-  for (const { kind, input, options } of asked) alone.push(comparable(kind, await gemma[kind](input, options)));
+  for (const question of asked) alone.push(comparable(question.kind, await answerTo(gemma, question)));
 
   const counts = {};
   const rss = [];
@@ -180,7 +186,7 @@ async function mixed({ Gemma, operations, random }) {
         (name) => question.kind === 'generate' || !OF_STREAMS.includes(name),
       );
       const name = names[Math.floor(random() * names.length)];
-      if (name === 'abort' && !['generate', 'logits', 'embedImage'].includes(question.kind)) continue;
+      if (name === 'abort' && !['generate', 'logits', 'score', 'embedImage'].includes(question.kind)) continue;
       const what = `${question.kind} ${at}, ${name}`;
       const answer = await settles(what, behaviours[name]({ gemma, question, random }));
       if (answer !== undefined) expectEqual(what, comparable(question.kind, answer), alone[at]);
