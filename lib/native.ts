@@ -35,11 +35,31 @@ export interface HeldRows {
   readonly held: unique symbol;
 }
 
+/** What answers are bound to. */
+export interface NativeGrammarSource {
+  /** any JSON value; a JSON Schema; a regular expression; EBNF; structural tags, as XGrammar 0.2 reads them */
+  kind: 'json' | 'jsonSchema' | 'regex' | 'ebnf' | 'structuralTag';
+  /** `''` for `'json'` */
+  text: string;
+  /** of `'ebnf'`: the rule to begin with; default: `root` */
+  root?: string;
+}
+
+/** A grammar compiled for one model's vocabulary. Any number of calls of that model may have it, at the same time too. */
+export interface NativeGrammar {
+  /** of memory, without what all grammars of a model share */
+  readonly bytes: number;
+  /** 0 when it was in the cache */
+  readonly compileMs: number;
+}
+
 /** The options as the table in options.ts makes them, and what they are applied to. */
 export interface NativeGenerateParams extends Omit<GenerateParams, 'stopTokens'> {
   stopTokens: Int32Array;
   tokens: Int32Array;
   images?: NativeImage[];
+  /** of this model */
+  grammar?: NativeGrammar;
   /** 0: never wait for acknowledge() */
   maxUnread: number;
 }
@@ -68,6 +88,8 @@ export type NativeGenerateEvent =
       queueMs: number;
       prefillMs: number;
       decodeMs: number;
+      /** with a grammar: whether the answer is a whole text of it */
+      grammarComplete?: boolean;
       error?: unknown;
     };
 
@@ -280,6 +302,13 @@ export interface NativeModel {
   encode(parts: readonly (PromptPart | Uint8Array)[], special: boolean, stop: Int32Array): Promise<Int32Array>;
   /** UTF-8; the rest as of `encode` */
   decode(tokens: Int32Array, special: boolean, stop: Int32Array): Promise<Uint8Array>;
+  /**
+   * Compiles off the JavaScript thread. Grammars are kept by their source.
+   *
+   * @throws GemmaError `ERR_INVALID_ARGUMENT`, with `BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR` or `BAD_STRUCTURAL_TAG` for a source that
+   *   is not one or that no text satisfies, `GRAMMAR_TOO_LARGE` for one that takes too much time or memory; `ERR_DISPOSED`
+   */
+  compileGrammar(source: NativeGrammarSource): Promise<NativeGrammar>;
   generate(params: NativeGenerateParams, onEvent: (event: NativeGenerateEvent) => void): number;
   evaluate(params: NativeEvaluateParams, onEvent: (event: NativeEvaluateEvent) => void): number;
   /** Copies rows for the images of one call: one at a time, where a call would copy all of them at once. */
