@@ -2,6 +2,7 @@
 // complemented. Strings are matched by Brzozowski's derivatives (J. ACM 11, 1964; with the equivalences of Owens, Reppy and Turon, JFP
 // 19, 2009) instead of by JavaScript's RegExp: the time is linear in the text and no pattern backtracks. The same sets are written out
 // for XGrammar, which knows neither lookaheads nor searches and writes no JSON escapes.
+import type { Sliced } from './turns.js';
 import { plain } from './values.js';
 
 /** A pattern that is none, or uses what is not supported, or takes too much work. */
@@ -57,11 +58,14 @@ function intersection(a: Ranges, b: Ranges): Ranges {
 }
 
 function contains(ranges: Ranges, character: number): boolean {
-  for (let i = 0; i < ranges.length; i += 2) {
-    if (character < (ranges[i] as number)) return false;
-    if (character <= (ranges[i + 1] as number)) return true;
+  let low = 0;
+  let high = ranges.length / 2;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((ranges[2 * middle + 1] as number) < character) low = middle + 1;
+    else high = middle;
   }
-  return false;
+  return 2 * low < ranges.length && (ranges[2 * low] as number) <= character;
 }
 
 const properties = new Map<string, Ranges>();
@@ -354,6 +358,8 @@ export class Patterns {
   /** every string */
   readonly all: Language;
   #known = new Map<string, Language>();
+  /** those of one after another, by their numbers */
+  #sequences = new Map<number, Language>();
   #ids = 0;
   #made = 0;
   readonly #automata = new Map<Language, Automaton>();
@@ -373,12 +379,21 @@ export class Patterns {
     max = 0,
   ): Language {
     const key = `${kind} ${parts.map(({ id }) => id).join(' ')} ${ranges.join(' ')} ${min} ${max}`;
-    const known = this.#known.get(key);
-    if (known) return known;
+    let known = this.#known.get(key);
+    if (!known) this.#known.set(key, (known = this.#new(kind, nullable, parts, ranges, min, max)));
+    return known;
+  }
+
+  #new(
+    kind: Language['kind'],
+    nullable: boolean,
+    parts: readonly Language[],
+    ranges: Ranges = [],
+    min = 0,
+    max = 0,
+  ): Language {
     if (++this.#made > MAX_NODES) throw new PatternError('it takes too much work');
-    const made = { id: this.#ids++, kind, nullable, parts, ranges, min, max };
-    this.#known.set(key, made);
-    return made;
+    return { id: this.#ids++, kind, nullable, parts, ranges, min, max };
   }
 
   chars(ranges: Ranges): Language {
@@ -398,7 +413,10 @@ export class Patterns {
       const [head, tail] = first.parts as [Language, Language];
       return this.then(head, this.then(tail, second));
     }
-    return this.#make('then', first.nullable && second.nullable, [first, second]);
+    const key = first.id * 2 ** 26 + second.id;
+    let known = this.#sequences.get(key);
+    if (!known) this.#sequences.set(key, (known = this.#new('then', first.nullable && second.nullable, [first, second])));
+    return known;
   }
 
   either(parts: readonly Language[]): Language {
@@ -576,9 +594,10 @@ export class Patterns {
 
   /** @internal */
   automaton(language: Language): Automaton {
-    if (this.#known.size > 4 * MAX_NODES) {
+    if (this.#known.size + this.#sequences.size > 4 * MAX_NODES) {
       // Sets that were made before stay what they are; new ones are only no longer the same objects.
       this.#known = new Map();
+      this.#sequences = new Map();
       this.#automata.clear();
     }
     this.#made = 0;
@@ -609,9 +628,9 @@ export class Patterns {
    * characters of it are counted as in the value. Control characters without a short escape are left out. Undefined: too large. Null:
    * there is none, and the empty string is told by `nullable`.
    */
-  write(language: Language): string | null | undefined {
+  *write(language: Language): Sliced<string | null | undefined> {
     try {
-      const flat = isFlat(language) ? language : this.#flatten(language);
+      const flat = isFlat(language) ? language : yield* this.#flatten(language);
       if (!flat) return undefined;
       const text = new Writer().write(flat);
       return text === undefined || text.length <= MAX_TEXT ? (text ?? null) : undefined;
@@ -622,9 +641,9 @@ export class Patterns {
   }
 
   /** Without intersections and complements: by the automaton's states, taken out one by one. Undefined: too large. */
-  #flatten(language: Language): Language | undefined {
+  *#flatten(language: Language): Sliced<Language | undefined> {
     const automaton = this.automaton(language);
-    const edges = automaton.explore(MAX_STATES);
+    const edges = yield* automaton.explore(MAX_STATES);
     if (!edges) return undefined;
     const end = -1;
     const out = new Map<number, Map<number, Language>>();
@@ -642,6 +661,7 @@ export class Patterns {
     }
     const left = new Set([...edges.keys()].map(({ id }) => id));
     while (left.size > 0) {
+      yield;
       let best = 0;
       let cost = Infinity;
       for (const id of left) {
@@ -757,12 +777,13 @@ class Automaton {
   }
 
   /** The states from which an end can be reached, and the characters that lead on. Undefined: more than so many. */
-  explore(maxStates: number): Map<Language, Map<Language, Ranges>> | undefined {
+  *explore(maxStates: number): Sliced<Map<Language, Map<Language, Ranges>> | undefined> {
     const found = new Map<Language, Map<Language, number[]>>();
     const pending = [this.#start];
     for (let state = pending.pop(); state; state = pending.pop()) {
       if (found.has(state)) continue;
       if (found.size >= maxStates) return undefined;
+      yield;
       const targets = new Map<Language, number[]>();
       found.set(state, targets);
       this.#starts.forEach((first, i) => {
@@ -894,7 +915,8 @@ function quantifier(min: number, max: number): string {
 }
 
 function group(text: string): string {
-  return [...text].length === 1 || /^\[(?:[^\]\\]|\\.)*\]$/u.test(text) || isGrouped(text) ? text : `(${text})`;
+  if (text.length > MAX_TEXT) throw new PatternError('too long');
+  return text.length === 1 || /^\[(?:[^\]\\]|\\.)*\]$/u.test(text) || isGrouped(text) ? text : `(${text})`;
 }
 
 // Whether the first ( ends with the last ).

@@ -1,17 +1,20 @@
 // From a schema to one that XGrammar enforces: it has no allOf, conditions, negations or siblings of $ref, its patterns are anchored and
 // spell JSON's escapes, and no part of it is impossible. What cannot be said in it is left out, so it allows more than the schema, never
-// less than needed to meet it; schema-validator.ts has the last word.
+// less than needed to meet it; schema-validator.ts has the last word. Where a schema leaves open what nobody asked for, it allows less: an
+// object whose properties are named has no others, a tuple no further items, unless the schema says so.
 //
 // A value is described by the set of schemas that all apply to it. Alternatives (anyOf, if) make several sets, one of which applies.
 import { GemmaError } from './errors.js';
 import { type Json, type JsonType, type SchemaGraph, type SchemaNode } from './json-schema.js';
 import type { Language } from './pattern.js';
 import { atOnce, problemsOf } from './schema-validator.js';
+import type { Sliced } from './turns.js';
 
 const MAX_FORMS = 4000;
 const MAX_PRODUCT = 512; // sets that alternatives make together
 const MAX_COUNT = 100_000; // items, properties, characters; nothing longer fits into a context
 const MAX_LISTED = 500; // multiples that are listed one by one
+const MAX_PLACES = 8; // of the item that contains asks for
 const MAX_INLINE = 30; // levels of a schema that are written without a reference
 
 type Kind = Exclude<JsonType, 'integer'>;
@@ -47,6 +50,11 @@ interface Later {
 const ANY: Form = { kind: 'any' };
 const NEVER: Form = { kind: 'never' };
 
+function choiceOf(forms: readonly Form[]): Form {
+  const some = forms.filter(({ kind }) => kind !== 'never');
+  return some.length === 1 ? (some[0] as Form) : { kind: 'choice', of: some };
+}
+
 type Fields = Parameters<SchemaGraph['node']>[0];
 
 class Translator {
@@ -64,11 +72,15 @@ class Translator {
   }
 
   /** Undefined: no value meets the schema. */
-  translate(): Json | undefined {
+  *translate(): Sliced<Json | undefined> {
     const root = this.#later([this.#graph.root]);
-    for (let next = this.#pending.pop(); next; next = this.#pending.pop()) next.form = this.#form(next.nodes);
+    for (let next = this.#pending.pop(); next; next = this.#pending.pop()) {
+      yield;
+      next.form = yield* this.#form(next.nodes);
+    }
     this.#findPossible();
-    return this.#isPossible(root) ? new Writer(this.#graph, (form) => this.#isPossible(form)).write(root) : undefined;
+    if (!this.#isPossible(root)) return undefined;
+    return yield* new Writer(this.#graph, (form) => this.#isPossible(form)).write(root);
   }
 
   #later(nodes: readonly SchemaNode[]): Form {
@@ -133,14 +145,15 @@ class Translator {
     }
   }
 
-  #form(nodes: readonly SchemaNode[]): Form {
+  *#form(nodes: readonly SchemaNode[]): Sliced<Form> {
     const sets: SchemaNode[][] = [];
     const set = new Set<SchemaNode>();
     const choices: SchemaNode[][][] = [];
     for (const node of nodes) this.#gather(node, set, choices);
     this.#expand(set, choices, 1, sets);
-    const forms = sets.map((pure) => this.#pure(pure)).filter(({ kind }) => kind !== 'never');
-    return forms.length === 1 ? (forms[0] as Form) : { kind: 'choice', of: forms };
+    const forms: Form[] = [];
+    for (const pure of sets) forms.push(yield* this.#pure(pure));
+    return choiceOf(forms);
   }
 
   /** Adds a schema and those that apply with it; of alternatives the lists of schemas that come with each. */
@@ -277,7 +290,7 @@ class Translator {
   }
 
   /** Schemas all of which apply, their alternatives chosen. */
-  #pure(nodes: readonly SchemaNode[]): Form {
+  *#pure(nodes: readonly SchemaNode[]): Sliced<Form> {
     if (nodes.some(({ never }) => never)) return NEVER;
     const listed = nodes.find(({ values }) => values);
     if (listed) {
@@ -286,15 +299,16 @@ class Translator {
     }
     const { kinds, isInteger } = kindsOf(nodes);
     if (kinds.length === KINDS.length && nodes.every((node) => !isConstraint(node))) return ANY;
-    const forms = kinds.map((kind) => this.#ofKind(kind, isInteger, nodes)).filter(({ kind }) => kind !== 'never');
-    return forms.length === 1 ? (forms[0] as Form) : { kind: 'choice', of: forms };
+    const forms: Form[] = [];
+    for (const kind of kinds) forms.push(yield* this.#ofKind(kind, isInteger, nodes));
+    return choiceOf(forms);
   }
 
   #meeting(values: readonly Json[], nodes: readonly SchemaNode[]): Json[] {
     return values.filter((value) => nodes.every((node) => atOnce(problemsOf(this.#graph, node, value)).length === 0));
   }
 
-  #ofKind(kind: Kind, isInteger: boolean, nodes: readonly SchemaNode[]): Form {
+  *#ofKind(kind: Kind, isInteger: boolean, nodes: readonly SchemaNode[]): Sliced<Form> {
     switch (kind) {
       case 'null':
         return { kind };
@@ -305,7 +319,7 @@ class Translator {
       case 'number':
         return this.#number(isInteger, nodes);
       case 'string':
-        return this.#string(nodes);
+        return yield* this.#string(nodes);
       case 'array':
         return this.#array(nodes);
       case 'object':
@@ -400,11 +414,11 @@ class Translator {
     return patterns.none;
   }
 
-  #string(nodes: readonly SchemaNode[]): Form {
+  *#string(nodes: readonly SchemaNode[]): Sliced<Form> {
     const { patterns } = this.#graph;
     for (const language of this.#languages(nodes)) {
       if (language === patterns.all) return { kind: 'string' };
-      const text = patterns.write(language);
+      const text = yield* patterns.write(language);
       if (text === null) return language.nullable ? { kind: 'values', values: [''] } : NEVER;
       if (text !== undefined) return { kind: 'string', pattern: text };
     }
@@ -421,14 +435,20 @@ class Translator {
     );
     const contained = Math.max(...nodes.map(({ contains, minContains }) => (contains ? (minContains ?? 1) : 0)));
     const max = smallest(nodes, 'maxItems');
-    return {
-      kind: 'array',
-      prefix,
-      rest,
-      min: Math.max(largest(nodes, 'minItems', 0), contained),
-      max: max > MAX_COUNT ? Infinity : max,
-      isUnique: nodes.some(({ uniqueItems }) => uniqueItems),
-    };
+    const min = Math.max(largest(nodes, 'minItems', 0), contained);
+    // A tuple ends with its last item, unless something is said of others.
+    const isOpen = length === 0 || hasItems || min > length || nodes.some(({ unevaluatedItems }) => unevaluatedItems);
+    const isUnique = nodes.some(({ uniqueItems }) => uniqueItems);
+    const array: Form = { kind: 'array', prefix, rest: isOpen ? rest : NEVER, min, max: max > MAX_COUNT ? Infinity : max, isUnique };
+    const wanted = nodes.filter(({ contains, minContains }) => contains && minContains !== 0);
+    if (wanted.length !== 1 || length > 0) return array;
+    // One that contains asks for is among the first few: which one makes the alternatives.
+    const items = nodes.flatMap((node) => node.items ?? []);
+    const special = this.#later([...items, ...wanted.flatMap(({ contains }) => contains ?? [])]);
+    const places = Array.from({ length: Math.min(MAX_PLACES, max) }, (_, i): Form => {
+      return { ...array, prefix: [...Array.from({ length: i }, () => this.#later(items)), special], min: Math.max(min, i + 1) };
+    });
+    return choiceOf(places);
   }
 
   #object(nodes: readonly SchemaNode[]): Form {
@@ -484,13 +504,10 @@ class Translator {
       }
     }
     const max = smallest(nodes, 'maxProperties');
-    return {
-      kind: 'object',
-      named,
-      rest,
-      min: largest(nodes, 'minProperties', 0),
-      max: max > MAX_COUNT ? Infinity : max,
-    };
+    const min = largest(nodes, 'minProperties', 0);
+    const isOpen =
+      names.size === 0 || min > names.size || rules.length > 0 || isClosedBefore || nodes.some((node) => node.unevaluatedProperties);
+    return { kind: 'object', named, rest: isOpen ? rest : [], min, max: max > MAX_COUNT ? Infinity : max };
   }
 }
 
@@ -564,17 +581,18 @@ class Writer {
     this.#isPossible = isPossible;
   }
 
-  write(root: Form): Json {
-    const schema = this.#of(root, 0);
+  *write(root: Form): Sliced<Json> {
+    const schema = yield* this.#of(root, 0);
     const definitions = Object.create(null) as Record<string, Json>;
     for (let i = 0; i < this.#definitions.length; ++i) {
-      definitions[i] = this.#of((this.#definitions[i] as Later).form as Form, 1);
+      definitions[i] = yield* this.#of((this.#definitions[i] as Later).form as Form, 1);
     }
     if (this.#definitions.length === 0) return schema;
     return { ...(schema as Record<string, Json>), $defs: definitions };
   }
 
-  #of(form: Form, level: number): Json {
+  *#of(form: Form, level: number): Sliced<Json> {
+    yield;
     switch (form.kind) {
       case 'any':
       case 'never':
@@ -585,11 +603,11 @@ class Writer {
       case 'values':
         return { enum: [...form.values] };
       case 'choice':
-        return this.#choice(form.of, level);
+        return yield* this.#choice(form.of, level);
       case 'later': {
         const later = form.of;
         const isSmall = later.form && ['any', 'null', 'boolean', 'number'].includes(later.form.kind);
-        if (isSmall || (later.uses === 1 && level < MAX_INLINE)) return this.#of(later.form as Form, level + 1);
+        if (isSmall || (later.uses === 1 && level < MAX_INLINE)) return yield* this.#of(later.form as Form, level + 1);
         later.definition ??= this.#definitions.push(later) - 1;
         return { $ref: `#/$defs/${later.definition}` };
       }
@@ -598,39 +616,41 @@ class Writer {
       case 'string':
         return { type: 'string', ...(form.pattern !== undefined && { pattern: form.pattern }) };
       case 'array':
-        return this.#array(form, level);
+        return yield* this.#array(form, level);
       case 'object':
-        return this.#object(form, level);
+        return yield* this.#object(form, level);
     }
   }
 
-  #choice(forms: readonly Form[], level: number): Json {
+  *#choice(forms: readonly Form[], level: number): Sliced<Json> {
     const possible = forms.filter((form) => this.#isPossible(form));
     const written = new Map<string, Json>();
     for (const form of possible) {
-      const schema = this.#of(form, level + 1);
+      const schema = yield* this.#of(form, level + 1);
       written.set(JSON.stringify(schema), schema);
     }
     return written.size === 1 ? ([...written.values()][0] as Json) : { anyOf: [...written.values()] };
   }
 
-  #array({ prefix, rest, min, max, isUnique }: Extract<Form, { kind: 'array' }>, level: number): Json {
+  *#array({ prefix, rest, min, max, isUnique }: Extract<Form, { kind: 'array' }>, level: number): Sliced<Json> {
     const end = prefix.findIndex((item) => !this.#isPossible(item));
     const length = Math.min(end < 0 ? prefix.length : end, max);
     const hasRest = length === prefix.length && length < max && this.#isPossible(rest);
     let most = hasRest ? max : length;
     const different = rest.kind === 'later' && rest.of.form?.kind === 'values' ? rest.of.form.values.length : Infinity;
     if (isUnique && length === 0) most = Math.min(most, different);
+    const first: Json[] = [];
+    for (const item of prefix.slice(0, length)) first.push(yield* this.#of(item, level + 1));
     return {
       type: 'array',
-      ...(length > 0 && { prefixItems: prefix.slice(0, length).map((item) => this.#of(item, level + 1)) }),
-      items: hasRest && most > 0 ? this.#of(rest, level + 1) : false,
+      ...(length > 0 && { prefixItems: first }),
+      items: hasRest && most > 0 ? yield* this.#of(rest, level + 1) : false,
       ...(min > 0 && { minItems: min }),
       ...(hasRest && most < Infinity && { maxItems: most }),
     };
   }
 
-  #object({ named, rest, min, max }: Extract<Form, { kind: 'object' }>, level: number): Json {
+  *#object({ named, rest, min, max }: Extract<Form, { kind: 'object' }>, level: number): Sliced<Json> {
     const { patterns } = this.#graph;
     const properties = Object.create(null) as Record<string, Json>;
     const required: string[] = [];
@@ -640,7 +660,7 @@ class Writer {
         isWithout = true;
         continue;
       }
-      properties[name] = this.#of(form, level + 1);
+      properties[name] = yield* this.#of(form, level + 1);
       if (isRequired) required.push(name);
     }
     const others = rest.filter(({ form }) => this.#isPossible(form));
@@ -651,17 +671,17 @@ class Writer {
     if (max < Infinity) schema.maxProperties = max;
     const [first] = others;
     if (!first) schema.additionalProperties = false;
-    else if (others.length === 1 && !first.names && !isWithout) schema.additionalProperties = this.#of(first.form, level + 1);
+    else if (others.length === 1 && !first.names && !isWithout) schema.additionalProperties = yield* this.#of(first.form, level + 1);
     else {
       const notNamed = patterns.not(patterns.either(named.map(({ name }) => patterns.text(name))));
       const byName = Object.create(null) as Record<string, Json>;
       let isWritten = true;
       for (const { names, form } of others) {
-        const text = patterns.write(patterns.both([names ?? patterns.all, notNamed]));
+        const text = yield* patterns.write(patterns.both([names ?? patterns.all, notNamed]));
         if (text === undefined) isWritten = false;
-        else if (text !== null) byName[text] = this.#of(form, level + 1);
+        else if (text !== null) byName[text] = yield* this.#of(form, level + 1);
       }
-      if (!isWritten) schema.additionalProperties = this.#choice(others.map(({ form }) => form), level + 1);
+      if (!isWritten) schema.additionalProperties = yield* this.#choice(others.map(({ form }) => form), level + 1);
       else {
         if (Object.keys(byName).length > 0) schema.patternProperties = byName;
         schema.additionalProperties = false;
@@ -676,6 +696,6 @@ class Writer {
  *
  * @throws GemmaError `ERR_INVALID_ARGUMENT` (`SCHEMA_LIMIT`)
  */
-export function grammarSchema(graph: SchemaGraph): Json | undefined {
+export function grammarSchema(graph: SchemaGraph): Sliced<Json | undefined> {
   return new Translator(graph).translate();
 }
