@@ -4,7 +4,7 @@ import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
-import { runGeneration, type Sink } from './generation.js';
+import { runGeneration, type Generated, type Sink } from './generation.js';
 import { drawCrops, prepareImage, readImage } from './image.js';
 import type { Crop, ImageEmbedding, ImageInput } from './media.js';
 import { demoModel, findModelFile, findVisionFile, type VisionFile } from './model-files.js';
@@ -17,6 +17,7 @@ import {
   type NativeAddon,
   type NativeEvaluateEvent,
   type NativeEvaluateParams,
+  type NativeGenerateParams,
   type NativeLoadOptions,
   type NativeModel,
   type NativeModelInfo,
@@ -26,11 +27,14 @@ import {
 } from './native.js';
 import { outcomeOf, runOperation } from './operation.js';
 import * as check from './options.js';
+import type { PartAssembler } from './parts.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { GemmaStream } from './stream.js';
 import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
 import { show, text as checkText } from './values.js';
+import type { StandardSchema } from './schema.js';
+import type { Structure } from './structured.js';
 import { embeddingOf, ImageEncoder } from './vision.js';
 import type {
   CountTokensOptions,
@@ -302,27 +306,36 @@ export class Gemma {
    * @throws GemmaError `ERR_CONTEXT_FULL` (prompt and output do not fit), `ERR_UNSUPPORTED_INPUT`, `ERR_CHAT_TEMPLATE` (the model's
    * own template refuses the messages, or cannot be used), `ERR_INVALID_ARGUMENT` (roles out of order, a token id past the
    * vocabulary), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see `maxQueue`), `ERR_FILE` (`FILE_CHANGED`),
-   * `ERR_DISPOSED`; the signal's reason after an abort
+   * `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
+   * enforce), `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR`, `GRAMMAR_TOO_LARGE`); the signal's reason after an abort
    */
+  generate<T>(input: Input, options: GenerateOptions & { schema: StandardSchema<T> }): Promise<GenerateResult<T>>;
+  generate<const T extends string>(
+    input: Input,
+    options: GenerateOptions & { choices: readonly T[] },
+  ): Promise<GenerateResult<T>>;
+  generate(input: Input, options?: GenerateOptions): Promise<GenerateResult>;
   async generate(input: Input, options: GenerateOptions = {}): Promise<GenerateResult> {
-    const { params, prompt: settings } = check.generateOptions(options);
-    return this.#call(options.signal, async (cancellation) => {
-      const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
-      return this.#generate(prompt, { ...params, maxUnread: 0 }, options, cancellation);
-    });
+    const { params, prompt: settings, structure } = check.generateOptions(options);
+    return this.#call(options.signal, (cancellation) =>
+      this.#answer(input, settings, { ...params, maxUnread: 0 }, structure, options, cancellation),
+    );
   }
 
   /**
    * Answers a prompt piece by piece: `for await (const part of gemma.stream(...))`, each part whole characters. `.result` is a
    * promise of what `generate` would return. Options that are wrong throw here, everything else when the stream is read.
    */
+  stream<T>(input: Input, options: GenerateOptions & { schema: StandardSchema<T> }): GemmaStream<T>;
+  stream<const T extends string>(input: Input, options: GenerateOptions & { choices: readonly T[] }): GemmaStream<T>;
+  stream(input: Input, options?: GenerateOptions): GemmaStream;
   stream(input: Input, options: GenerateOptions = {}): GemmaStream {
-    const { params, prompt: settings, stallTimeoutMs } = check.generateOptions(options);
+    const { params, prompt: settings, stallTimeoutMs, structure } = check.generateOptions(options);
     const cancellation = new Cancellation();
     const run = async (sink: Sink) => {
       try {
-        const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
-        return await this.#generate(prompt, { ...params, maxUnread: MAX_UNREAD }, options, cancellation, sink);
+        const all = { ...params, maxUnread: MAX_UNREAD };
+        return await this.#answer(input, settings, all, structure, options, cancellation, sink);
       } catch (error) {
         // Left before the prompt was read.
         const left = cancellation.cancelled && error instanceof GemmaError && error.code === 'ERR_DISPOSED';
@@ -545,13 +558,42 @@ export class Gemma {
     return this.#prompts.fill(layout, cancellation, (fraction) => onProgress?.({ stage: 'images', fraction }));
   }
 
-  #generate(
-    { tokens, images, imageTokens }: Prompt,
-    { stopTokens, ...params }: check.GenerateParams & { maxUnread: number },
-    { onProgress }: GenerateOptions,
+  async #answer(
+    input: Input,
+    settings: check.PromptSettings,
+    params: check.GenerateParams & { maxUnread: number },
+    structure: Structure | undefined,
+    options: GenerateOptions,
     cancellation: Cancellation,
     sink?: Sink,
   ): Promise<GenerateResult> {
+    // The grammar is compiled beside the work on the prompt.
+    const compiled = structure?.source().then((source) => this.#live().compileGrammar(source));
+    const [prompt, grammar] = await Promise.all([
+      this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation),
+      compiled,
+    ]);
+    const { result, isWhole } = await this.#generate(
+      prompt,
+      { ...params, ...(grammar && { grammar }) },
+      options,
+      cancellation,
+      sink,
+      structure?.assembler(),
+    );
+    // Where a reader left, or a limit or a stop sequence cut it, there is no object.
+    if (structure && isWhole && result.finishReason === 'stop') Object.assign(result, await structure.objectOf(result.text));
+    return result;
+  }
+
+  #generate(
+    { tokens, images, imageTokens }: Prompt,
+    { stopTokens, ...params }: check.GenerateParams & Pick<NativeGenerateParams, 'maxUnread' | 'grammar'>,
+    { onProgress }: GenerateOptions,
+    cancellation: Cancellation,
+    sink?: Sink,
+    assembler?: PartAssembler,
+  ): Promise<Generated> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
     const model = this.#live();
     const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(model, token, i));
@@ -562,6 +604,7 @@ export class Gemma {
       cancellation,
       onPrompt,
       sink,
+      assembler,
     );
   }
 

@@ -20,6 +20,7 @@ import {
 } from './media-options.js';
 import {
   booleans,
+  called,
   callbacks,
   checked,
   choices,
@@ -37,6 +38,7 @@ import {
   type TableOf,
   type Values,
 } from './option-table.js';
+import { structureOf, type Structure, type StructuredOptions } from './structured.js';
 import { ANY_SIZE, integer, number, plain, show, text } from './values.js';
 
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
@@ -167,7 +169,7 @@ export interface PromptProgress {
   fraction: number;
 }
 
-export interface GenerateOptions extends PromptOptions {
+export interface GenerateOptions extends PromptOptions, StructuredOptions {
   /** Tokens at most, 1 or more. Default: until the model ends its answer or the context is full. */
   maxOutputTokens?: number;
   /** 0 always takes the likeliest token. Default 1. */
@@ -388,20 +390,25 @@ const GENERATION = {
 
 const STREAM = { stallTimeoutMs: or(integers(0), 0) } as const;
 
-const structured = later('structured output');
+/** Looked at together, by structureOf(). */
+const STRUCTURED = {
+  schema: elsewhere,
+  json: elsewhere,
+  choices: elsewhere,
+  regex: elsewhere,
+  grammar: elsewhere,
+} as const satisfies TableOf<StructuredOptions>;
+
+const structured = called('schema, or json: true');
 const withTools = later('tools');
 
-/** What is known from other libraries, under all names. */
+/** What is known from other libraries, under their names. */
 const LATER = {
-  schema: structured,
   jsonSchema: structured,
   json_schema: structured,
   responseFormat: structured,
   response_format: structured,
   format: structured,
-  grammar: structured,
-  regex: structured,
-  choices: structured,
   tools: withTools,
   functions: withTools,
   toolChoice: withTools,
@@ -414,6 +421,7 @@ const LATER = {
 const GENERATE = {
   ...PROMPT,
   ...GENERATION,
+  ...STRUCTURED,
   ...STREAM,
   onProgress: callbacks,
   signal: signals,
@@ -568,15 +576,18 @@ export function generateOptions(options: GenerateOptions): {
   params: GenerateParams;
   prompt: PromptSettings;
   stallTimeoutMs: number;
+  structure?: Structure;
 } {
   known(GENERATE, options);
   const { onProgress, signal } = GENERATE;
   valuesOf({ ...LATER, onProgress, signal }, options);
   const { onOverflow, ...params } = valuesOf(GENERATION, options);
+  const structure = structureOf(options);
   return {
     params: { ...params, overflowIsError: onOverflow === 'error' },
     prompt: promptSettings(options),
     ...valuesOf(STREAM, options),
+    ...(structure && { structure }),
   };
 }
 

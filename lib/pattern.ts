@@ -503,6 +503,12 @@ export class Patterns {
     return this.either([fromStart, this.then(this.lengths(1, Infinity), later)]);
   }
 
+  /** The strings that a pattern matches from their beginning to their end. Otherwise as `search`. */
+  whole(pattern: string, looks = true): Language {
+    this.#made = 0;
+    return this.#of(new Parser(pattern).parse(), this.empty, true, looks);
+  }
+
   /** What begins with the tree, followed by `rest`. */
   #of(tree: Tree, rest: Language, atStart: boolean | 'perhaps', looks: boolean): Language {
     if (isPlain(tree)) return this.then(this.#plain(tree), rest);
@@ -626,13 +632,13 @@ export class Patterns {
   /**
    * XGrammar's regular expression of the contents of the JSON strings whose values are in the set: each character has one spelling, so
    * characters of it are counted as in the value. Control characters without a short escape are left out. Undefined: too large. Null:
-   * there is none, and the empty string is told by `nullable`.
+   * there is none, and the empty string is told by `nullable`. `'plain'`: of the strings themselves.
    */
-  *write(language: Language): Sliced<string | null | undefined> {
+  *write(language: Language, as: 'json' | 'plain' = 'json'): Sliced<string | null | undefined> {
     try {
       const flat = isFlat(language) ? language : yield* this.#flatten(language);
       if (!flat) return undefined;
-      const text = new Writer().write(flat);
+      const text = new Writer(as === 'json').write(flat);
       return text === undefined || text.length <= MAX_TEXT ? (text ?? null) : undefined;
     } catch (error) {
       if (error instanceof PatternError) return undefined;
@@ -824,6 +830,7 @@ const ESCAPES = new Map([
   [0x09, 't'],
 ]);
 // Nor surrogates: text is UTF-8.
+const ANY = complement([0xd800, 0xdfff]);
 const RAW = complement(union([0, 0x1f, 0x22, 0x22, 0x5c, 0x5c, 0xd800, 0xdfff]));
 
 // An expression in which a character beyond ASCII occurs is read by XGrammar 0.2.9 as it stands. Otherwise it leaves out what JSON
@@ -831,8 +838,13 @@ const RAW = complement(union([0, 0x1f, 0x22, 0x22, 0x5c, 0x5c, 0xd800, 0xdfff]))
 const AS_IT_STANDS = '\u00e9{0}';
 
 class Writer {
+  readonly #isJson: boolean;
   #hasEscapes = false;
   readonly #sizes = new Map<Language, number>();
+
+  constructor(isJson: boolean) {
+    this.#isJson = isJson;
+  }
 
   /** Undefined: nothing can be written but, perhaps, nothing. */
   write(language: Language): string | undefined {
@@ -881,8 +893,8 @@ class Writer {
   }
 
   #chars(ranges: Ranges): string | undefined {
-    const raw = intersection(ranges, RAW);
-    const escapes = [...ESCAPES].filter(([code]) => contains(ranges, code)).map(([, letter]) => letter);
+    const raw = intersection(ranges, this.#isJson ? RAW : ANY);
+    const escapes = [...(this.#isJson ? ESCAPES : [])].filter(([code]) => contains(ranges, code)).map(([, letter]) => letter);
     const texts: string[] = [];
     if (raw.length === 2 && raw[0] === raw[1]) texts.push(literal(raw[0] as number));
     else if (raw.length > 0) {
@@ -935,12 +947,16 @@ function isGrouped(text: string): boolean {
   return false;
 }
 
+function control(code: number): string | undefined {
+  return code < 0x20 || code === 0x7f ? `\\x${code.toString(16).padStart(2, '0')}` : undefined;
+}
+
 function literal(code: number): string {
   const text = String.fromCodePoint(code);
-  return /[\^$.*+?()[\]{}|/]/.test(text) ? `\\${text}` : text;
+  return control(code) ?? (/[\^$.*+?()[\]{}|/\\]/.test(text) ? `\\${text}` : text);
 }
 
 function member(code: number): string {
   const text = String.fromCodePoint(code);
-  return /[\]\-[]/.test(text) ? `\\${text}` : text;
+  return control(code) ?? (/[\]\-[\\]/.test(text) ? `\\${text}` : text);
 }

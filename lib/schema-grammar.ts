@@ -7,8 +7,8 @@
 import { GemmaError } from './errors.js';
 import { type Json, type JsonType, type SchemaGraph, type SchemaNode } from './json-schema.js';
 import type { Language } from './pattern.js';
-import { atOnce, problemsOf } from './schema-validator.js';
-import type { Sliced } from './turns.js';
+import { problemsOf } from './schema-validator.js';
+import { atOnce, type Sliced } from './turns.js';
 
 const MAX_FORMS = 4000;
 const MAX_PRODUCT = 512; // sets that alternatives make together

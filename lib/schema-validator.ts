@@ -330,11 +330,3 @@ export function* problemsOf(graph: SchemaGraph, node: SchemaNode, value: unknown
   if (!seen && check.problems.length === 0) check.problems.push('the value does not meet the schema');
   return seen ? [] : check.problems;
 }
-
-/** Runs it to its end at once. */
-export function atOnce<T>(work: Sliced<T>): T {
-  for (;;) {
-    const { done, value } = work.next();
-    if (done) return value;
-  }
-}
