@@ -84,7 +84,7 @@ class Translator {
   }
 
   #later(nodes: readonly SchemaNode[]): Form {
-    const set = [...new Set(nodes)].filter((node) => Object.keys(node).length > 2);
+    const set = [...new Set(nodes.map(target))].filter((node) => Object.keys(node).length > 2);
     if (set.length === 0) return ANY;
     if (set.some(({ never }) => never)) return NEVER;
     const key = set
@@ -525,6 +525,13 @@ function leastCommonMultiple(a: number, b: number): number {
   return (a / x) * b;
 }
 
+/** What a schema that is a reference and nothing else refers to. */
+function target(node: SchemaNode): SchemaNode {
+  let found = node;
+  while (found.ref && Object.keys(found).length === 3) found = found.ref;
+  return found;
+}
+
 /** Says one thing of strings or values, whose contrary is seen to where these are written. */
 function isLeaf(node: SchemaNode): boolean {
   const keywords = Object.keys(node).filter((keyword) => keyword !== 'id' && keyword !== 'path');
@@ -570,6 +577,11 @@ function kindsOf(nodes: readonly SchemaNode[]): { kinds: Kind[]; isInteger: bool
   return { kinds: about.length > 0 ? about : kinds, isInteger };
 }
 
+/** No longer than a reference to it. */
+function isSmall(form: Form): boolean {
+  return ['any', 'null', 'boolean', 'number'].includes(form.kind) || (form.kind === 'string' && form.pattern === undefined);
+}
+
 /** Writes forms as JSON Schema. */
 class Writer {
   readonly #graph: SchemaGraph;
@@ -606,8 +618,7 @@ class Writer {
         return yield* this.#choice(form.of, level);
       case 'later': {
         const later = form.of;
-        const isSmall = later.form && ['any', 'null', 'boolean', 'number'].includes(later.form.kind);
-        if (isSmall || (later.uses === 1 && level < MAX_INLINE)) return yield* this.#of(later.form as Form, level + 1);
+        if (isSmall(later.form as Form) || (later.uses === 1 && level < MAX_INLINE)) return yield* this.#of(later.form as Form, level + 1);
         later.definition ??= this.#definitions.push(later) - 1;
         return { $ref: `#/$defs/${later.definition}` };
       }
