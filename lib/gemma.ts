@@ -33,7 +33,7 @@ import { emptyResult, type GenerateResult } from './result.js';
 import { GemmaStream } from './stream.js';
 import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
 import { show, text as checkText } from './values.js';
-import type { StandardSchema } from './schema.js';
+import type { OutputOf, StandardSchema } from './schema.js';
 import type { Structure } from './structured.js';
 import { embeddingOf, ImageEncoder } from './vision.js';
 import type {
@@ -48,6 +48,8 @@ import type {
   LogitsOptions,
   PerplexityOptions,
   TokenizeOptions,
+  TypedByChoices,
+  TypedBySchema,
 } from './options.js';
 
 /** A loaded model: where it runs and what it is. */
@@ -309,10 +311,10 @@ export class Gemma {
    * `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
    * enforce), `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR`, `GRAMMAR_TOO_LARGE`); the signal's reason after an abort
    */
-  generate<T>(input: Input, options: GenerateOptions & { schema: StandardSchema<T> }): Promise<GenerateResult<T>>;
+  generate<S extends StandardSchema>(input: Input, options: TypedBySchema<S>): Promise<GenerateResult<OutputOf<S>>>;
   generate<const T extends string>(
     input: Input,
-    options: GenerateOptions & { choices: readonly T[] },
+    options: TypedByChoices<T>,
   ): Promise<GenerateResult<T>>;
   generate(input: Input, options?: GenerateOptions): Promise<GenerateResult>;
   async generate(input: Input, options: GenerateOptions = {}): Promise<GenerateResult> {
@@ -326,8 +328,8 @@ export class Gemma {
    * Answers a prompt piece by piece: `for await (const part of gemma.stream(...))`, each part whole characters. `.result` is a
    * promise of what `generate` would return. Options that are wrong throw here, everything else when the stream is read.
    */
-  stream<T>(input: Input, options: GenerateOptions & { schema: StandardSchema<T> }): GemmaStream<T>;
-  stream<const T extends string>(input: Input, options: GenerateOptions & { choices: readonly T[] }): GemmaStream<T>;
+  stream<S extends StandardSchema>(input: Input, options: TypedBySchema<S>): GemmaStream<OutputOf<S>>;
+  stream<const T extends string>(input: Input, options: TypedByChoices<T>): GemmaStream<T>;
   stream(input: Input, options?: GenerateOptions): GemmaStream;
   stream(input: Input, options: GenerateOptions = {}): GemmaStream {
     const { params, prompt: settings, stallTimeoutMs, structure } = check.generateOptions(options);

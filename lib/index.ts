@@ -12,7 +12,7 @@ export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
 export { GemmaStream } from './stream.js';
 export type { StreamPart, TextStreamPart } from './parts.js';
 export type { DeepPartial } from './partial-json.js';
-export type { StandardResult, StandardSchema } from './schema.js';
+export type { OutputOf, StandardResult, StandardSchema } from './schema.js';
 export type { StructuredOptions } from './structured.js';
 export type { FinishReason, GenerateResult, Timings, TokenLogprobs, Usage } from './result.js';
 export type { ChatInfo } from './chat.js';
@@ -37,4 +37,6 @@ export type {
   PromptOptions,
   PromptProgress,
   TokenizeOptions,
+  TypedByChoices,
+  TypedBySchema,
 } from './options.js';

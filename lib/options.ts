@@ -38,6 +38,7 @@ import {
   type TableOf,
   type Values,
 } from './option-table.js';
+import type { StandardSchema } from './schema.js';
 import { structureOf, type Structure, type StructuredOptions } from './structured.js';
 import { ANY_SIZE, integer, number, plain, show, text } from './values.js';
 
@@ -222,6 +223,16 @@ export interface GenerateOptions extends PromptOptions, StructuredOptions {
   onProgress?: (progress: PromptProgress) => void;
   /** Aborting rejects with the signal's reason at once and stops the work. */
   signal?: AbortSignal;
+}
+
+/** Options whose schema tells the type of `result.object`. */
+export interface TypedBySchema<S extends StandardSchema> extends Omit<GenerateOptions, 'schema'> {
+  schema: S;
+}
+
+/** Options whose choices tell the type of `result.object`. */
+export interface TypedByChoices<T extends string> extends Omit<GenerateOptions, 'choices'> {
+  choices: readonly T[];
 }
 
 export interface EmbedImageOptions extends ImageOptions, CropOptions {

@@ -33,6 +33,9 @@ export interface StandardSchema<Output = unknown> {
   };
 }
 
+/** The type of what a schema's `validate` returns. */
+export type OutputOf<S extends StandardSchema> = NonNullable<S['~standard']['types']>['output'];
+
 /** A schema, ready for use. */
 export interface PreparedSchema {
   /** the JSON Schema, a copy of its own */
