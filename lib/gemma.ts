@@ -1,10 +1,12 @@
-import { freemem } from 'node:os';
+import { freemem, totalmem } from 'node:os';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
+import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
+import { Conversation } from './conversation.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
-import { runGeneration, type Generated, type Sink } from './generation.js';
+import { runGeneration, type Sink } from './generation.js';
 import { drawCrops, prepareImage, readImage } from './image.js';
 import type { Crop, ImageEmbedding, ImageInput } from './media.js';
 import { demoModel, findModelFile, findVisionFile, type VisionFile } from './model-files.js';
@@ -17,24 +19,25 @@ import {
   type NativeAddon,
   type NativeEvaluateEvent,
   type NativeEvaluateParams,
-  type NativeGenerateParams,
   type NativeLoadOptions,
   type NativeModel,
   type NativeModelInfo,
   type NativeModelSummary,
+  type NativeScoreEvent,
+  type NativeScoreParams,
   type PromptPart,
   type TokenScore,
 } from './native.js';
 import { outcomeOf, runOperation } from './operation.js';
 import * as check from './options.js';
-import type { PartAssembler } from './parts.js';
+import type { Asker } from './overflow.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
 import { emptyResult, type GenerateResult } from './result.js';
+import { candidateList, encodeCandidates, endToken, scoresOf, type CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
 import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
 import { show, text as checkText } from './values.js';
 import type { OutputOf, StandardSchema } from './schema.js';
-import type { Structure } from './structured.js';
 import { embeddingOf, ImageEncoder } from './vision.js';
 import type {
   CountTokensOptions,
@@ -47,6 +50,7 @@ import type {
   LoadOptions,
   LogitsOptions,
   PerplexityOptions,
+  ScoreOptions,
   TokenizeOptions,
   TypedByChoices,
   TypedBySchema,
@@ -111,7 +115,12 @@ export interface CropsResult {
 
 const DEFAULT_CONTEXT_LADDER = [2048, 8192, 32768, 131072];
 
-const DEFAULT_PREFIX_CACHE = 512 << 20; // without a vision encoder the engine keeps nothing
+// Of this machine's memory, or of what the container may take, a sixteenth, and not more than long conversations gain by.
+function defaultPrefixCache(): number {
+  const limit = process.constrainedMemory(); // 0 or huge without one
+  const memory = limit > 0 ? Math.min(totalmem(), limit) : totalmem();
+  return Math.min(512 << 20, Math.floor(memory / 16));
+}
 
 function chatInfo({ template, reason }: Chat): { chat: ChatInfo; instructionTuned: boolean } {
   return { chat: { template, reason }, instructionTuned: template !== 'none' };
@@ -203,7 +212,7 @@ export class Gemma {
       const native = await loadNative(
         backend,
         {
-          prefixCacheBytes: DEFAULT_PREFIX_CACHE,
+          prefixCacheBytes: defaultPrefixCache(),
           path,
           ...(draft !== undefined && { draft }),
           ...visionSettings(vision),
@@ -238,7 +247,7 @@ export class Gemma {
     const vision = visionSettings(await findVisionFile(path, options.mmproj));
     const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
     const summary = await addon().inspect({
-      prefixCacheBytes: DEFAULT_PREFIX_CACHE,
+      prefixCacheBytes: defaultPrefixCache(),
       path,
       contexts: [contextSize],
       ...(draft !== undefined && { draft }),
@@ -318,10 +327,11 @@ export class Gemma {
   ): Promise<GenerateResult<T>>;
   generate(input: Input, options?: GenerateOptions): Promise<GenerateResult>;
   async generate(input: Input, options: GenerateOptions = {}): Promise<GenerateResult> {
-    const { params, prompt: settings, structure } = check.generateOptions(options);
-    return this.#call(options.signal, (cancellation) =>
-      this.#answer(input, settings, { ...params, maxUnread: 0 }, structure, options, cancellation),
-    );
+    const { params, prompt: settings } = check.generateOptions(options);
+    return this.#call(options.signal, async (cancellation) => {
+      const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
+      return this.#generate(prompt, { ...params, maxUnread: 0 }, options, cancellation);
+    });
   }
 
   /**
@@ -332,12 +342,12 @@ export class Gemma {
   stream<const T extends string>(input: Input, options: TypedByChoices<T>): GemmaStream<T>;
   stream(input: Input, options?: GenerateOptions): GemmaStream;
   stream(input: Input, options: GenerateOptions = {}): GemmaStream {
-    const { params, prompt: settings, stallTimeoutMs, structure } = check.generateOptions(options);
+    const { params, prompt: settings, stallTimeoutMs } = check.generateOptions(options);
     const cancellation = new Cancellation();
     const run = async (sink: Sink) => {
       try {
-        const all = { ...params, maxUnread: MAX_UNREAD };
-        return await this.#answer(input, settings, all, structure, options, cancellation, sink);
+        const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
+        return await this.#generate(prompt, { ...params, maxUnread: MAX_UNREAD }, options, cancellation, sink);
       } catch (error) {
         // Left before the prompt was read.
         const left = cancellation.cancelled && error instanceof GemmaError && error.code === 'ERR_DISPOSED';
@@ -347,6 +357,30 @@ export class Gemma {
     };
     const begin = (sink: Sink) => this.#call(options.signal, () => run(sink), cancellation);
     return new GemmaStream(begin, cancellation, stallTimeoutMs);
+  }
+
+  /**
+   * Begins a conversation, which keeps its messages and their tokens: each turn goes on where the last one ended. Options that are
+   * wrong throw here.
+   */
+  chat(options: ChatOptions = {}): Conversation {
+    return Conversation.begin(this.#asker(), options);
+  }
+
+  /**
+   * A conversation as `save` wrote it: with this model it goes on with the same tokens. Functions, tools and schemas among the options
+   * are not saved and can be given again, as can other defaults.
+   *
+   * @param file path or `file:` URL
+   * @throws GemmaError `ERR_FILE` for a file that cannot be read, is damaged or is no saved conversation, `ERR_UNSUPPORTED_MODEL` for
+   * one of another model
+   */
+  async restoreChat(file: string | URL, options: RestoreChatOptions = {}): Promise<Conversation> {
+    const { vision, config } = this.info;
+    return Conversation.restore(this.#asker(), file, options, {
+      tokensPerImage: vision?.tokensPerImage,
+      modelDim: config.modelDim,
+    });
   }
 
   /** How many tokens the prompt of an input has, template, `<bos>` and pictures included. Encodes no picture. */
@@ -413,6 +447,47 @@ export class Gemma {
         shape: [positions, vocabulary] as [number, number],
         ...(top > 0 && { top: best }),
       };
+    });
+  }
+
+  /**
+   * How likely each candidate is to follow the input: as the beginning of the model's answer, or of what continues raw text. The input
+   * is read once for all of them. For classification, multiple choice and reranking; results come in the order of the candidates.
+   *
+   * Input and candidates are tokenised apart: a word that continues raw text brings its space (`' Paris'` after `'... is'`), one that
+   * begins an answer does not.
+   *
+   * @param candidates texts or token ids, 1 to 16384, together at most 262144 tokens
+   * @throws RangeError for a candidate without a token; otherwise as `generate`
+   */
+  async score(
+    input: Input,
+    candidates: readonly (string | readonly number[])[],
+    options: ScoreOptions = {},
+  ): Promise<CandidateScore[]> {
+    const { includeEnd, normalize, prompt: settings } = check.scoreOptions(options);
+    const { onProgress } = options;
+    const list = candidateList(candidates);
+    const isConversation = Array.isArray(input) && typeof input[0] !== 'number';
+    const ofTurn = isConversation || !(settings.raw ?? !this.info.instructionTuned);
+    return this.#call(options.signal, async (cancellation) => {
+      const { signal } = cancellation;
+      const model = this.#live();
+      const end = includeEnd ? endToken(model, ofTurn) : undefined;
+      const encoded = await encodeCandidates(model, list, this.info, end, signal);
+      const longest = encoded.lengths.reduce((most, n) => Math.max(most, n), 0);
+      const { tokens, images } = await this.#promptFor(input, settings, longest, {}, cancellation);
+      const logprobs = new Float64Array(encoded.tokens.length);
+      const likeliest = new Uint8Array(encoded.tokens.length);
+      let n = 0;
+      const { tokens: candidateTokens, lengths } = encoded;
+      await this.#score({ tokens, images, candidates: candidateTokens, lengths }, cancellation, (event) => {
+        logprobs.set(event.logprobs, n);
+        likeliest.set(event.likeliest, n);
+        n += event.logprobs.length;
+        onProgress?.(n / candidateTokens.length);
+      });
+      return scoresOf(encoded, logprobs, likeliest, normalize, signal);
     });
   }
 
@@ -523,6 +598,17 @@ export class Gemma {
     return this.#model;
   }
 
+  #asker(): Asker {
+    return {
+      prompts: this.#prompts,
+      contextSize: this.info.contextSize,
+      live: () => this.#live(),
+      call: (work, cancellation) => this.#call(undefined, work, cancellation),
+      generate: (prompt, params, options, cancellation, sink) =>
+        this.#generate(prompt, { ...params, maxUnread: sink ? MAX_UNREAD : 0 }, options, cancellation, sink),
+    };
+  }
+
   // Runs a call that computes, when not too many are under way already.
   #call<T>(
     signal: AbortSignal | undefined,
@@ -560,54 +646,29 @@ export class Gemma {
     return this.#prompts.fill(layout, cancellation, (fraction) => onProgress?.({ stage: 'images', fraction }));
   }
 
-  async #answer(
-    input: Input,
-    settings: check.PromptSettings,
-    params: check.GenerateParams & { maxUnread: number },
-    structure: Structure | undefined,
-    options: GenerateOptions,
-    cancellation: Cancellation,
-    sink?: Sink,
-  ): Promise<GenerateResult> {
-    // The grammar is compiled beside the work on the prompt.
-    const compiled = structure?.source().then((source) => this.#live().compileGrammar(source));
-    const [prompt, grammar] = await Promise.all([
-      this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation),
-      compiled,
-    ]);
-    const { result, isWhole } = await this.#generate(
-      prompt,
-      { ...params, ...(grammar && { grammar }) },
-      options,
-      cancellation,
-      sink,
-      structure?.assembler(),
-    );
-    // Where a reader left, or a limit or a stop sequence cut it, there is no object.
-    if (structure && isWhole && result.finishReason === 'stop') Object.assign(result, await structure.objectOf(result.text));
-    return result;
-  }
-
-  #generate(
+  async #generate(
     { tokens, images, imageTokens }: Prompt,
-    { stopTokens, ...params }: check.GenerateParams & Pick<NativeGenerateParams, 'maxUnread' | 'grammar'>,
+    { stopTokens, structure, ...params }: check.AnswerParams & { maxUnread: number },
     { onProgress }: GenerateOptions,
     cancellation: Cancellation,
     sink?: Sink,
-    assembler?: PartAssembler,
-  ): Promise<Generated> {
+  ): Promise<GenerateResult> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
-    const model = this.#live();
-    const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(model, token, i));
-    return runGeneration(
-      model,
-      { ...params, stopTokens: stops, tokens, images },
+    const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(this.#live(), token, i));
+    const grammar = structure && (await this.#live().compileGrammar(await structure.source()));
+    const { result, isWhole } = await runGeneration(
+      this.#live(),
+      { ...params, stopTokens: stops, tokens, images, ...(grammar && { grammar }) },
       imageTokens,
       cancellation,
       onPrompt,
       sink,
-      assembler,
+      structure?.assembler(),
     );
+    // Where a reader left, or a limit or a stop sequence cut it, there is no object.
+    return structure && isWhole && result.finishReason === 'stop'
+      ? { ...result, ...(await structure.objectOf(result.text)) }
+      : result;
   }
 
   // A stop token by its id or its text.
@@ -620,6 +681,25 @@ export class Gemma {
       );
     }
     return id;
+  }
+
+  #score(
+    params: NativeScoreParams,
+    cancellation: Cancellation,
+    onScores: (event: Extract<NativeScoreEvent, { kind: 'scores' }>) => void,
+  ): Promise<void> {
+    return runOperation(
+      {
+        start: (listener: (event: NativeScoreEvent) => void) => this.#live().score(params, listener),
+        stop: (id) => this.#model.cancel(id),
+        onEvent: (event) => {
+          if (event.kind === 'finish') return outcomeOf(event.error);
+          if (!cancellation.cancelled) onScores(event);
+          return undefined;
+        },
+      },
+      cancellation,
+    );
   }
 
   #evaluate(

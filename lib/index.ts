@@ -9,12 +9,15 @@ export {
 } from './gemma.js';
 export type { Backend } from './backends.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
+export { Conversation, type TurnInput } from './conversation.js';
+export type { ChatOptions, Overflow, RestoreChatOptions, SummarizeOverflow, TurnOptions } from './chat-options.js';
 export { GemmaStream } from './stream.js';
 export type { StreamPart, TextStreamPart } from './parts.js';
 export type { DeepPartial } from './partial-json.js';
 export type { OutputOf, StandardResult, StandardSchema } from './schema.js';
 export type { StructuredOptions } from './structured.js';
 export type { FinishReason, GenerateResult, Timings, TokenLogprobs, Usage } from './result.js';
+export type { CandidateScore } from './score.js';
 export type { ChatInfo } from './chat.js';
 export type { ContentPart, ImagePart, Message, TextPart, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
@@ -36,6 +39,7 @@ export type {
   PerplexityOptions,
   PromptOptions,
   PromptProgress,
+  ScoreOptions,
   TokenizeOptions,
   TypedByChoices,
   TypedBySchema,

@@ -3,6 +3,7 @@
 import type { ImageEmbedding, ImageInput } from './media.js';
 import type { Sliced } from './turns.js';
 import { plain, show } from './values.js';
+import type { Picture } from './vision.js';
 
 /** Fields of parts and messages that a chat template of the model's own may want, such as `source_lang_code`. Plain data. */
 interface TemplateFields {
@@ -42,6 +43,12 @@ export interface Message extends TemplateFields {
   images?: readonly (ImageInput | ImageEmbedding)[];
 }
 
+/** A picture, or the frames of a video with the label before each. */
+export interface Loaded {
+  pictures: readonly Picture[];
+  labels: readonly string[];
+}
+
 /** A part as it was read: known fields checked, others copied as plain data. */
 export interface Part {
   readonly type: string;
@@ -52,6 +59,8 @@ export interface Part {
   readonly maxFrames?: number;
   /** of a picture or video: its place, for messages of errors */
   readonly name?: string;
+  /** of a picture or video that a prompt has had: what the encoder made of it */
+  loaded?: Loaded;
   /** of a template's own; for Gemma's format none */
   readonly fields: Readonly<Record<string, unknown>>;
 }
@@ -248,14 +257,15 @@ function copyPart(value: unknown, where: string, free: boolean): Part {
 /**
  * Reads messages. Yields after each part.
  *
+ * @param name what errors call the messages
  * @param free whether other roles, keys and types of parts are for a template to judge; Gemma's format has none
  * @throws TypeError that names the place
  */
-export function* copyMessages(messages: unknown, free: boolean): Sliced<Turn[]> {
-  if (!Array.isArray(messages)) throw new TypeError(`messages: expected an array, found ${describe(messages)}`);
+export function* copyMessages(messages: unknown, free: boolean, name = 'messages'): Sliced<Turn[]> {
+  if (!Array.isArray(messages)) throw new TypeError(`${name}: expected an array, found ${describe(messages)}`);
   const turns: Turn[] = [];
   for (let i = 0; i < messages.length; ++i) {
-    const where = `messages[${i}]`;
+    const where = `${name}[${i}]`;
     const entries = entriesOf((messages as readonly unknown[])[i], where, MESSAGE_KEYS, 'a message { role, content }');
     const fields = fieldsOf(entries, where, MESSAGE_KEYS, MESSAGE_HINTS, free);
     const role = entries.get('role');
@@ -300,4 +310,16 @@ export function* copyMessages(messages: unknown, free: boolean): Sliced<Turn[]> 
     yield;
   }
   return turns;
+}
+
+function partOf({ type, text, image, video, fps, maxFrames, fields }: Part): ContentPart {
+  const own = { type, text, image, video, fps, maxFrames };
+  const given = Object.fromEntries(Object.entries(own).filter(([, value]) => value !== undefined));
+  return { ...structuredClone(fields), ...given } as unknown as ContentPart;
+}
+
+/** A message as a caller may pass it again: new objects, but for pictures. */
+export function messageOf({ role, content, fields }: Turn): Message {
+  const parts = typeof content === 'object' ? content.map(partOf) : content;
+  return { role, ...(parts !== undefined && { content: parts }), ...structuredClone(fields) } as Message;
 }

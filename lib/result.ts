@@ -1,4 +1,5 @@
 // What a finished generation was: the public types, and how they come from the engine's last event.
+import type { Message } from './messages.js';
 import type { NativeGenerateEvent, TokenScore } from './native.js';
 
 /**
@@ -58,6 +59,8 @@ export interface GenerateResult<T = unknown> {
   stopSequence?: string;
   /** one entry a token, when asked for */
   logprobs?: TokenLogprobs[];
+  /** of a conversation: what did not fit into the context and is no longer part of it (`onOverflow`) */
+  dropped?: Message[];
 }
 
 /** The engine's last event of a generation. */

@@ -209,9 +209,9 @@ describe('options', () => {
   });
 
   test('none', () => {
-    expect(generateOptions({ json: false }).structure).toBeUndefined();
-    expect(generateOptions({}).structure).toBeUndefined();
-    expect(generateOptions({ json: false, choices: ['a'] }).structure).toBeDefined();
+    expect(generateOptions({ json: false }).params.structure).toBeUndefined();
+    expect(generateOptions({}).params.structure).toBeUndefined();
+    expect(generateOptions({ json: false, choices: ['a'] }).params.structure).toBeDefined();
   });
 
   test.each<[GenerateOptions, string, string]>([
