@@ -419,7 +419,7 @@ const GENERATION = {
 const STREAM = { stallTimeoutMs: or(integers(0), 0) } as const;
 
 /** Looked at together, by structureOf(). */
-const STRUCTURED = {
+export const STRUCTURED = {
   schema: elsewhere,
   json: elsewhere,
   choices: elsewhere,
