@@ -321,10 +321,7 @@ export class Gemma {
    * enforce), `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR`, `GRAMMAR_TOO_LARGE`); the signal's reason after an abort
    */
   generate<S extends StandardSchema>(input: Input, options: TypedBySchema<S>): Promise<GenerateResult<OutputOf<S>>>;
-  generate<const T extends string>(
-    input: Input,
-    options: TypedByChoices<T>,
-  ): Promise<GenerateResult<T>>;
+  generate<const T extends string>(input: Input, options: TypedByChoices<T>): Promise<GenerateResult<T>>;
   generate(input: Input, options?: GenerateOptions): Promise<GenerateResult>;
   async generate(input: Input, options: GenerateOptions = {}): Promise<GenerateResult> {
     const { params, prompt: settings } = check.generateOptions(options);

@@ -214,7 +214,7 @@ class Reader implements SchemaGraph {
     }
     this.#bases.set(raw, here);
     for (const [key, member] of Object.entries(raw)) {
-      if (!DATA.has(key)) this.#index(member as Json, here, `${path}/${pointerToken(key)}`);
+      if (!DATA.has(key)) this.#index(member, here, `${path}/${pointerToken(key)}`);
     }
   }
 
@@ -267,7 +267,8 @@ class Reader implements SchemaGraph {
     const { path } = node;
     const at = (keyword: string) => `${this.#where}${path}/${pointerToken(keyword)}`;
     const has = (keyword: string) => Object.hasOwn(raw, keyword);
-    const wrong = (keyword: string, expected: string) => bad(at(keyword), `expected ${expected}, found ${show(raw[keyword])}`);
+    const wrong = (keyword: string, expected: string) =>
+      bad(at(keyword), `expected ${expected}, found ${show(raw[keyword])}`);
     const schema = (keyword: string) => this.#nodeOf(raw[keyword], `${path}/${keyword}`);
     const schemas = (keyword: string): SchemaNode[] => {
       const found = raw[keyword];
@@ -276,16 +277,19 @@ class Reader implements SchemaGraph {
     };
     const entries = (keyword: string): [string, Json][] => {
       const found = raw[keyword];
-      if (typeof found !== 'object' || found === null || Array.isArray(found)) throw wrong(keyword, 'an object of schemas');
+      if (typeof found !== 'object' || found === null || Array.isArray(found))
+        throw wrong(keyword, 'an object of schemas');
       return Object.entries(found);
     };
     const map = (keyword: string) =>
-      new Map(entries(keyword).map(([key, member]) => [key, this.#nodeOf(member, `${path}/${keyword}/${pointerToken(key)}`)]));
+      new Map(
+        entries(keyword).map(([key, member]) => [key, this.#nodeOf(member, `${path}/${keyword}/${pointerToken(key)}`)]),
+      );
     const strings = (keyword: string, found: Json | undefined): string[] => {
       if (!Array.isArray(found) || !found.every((name) => typeof name === 'string')) {
         throw wrong(keyword, 'an array of strings');
       }
-      return found as string[];
+      return found;
     };
     const count = (keyword: string): number => {
       const found = raw[keyword];
@@ -369,7 +373,17 @@ class Reader implements SchemaGraph {
       if (raw.items.length > 0) node.prefixItems = schemas('items');
       if (has('additionalItems')) node.items = schema('additionalItems');
     } else if (has('items')) node.items = schema('items');
-    for (const keyword of ['contains', 'unevaluatedItems', 'additionalProperties', 'propertyNames', 'unevaluatedProperties', 'not', 'if', 'then', 'else'] as const) {
+    for (const keyword of [
+      'contains',
+      'unevaluatedItems',
+      'additionalProperties',
+      'propertyNames',
+      'unevaluatedProperties',
+      'not',
+      'if',
+      'then',
+      'else',
+    ] as const) {
       if (has(keyword)) node[keyword] = schema(keyword);
     }
     if (node.unevaluatedItems ?? node.unevaluatedProperties) this.hasUnevaluated = true;
@@ -435,7 +449,8 @@ class Reader implements SchemaGraph {
         } else if (open.has(next)) {
           throw bad(`${this.#where}${next.path}`, 'the schema refers to itself without going deeper into the value');
         } else if (!done.has(next)) {
-          if (stack.length > MAX_DEPTH) throw bad(`${this.#where}${next.path}`, `more than ${MAX_DEPTH} schemas in a row`);
+          if (stack.length > MAX_DEPTH)
+            throw bad(`${this.#where}${next.path}`, `more than ${MAX_DEPTH} schemas in a row`);
           stack.push({ node: next, rest: inPlace(next) });
           open.add(next);
         }

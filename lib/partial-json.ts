@@ -73,7 +73,11 @@ export class PartialJson {
     if (this.#open.length === 0) return inner ? inner.value : this.#root;
     for (let i = this.#open.length - 1; i >= 0; --i) {
       const { value, key, size } = this.#open[i] as Open;
-      const copy: Open = { value: Array.isArray(value) ? [...value] : { ...value }, size, ...(key !== undefined && { key }) };
+      const copy: Open = {
+        value: Array.isArray(value) ? [...value] : { ...value },
+        size,
+        ...(key !== undefined && { key }),
+      };
       if (inner) put(copy, inner.value);
       inner = { value: copy.value };
     }

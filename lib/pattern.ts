@@ -12,7 +12,8 @@ const LAST = 0x10ffff;
 const MAX_LENGTH = 10_000; // characters of a pattern
 const MAX_NESTING = 100;
 const MAX_COUNT = 100_000; // of a repetition
-const MAX_NODES = 100_000; // made for one match or one intersection
+const MAX_WORK = 100_000; // steps of making sets, for a pattern or a match
+const MAX_WRITING = 20_000; // the same, for an intersection that is written out
 const MAX_STATES = 400; // of an automaton that is written out
 const MAX_TEXT = 16_000; // characters of what is written out
 
@@ -155,7 +156,8 @@ class Parser {
   #repeated(of: Tree): Tree {
     const [min, max] = this.#quantifier();
     if (min === 1 && max === 1) return of;
-    if (of.kind === 'start' || of.kind === 'end' || of.kind === 'look') throw this.#error('an assertion that is repeated');
+    if (of.kind === 'start' || of.kind === 'end' || of.kind === 'look')
+      throw this.#error('an assertion that is repeated');
     this.#take('?'); // lazy: the same strings
     if (this.#quantifier(true)[1] !== 1) throw this.#error('nothing to repeat');
     return { kind: 'repeat', of, min, max, plain: isPlain(of) };
@@ -361,7 +363,7 @@ export class Patterns {
   /** those of one after another, by their numbers */
   #sequences = new Map<number, Language>();
   #ids = 0;
-  #made = 0;
+  #left = MAX_WORK;
   readonly #automata = new Map<Language, Automaton>();
 
   constructor() {
@@ -384,6 +386,10 @@ export class Patterns {
     return known;
   }
 
+  #work(steps: number): void {
+    if ((this.#left -= steps) < 0) throw new PatternError('it takes too much work');
+  }
+
   #new(
     kind: Language['kind'],
     nullable: boolean,
@@ -392,7 +398,7 @@ export class Patterns {
     min = 0,
     max = 0,
   ): Language {
-    if (++this.#made > MAX_NODES) throw new PatternError('it takes too much work');
+    this.#work(1);
     return { id: this.#ids++, kind, nullable, parts, ranges, min, max };
   }
 
@@ -415,12 +421,14 @@ export class Patterns {
     }
     const key = first.id * 2 ** 26 + second.id;
     let known = this.#sequences.get(key);
-    if (!known) this.#sequences.set(key, (known = this.#new('then', first.nullable && second.nullable, [first, second])));
+    if (!known)
+      this.#sequences.set(key, (known = this.#new('then', first.nullable && second.nullable, [first, second])));
     return known;
   }
 
   either(parts: readonly Language[]): Language {
     const flat = new Set(parts.flatMap((part) => (part.kind === 'either' ? part.parts : [part])));
+    this.#work(flat.size >> 2);
     if (flat.has(this.all)) return this.all;
     flat.delete(this.none);
     const chars = [...flat].filter(({ kind }) => kind === 'chars');
@@ -440,11 +448,14 @@ export class Patterns {
 
   both(parts: readonly Language[]): Language {
     const flat = new Set(parts.flatMap((part) => (part.kind === 'both' ? part.parts : [part])));
+    this.#work(flat.size >> 2);
     flat.delete(this.all);
     if (flat.has(this.none)) return this.none;
     if (flat.has(this.empty)) return [...flat].every(({ nullable }) => nullable) ? this.empty : this.none;
     // So many of these characters and so many of those: as many as both allow, of those in both.
-    const runs = [...flat].filter(({ kind, parts }) => kind === 'chars' || (kind === 'repeat' && parts[0]?.kind === 'chars'));
+    const runs = [...flat].filter(
+      ({ kind, parts }) => kind === 'chars' || (kind === 'repeat' && parts[0]?.kind === 'chars'),
+    );
     if (runs.length > 1) {
       for (const run of runs) flat.delete(run);
       const ranges = runs.map((run) => (run.kind === 'chars' ? run.ranges : (run.parts[0] as Language).ranges));
@@ -477,7 +488,13 @@ export class Patterns {
     if (language === this.none) return min === 0 ? this.empty : this.none;
     if (min === 1 && max === 1) return language;
     const least = language.nullable ? 0 : min;
-    if (least === 0 && max === Infinity && language.kind === 'repeat' && language.max === Infinity && language.min < 2) {
+    if (
+      least === 0 &&
+      max === Infinity &&
+      language.kind === 'repeat' &&
+      language.max === Infinity &&
+      language.min < 2
+    ) {
       return this.repeat(language.parts[0] as Language, 0, Infinity);
     }
     return this.#make('repeat', least === 0, [language], [], least, max);
@@ -495,7 +512,7 @@ export class Patterns {
    * lookaheads and anchors in places where they depend on how often something repeats
    */
   search(pattern: string, looks = true): Language {
-    this.#made = 0;
+    this.#left = MAX_WORK;
     const tree = new Parser(pattern).parse();
     const fromStart = this.#of(tree, this.all, true, looks);
     const later = this.#of(tree, this.all, false, looks);
@@ -505,7 +522,7 @@ export class Patterns {
 
   /** The strings that a pattern matches from their beginning to their end. Otherwise as `search`. */
   whole(pattern: string, looks = true): Language {
-    this.#made = 0;
+    this.#left = MAX_WORK;
     return this.#of(new Parser(pattern).parse(), this.empty, true, looks);
   }
 
@@ -514,7 +531,8 @@ export class Patterns {
     if (isPlain(tree)) return this.then(this.#plain(tree), rest);
     switch (tree.kind) {
       case 'start':
-        if (atStart === 'perhaps') throw new PatternError('a ^ behind something that may be empty, which is not supported');
+        if (atStart === 'perhaps')
+          throw new PatternError('a ^ behind something that may be empty, which is not supported');
         return atStart ? rest : this.none;
       case 'end':
         return this.both([this.empty, rest]);
@@ -600,13 +618,13 @@ export class Patterns {
 
   /** @internal */
   automaton(language: Language): Automaton {
-    if (this.#known.size + this.#sequences.size > 4 * MAX_NODES) {
+    if (this.#known.size + this.#sequences.size > 4 * MAX_WORK) {
       // Sets that were made before stay what they are; new ones are only no longer the same objects.
       this.#known = new Map();
       this.#sequences = new Map();
       this.#automata.clear();
     }
-    this.#made = 0;
+    this.#left = MAX_WORK;
     let found = this.#automata.get(language);
     if (!found) this.#automata.set(language, (found = new Automaton(this, language)));
     return found;
@@ -649,6 +667,7 @@ export class Patterns {
   /** Without intersections and complements: by the automaton's states, taken out one by one. Undefined: too large. */
   *#flatten(language: Language): Sliced<Language | undefined> {
     const automaton = this.automaton(language);
+    this.#left = MAX_WRITING;
     const edges = yield* automaton.explore(MAX_STATES);
     if (!edges) return undefined;
     const end = -1;
@@ -833,13 +852,12 @@ const ESCAPES = new Map([
 const ANY = complement([0xd800, 0xdfff]);
 const RAW = complement(union([0, 0x1f, 0x22, 0x22, 0x5c, 0x5c, 0xd800, 0xdfff]));
 
-// An expression in which a character beyond ASCII occurs is read by XGrammar 0.2.9 as it stands. Otherwise it leaves out what JSON
-// escapes, which here is written escaped. This one occurs no time.
+// XGrammar 0.2.9 reads an expression of ASCII alone in another way, which takes `a(-b+)?` for `ab` and leaves out what JSON escapes, which
+// here is written escaped. So a character beyond ASCII occurs, no time.
 const AS_IT_STANDS = '\u00e9{0}';
 
 class Writer {
   readonly #isJson: boolean;
-  #hasEscapes = false;
   readonly #sizes = new Map<Language, number>();
 
   constructor(isJson: boolean) {
@@ -852,7 +870,7 @@ class Writer {
     const text = this.#of(language);
     if (text === undefined || text === '') return undefined;
     // eslint-disable-next-line no-control-regex -- all of ASCII
-    return this.#hasEscapes && /^[\x00-\x7f]*$/.test(text) ? text + AS_IT_STANDS : text;
+    return this.#isJson && /^[\x00-\x7f]*$/.test(text) ? text + AS_IT_STANDS : text;
   }
 
   // What is shared between parts is written as often as it occurs.
@@ -894,7 +912,9 @@ class Writer {
 
   #chars(ranges: Ranges): string | undefined {
     const raw = intersection(ranges, this.#isJson ? RAW : ANY);
-    const escapes = [...(this.#isJson ? ESCAPES : [])].filter(([code]) => contains(ranges, code)).map(([, letter]) => letter);
+    const escapes = [...(this.#isJson ? ESCAPES : [])]
+      .filter(([code]) => contains(ranges, code))
+      .map(([, letter]) => letter);
     const texts: string[] = [];
     if (raw.length === 2 && raw[0] === raw[1]) texts.push(literal(raw[0] as number));
     else if (raw.length > 0) {
@@ -912,7 +932,6 @@ class Writer {
       texts.unshift(`[${pairs.join('')}]`);
     }
     if (escapes.length > 0) {
-      this.#hasEscapes = true;
       texts.push(escapes.length === 1 ? `\\\\${escapes[0]}` : `\\\\[${escapes.join('')}]`);
     }
     if (texts.length === 0) return undefined;
@@ -948,7 +967,7 @@ function isGrouped(text: string): boolean {
 }
 
 function control(code: number): string | undefined {
-  return code < 0x20 || code === 0x7f ? `\\x${code.toString(16).padStart(2, '0')}` : undefined;
+  return code < 0x20 || code === 0x7f ? `\\u${code.toString(16).padStart(4, '0')}` : undefined;
 }
 
 function literal(code: number): string {

@@ -11,7 +11,7 @@ import { problemsOf } from './schema-validator.js';
 import { atOnce, type Sliced } from './turns.js';
 
 const MAX_FORMS = 4000;
-const MAX_PRODUCT = 512; // sets that alternatives make together
+const MAX_PRODUCT = 128; // sets that alternatives make together
 const MAX_COUNT = 100_000; // items, properties, characters; nothing longer fits into a context
 const MAX_LISTED = 500; // multiples that are listed one by one
 const MAX_PLACES = 8; // of the item that contains asks for
@@ -51,7 +51,9 @@ const ANY: Form = { kind: 'any' };
 const NEVER: Form = { kind: 'never' };
 
 function choiceOf(forms: readonly Form[]): Form {
-  const some = forms.filter(({ kind }) => kind !== 'never');
+  const values = forms.flatMap((form) => (form.kind === 'values' ? form.values : []));
+  const some = forms.filter(({ kind }) => kind !== 'never' && kind !== 'values');
+  if (values.length > 0) some.unshift({ kind: 'values', values });
   return some.length === 1 ? (some[0] as Form) : { kind: 'choice', of: some };
 }
 
@@ -64,6 +66,7 @@ class Translator {
   readonly #always: SchemaNode;
   readonly #impossible: SchemaNode;
   readonly #made = new Map<string, SchemaNode>();
+  readonly #lone = new Map<SchemaNode, SchemaNode>();
 
   constructor(graph: SchemaGraph) {
     this.#graph = graph;
@@ -94,7 +97,11 @@ class Translator {
     let later = this.#laters.get(key);
     if (!later) {
       if (this.#laters.size >= MAX_FORMS) {
-        throw new GemmaError('ERR_INVALID_ARGUMENT', 'the schema combines too many schemas with each other', 'SCHEMA_LIMIT');
+        throw new GemmaError(
+          'ERR_INVALID_ARGUMENT',
+          'the schema combines too many schemas with each other',
+          'SCHEMA_LIMIT',
+        );
       }
       later = { nodes: set, form: undefined, uses: 0, isPossible: false, definition: undefined };
       this.#laters.set(key, later);
@@ -136,7 +143,8 @@ class Translator {
       case 'object': {
         const { named, rest, min, max } = form;
         const required = named.filter(({ isRequired }) => isRequired);
-        if (min > max || required.length > max || required.some((property) => !this.#isPossible(property.form))) return false;
+        if (min > max || required.length > max || required.some((property) => !this.#isPossible(property.form)))
+          return false;
         if (rest.some((others) => this.#isPossible(others.form))) return true;
         return named.filter((property) => this.#isPossible(property.form)).length >= min;
       }
@@ -150,7 +158,7 @@ class Translator {
     const set = new Set<SchemaNode>();
     const choices: SchemaNode[][][] = [];
     for (const node of nodes) this.#gather(node, set, choices);
-    this.#expand(set, choices, 1, sets);
+    yield* this.#expand(set, choices, 1, sets);
     const forms: Form[] = [];
     for (const pure of sets) forms.push(yield* this.#pure(pure));
     return choiceOf(forms);
@@ -218,10 +226,16 @@ class Translator {
           for (const values of node.values ?? []) add({ not: this.#graph.node({ values: [values] }, '') });
           break;
         case 'pattern':
-          add({ types: new Set(['string']), not: this.#graph.node({ pattern: node.pattern as NonNullable<SchemaNode['pattern']> }, '') });
+          add({
+            types: new Set(['string']),
+            not: this.#graph.node({ pattern: node.pattern as NonNullable<SchemaNode['pattern']> }, ''),
+          });
           break;
         case 'format':
-          add({ types: new Set(['string']), not: this.#graph.node({ format: node.format as NonNullable<SchemaNode['format']> }, '') });
+          add({
+            types: new Set(['string']),
+            not: this.#graph.node({ format: node.format as NonNullable<SchemaNode['format']> }, ''),
+          });
           break;
         case 'minimum':
           add({ types: new Set(['number']), exclusiveMaximum: node.minimum as number });
@@ -269,7 +283,13 @@ class Translator {
   }
 
   // Every way to choose one of each alternative. Where there are too many, alternatives are left out.
-  #expand(set: Set<SchemaNode>, choices: readonly SchemaNode[][][], product: number, sets: SchemaNode[][]): void {
+  *#expand(
+    set: Set<SchemaNode>,
+    choices: readonly SchemaNode[][][],
+    product: number,
+    sets: SchemaNode[][],
+  ): Sliced<void> {
+    yield;
     const [first, ...rest] = choices;
     if (!first) {
       sets.push([...set]);
@@ -277,15 +297,14 @@ class Translator {
     }
     const more = product * first.length;
     if (more > MAX_PRODUCT && product > 1) {
-      this.#expand(set, rest, product, sets);
+      yield* this.#expand(set, rest, product, sets);
       return;
     }
     for (const chosen of first) {
       const grown = new Set(set);
       const next = [...rest];
       for (const node of chosen) this.#gather(node, grown, next);
-      if (isContradiction(grown)) continue;
-      this.#expand(grown, next, more, sets);
+      if (!isContradiction(grown)) yield* this.#expand(grown, next, more, sets);
     }
   }
 
@@ -305,7 +324,20 @@ class Translator {
   }
 
   #meeting(values: readonly Json[], nodes: readonly SchemaNode[]): Json[] {
-    return values.filter((value) => nodes.every((node) => atOnce(problemsOf(this.#graph, node, value)).length === 0));
+    const alone = nodes.map((node) => this.#alone(node));
+    return values.filter((value) => alone.every((node) => atOnce(problemsOf(this.#graph, node, value)).length === 0));
+  }
+
+  /** What a schema says itself: those that apply with it stand beside it, and of its alternatives one was chosen. */
+  #alone(node: SchemaNode): SchemaNode {
+    let found = this.#lone.get(node);
+    if (!found) {
+      found = { ...node };
+      for (const keyword of ['ref', 'allOf', 'anyOf', 'if', 'dependentSchemas'] as const) delete found[keyword];
+      if ((found.oneOf?.length ?? 0) > 16) delete found.oneOf;
+      this.#lone.set(node, found);
+    }
+    return found;
   }
 
   *#ofKind(kind: Kind, isInteger: boolean, nodes: readonly SchemaNode[]): Sliced<Form> {
@@ -359,20 +391,21 @@ class Translator {
     const first = Math.max(Math.ceil(min), Math.floor(above) + 1);
     const last = Math.min(Math.floor(max), Math.ceil(below) - 1);
     if (first > last) return NEVER;
-    // Beyond that a double does not hold every integer.
-    if (first > -Infinity) schema.minimum = Math.max(first, Number.MIN_SAFE_INTEGER);
-    if (last < Infinity) schema.maximum = Math.min(last, Number.MAX_SAFE_INTEGER);
-    if (first > Number.MAX_SAFE_INTEGER || last < Number.MIN_SAFE_INTEGER) return { kind: 'number', schema: { type: 'integer' } };
     const whole = divisors.filter(Number.isInteger);
     if (whole.length > 0) {
       const divisor = whole.reduce(leastCommonMultiple);
-      if (divisor > last && -divisor < first && first > 0 !== last < 0) return NEVER;
-      if (first > -Infinity && last < Infinity && (last - first) / divisor < MAX_LISTED) {
+      if ((last - first) / divisor < MAX_LISTED) {
         const multiples: number[] = [];
-        for (let n = Math.ceil(first / divisor) * divisor; n <= last; n += divisor) multiples.push(n + 0);
+        for (let n = Math.ceil(first / divisor) * divisor; n <= last; n += divisor) multiples.push(n + 0); // no -0
         return { kind: 'values', values: this.#meeting(multiples, nodes) };
       }
-      schema.multipleOf = divisor;
+      // XGrammar enforces no bounds beside it.
+      return { kind: 'number', schema: { ...schema, multipleOf: divisor } };
+    }
+    // Beyond that a double does not hold every integer.
+    if (first <= Number.MAX_SAFE_INTEGER && last >= Number.MIN_SAFE_INTEGER) {
+      schema.minimum = Math.max(first, Number.MIN_SAFE_INTEGER);
+      schema.maximum = Math.min(last, Number.MAX_SAFE_INTEGER);
     }
     return { kind: 'number', schema };
   }
@@ -389,7 +422,9 @@ class Translator {
         loose.push(rule.loose ?? rule.language);
       }
       for (const { list } of values ?? []) {
-        const texts = patterns.either(list.filter((value) => typeof value === 'string').map((value) => patterns.text(value)));
+        const texts = patterns.either(
+          list.filter((value) => typeof value === 'string').map((value) => patterns.text(value)),
+        );
         exact.push(texts);
         loose.push(texts);
       }
@@ -431,7 +466,9 @@ class Translator {
     const prefix = Array.from({ length }, (_, i) => at(i));
     const hasItems = nodes.some(({ items }) => items);
     const rest = this.#later(
-      nodes.flatMap(({ items, unevaluatedItems, contains }) => items ?? (hasItems || contains ? [] : (unevaluatedItems ?? []))),
+      nodes.flatMap(
+        ({ items, unevaluatedItems, contains }) => items ?? (hasItems || contains ? [] : (unevaluatedItems ?? [])),
+      ),
     );
     const contained = Math.max(...nodes.map(({ contains, minContains }) => (contains ? (minContains ?? 1) : 0)));
     const max = smallest(nodes, 'maxItems');
@@ -439,14 +476,25 @@ class Translator {
     // A tuple ends with its last item, unless something is said of others.
     const isOpen = length === 0 || hasItems || min > length || nodes.some(({ unevaluatedItems }) => unevaluatedItems);
     const isUnique = nodes.some(({ uniqueItems }) => uniqueItems);
-    const array: Form = { kind: 'array', prefix, rest: isOpen ? rest : NEVER, min, max: max > MAX_COUNT ? Infinity : max, isUnique };
+    const array: Form = {
+      kind: 'array',
+      prefix,
+      rest: isOpen ? rest : NEVER,
+      min,
+      max: max > MAX_COUNT ? Infinity : max,
+      isUnique,
+    };
     const wanted = nodes.filter(({ contains, minContains }) => contains && minContains !== 0);
     if (wanted.length !== 1 || length > 0) return array;
     // One that contains asks for is among the first few: which one makes the alternatives.
     const items = nodes.flatMap((node) => node.items ?? []);
     const special = this.#later([...items, ...wanted.flatMap(({ contains }) => contains ?? [])]);
     const places = Array.from({ length: Math.min(MAX_PLACES, max) }, (_, i): Form => {
-      return { ...array, prefix: [...Array.from({ length: i }, () => this.#later(items)), special], min: Math.max(min, i + 1) };
+      return {
+        ...array,
+        prefix: [...Array.from({ length: i }, () => this.#later(items)), special],
+        min: Math.max(min, i + 1),
+      };
     });
     return choiceOf(places);
   }
@@ -459,11 +507,15 @@ class Translator {
     const nameSet = new Set<SchemaNode>();
     for (const { propertyNames } of nodes) if (propertyNames) this.#gather(propertyNames, nameSet, []);
     const nameRules = [...nameSet];
-    const listedNames = nameRules.find(({ values }) => values)?.values?.[0]?.list.filter((name) => typeof name === 'string');
+    const listedNames = nameRules
+      .find(({ values }) => values)
+      ?.values?.[0]?.list.filter((name) => typeof name === 'string');
     for (const name of listedNames ?? []) names.add(name);
 
     const isClosedBefore = nodes.some(({ additionalProperties }) => additionalProperties);
-    const rules = [...new Map(nodes.flatMap((node) => node.patternProperties ?? []).map((one) => [one.rule, one])).keys()];
+    const rules = [
+      ...new Map(nodes.flatMap((node) => node.patternProperties ?? []).map((one) => [one.rule, one])).keys(),
+    ];
     // The schemas for a property's value, by the patterns that its name has.
     const valueOf = (name: string | undefined, has: (rule: (typeof rules)[number]) => boolean): Form => {
       const schemas: SchemaNode[] = [];
@@ -492,7 +544,8 @@ class Translator {
     const rest: { names: Language | undefined; form: Form }[] = [];
     if (listedNames) {
       // All there are have names.
-    } else if (rules.length === 0 && nameRules.length === 0) rest.push({ names: undefined, form: valueOf(undefined, () => false) });
+    } else if (rules.length === 0 && nameRules.length === 0)
+      rest.push({ names: undefined, form: valueOf(undefined, () => false) });
     else if (rules.length > 4) rest.push({ names: undefined, form: ANY });
     else {
       const allowed = nameRules.length === 0 ? [patterns.all] : this.#languages(nameRules);
@@ -506,16 +559,27 @@ class Translator {
     const max = smallest(nodes, 'maxProperties');
     const min = largest(nodes, 'minProperties', 0);
     const isOpen =
-      names.size === 0 || min > names.size || rules.length > 0 || isClosedBefore || nodes.some((node) => node.unevaluatedProperties);
+      names.size === 0 ||
+      min > names.size ||
+      rules.length > 0 ||
+      isClosedBefore ||
+      nodes.some((node) => node.unevaluatedProperties);
     return { kind: 'object', named, rest: isOpen ? rest : [], min, max: max > MAX_COUNT ? Infinity : max };
   }
 }
 
-function largest(nodes: readonly SchemaNode[], keyword: 'minimum' | 'exclusiveMinimum' | 'minLength' | 'minItems' | 'minProperties', none = -Infinity): number {
+function largest(
+  nodes: readonly SchemaNode[],
+  keyword: 'minimum' | 'exclusiveMinimum' | 'minLength' | 'minItems' | 'minProperties',
+  none = -Infinity,
+): number {
   return Math.max(...nodes.map((node) => node[keyword] ?? none));
 }
 
-function smallest(nodes: readonly SchemaNode[], keyword: 'maximum' | 'exclusiveMaximum' | 'maxLength' | 'maxItems' | 'maxProperties'): number {
+function smallest(
+  nodes: readonly SchemaNode[],
+  keyword: 'maximum' | 'exclusiveMaximum' | 'maxLength' | 'maxItems' | 'maxProperties',
+): number {
   return Math.min(...nodes.map((node) => node[keyword] ?? Infinity));
 }
 
@@ -570,16 +634,21 @@ function kindsOf(nodes: readonly SchemaNode[]): { kinds: Kind[]; isInteger: bool
   const typed = nodes.filter(({ types }) => types).map(({ types }) => types as ReadonlySet<JsonType>);
   const isInteger = typed.some((types) => types.has('integer') && !types.has('number'));
   const order = [...new Set([...(typed[0] ?? KINDS)].map((type) => (type === 'integer' ? 'number' : type)))];
-  const allows = (types: ReadonlySet<JsonType>, kind: Kind) => types.has(kind) || (kind === 'number' && types.has('integer'));
+  const allows = (types: ReadonlySet<JsonType>, kind: Kind) =>
+    types.has(kind) || (kind === 'number' && types.has('integer'));
   const kinds = order.filter((kind) => typed.every((types) => allows(types, kind)));
   if (typed.length > 0) return { kinds, isInteger };
-  const about = KINDS.filter((kind) => ABOUT[kind].some((keyword) => nodes.some((node) => node[keyword] !== undefined)));
+  const about = KINDS.filter((kind) =>
+    ABOUT[kind].some((keyword) => nodes.some((node) => node[keyword] !== undefined)),
+  );
   return { kinds: about.length > 0 ? about : kinds, isInteger };
 }
 
 /** No longer than a reference to it. */
 function isSmall(form: Form): boolean {
-  return ['any', 'null', 'boolean', 'number'].includes(form.kind) || (form.kind === 'string' && form.pattern === undefined);
+  return (
+    ['any', 'null', 'boolean', 'number'].includes(form.kind) || (form.kind === 'string' && form.pattern === undefined)
+  );
 }
 
 /** Writes forms as JSON Schema. */
@@ -618,7 +687,8 @@ class Writer {
         return yield* this.#choice(form.of, level);
       case 'later': {
         const later = form.of;
-        if (isSmall(later.form as Form) || (later.uses === 1 && level < MAX_INLINE)) return yield* this.#of(later.form as Form, level + 1);
+        if (isSmall(later.form as Form) || (later.uses === 1 && level < MAX_INLINE))
+          return yield* this.#of(later.form as Form, level + 1);
         later.definition ??= this.#definitions.push(later) - 1;
         return { $ref: `#/$defs/${later.definition}` };
       }
@@ -682,7 +752,8 @@ class Writer {
     if (max < Infinity) schema.maxProperties = max;
     const [first] = others;
     if (!first) schema.additionalProperties = false;
-    else if (others.length === 1 && !first.names && !isWithout) schema.additionalProperties = yield* this.#of(first.form, level + 1);
+    else if (others.length === 1 && !first.names && !isWithout)
+      schema.additionalProperties = yield* this.#of(first.form, level + 1);
     else {
       const notNamed = patterns.not(patterns.either(named.map(({ name }) => patterns.text(name))));
       const byName = Object.create(null) as Record<string, Json>;
@@ -692,7 +763,11 @@ class Writer {
         if (text === undefined) isWritten = false;
         else if (text !== null) byName[text] = yield* this.#of(form, level + 1);
       }
-      if (!isWritten) schema.additionalProperties = yield* this.#choice(others.map(({ form }) => form), level + 1);
+      if (!isWritten)
+        schema.additionalProperties = yield* this.#choice(
+          others.map(({ form }) => form),
+          level + 1,
+        );
       else {
         if (Object.keys(byName).length > 0) schema.patternProperties = byName;
         schema.additionalProperties = false;

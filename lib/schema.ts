@@ -74,7 +74,8 @@ class Prepared {
   }
 
   #written(schema: Json | undefined): string {
-    if (schema === undefined) throw new GemmaError('ERR_INVALID_ARGUMENT', `${this.#where}: no value meets the schema`, 'BAD_SCHEMA');
+    if (schema === undefined)
+      throw new GemmaError('ERR_INVALID_ARGUMENT', `${this.#where}: no value meets the schema`, 'BAD_SCHEMA');
     return (this.#json = JSON.stringify(schema));
   }
 
@@ -116,7 +117,8 @@ function standardOf(schema: object, where: string): StandardSchema['~standard'] 
   if (!('~standard' in schema)) return undefined;
   const standard = schema['~standard'];
   const { validate } = (isObject(standard) ? standard : {}) as Partial<StandardSchema['~standard']>;
-  if (typeof validate !== 'function') throw new TypeError(`${where}: expected a schema with the Standard Schema interface`);
+  if (typeof validate !== 'function')
+    throw new TypeError(`${where}: expected a schema with the Standard Schema interface`);
   return standard as StandardSchema['~standard'];
 }
 
@@ -138,7 +140,13 @@ function mismatch(problems: readonly string[], detail: string): GemmaError {
   return new GemmaError('ERR_OUTPUT_INVALID', `the value does not meet the schema: ${problems.join('; ')}`, detail);
 }
 
-function issueText({ message, path }: { message: string; path?: readonly (PropertyKey | { key: PropertyKey })[] | undefined }): string {
+function issueText({
+  message,
+  path,
+}: {
+  message: string;
+  path?: readonly (PropertyKey | { key: PropertyKey })[] | undefined;
+}): string {
   const keys = path?.map((part) => String(typeof part === 'object' ? part.key : part)) ?? [];
   return plain(keys.length > 0 ? `/${keys.join('/')}: ${message}` : String(message), 200);
 }
@@ -151,7 +159,9 @@ function issueText({ message, path }: { message: string; path?: readonly (Proper
  */
 export function prepareSchema(schema: unknown, where: string): PreparedSchema {
   if (!isObject(schema) || Array.isArray(schema)) {
-    throw new TypeError(`${where}: expected a JSON Schema (an object) or a schema of zod, valibot or arktype, found ${show(schema)}`);
+    throw new TypeError(
+      `${where}: expected a JSON Schema (an object) or a schema of zod, valibot or arktype, found ${show(schema)}`,
+    );
   }
   const standard = standardOf(schema, where);
   if (!standard && typeof schema === 'function') throw new TypeError(`${where}: expected a schema, found a function`);

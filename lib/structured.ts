@@ -69,7 +69,7 @@ const jsonStructure: Structure = {
 function quoted(choice: string): string {
   // eslint-disable-next-line no-control-regex -- these are meant
   const escaped = choice.replace(/["\\]/g, '\\$&').replace(/[\x00-\x1f\x7f]/g, (control) => {
-    return `\\x${control.charCodeAt(0).toString(16).padStart(2, '0')}`;
+    return `\\u${control.charCodeAt(0).toString(16).padStart(4, '0')}`;
   });
   return `"${escaped}"`;
 }
@@ -129,7 +129,11 @@ function regexStructure(value: unknown): Structure {
     objectOf: (answer) => {
       // Where its lookaheads were too much for the grammar.
       if (exact !== loose && !patterns.has(exact, answer)) {
-        throw new GemmaError('ERR_OUTPUT_INVALID', `the answer does not match the regex: ${show(answer)}`, 'SCHEMA_MISMATCH');
+        throw new GemmaError(
+          'ERR_OUTPUT_INVALID',
+          `the answer does not match the regex: ${show(answer)}`,
+          'SCHEMA_MISMATCH',
+        );
       }
       return Promise.resolve({});
     },
@@ -163,9 +167,12 @@ const MAKERS: Readonly<Record<keyof StructuredOptions, (value: unknown) => Struc
  */
 export function structureOf(options: StructuredOptions): Structure | undefined {
   const given = (Object.keys(MAKERS) as (keyof StructuredOptions)[])
-    .map((name) => ({ name, value: options[name] as unknown })) // read once
+    .map((name) => ({ name, value: options[name] })) // read once
     .filter(({ name, value }) => value !== undefined && !(name === 'json' && value === false));
   const [first, second] = given;
-  if (first && second) throw new TypeError(`${first.name}, ${second.name}: expected at most one of ${plain(Object.keys(MAKERS).join(', '))}`);
+  if (first && second)
+    throw new TypeError(
+      `${first.name}, ${second.name}: expected at most one of ${plain(Object.keys(MAKERS).join(', '))}`,
+    );
   return first && MAKERS[first.name](first.value);
 }
