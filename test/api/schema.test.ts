@@ -76,7 +76,7 @@ describe('patterns', () => {
       Array.from({ length: i % 7 }, () => letters[random(letters.length)]).join(''),
     );
     let tested = 0;
-    for (let i = 0; i < 700; ++i) {
+    for (let i = 0; i < 307; ++i) {
       const pattern = randomPattern(random, 2);
       const patterns = new Patterns();
       const expression = new RegExp(pattern, 'u');
@@ -95,7 +95,7 @@ describe('patterns', () => {
       );
       expect([pattern, wrong]).toEqual([pattern, []]);
     }
-    expect(tested).toBeGreaterThan(600);
+    expect(tested).toBeGreaterThan(260);
   });
 
   test('intersections and complements', () => {
