@@ -22,7 +22,7 @@ import { beginning, lastQuestion, withRoom, type Asked, type Asker, type State }
 import { checkReadable, checkWritable } from './permission.js';
 import { strip, stripEnd } from './python-text.js';
 import { emptyResult, type GenerateResult } from './result.js';
-import { GemmaStream } from './stream.js';
+import { GemmaStream, type StreamSink } from './stream.js';
 import { rowsOf, chatText, restoredChat } from './saved-chat.js';
 import { encodeParts } from './token-text.js';
 import { inSlices, nextTurn, type Sliced } from './turns.js';
@@ -66,8 +66,8 @@ function messagesOf(input: unknown, images: readonly unknown[]): unknown {
  * A conversation with a model, made by `gemma.chat` or `gemma.restoreChat`. It holds messages and their token ids; its answers are
  * not tokenised again, so each turn's prompt begins with all that the model has read and written before.
  *
- * A turn counts when its answer has ended. One that fails or is aborted, or whose stream's reader leaves, leaves the conversation as
- * it was. Calls that change it or wait for it (`send`, `stream`, `regenerate`, `append`, `undo`, `save`) happen one after the other in
+ * A turn counts when its answer has ended and, of a stream, its reader has taken all of it. One that fails or is aborted, or whose
+ * stream's reader leaves, leaves the conversation as it was. Calls that change it or wait for it (`send`, `stream`, `regenerate`, `append`, `undo`, `save`) happen one after the other in
  * the order in which they were made, a stream's from when it is first read; `messages`, `tokens` and `fork` show what is there now.
  */
 export class Conversation {
@@ -280,7 +280,7 @@ export class Conversation {
   }
 
   // A turn. What it leaves becomes the conversation's in the same moment in which the promise is resolved.
-  #run(settings: TurnSettings, ask: Ask, cancellation: Cancellation, sink?: Sink): Promise<GenerateResult> {
+  #run(settings: TurnSettings, ask: Ask, cancellation: Cancellation, sink?: StreamSink): Promise<GenerateResult> {
     const { signal } = settings.options;
     return new Promise((resolve, reject) => {
       signal?.throwIfAborted();
@@ -298,6 +298,7 @@ export class Conversation {
           async () => this.#answer(await ask(this.#state), settings, cancellation, sink),
           cancellation,
         );
+        await sink?.taken(); // a reader who leaves has not seen all of it
         const isLeft = cancellation.cancelled;
         if (!isLeft) this.#state = state;
         resolve(isLeft ? { ...result, finishReason: 'other' } : result);

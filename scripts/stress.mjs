@@ -26,7 +26,7 @@ const HANG_MS = 120_000; // no operation here takes a hundredth of it
 const PICTURES = ['one.png', 'other.png', 'shapes.png', 'sign.png'].map((name) =>
   join(root, 'models', 'pictures', name),
 );
-const SHORT_RUN = { mixed: 1500, aborts: 500, conversations: 60, workers: 6, exits: 26 };
+const SHORT_RUN = { mixed: 1500, aborts: 500, conversations: 40, workers: 6, exits: 26 };
 
 /** Random numbers in [0, 1) from a seed (mulberry32, public domain by Tommy Ettinger), so that a run can be repeated. */
 function randomFrom(seed) {
@@ -252,7 +252,12 @@ async function conversations({ Gemma, operations, random }) {
     const system = systems[below(systems.length)];
     let messages = system ? [{ role: 'system', content: system }, question()] : [question()];
     for (let turn = 1 + below(6); turn > 0; --turn, ++turns) {
-      const options = { seed: below(1000), maxOutputTokens: 1 + below(20), logprobs: 2, draft: below(2) === 0 };
+      const options = {
+        seed: below(1000),
+        maxOutputTokens: 1 + below(20),
+        logprobs: 2,
+        draft: below(2) ? 'prompt-lookup' : false,
+      };
       const what = `${JSON.stringify(messages).slice(0, 200)} ... with ${JSON.stringify(options)}`;
       if (below(8) === 0) {
         const call = { gemma, question: { kind: 'generate', input: messages, options }, random };

@@ -189,6 +189,19 @@ describe('streams', () => {
   });
 });
 
+test('conversations', async () => {
+  const chat = gemma.chat({ schema: { enum: ['a', 'b'] }, maxOutputTokens: 20 });
+  expect(['a', 'b']).toContain((await chat.send('Hi')).object);
+  // A turn's own takes the place of the conversation's.
+  expect((await chat.send('Hi', { regex: 'c{3}' })).text).toBe('ccc');
+  expect('object' in (await chat.send('Hi', { json: false }))).toBe(false);
+  const impossible = { items: { type: 'boolean' }, minItems: 3, maxItems: 3, uniqueItems: true };
+  const before = chat.messages;
+  expect(await rejection(chat.send('Hi', { schema: impossible }))).toMatchObject({ code: 'ERR_OUTPUT_INVALID' });
+  expect(chat.messages).toEqual(before);
+  await chat.dispose();
+});
+
 test('calls side by side have grammars of their own', async () => {
   const results = await Promise.all(
     Array.from({ length: 12 }, (_, i) => gemma.generate('Hi', { schema: { const: { n: i } }, maxOutputTokens: 100 })),

@@ -48,7 +48,8 @@ function beginningOf(text: string): string {
   return line.length > 60 ? `${line.slice(0, 60)}...` : line;
 }
 
-class Session {
+/** A conversation and its input. */
+export class Session {
   readonly #gemma: Gemma;
   readonly #input: ChatInput;
   readonly #json: boolean;
@@ -120,9 +121,11 @@ class Session {
         return true;
       case 'image':
         return this.#attachNamed(argument);
-      case 'regenerate':
-        await this.#answer((options) => this.#chat.regenerateStream(options));
+      case 'regenerate': {
+        const { isStopped } = await this.#answer((options) => this.#chat.regenerateStream(options));
+        if (isStopped) note('the answer before stays');
         return true;
+      }
       case 'undo': {
         const [question] = await this.#chat.undo();
         note(question ? `took back: ${beginningOf(printable(textOf(question)))}` : 'there is nothing to take back');
@@ -141,7 +144,7 @@ class Session {
       case 'load': {
         this.#chat = await this.#gemma.restoreChat(fileOf(name, argument), this.#defaults);
         this.#media = [];
-        this.#recap();
+        this.recap();
         return true;
       }
       default:
@@ -149,7 +152,8 @@ class Session {
     }
   }
 
-  #recap(): void {
+  /** Tells what there is. */
+  recap(): void {
     const { messages } = this.#chat;
     note(`a conversation of ${messages.length} messages`);
     for (const message of messages.slice(-2)) note(`${message.role}: ${beginningOf(printable(textOf(message)))}`);
@@ -214,11 +218,8 @@ class Session {
       if (!this.#json) this.#tell(result);
       return { text, isStopped: false };
     } catch (error) {
-      if (!stopped.signal.aborted || this.#signal.aborted) {
-        if (text !== '') process.stdout.write('\n');
-        throw error;
-      }
-      process.stdout.write('\n');
+      if (text !== '' && !this.#json) process.stdout.write('\n');
+      if (!stopped.signal.aborted || this.#signal.aborted) throw error;
       note(dim('(stopped)'));
       return { text, isStopped: true };
     } finally {
@@ -272,13 +273,15 @@ async function chat(flags: ChatFlags, signal: AbortSignal): Promise<void> {
     if (input.isInteractive) {
       const { config, device, isa, contextSize, chat: template } = gemma.info;
       note(
-        `${config.name} (${device}, ${isa}, context of ${contextSize}). /help lists commands, Ctrl-C stops an answer.`,
+        `${printable(config.name)} (${device}, ${isa}, context of ${contextSize}). /help lists commands, Ctrl-C stops an answer.`,
       );
       if (template.template === 'none')
         note('This model has no chat template: it may not have been trained to answer.');
     }
     try {
-      await new Session(gemma, input, flags, conversation, signal).run();
+      const session = new Session(gemma, input, flags, conversation, signal);
+      if (load !== undefined && !flags.json) session.recap();
+      await session.run();
     } finally {
       input.close();
     }
