@@ -13,6 +13,9 @@ export { Conversation, type TurnInput } from './conversation.js';
 export type { ChatOptions, Overflow, RestoreChatOptions, SummarizeOverflow, TurnOptions } from './chat-options.js';
 export { GemmaStream } from './stream.js';
 export type { StreamPart, TextStreamPart } from './parts.js';
+export type { DeepPartial } from './partial-json.js';
+export type { OutputOf, StandardResult, StandardSchema } from './schema.js';
+export type { StructuredOptions } from './structured.js';
 export type { FinishReason, GenerateResult, Timings, TokenLogprobs, Usage } from './result.js';
 export type { CandidateScore } from './score.js';
 export type { ChatInfo } from './chat.js';
@@ -38,4 +41,6 @@ export type {
   PromptProgress,
   ScoreOptions,
   TokenizeOptions,
+  TypedByChoices,
+  TypedBySchema,
 } from './options.js';

@@ -20,6 +20,7 @@ import {
 } from './media-options.js';
 import {
   booleans,
+  called,
   callbacks,
   checked,
   choices,
@@ -37,6 +38,8 @@ import {
   type TableOf,
   type Values,
 } from './option-table.js';
+import type { StandardSchema } from './schema.js';
+import { structureOf, type Structure, type StructuredOptions } from './structured.js';
 import { ANY_SIZE, integer, number, plain, show, text } from './values.js';
 
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
@@ -168,7 +171,7 @@ export interface PromptProgress {
   fraction: number;
 }
 
-export interface GenerateOptions extends PromptOptions {
+export interface GenerateOptions extends PromptOptions, StructuredOptions {
   /** Tokens at most, 1 or more. Default: until the model ends its answer or the context is full. */
   maxOutputTokens?: number;
   /** 0 always takes the likeliest token. Default 1. */
@@ -221,6 +224,16 @@ export interface GenerateOptions extends PromptOptions {
   onProgress?: (progress: PromptProgress) => void;
   /** Aborting rejects with the signal's reason at once and stops the work. */
   signal?: AbortSignal;
+}
+
+/** Options whose schema tells the type of `result.object`. */
+export interface TypedBySchema<S extends StandardSchema> extends Omit<GenerateOptions, 'schema'> {
+  schema: S;
+}
+
+/** Options whose choices tell the type of `result.object`. */
+export interface TypedByChoices<T extends string> extends Omit<GenerateOptions, 'choices'> {
+  choices: readonly T[];
 }
 
 export interface EmbedImageOptions extends ImageOptions, CropOptions {
@@ -405,20 +418,25 @@ const GENERATION = {
 
 const STREAM = { stallTimeoutMs: or(integers(0), 0) } as const;
 
-const structured = later('structured output');
+/** Looked at together, by structureOf(). */
+export const STRUCTURED = {
+  schema: elsewhere,
+  json: elsewhere,
+  choices: elsewhere,
+  regex: elsewhere,
+  grammar: elsewhere,
+} as const satisfies TableOf<StructuredOptions>;
+
+const structured = called('schema, or json: true');
 const withTools = later('tools');
 
-/** What is known from other libraries, under all names. */
+/** What is known from other libraries, under their names. */
 const LATER = {
-  schema: structured,
   jsonSchema: structured,
   json_schema: structured,
   responseFormat: structured,
   response_format: structured,
   format: structured,
-  grammar: structured,
-  regex: structured,
-  choices: structured,
   tools: withTools,
   functions: withTools,
   toolChoice: withTools,
@@ -431,6 +449,7 @@ const LATER = {
 export const GENERATE = {
   ...PROMPT,
   ...GENERATION,
+  ...STRUCTURED,
   ...STREAM,
   onProgress: callbacks,
   signal: signals,
@@ -589,8 +608,13 @@ export interface GenerateParams extends Omit<Values<typeof GENERATION>, 'onOverf
   overflowIsError: boolean;
 }
 
+/** What an answer is asked for with. */
+export interface AnswerParams extends GenerateParams {
+  structure?: Structure;
+}
+
 export function generateOptions(options: GenerateOptions): {
-  params: GenerateParams;
+  params: AnswerParams;
   prompt: PromptSettings;
   stallTimeoutMs: number;
 } {
@@ -598,8 +622,9 @@ export function generateOptions(options: GenerateOptions): {
   const { onProgress, signal } = GENERATE;
   valuesOf({ ...LATER, onProgress, signal }, options);
   const { onOverflow, ...params } = valuesOf(GENERATION, options);
+  const structure = structureOf(options);
   return {
-    params: { ...params, overflowIsError: onOverflow === 'error' },
+    params: { ...params, overflowIsError: onOverflow === 'error', ...(structure && { structure }) },
     prompt: promptSettings(options),
     ...valuesOf(STREAM, options),
   };
