@@ -17,6 +17,7 @@ import {
   type NativeAddon,
   type NativeEvaluateEvent,
   type NativeEvaluateParams,
+  type NativeGrammar,
   type NativeLoadOptions,
   type NativeModel,
   type NativeModelInfo,
@@ -26,9 +27,11 @@ import {
 } from './native.js';
 import { outcomeOf, runOperation } from './operation.js';
 import * as check from './options.js';
+import type { PartAssembler } from './parts.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { GemmaStream } from './stream.js';
+import { answerWithTools, conversationOf, type AskModel } from './tool-loop.js';
 import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
 import { show, text as checkText } from './values.js';
 import { embeddingOf, ImageEncoder } from './vision.js';
@@ -107,8 +110,8 @@ const DEFAULT_CONTEXT_LADDER = [2048, 8192, 32768, 131072];
 
 const DEFAULT_PREFIX_CACHE = 512 << 20; // without a vision encoder the engine keeps nothing
 
-function chatInfo({ template, reason }: Chat): { chat: ChatInfo; instructionTuned: boolean } {
-  return { chat: { template, reason }, instructionTuned: template !== 'none' };
+function chatInfo({ template, reason, toolFormat }: Chat): { chat: ChatInfo; instructionTuned: boolean } {
+  return { chat: { template, reason, toolFormat }, instructionTuned: template !== 'none' };
 }
 
 function visionSettings({ path, wanted }: VisionFile): { mmproj?: string; vision: boolean } {
@@ -301,15 +304,12 @@ export class Gemma {
    *
    * @throws GemmaError `ERR_CONTEXT_FULL` (prompt and output do not fit), `ERR_UNSUPPORTED_INPUT`, `ERR_CHAT_TEMPLATE` (the model's
    * own template refuses the messages, or cannot be used), `ERR_INVALID_ARGUMENT` (roles out of order, a token id past the
-   * vocabulary), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see `maxQueue`), `ERR_FILE` (`FILE_CHANGED`),
+   * vocabulary; with tools `UNKNOWN_CALL`, `UNANSWERED_CALL`), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see `maxQueue`), `ERR_FILE` (`FILE_CHANGED`),
    * `ERR_DISPOSED`; the signal's reason after an abort
    */
   async generate(input: Input, options: GenerateOptions = {}): Promise<GenerateResult> {
-    const { params, prompt: settings } = check.generateOptions(options);
-    return this.#call(options.signal, async (cancellation) => {
-      const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
-      return this.#generate(prompt, { ...params, maxUnread: 0 }, options, cancellation);
-    });
+    const asked = check.generateOptions(options);
+    return this.#call(options.signal, (cancellation) => this.#answer(input, asked, 0, options, cancellation));
   }
 
   /**
@@ -317,12 +317,12 @@ export class Gemma {
    * promise of what `generate` would return. Options that are wrong throw here, everything else when the stream is read.
    */
   stream(input: Input, options: GenerateOptions = {}): GemmaStream {
-    const { params, prompt: settings, stallTimeoutMs } = check.generateOptions(options);
+    const asked = check.generateOptions(options);
+    const { params, stallTimeoutMs } = asked;
     const cancellation = new Cancellation();
     const run = async (sink: Sink) => {
       try {
-        const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
-        return await this.#generate(prompt, { ...params, maxUnread: MAX_UNREAD }, options, cancellation, sink);
+        return await this.#answer(input, asked, MAX_UNREAD, options, cancellation, sink);
       } catch (error) {
         // Left before the prompt was read.
         const left = cancellation.cancelled && error instanceof GemmaError && error.code === 'ERR_DISPOSED';
@@ -545,12 +545,36 @@ export class Gemma {
     return this.#prompts.fill(layout, cancellation, (fraction) => onProgress?.({ stage: 'images', fraction }));
   }
 
+  // Asks once, or with tools until no more are called.
+  async #answer(
+    input: Input,
+    { params, prompt: settings, tools }: ReturnType<typeof check.generateOptions>,
+    maxUnread: number,
+    options: GenerateOptions,
+    cancellation: Cancellation,
+    sink?: Sink,
+  ): Promise<GenerateResult> {
+    const ask: AskModel = async (asked, { assembler, ...bound }, to) => {
+      const used = tools ? { ...settings, images: [] } : settings; // they stand in the messages
+      const prompt = await this.#promptFor(asked, used, params.maxOutputTokens, options, cancellation);
+      return this.#generate(prompt, { ...params, ...bound, maxUnread }, options, cancellation, to, assembler);
+    };
+    if (!tools) return ask(input, {}, sink);
+    const conversation = conversationOf(input, settings);
+    const seen = {
+      format: this.#prompts.toolFormat(tools.format),
+      tokenId: (text: string) => this.#prompts.controlToken(text),
+    };
+    return answerWithTools(conversation, tools, seen, this.#live(), ask, cancellation, sink);
+  }
+
   #generate(
     { tokens, images, imageTokens }: Prompt,
-    { stopTokens, ...params }: check.GenerateParams & { maxUnread: number },
+    { stopTokens, ...params }: check.GenerateParams & { maxUnread: number; grammar?: NativeGrammar },
     { onProgress }: GenerateOptions,
     cancellation: Cancellation,
     sink?: Sink,
+    assembler?: PartAssembler,
   ): Promise<GenerateResult> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
     const model = this.#live();
@@ -562,6 +586,7 @@ export class Gemma {
       cancellation,
       onPrompt,
       sink,
+      assembler,
     );
   }
 

@@ -10,10 +10,18 @@ export {
 export type { Backend } from './backends.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
 export { GemmaStream } from './stream.js';
-export type { StreamPart, TextStreamPart } from './parts.js';
-export type { FinishReason, GenerateResult, Timings, TokenLogprobs, Usage } from './result.js';
+export type {
+  MalformedCallStreamPart,
+  StreamPart,
+  TextStreamPart,
+  ToolCallStreamPart,
+  ToolResultStreamPart,
+} from './parts.js';
+export type { MalformedCall, Tool, ToolCall, ToolChoice, ToolExecution, ToolResult, Tools } from './tools.js';
+export type { ToolFormatName } from './tool-formats/format.js';
+export type { FinishReason, GenerateResult, GenerateStep, Timings, TokenLogprobs, Usage } from './result.js';
 export type { ChatInfo } from './chat.js';
-export type { ContentPart, ImagePart, Message, TextPart, VideoPart } from './messages.js';
+export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
 export type { Input } from './prompt.js';
 export type { Device, EngineStats, MemoryPlan, ModelConfig, TokenScore, VisionConfig } from './native.js';
@@ -34,4 +42,5 @@ export type {
   PromptOptions,
   PromptProgress,
   TokenizeOptions,
+  ToolOptions,
 } from './options.js';

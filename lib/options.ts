@@ -37,6 +37,8 @@ import {
   type TableOf,
   type Values,
 } from './option-table.js';
+import type { ToolFormatName } from './tool-formats/format.js';
+import { toolSettings, type PromptTools, type ToolChoice, type Tools, type ToolSettings } from './tools.js';
 import { ANY_SIZE, integer, number, plain, show, text } from './values.js';
 
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
@@ -167,7 +169,24 @@ export interface PromptProgress {
   fraction: number;
 }
 
-export interface GenerateOptions extends PromptOptions {
+export interface ToolOptions {
+  /** Functions that the model may call, by their names; at most 128. See the guide on tools. */
+  tools?: Tools;
+  /**
+   * `'auto'` (default): the model decides; `'required'`: its first answer is calls and nothing else; `{ tool }`: it is one call of
+   * this tool; `'none'`: it is not told of tools.
+   */
+  toolChoice?: ToolChoice;
+  /**
+   * How calls are written: `'functiongemma'`, `'gemma'` (told by the prompt, for models that know no format), `'llama'`,
+   * `'hermes'` or `'mistral'`. Default: as the model's chat template writes them (`gemma.info.chat.toolFormat`).
+   */
+  toolFormat?: ToolFormatName;
+}
+
+export interface GenerateOptions extends PromptOptions, ToolOptions {
+  /** Answers at most, while tools with `execute` are called: 1 to 1000. Default 8. */
+  maxSteps?: number;
   /** Tokens at most, 1 or more. Default: until the model ends its answer or the context is full. */
   maxOutputTokens?: number;
   /** 0 always takes the likeliest token. Default 1. */
@@ -256,7 +275,7 @@ export interface PerplexityOptions {
   signal?: AbortSignal;
 }
 
-export interface CountTokensOptions extends PromptOptions {
+export interface CountTokensOptions extends PromptOptions, ToolOptions {
   signal?: AbortSignal;
 }
 
@@ -342,7 +361,14 @@ const RAW = {
 
 const PROMPT = { ...RAW, ...IMAGE, ...CROP, ...VIDEO } as const satisfies TableOf<PromptOptions>;
 
-const COUNT = { ...PROMPT, signal: signals } as const satisfies TableOf<CountTokensOptions>;
+/** Read together, by toolSettings(). */
+const TOOLS = {
+  tools: elsewhere,
+  toolChoice: elsewhere,
+  toolFormat: elsewhere,
+} as const satisfies TableOf<ToolOptions>;
+
+const COUNT = { ...PROMPT, ...TOOLS, signal: signals } as const satisfies TableOf<CountTokensOptions>;
 
 const penalties = numbers('a number from -1e6 to 1e6', (n) => Math.abs(n) <= 1e6);
 
@@ -389,7 +415,6 @@ const GENERATION = {
 const STREAM = { stallTimeoutMs: or(integers(0), 0) } as const;
 
 const structured = later('structured output');
-const withTools = later('tools');
 
 /** What is known from other libraries, under all names. */
 const LATER = {
@@ -402,11 +427,6 @@ const LATER = {
   grammar: structured,
   regex: structured,
   choices: structured,
-  tools: withTools,
-  functions: withTools,
-  toolChoice: withTools,
-  tool_choice: withTools,
-  maxSteps: withTools,
   adapter: later('adapters'),
   lora: later('adapters'),
 } as const;
@@ -415,6 +435,8 @@ const GENERATE = {
   ...PROMPT,
   ...GENERATION,
   ...STREAM,
+  ...TOOLS,
+  maxSteps: elsewhere,
   onProgress: callbacks,
   signal: signals,
   ...LATER,
@@ -548,6 +570,7 @@ export interface PromptSettings {
   images: readonly (ImageInput | ImageEmbedding)[];
   limits: MediaLimits;
   crops: CropParams;
+  tools?: PromptTools;
 }
 
 // Looks at the options of a prompt among others.
@@ -568,15 +591,19 @@ export function generateOptions(options: GenerateOptions): {
   params: GenerateParams;
   prompt: PromptSettings;
   stallTimeoutMs: number;
+  /** absent: the model is asked once, and nothing is looked for in its answer */
+  tools?: ToolSettings;
 } {
   known(GENERATE, options);
   const { onProgress, signal } = GENERATE;
   valuesOf({ ...LATER, onProgress, signal }, options);
   const { onOverflow, ...params } = valuesOf(GENERATION, options);
+  const tools = toolSettings(options);
   return {
     params: { ...params, overflowIsError: onOverflow === 'error' },
-    prompt: promptSettings(options),
+    prompt: { ...promptSettings(options), ...(tools && { tools }) },
     ...valuesOf(STREAM, options),
+    ...(tools && tools.tools.length > 0 && { tools }),
   };
 }
 
@@ -630,5 +657,6 @@ export function detokenizeOptions(options: DetokenizeOptions): { special: boolea
 export function countOptions(options: CountTokensOptions): PromptSettings {
   known(COUNT, options);
   valuesOf({ signal: signals }, options);
-  return promptSettings(options);
+  const tools = toolSettings(options);
+  return { ...promptSettings(options), ...(tools && { tools }) };
 }
