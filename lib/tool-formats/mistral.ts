@@ -11,11 +11,6 @@ const ARGS = '[ARGS]';
 const CALL_ID = '[CALL_ID]';
 const MORE: Reading = { is: 'more', isCall: true };
 
-function broken(text: string, from: number, reason: string): Reading {
-  const next = text.indexOf(OPEN, from + OPEN.length);
-  return { is: 'broken', end: next < 0 ? text.length : next, reason };
-}
-
 function parsed(text: string): unknown {
   try {
     return JSON.parse(text);
@@ -24,13 +19,14 @@ function parsed(text: string): unknown {
   }
 }
 
-function readArray(text: string, from: number, begin: number): Reading {
+function readArray(text: string, begin: number): Reading {
   const end = endOfJson(text, begin);
   if (end < 0) return MORE;
   const list = parsed(text.slice(begin, end));
   const calls = Array.isArray(list) ? list.map(namedCall) : [];
   const whole = calls.filter((call): call is ReadCall => call !== undefined);
-  if (whole.length === 0 || whole.length !== calls.length) return broken(text, from, 'it is no array of calls');
+  if (whole.length === 0 || whole.length !== calls.length)
+    return { is: 'broken', end, reason: 'it is no array of calls' };
   return { is: 'calls', end, calls: whole };
 }
 
@@ -40,18 +36,21 @@ function readMistralCall(text: string, from: number, ended: boolean): Reading {
   }
   const begin = skipBlanks(text, from + OPEN.length);
   if (begin >= text.length) return MORE;
-  if (text.charAt(begin) === '[') return readArray(text, from, begin);
+  if (text.charAt(begin) === '[') return readArray(text, begin);
   const mark = text.indexOf(ARGS, begin);
   const brace = text.indexOf('{', begin);
   if (mark < 0 || (brace >= 0 && brace < mark)) {
-    return brace >= 0 || ended ? broken(text, from, `expected a name and ${ARGS}`) : MORE;
+    if (brace < 0 && !ended) return MORE;
+    return { is: 'broken', end: brace < 0 ? text.length : brace, reason: `expected a name and ${ARGS}` };
   }
   const name = (text.slice(begin, mark).split(CALL_ID)[0] ?? '').trim();
   const first = skipBlanks(text, mark + ARGS.length);
   const end = endOfJson(text, first);
   if (end === -1) return MORE;
   const input = end < 0 ? undefined : parsed(text.slice(first, end));
-  if (name === '' || input === undefined) return broken(text, from, 'its arguments are no JSON object');
+  if (name === '' || input === undefined) {
+    return { is: 'broken', end: end < 0 ? first : end, reason: 'its arguments are no JSON object' };
+  }
   return { is: 'calls', end, calls: [{ name, input }] };
 }
 
