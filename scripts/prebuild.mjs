@@ -89,7 +89,9 @@ await main(async () => {
     const path = join(root, target.path);
     mkdirSync(join(path, '..'), { recursive: true });
     copyFileSync(built, path);
-    if (target.folder) copyFileSync(join(root, 'LICENSE'), join(root, target.folder, 'LICENSE'));
+    for (const text of target.folder ? ['LICENSE', 'NOTICE'] : []) {
+      copyFileSync(join(root, text), join(root, target.folder, text));
+    }
 
     const found = resolve(target);
     if (found !== path) throw new SetupError(`${name}: node-gyp-build takes ${found}, expected ${path}`);

@@ -105,7 +105,7 @@ function packOf(cwd) {
 
 function checkContents({ files, unpackedSize, size }) {
   const allowed =
-    /^(dist\/.*\.(js|mjs|d\.ts|d\.mts)|prebuilds\/[\w-]+\/gemma-native(\.glibc|\.musl)?\.node|models\/([\w.-]+\.gguf|pictures\/\w+\.png)|package\.json|README\.md|CHANGELOG\.md|LICENSE)$/;
+    /^(dist\/.*\.(js|mjs|d\.ts|d\.mts)|prebuilds\/[\w-]+\/gemma-native(\.glibc|\.musl)?\.node|models\/([\w.-]+\.gguf|pictures\/\w+\.png)|package\.json|README\.md|CHANGELOG\.md|LICENSE|NOTICE)$/;
   const strangers = files.map(({ path }) => path).filter((path) => !allowed.test(path));
   expect(strangers.length === 0, `unexpected files: ${strangers.join(', ')}`);
   for (const needed of [
@@ -115,6 +115,7 @@ function checkContents({ files, unpackedSize, size }) {
     'dist/index.d.mts',
     'dist/cli/main.js',
     'LICENSE',
+    'NOTICE',
     'README.md',
     'CHANGELOG.md',
     targets[hostTarget()].path,
@@ -247,7 +248,7 @@ await main(async () => {
       if (hostTarget() !== 'linux-x64' || !existsSync(join(root, path))) continue;
       check(`package for ${backend}`, () => {
         const files = packOf(join(root, at));
-        const wanted = ['LICENSE', 'README.md', 'package.json', path.slice(at.length + 1)];
+        const wanted = ['LICENSE', 'NOTICE', 'README.md', 'package.json', path.slice(at.length + 1)];
         expect(files.names.sort().join() === wanted.sort().join(), `it holds ${files.names.join(', ')}`);
         run('npm', ['install', '--no-audit', '--no-fund', '--no-save', join(folder, files.filename)]);
         const { packages } = JSON.parse(run('npx', ['gemma-native', 'devices', '--json']));

@@ -1,12 +1,15 @@
 #include "binding/convert.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <iterator>
 #include <new>
+#include <utility>
 
 namespace gemma::binding {
 namespace {
@@ -266,6 +269,50 @@ DraftMode to_draft_mode(const std::string& name) {
   throw Error(ErrorCode::kInvalidArgument, "", "draft: expected auto, off, prompt-lookup or model, found " + name);
 }
 
+GrammarSource to_grammar_source(const Napi::Object& source) {
+  constexpr std::pair<const char*, GrammarKind> kKinds[] = {{"json", GrammarKind::kJson},
+                                                            {"jsonSchema", GrammarKind::kJsonSchema},
+                                                            {"regex", GrammarKind::kRegex},
+                                                            {"ebnf", GrammarKind::kEbnf},
+                                                            {"structuralTag", GrammarKind::kStructuralTag}};
+  GrammarSource result;
+  const std::string kind = to_string(source.Get("kind"), "kind");
+  const auto* const found =
+      std::find_if(std::begin(kKinds), std::end(kKinds), [&](const auto& entry) { return kind == entry.first; });
+  if (found == std::end(kKinds)) {
+    bad_type(source.Env(), "kind", "json, jsonSchema, regex, ebnf or structuralTag");
+  }
+  result.kind = found->second;
+  if (result.kind != GrammarKind::kJson) result.text = to_string(source.Get("text"), "text");
+  read(source, "root", &result.root);
+  return result;
+}
+
+// Tells a grammar from whatever else a caller may pass.
+static constexpr napi_type_tag kGrammarTag = {0x51e7a90c3b6f4d82, 0xb4c81d2f97e6a035};
+using HeldGrammar = std::shared_ptr<const Grammar>;
+
+Napi::Value to_js(Napi::Env env, std::shared_ptr<const Grammar> grammar, bool cached) {
+  Napi::Object object = Napi::Object::New(env);
+  object["bytes"] = number(env, grammar->bytes());
+  object["compileMs"] = cached ? 0 : grammar->compile_ms();
+  object.TypeTag(&kGrammarTag);
+  auto held = std::make_unique<HeldGrammar>(std::move(grammar));
+  const auto forget = [](napi_env, void* data, void*) { delete static_cast<HeldGrammar*>(data); };
+  if (napi_wrap(env, object, held.get(), forget, nullptr, nullptr) != napi_ok) throw Napi::Error::New(env);
+  [[maybe_unused]] const auto* const owned = held.release();  // by the object
+  return object;
+}
+
+static HeldGrammar to_grammar(const Napi::Value& value) {
+  void* data = nullptr;
+  if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kGrammarTag) ||
+      napi_unwrap(value.Env(), value, &data) != napi_ok) {
+    bad_type(value.Env(), "grammar", "what compileGrammar() made");
+  }
+  return *static_cast<HeldGrammar*>(data);
+}
+
 GenerateParams to_generate_params(const Napi::Object& params) {
   GenerateParams result;
   result.tokens = to_tokens(params.Get("tokens"));
@@ -275,6 +322,7 @@ GenerateParams to_generate_params(const Napi::Object& params) {
   std::string draft = "auto";
   read(params, "draft", &draft);
   result.draft = to_draft_mode(draft);
+  read(params, "grammar", [&](const Napi::Value& value) { result.grammar = to_grammar(value); });
   result.images = to_prompt_images(params.Get("images"));
   read(params, "stopSequences", [&](const Napi::Value& value) {
     for_each(value, "stopSequences",
@@ -669,6 +717,7 @@ Napi::Object to_js(Napi::Env env, const GenerateEvent& event) {
       object["queueMs"] = event.timings.queue_ms;
       object["prefillMs"] = event.timings.prefill_ms;
       object["decodeMs"] = event.timings.decode_ms;
+      if (event.has_grammar) object["grammarComplete"] = event.grammar_complete;
       break;
   }
   return object;

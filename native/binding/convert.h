@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,6 +35,7 @@ uint64_t to_id(const Napi::Value& value);                   // of an operation
 std::vector<int> to_contexts(const Napi::Object& options);  // { contexts: number[] }
 LoadOptions to_load_options(const Napi::Object& options);
 GenerateParams to_generate_params(const Napi::Object& params);
+GrammarSource to_grammar_source(const Napi::Object& source);  // { kind, text, root? }
 KvType to_kv_type(const std::string& name);                     // throws Error{kInvalidArgument}
 DraftMode to_draft_mode(const std::string& name);               // throws Error{kInvalidArgument}
 std::vector<TokenId> to_tokens(const Napi::Value& value);       // Int32Array
@@ -71,6 +73,8 @@ Napi::Value to_js(Napi::Env env, const EngineInfo& info);
 Napi::Value to_js(Napi::Env env, const EngineStats& stats);
 Napi::Value to_js(Napi::Env env, const std::vector<DeviceInfo>& devices);
 Napi::Value to_js(Napi::Env env, const TokenLogprob& entry);
+// { bytes, compileMs }, which to_generate_params knows again.
+Napi::Value to_js(Napi::Env env, std::shared_ptr<const Grammar> grammar, bool cached);
 Napi::Value to_js(Napi::Env env, const std::vector<TokenLogprob>& entries);
 Napi::Object to_js(Napi::Env env,
                    const PositionScores& scores);  // { kind: 'position', position, row?, top?, nextLogprob? }

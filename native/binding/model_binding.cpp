@@ -109,6 +109,7 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::find_token>>("findToken"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::encode>>("encode"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::decode>>("decode"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::compile_grammar>>("compileGrammar"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::generate>>("generate"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::evaluate>>("evaluate"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::encode_images>>("encodeImages"),
@@ -219,6 +220,27 @@ Napi::Value ModelBinding::decode(const Napi::CallbackInfo& info) {
           return engine->tokenizer().decode(tokens, special, stop);
         },
         to_typed_array<uint8_t, std::string>);
+  });
+}
+
+// compileGrammar({ kind, text, root? }) -> Promise<{ bytes, compileMs }>, for generate().
+Napi::Value ModelBinding::compile_grammar(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&] {
+    struct Compiled {
+      std::shared_ptr<const Grammar> grammar;
+      bool cached = false;
+    };
+    return PoolTask<Compiled>::run(
+        env,
+        [engine = engine(), source = to_grammar_source(to_object(info[0], "source"))] {
+          Compiled result;
+          result.grammar = engine->compile_grammar(source, &result.cached);
+          return result;
+        },
+        [](Napi::Env result_env, Compiled&& result) {
+          return binding::to_js(result_env, std::move(result.grammar), result.cached);
+        });
   });
 }
 

@@ -23,6 +23,7 @@ class ModelBinding : public Napi::ObjectWrap<ModelBinding> {
   Napi::Value find_token(const Napi::CallbackInfo& info);
   Napi::Value encode(const Napi::CallbackInfo& info);
   Napi::Value decode(const Napi::CallbackInfo& info);
+  Napi::Value compile_grammar(const Napi::CallbackInfo& info);
   Napi::Value generate(const Napi::CallbackInfo& info);
   Napi::Value evaluate(const Napi::CallbackInfo& info);
   Napi::Value encode_images(const Napi::CallbackInfo& info);

@@ -423,6 +423,10 @@ EngineStats Engine::stats() const {
   return scheduler_->stats();
 }
 
+std::shared_ptr<const Grammar> Engine::compile_grammar(const GrammarSource& source, bool* cached) {
+  return loaded_->grammars->compile(source, cached);
+}
+
 std::shared_ptr<Request> Engine::generate(GenerateParams params, OnGenerateEvent on_event) {
   check_generate(params, *loaded_);
   return scheduler_->submit(
@@ -442,6 +446,7 @@ std::shared_ptr<Request> Engine::encode_images(EncodeParams params, OnProgress o
 }
 
 void Engine::close() {
+  loaded_->grammars->close();
   scheduler_->close();
 }
 

@@ -38,6 +38,9 @@ class Engine {
   const EngineInfo& info() const;
   EngineStats stats() const;
 
+  // As GrammarCompiler::compile(). Blocking, any thread.
+  std::shared_ptr<const Grammar> compile_grammar(const GrammarSource& source, bool* cached);
+
   // Checks the parameters (throws Error{kInvalidArgument, kContextFull, kDisposed}; kInvalidArgument, BAD_IMAGE for
   // images that overlap, leave the prompt, are not finite or too large for a step), queues the request and returns.
   std::shared_ptr<Request> generate(GenerateParams params, OnGenerateEvent on_event);

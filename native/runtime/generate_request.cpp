@@ -26,6 +26,7 @@ class GenerateRequest final : public SequenceRequest {
         params_(std::move(params)),
         on_event_(std::move(on_event)),
         sampler_(params_.sampling, loaded.banned),
+        matcher_(params_.grammar ? std::make_unique<Matcher>(params_.grammar) : nullptr),
         text_(params_.stop_sequences) {
     const int room = std::max(0, loaded.info.n_ctx - n_prompt_);
     max_output_ = params_.max_tokens < 0 ? room : std::min(params_.max_tokens, room);
@@ -44,7 +45,7 @@ class GenerateRequest final : public SequenceRequest {
     int n_max = max_output_ - n_output_ - 1;
     if (params_.max_unread > 0) n_max = std::min(n_max, params_.max_unread - n_unread() - 1);
     return DraftRequest{draft_.get(),       tokens_,         &sampler_,
-                        std::max(0, n_max), params_.n_draft, params_.stop_at_end_token};
+                        std::max(0, n_max), params_.n_draft, params_.stop_at_end_token || matcher_};
   }
 
   // The last word to the caller. Pages go back first, so that a caller who asks sees them gone.
@@ -75,6 +76,8 @@ class GenerateRequest final : public SequenceRequest {
     event.n_cached = n_cached_;
     event.n_drafted = n_drafted_;
     event.n_accepted = n_accepted_;
+    event.has_grammar = matcher_ != nullptr;
+    event.grammar_complete = matcher_ && matcher_->complete();
     if (started_ == Clock::time_point()) started_ = now;
     if (prefilled_ == Clock::time_point()) prefilled_ = now;
     event.timings = {ms_between(queued_, started_), ms_between(started_, prefilled_), ms_between(prefilled_, now)};
@@ -125,6 +128,10 @@ class GenerateRequest final : public SequenceRequest {
       }
       prompt_accepted_ = true;
     }
+    if (matcher_) {
+      mask_rows();
+      return input;
+    }
     // The first token of several is in the window already.
     const TopRows top = sampler_.wanted(decoding() ? input.tokens.subspan(1) : std::span<const TokenId>());
     for (WantedRow& row : wanted_) row.top = top;
@@ -135,14 +142,32 @@ class GenerateRequest final : public SequenceRequest {
   SequenceInput decode_input() {
     step_tokens_.assign(1, tokens_.back());
     if (draft_) step_tokens_.insert(step_tokens_.end(), draft_->guesses().begin(), draft_->guesses().end());
+    if (matcher_) {
+      size_t n = 1;
+      while (n < step_tokens_.size() && matcher_->accept(step_tokens_[n])) ++n;
+      matcher_->rollback(static_cast<int>(n) - 1);
+      step_tokens_.resize(n);
+    }
     for (int i = 0; i < static_cast<int>(step_tokens_.size()); ++i) wanted_.push_back({i, {}});
     return {kv_.get(), n_done_, step_tokens_, wanted_, image_rows_, false};
   }
 
+  // The tokens that may follow each wanted row, guesses of the rows before it taken for right.
+  void mask_rows() {
+    masks_.resize(wanted_.size());
+    for (size_t i = 0; i < wanted_.size(); ++i) {
+      if (i > 0) matcher_->accept(step_tokens_[i]);
+      matcher_->allowed(&masks_[i]);
+    }
+    matcher_->rollback(static_cast<int>(wanted_.size()) - 1);
+  }
+
   void take(int index, const Logits& logits) override {
     if (diverged_) return;
-    const TokenId token = sampled_.emplace_back(sampler_.sample(logits)).token;
+    const TokenMask* const mask = matcher_ ? &masks_[sampled_.size()] : nullptr;
+    const TokenId token = sampled_.emplace_back(sampler_.sample(logits, mask)).token;
     sampler_.accept(token);
+    if (matcher_) matcher_->accept(token);
     ++n_taken_;
     const auto next = static_cast<size_t>(index) + 1;  // the row of the guess that token is to be
     diverged_ = !decoding() || next >= step_tokens_.size() || step_tokens_[next] != token;
@@ -171,8 +196,13 @@ class GenerateRequest final : public SequenceRequest {
       n_drafted_ += static_cast<int>(draft_->guesses().size());
       n_accepted_ += n_accepted;
     }
-    for (SampledToken& sampled : sampled_) {
-      if (const std::optional<FinishReason> reason = emit_token(std::move(sampled))) return reason;
+    for (size_t i = 0; i < sampled_.size(); ++i) {
+      const int n_before = n_output_;
+      const std::optional<FinishReason> reason = emit_token(std::move(sampled_[i]));
+      if (!reason) continue;
+      // What was sampled behind the last token of the answer is not of it.
+      if (matcher_) matcher_->rollback(static_cast<int>(sampled_.size() - i) - (n_output_ - n_before));
+      return reason;
     }
     return std::nullopt;
   }
@@ -183,7 +213,7 @@ class GenerateRequest final : public SequenceRequest {
     tokens_.push_back(token);
     ++n_output_;
     const bool is_end =
-        (params_.stop_at_end_token && loaded_.tokenizer->is_end(token)) ||
+        ((params_.stop_at_end_token || matcher_) && loaded_.tokenizer->is_end(token)) ||
         std::find(params_.stop_tokens.begin(), params_.stop_tokens.end(), token) != params_.stop_tokens.end();
 
     GenerateEvent event;
@@ -201,6 +231,8 @@ class GenerateRequest final : public SequenceRequest {
   GenerateParams params_;
   OnGenerateEvent on_event_;
   Sampler sampler_;
+  std::unique_ptr<Matcher> matcher_;  // behind the tokens that were sampled; null: the answer is free
+  std::vector<TokenMask> masks_;      // of the step's wanted rows
   bool prompt_accepted_ = false;  // by the sampler
   TextStream text_;
   int max_output_ = 0;

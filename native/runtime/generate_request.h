@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "grammar/grammar.h"
 #include "runtime/prompt.h"
 #include "runtime/request.h"
 #include "runtime/sampler.h"
@@ -40,6 +41,8 @@ struct GenerateParams {
   SamplingParams sampling;
   std::vector<std::string> stop_sequences;
   int max_unread = 256;  // pause this request while so many events are not acknowledged; 0: never pause
+  // What the answer is bound to; null: nothing. An end token ends it then, whatever stop_at_end_token says.
+  std::shared_ptr<const Grammar> grammar;
   DraftMode draft = DraftMode::kAuto;
   int n_draft = -1;  // guesses a step; -1: as many as pay, by their chances and by what steps cost
   // In order, apart from each other or side by side. Prompts with images are never read by a draft model: guesses come
@@ -64,6 +67,8 @@ struct GenerateEvent {
   int n_cached = 0;                   // of n_input, positions whose keys and values were there already
   int n_drafted = 0, n_accepted = 0;  // tokens guessed ahead, and those of them that were right
   Timings timings;
+  bool has_grammar = false;
+  bool grammar_complete = false;  // the answer is a whole text of it
   std::shared_ptr<const Error> error;  // for kError
 };
 

@@ -73,6 +73,7 @@ class Loader {
     tensors_ = file.decoder_tensors();
     vocabulary_ = file.vocabulary(config_.n_vocab);
     loaded_->tokenizer = in_file(options_.path, [&] { return std::make_unique<Tokenizer>(vocabulary_); });
+    loaded_->grammars = std::make_unique<GrammarCompiler>(*loaded_->tokenizer);
     loaded_->banned = find_banned(*loaded_->tokenizer, config_.n_vocab);
     progress(0.2);
     info_.n_ctx = in_file(options_.path, [&] { return choose_context(options_.n_ctx, config_); });

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "grammar/grammar.h"
 #include "model/config.h"
 #include "model/forward.h"
 #include "model/vision.h"
@@ -24,6 +25,7 @@ struct LoadedModel {
   int max_image_rows = 0;       // of one image: all of them go through the layers in one step
   std::vector<std::unique_ptr<Backend>> backends;
   std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<GrammarCompiler> grammars;
   std::unique_ptr<Model> model;
   std::unique_ptr<Drafter> drafter;
   std::unique_ptr<PrefixCache> prefixes;

@@ -102,6 +102,9 @@ void check_generate(const GenerateParams& params, const LoadedModel& loaded) {
                       std::to_string(token));
     }
   }
+  if (params.grammar != nullptr && !loaded.grammars->made(*params.grammar)) {
+    throw Error(ErrorCode::kInvalidArgument, "OTHER_MODEL", "grammar: expected one that this model compiled");
+  }
   if (params.draft == DraftMode::kModel && !loaded.info.has_draft_model) {
     throw Error(ErrorCode::kInvalidArgument, "NO_DRAFT",
                 "draft 'model': the model was loaded without one; name it when loading (option draft)");

@@ -6,7 +6,7 @@
 //   negative
 //      one multiplied (CTRL, Keskar et al. 2019; transformers RepetitionPenaltyLogitsProcessor). Then frequency f and
 //      presence p: logit - c * f - p (OpenAI).
-//   4. Banned ids get -infinity.
+//   4. Banned ids get -infinity, and those that a grammar does not allow.
 //   5. temperature 0: the best logit, the lowest id of equals. Else:
 //   6. top-k: the k best, of equals the lower ids.
 //   7. softmax(logit / temperature) of what is left.
@@ -107,6 +107,17 @@ float* find(const Logits& logits, TokenId token) {
   return at != always.end() && *at == token ? &logits.values[static_cast<size_t>(at - always.begin())] : nullptr;
 }
 
+// In a row of all logits.
+void exclude_others(std::span<float> logits, const TokenMask& mask) {
+  for (size_t begin = 0; begin < logits.size(); begin += 32) {
+    const uint32_t word = begin / 32 < mask.words.size() ? mask.words[begin / 32] : 0u;
+    if (word == ~0u) continue;
+    for (size_t i = begin; i < std::min(begin + 32, logits.size()); ++i) {
+      if ((word >> (i - begin) & 1u) == 0) logits[i] = -kInfinity;
+    }
+  }
+}
+
 uint64_t splitmix64(uint64_t* state) {
   uint64_t z = *state += 0x9E3779B97F4A7C15u;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -196,7 +207,7 @@ void Sampler::change(const Logits& logits, TokenId token, float value) {
   *logit = std::min(value, kMaxFloat);
 }
 
-SampledToken Sampler::sample(const Logits& logits) {
+SampledToken Sampler::sample(const Logits& logits, const TokenMask* mask) {
   if (has_nan_or_infinity(logits.values)) {
     throw Error(ErrorCode::kNonFinite, "NONFINITE", "the model's logits hold NaN or infinity");
   }
@@ -212,9 +223,14 @@ SampledToken Sampler::sample(const Logits& logits) {
     const float* logit = find(logits, token);
     return logit != nullptr ? *logit : 0.0f;
   };
-  for (const auto& [token, bias] : params_.logit_bias) change(logits, token, at(token) + bias);
+  const auto is_out = [&](TokenId token) { return mask != nullptr && !mask->allows(token); };
+  if (mask != nullptr && logits.tokens.empty()) exclude_others(logits.values, *mask);
+  for (const auto& [token, bias] : params_.logit_bias) {
+    if (!is_out(token)) change(logits, token, at(token) + bias);
+  }
   if (has_penalties_) {
     for (const auto& [token, count] : window_counts_) {
+      if (is_out(token)) continue;
       float logit = at(token);
       logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
       logit -= static_cast<float>(count) * params_.frequency_penalty + params_.presence_penalty;
@@ -227,7 +243,7 @@ SampledToken Sampler::sample(const Logits& logits) {
     }
   }
 
-  sampled.token = draw(logits);
+  sampled.token = draw(logits, mask != nullptr && mask->n_allowed == 1);
   if (params_.n_logprobs > 0) {
     float logit = at(sampled.token);
     const auto first =
@@ -238,7 +254,7 @@ SampledToken Sampler::sample(const Logits& logits) {
   return sampled;
 }
 
-TokenId Sampler::draw(const Logits& row) {
+TokenId Sampler::draw(const Logits& row, bool is_forced) {
   const std::span<const float> logits = row.values;
   const auto make = [&](float logit, TokenId i) {
     return Candidate{logit, row.tokens.empty() ? i : row.tokens[static_cast<size_t>(i)], 0};
@@ -251,9 +267,9 @@ TokenId Sampler::draw(const Logits& row) {
   take_best(is_greedy || params_.top_k == 0 ? 1 : static_cast<size_t>(params_.top_k));
   if (candidates_.empty()) {
     throw Error(ErrorCode::kInvalidArgument, "ALL_BANNED",
-                "no token is left: every one is banned or has a logit of -infinity");
+                "no token is left: every one is banned, not allowed by the grammar, or has a logit of -infinity");
   }
-  if (is_greedy) return candidates_[0].token;
+  if (is_greedy || is_forced) return candidates_[0].token;
 
   const double best = candidates_[0].logit;
   const double temperature = params_.temperature;

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "grammar/grammar.h"
 #include "model/logits.h"
 #include "tokenizer/tokenizer.h"
 
@@ -55,9 +56,10 @@ class Sampler {
   // spans are valid until the sampler is used again.
   TopRows wanted(std::span<const TokenId> next = {});
 
+  // mask: the tokens to choose from; where there is one only, no random number is drawn. null: all tokens.
   // logits are changed in place. Throws Error: kNonFinite, NONFINITE when they hold NaN or +infinity;
   // kInvalidArgument, ALL_BANNED when no token is left; kInvalidArgument, BAD_TOKEN for a biased id past the end.
-  SampledToken sample(const Logits& logits);
+  SampledToken sample(const Logits& logits, const TokenMask* mask = nullptr);
   SampledToken sample(std::span<float> logits) { return sample(Logits{logits, {}, 0}); }
 
  private:
@@ -78,7 +80,7 @@ class Sampler {
   uint64_t rng_state_[4];
 
   void change(const Logits& logits, TokenId token, float value);
-  TokenId draw(const Logits& logits);
+  TokenId draw(const Logits& logits, bool is_forced);
   double next_uniform();  // in [0, 1)
 };
 

@@ -1,0 +1,269 @@
+#include "grammar/grammar.h"
+
+#include <dlpack/dlpack.h>
+#include <xgrammar/xgrammar.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <new>
+#include <optional>
+#include <utility>
+
+// Of the pinned version: which tokens a grammar names is not part of its public interface.
+#include <cpp/grammar_impl.h>
+
+#include "base/error.h"
+#include "grammar/xgrammar_hooks.h"
+
+namespace gemma {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Begins the spelling of control tokens in the library's vocabulary: no text of a grammar holds this byte, which UTF-8
+// has not.
+constexpr char kNoText = '\xFF';
+
+const char* detail_of(GrammarKind kind) {
+  switch (kind) {
+    case GrammarKind::kJson:
+    case GrammarKind::kJsonSchema: return "BAD_SCHEMA";
+    case GrammarKind::kRegex: return "BAD_REGEX";
+    case GrammarKind::kEbnf: return "BAD_GRAMMAR";
+    case GrammarKind::kStructuralTag: return "BAD_STRUCTURAL_TAG";
+  }
+  return "BAD_GRAMMAR";
+}
+
+const char* name_of(GrammarKind kind) {
+  switch (kind) {
+    case GrammarKind::kJson: return "JSON";
+    case GrammarKind::kJsonSchema: return "schema";
+    case GrammarKind::kRegex: return "regular expression";
+    case GrammarKind::kEbnf: return "grammar";
+    case GrammarKind::kStructuralTag: return "structural tags";
+  }
+  return "grammar";
+}
+
+[[noreturn]] void too_large(const std::string& message) {
+  throw Error(ErrorCode::kInvalidArgument, "GRAMMAR_TOO_LARGE", message);
+}
+
+// The library follows brackets by recursion. Those in strings count too: nobody nests them that deep.
+void check_size(const GrammarSource& source) {
+  if (source.text.size() > kMaxGrammarBytes) {
+    too_large(std::string(name_of(source.kind)) + ": expected at most " + std::to_string(kMaxGrammarBytes) +
+              " bytes, found " + std::to_string(source.text.size()));
+  }
+  int depth = 0;
+  int deepest = 0;
+  for (const char c : source.text) {
+    if (c == '(' || c == '[' || c == '{') deepest = std::max(deepest, ++depth);
+    if ((c == ')' || c == ']' || c == '}') && depth > 0) --depth;
+  }
+  if (deepest > kMaxGrammarDepth) {
+    too_large(std::string(name_of(source.kind)) + ": expected brackets " + std::to_string(kMaxGrammarDepth) +
+              " deep at most, found " + std::to_string(deepest));
+  }
+}
+
+void set_bit(std::vector<uint32_t>* words, TokenId token) {
+  (*words)[static_cast<size_t>(token) / 32] |= 1u << (token % 32);
+}
+
+DLTensor tensor_of(std::vector<uint32_t>& words, int64_t* shape) {
+  *shape = static_cast<int64_t>(words.size());
+  DLTensor tensor{};
+  tensor.data = words.data();
+  tensor.device = {kDLCPU, 0};
+  tensor.ndim = 1;
+  tensor.dtype = xgrammar::GetBitmaskDLType();
+  tensor.shape = shape;
+  return tensor;
+}
+
+}  // namespace
+
+struct GrammarVocabulary {
+  // Once, before anything is read.
+  void prepare(const Tokenizer& tokenizer) {
+    if (info) return;
+    const int n_vocab = tokenizer.n_vocab();
+    texts.assign(static_cast<size_t>(n_vocab + 31) / 32, 0u);
+    std::vector<std::string> spellings(static_cast<size_t>(n_vocab));
+    for (TokenId token = 0; token < n_vocab; ++token) {
+      std::string& spelling = spellings[static_cast<size_t>(token)];
+      if (!tokenizer.is_control(token)) {
+        spelling = tokenizer.token_bytes(token);
+        set_bit(&texts, token);
+      } else if (const std::string_view name = tokenizer.token_bytes(token, true); !name.empty()) {
+        spelling.append(1, kNoText).append(name);
+      }
+    }
+    const std::span<const TokenId> ends = tokenizer.ends();
+    for (const TokenId token : ends) set_bit(&texts, token);
+    info.emplace(spellings, xgrammar::VocabType::RAW, n_vocab, std::vector<int32_t>(ends.begin(), ends.end()));
+  }
+
+  std::vector<uint32_t> texts;  // tokens that are text, and end tokens
+  std::optional<xgrammar::TokenizerInfo> info;
+};
+
+struct Grammar::Impl {
+  Impl(std::shared_ptr<const GrammarVocabulary> owner, xgrammar::CompiledGrammar result)
+      : vocabulary(std::move(owner)), compiled(std::move(result)), permitted(vocabulary->texts) {
+    const xgrammar::Grammar grammar = compiled.GetGrammar();
+    const auto& machine = grammar->complete_fsm;
+    for (int state = 0; state < machine.NumStates(); ++state) {
+      for (const auto& edge : machine.GetEdges(state)) {
+        if (!edge.IsToken()) continue;
+        const auto tokens = machine.GetTokenEdgeInfo(edge.GetAuxIndex());
+        for (int32_t i = 0; i < tokens.Count(); ++i) set_bit(&permitted, tokens.TokenIds()[i]);
+      }
+    }
+  }
+
+  std::shared_ptr<const GrammarVocabulary> vocabulary;
+  xgrammar::CompiledGrammar compiled;
+  std::vector<uint32_t> permitted;  // text, end tokens and the tokens that it names
+};
+
+Grammar::Grammar() = default;
+Grammar::~Grammar() = default;
+
+struct Matcher::Impl {
+  explicit Impl(std::shared_ptr<const Grammar> owner) : grammar(std::move(owner)), matcher(grammar->impl_->compiled) {}
+  std::shared_ptr<const Grammar> grammar;
+  xgrammar::GrammarMatcher matcher;
+};
+
+Matcher::Matcher(std::shared_ptr<const Grammar> grammar) : impl_(std::make_unique<Impl>(std::move(grammar))) {}
+Matcher::~Matcher() = default;
+
+void Matcher::allowed(TokenMask* mask) {
+  const std::vector<uint32_t>& permitted = impl_->grammar->impl_->permitted;
+  mask->words.resize(permitted.size());
+  mask->n_allowed = 0;
+  if (ended()) {
+    std::fill(mask->words.begin(), mask->words.end(), 0u);
+    return;
+  }
+  int64_t shape = 0;
+  DLTensor tensor = tensor_of(mask->words, &shape);
+  impl_->matcher.FillNextTokenBitmask(&tensor);
+  size_t n = 0;
+  for (size_t i = 0; i < permitted.size(); ++i) {
+    mask->words[i] &= permitted[i];
+    n += static_cast<size_t>(std::popcount(mask->words[i]));
+  }
+  mask->n_allowed = n;
+}
+
+bool Matcher::accept(TokenId token) {
+  return !ended() && impl_->matcher.AcceptToken(token);
+}
+
+void Matcher::rollback(int n) {
+  if (n > 0) impl_->matcher.Rollback(n);
+}
+
+bool Matcher::complete() const {
+  return impl_->matcher.IsCompleted();
+}
+
+bool Matcher::ended() const {
+  return impl_->matcher.IsTerminated();
+}
+
+GrammarCompiler::GrammarCompiler(const Tokenizer& tokenizer)
+    : tokenizer_(tokenizer), vocabulary_(std::make_shared<GrammarVocabulary>()) {
+  out_of_memory();  // made while there is memory
+}
+
+GrammarCompiler::~GrammarCompiler() = default;
+
+bool GrammarCompiler::made(const Grammar& grammar) const {
+  return grammar.impl_->vocabulary == vocabulary_;
+}
+
+void GrammarCompiler::close() {
+  closed_.store(true);
+}
+
+std::shared_ptr<const Grammar> GrammarCompiler::find(const GrammarSource& source) {
+  const std::lock_guard lock(mutex_);
+  const auto found = std::find_if(kept_.begin(), kept_.end(), [&](const Kept& kept) { return kept.source == source; });
+  if (found == kept_.end()) return nullptr;
+  kept_.splice(kept_.begin(), kept_, found);
+  return found->grammar;
+}
+
+void GrammarCompiler::keep(const GrammarSource& source, const std::shared_ptr<const Grammar>& grammar) {
+  std::list<Kept> entry;
+  entry.push_back({source, grammar});
+  const std::lock_guard lock(mutex_);
+  kept_.splice(kept_.begin(), entry);
+  size_t bytes = 0;
+  auto kept = kept_.begin();
+  for (; kept != kept_.end(); ++kept) {
+    bytes += kept->grammar->bytes() + kept->source.text.size();
+    if (bytes > kMaxKeptGrammarBytes) break;
+  }
+  entry.splice(entry.begin(), kept_, kept, kept_.end());
+}
+
+std::shared_ptr<const Grammar> GrammarCompiler::compile(const GrammarSource& source, bool* cached) {
+  check_size(source);
+  *cached = true;
+  if (std::shared_ptr<const Grammar> grammar = find(source)) return grammar;
+  const std::lock_guard lock(compiling_);
+  if (std::shared_ptr<const Grammar> grammar = find(source)) return grammar;
+  *cached = false;
+  std::shared_ptr<const Grammar> grammar = compile_new(source);
+  keep(source, grammar);
+  return grammar;
+}
+
+std::shared_ptr<const Grammar> GrammarCompiler::compile_new(const GrammarSource& source) {
+  if (closed_.load()) throw Error(ErrorCode::kDisposed, "", "the model was disposed");
+  vocabulary_->prepare(tokenizer_);
+  const Clock::time_point start = Clock::now();
+  std::shared_ptr<Grammar> grammar(new Grammar);
+  try {
+    XGrammarLimits limits(
+        kMaxCompileBytes,
+        start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kMaxCompileSeconds)), closed_);
+    // Grammars are kept here, by what is asked for. One thread: errors of others would end the process.
+    xgrammar::GrammarCompiler compiler(*vocabulary_->info, 1, false);
+    std::optional<xgrammar::CompiledGrammar> compiled;
+    switch (source.kind) {
+      case GrammarKind::kJson: compiled = compiler.CompileBuiltinJSONGrammar(); break;
+      case GrammarKind::kJsonSchema:
+        compiled = compiler.CompileJSONSchema(source.text, true, std::nullopt, std::nullopt, false);
+        break;
+      case GrammarKind::kRegex: compiled = compiler.CompileRegex(source.text); break;
+      case GrammarKind::kEbnf: compiled = compiler.CompileGrammar(source.text, source.root); break;
+      case GrammarKind::kStructuralTag: compiled = compiler.CompileStructuralTag(source.text); break;
+    }
+    limits.check();
+    grammar->impl_ = std::make_unique<Grammar::Impl>(vocabulary_, std::move(*compiled));
+    grammar->bytes_ = grammar->impl_->compiled.MemorySizeBytes() + grammar->impl_->permitted.size() * sizeof(uint32_t);
+    Matcher matcher(grammar);
+    TokenMask first;
+    matcher.allowed(&first);
+    if (first.n_allowed == 0) throw Error(ErrorCode::kInvalidArgument, detail_of(source.kind), "no text satisfies it");
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const Error& error) {
+    throw error.with_message(std::string(name_of(source.kind)) + ": " + error.what());
+  } catch (const std::exception& error) {
+    throw Error(ErrorCode::kInvalidArgument, detail_of(source.kind),
+                std::string(name_of(source.kind)) + ": " + error.what());
+  }
+  grammar->compile_ms_ = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+  return grammar;
+}
+
+}  // namespace gemma
