@@ -27,14 +27,16 @@ const MAX_OUTPUT_CHARACTERS = 1 << 19;
  *
  * @throws GemmaError `ERR_INVALID_ARGUMENT` as `compileGrammar`
  */
-function grammarOf(
+async function grammarOf(
   model: NativeModel,
   format: ToolFormat,
   tools: readonly PreparedTool[],
   force: Force,
-  markerId: MarkerId,
+  tokenId: MarkerId,
 ): Promise<NativeGrammar> {
-  const structure = format.structure(tools, force, markerId);
+  const bound = [];
+  for (const tool of tools) bound.push({ ...tool, bound: await tool.schema.grammar() });
+  const structure = format.structure(bound, force, tokenId);
   return model.compileGrammar({
     kind: 'structuralTag',
     text: JSON.stringify({ type: 'structural_tag', format: structure }),
@@ -43,12 +45,12 @@ function grammarOf(
 
 async function run(
   { id, name, input }: ToolCall,
-  { execute }: PreparedTool,
+  { execute, schema }: PreparedTool,
   messages: readonly Message[],
   signal: AbortSignal,
 ): Promise<ToolResult> {
   try {
-    const value: unknown = await execute?.(input, { toolCallId: id, messages, signal });
+    const value: unknown = await execute?.(await schema.parse(input), { toolCallId: id, messages, signal });
     const output = plainData(value ?? null, `the result of ${name}`, MAX_OUTPUT_VALUES, MAX_OUTPUT_CHARACTERS);
     return { id, name, output, isError: false };
   } catch (error) {

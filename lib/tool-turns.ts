@@ -55,7 +55,7 @@ export function withAnswers(turns: readonly Turn[]): readonly Turn[] {
 export function declarationText(tools: readonly DeclaredTool[], format: ToolFormat): string {
   const example = format.writeCall('FUNCTION', { PARAMETER: 'VALUE' });
   const declared = tools.map(({ name, description, schema }) =>
-    spacedJson({ name, description, parameters: JSON.parse(schema.json) as unknown }),
+    spacedJson({ name, description, parameters: schema.schema }),
   );
   return [
     'You can call functions. To call one, answer with its name and parameters in this form and with nothing else:',
@@ -127,7 +127,7 @@ export function plainTurns(
 /** A tool as chat templates take it: in the form of OpenAI's API. */
 export function declaredFunction({ name, description, schema }: DeclaredTool, format: ToolFormatName): object {
   // FunctionGemma's template knows types and properties, but no references and alternatives.
-  const parameters: unknown = format === 'functiongemma' ? plainSchema(schema.schema) : JSON.parse(schema.json);
+  const parameters: unknown = format === 'functiongemma' ? plainSchema(schema.schema) : schema.schema;
   return { type: 'function', function: { name, description, parameters } };
 }
 

@@ -171,7 +171,10 @@ function readTools(value: unknown): PreparedTool[] {
     names.set(name.toLowerCase(), name);
     return readTool(name, tool);
   });
-  const characters = tools.reduce((sum, { description, schema }) => sum + description.length + schema.json.length, 0);
+  const characters = tools.reduce(
+    (sum, { description, schema }) => sum + description.length + JSON.stringify(schema.schema).length,
+    0,
+  );
   if (characters > MAX_DECLARED) {
     throw new RangeError(
       `tools: expected descriptions and schemas of at most ${MAX_DECLARED} characters, found ${characters}`,

@@ -12,6 +12,11 @@ export interface DeclaredTool {
   readonly schema: PreparedSchema;
 }
 
+/** A tool with the schema that its calls are bound to: what the grammar's library takes for it, JSON. */
+export interface BoundTool extends DeclaredTool {
+  readonly bound: string;
+}
+
 /** What was found in a model's output, in order. */
 export type Found =
   | { readonly type: 'text'; readonly text: string }
@@ -44,6 +49,6 @@ export interface ToolFormat {
    * The grammar of answers, a format object of XGrammar's structural tags: any text in which calls, where they begin, fit
    * their tool's schema (`auto`); calls alone (`required`); one call alone (`one`).
    */
-  structure(tools: readonly DeclaredTool[], force: Force, markerId: MarkerId): object;
+  structure(tools: readonly BoundTool[], force: Force, markerId: MarkerId): object;
   parser(): CallParser;
 }

@@ -1,7 +1,7 @@
 // Calls as a JSON object of a name and arguments: Gemma 3's prompt-based way, of which Google documents this form and one like
 // Python calls, and Llama 3's. This one is taken because a grammar can hold its arguments to a schema without a word left open
 // (nested objects, null, text in any script), and because declarations are JSON Schema in both of Google's prompts.
-import type { DeclaredTool, Force, ToolFormat } from './format.js';
+import type { BoundTool, Force, ToolFormat } from './format.js';
 import { endOfJson, endOfString, skipBlanks, spacedJson } from './json-text.js';
 import { NOTHING, TextCallParser, type Reading } from './text-calls.js';
 
@@ -56,9 +56,9 @@ export function callHead(name: string, key: 'parameters' | 'arguments'): string 
 }
 
 /** Arguments, in a structural tag. */
-export function argumentsFormat({ schema }: DeclaredTool): object {
+export function argumentsFormat({ bound }: BoundTool): object {
   // A blank where JSON allows blanks, not any number of them: small models do not find out of these.
-  return { type: 'json_schema', json_schema: JSON.parse(schema.json) as unknown, max_whitespace_cnt: 1 };
+  return { type: 'json_schema', json_schema: JSON.parse(bound) as unknown, max_whitespace_cnt: 1 };
 }
 
 /** Tags one after another and nothing else. */

@@ -1,6 +1,6 @@
 // Calls as Mistral writes them: [TOOL_CALLS] and a JSON array of names and arguments, or in newer templates [TOOL_CALLS]name[ARGS]
 // and the arguments, once for each call. The marks may be control tokens or plain text.
-import type { DeclaredTool, Force, MarkerId, ToolFormat } from './format.js';
+import type { BoundTool, Force, MarkerId, ToolFormat } from './format.js';
 import { namedCall } from './hermes.js';
 import { argumentsFormat, callHead, onlyTags } from './json-calls.js';
 import { endOfJson, skipBlanks, spacedJson } from './json-text.js';
@@ -60,7 +60,7 @@ function mark(markerId: MarkerId, spelling: string): object {
   return token >= 0 ? { type: 'token', token } : { type: 'const_string', value: spelling };
 }
 
-function structure(withArgs: boolean, tools: readonly DeclaredTool[], force: Force, markerId: MarkerId): object {
+function structure(withArgs: boolean, tools: readonly BoundTool[], force: Force, markerId: MarkerId): object {
   const open = markerId(OPEN);
   const begin = open >= 0 ? { type: 'token', token: open } : OPEN;
   let tags: object[];

@@ -107,7 +107,6 @@ describe('generate options', () => {
     ];
     for (const [what, names] of [
       ['structured output', [...structured, 'regex', 'choices']],
-      ['tools', ['tools', 'functions', 'toolChoice', 'tool_choice', 'maxSteps']],
       ['adapters', ['adapter', 'lora']],
     ] as const) {
       for (const name of names) {
