@@ -548,18 +548,20 @@ export class Gemma {
   // Asks once, or with tools until no more are called.
   async #answer(
     input: Input,
-    { params, prompt: settings, tools }: ReturnType<typeof check.generateOptions>,
+    { params, prompt: settings }: ReturnType<typeof check.generateOptions>,
     maxUnread: number,
     options: GenerateOptions,
     cancellation: Cancellation,
     sink?: Sink,
   ): Promise<GenerateResult> {
+    const { tools } = settings;
+    const isAsked = tools !== undefined && tools.tools.length > 0;
     const ask: AskModel = async (asked, { assembler, ...bound }, to) => {
-      const used = tools ? { ...settings, images: [] } : settings; // they stand in the messages
+      const used = isAsked ? { ...settings, images: [] } : settings; // they stand in the messages
       const prompt = await this.#promptFor(asked, used, params.maxOutputTokens, options, cancellation);
       return this.#generate(prompt, { ...params, ...bound, maxUnread }, options, cancellation, to, assembler);
     };
-    if (!tools) return ask(input, {}, sink);
+    if (!isAsked) return ask(input, {}, sink);
     const conversation = conversationOf(input, settings);
     const seen = {
       format: this.#prompts.toolFormat(tools.format),

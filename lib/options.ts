@@ -38,7 +38,7 @@ import {
   type Values,
 } from './option-table.js';
 import type { ToolFormatName } from './tool-formats/format.js';
-import { toolSettings, type PromptTools, type ToolChoice, type Tools, type ToolSettings } from './tools.js';
+import { toolSettings, type ToolChoice, type Tools, type ToolSettings } from './tools.js';
 import { ANY_SIZE, integer, number, plain, show, text } from './values.js';
 
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
@@ -147,7 +147,22 @@ export interface InspectOptions {
   mmproj?: string | URL | false;
 }
 
-export interface PromptOptions extends ImageOptions, CropOptions, VideoOptions {
+export interface ToolOptions {
+  /** Functions that the model may call, by their names; at most 128. See the guide on tools. */
+  tools?: Tools;
+  /**
+   * `'auto'` (default): the model decides; `'required'`: its first answer is calls and nothing else; `{ tool }`: it is one call of
+   * this tool; `'none'`: it is not told of tools.
+   */
+  toolChoice?: ToolChoice;
+  /**
+   * How calls are written: `'functiongemma'`, `'gemma'` (told by the prompt, for models that know no format), `'llama'`,
+   * `'hermes'` or `'mistral'`. Default: as the model's chat template writes them (`gemma.info.chat.toolFormat`).
+   */
+  toolFormat?: ToolFormatName;
+}
+
+export interface PromptOptions extends ImageOptions, CropOptions, VideoOptions, ToolOptions {
   /**
    * True takes a string as text to continue, false as one user turn. Default: false where the model has a chat template or a name
    * of Google's instruction-tuned files (`gemma.info.chat`).
@@ -169,22 +184,7 @@ export interface PromptProgress {
   fraction: number;
 }
 
-export interface ToolOptions {
-  /** Functions that the model may call, by their names; at most 128. See the guide on tools. */
-  tools?: Tools;
-  /**
-   * `'auto'` (default): the model decides; `'required'`: its first answer is calls and nothing else; `{ tool }`: it is one call of
-   * this tool; `'none'`: it is not told of tools.
-   */
-  toolChoice?: ToolChoice;
-  /**
-   * How calls are written: `'functiongemma'`, `'gemma'` (told by the prompt, for models that know no format), `'llama'`,
-   * `'hermes'` or `'mistral'`. Default: as the model's chat template writes them (`gemma.info.chat.toolFormat`).
-   */
-  toolFormat?: ToolFormatName;
-}
-
-export interface GenerateOptions extends PromptOptions, ToolOptions {
+export interface GenerateOptions extends PromptOptions {
   /** Answers at most, while tools with `execute` are called: 1 to 1000. Default 8. */
   maxSteps?: number;
   /** Tokens at most, 1 or more. Default: until the model ends its answer or the context is full. */
@@ -275,7 +275,7 @@ export interface PerplexityOptions {
   signal?: AbortSignal;
 }
 
-export interface CountTokensOptions extends PromptOptions, ToolOptions {
+export interface CountTokensOptions extends PromptOptions {
   signal?: AbortSignal;
 }
 
@@ -359,8 +359,6 @@ const RAW = {
   ),
 } as const;
 
-const PROMPT = { ...RAW, ...IMAGE, ...CROP, ...VIDEO } as const satisfies TableOf<PromptOptions>;
-
 /** Read together, by toolSettings(). */
 const TOOLS = {
   tools: elsewhere,
@@ -368,7 +366,9 @@ const TOOLS = {
   toolFormat: elsewhere,
 } as const satisfies TableOf<ToolOptions>;
 
-const COUNT = { ...PROMPT, ...TOOLS, signal: signals } as const satisfies TableOf<CountTokensOptions>;
+const PROMPT = { ...RAW, ...IMAGE, ...CROP, ...VIDEO, ...TOOLS } as const satisfies TableOf<PromptOptions>;
+
+const COUNT = { ...PROMPT, signal: signals } as const satisfies TableOf<CountTokensOptions>;
 
 const penalties = numbers('a number from -1e6 to 1e6', (n) => Math.abs(n) <= 1e6);
 
@@ -435,7 +435,6 @@ const GENERATE = {
   ...PROMPT,
   ...GENERATION,
   ...STREAM,
-  ...TOOLS,
   maxSteps: elsewhere,
   onProgress: callbacks,
   signal: signals,
@@ -570,15 +569,17 @@ export interface PromptSettings {
   images: readonly (ImageInput | ImageEmbedding)[];
   limits: MediaLimits;
   crops: CropParams;
-  tools?: PromptTools;
+  tools?: ToolSettings;
 }
 
 // Looks at the options of a prompt among others.
-function promptSettings(options: PromptOptions): PromptSettings {
+function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
+  const tools = toolSettings(options);
   return {
     ...valuesOf(RAW, options),
     limits: mediaLimits(options),
     crops: cropParams(options),
+    ...(tools && { tools }),
   };
 }
 
@@ -591,19 +592,15 @@ export function generateOptions(options: GenerateOptions): {
   params: GenerateParams;
   prompt: PromptSettings;
   stallTimeoutMs: number;
-  /** absent: the model is asked once, and nothing is looked for in its answer */
-  tools?: ToolSettings;
 } {
   known(GENERATE, options);
   const { onProgress, signal } = GENERATE;
   valuesOf({ ...LATER, onProgress, signal }, options);
   const { onOverflow, ...params } = valuesOf(GENERATION, options);
-  const tools = toolSettings(options);
   return {
     params: { ...params, overflowIsError: onOverflow === 'error' },
-    prompt: { ...promptSettings(options), ...(tools && { tools }) },
+    prompt: promptSettings(options),
     ...valuesOf(STREAM, options),
-    ...(tools && tools.tools.length > 0 && { tools }),
   };
 }
 
@@ -657,6 +654,5 @@ export function detokenizeOptions(options: DetokenizeOptions): { special: boolea
 export function countOptions(options: CountTokensOptions): PromptSettings {
   known(COUNT, options);
   valuesOf({ signal: signals }, options);
-  const tools = toolSettings(options);
-  return { ...promptSettings(options), ...(tools && { tools }) };
+  return promptSettings(options);
 }

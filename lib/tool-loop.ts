@@ -157,12 +157,12 @@ export async function answerWithTools(
     steps.push(step);
     conversation.push(assistant(answer.text, calls));
     const end = () => joined(steps, step, conversation.slice(input.length));
-    if (!isCalling || steps.length >= maxSteps) return end();
     const before = conversation.slice(0, -1);
     const runnable = calls.flatMap((call) => {
       const tool = tools.find(({ name }) => name === call.name);
       return tool?.execute ? [{ call, tool }] : [];
     });
+    if (!isCalling || steps.length >= maxSteps || runnable.length === 0) return end();
     const running = runnable.map(async ({ call, tool }) => {
       const result = await run(call, tool, before, cancellation.signal);
       if (!cancellation.cancelled) stepSink?.part({ type: 'tool-result', ...result, text: '', tokens: [] }, 0);

@@ -61,15 +61,11 @@ export interface MalformedCall {
   reason: string;
 }
 
-/** What a prompt says of tools. */
-export interface PromptTools {
+/** What the options of one call of generate come to. */
+export interface ToolSettings {
   /** those that the model is told of */
   tools: readonly PreparedTool[];
   format?: ToolFormatName;
-}
-
-/** What the options of one call of generate come to. */
-export interface ToolSettings extends PromptTools {
   /** of these, those that it may call in its first answer */
   callable: readonly PreparedTool[];
   force: Force;
