@@ -1,7 +1,9 @@
-import { freemem } from 'node:os';
+import { freemem, totalmem } from 'node:os';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
+import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
+import { Conversation } from './conversation.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
 import { runGeneration, type Sink } from './generation.js';
@@ -17,21 +19,23 @@ import {
   type NativeAddon,
   type NativeEvaluateEvent,
   type NativeEvaluateParams,
-  type NativeGrammar,
   type NativeLoadOptions,
   type NativeModel,
   type NativeModelInfo,
   type NativeModelSummary,
+  type NativeScoreEvent,
+  type NativeScoreParams,
   type PromptPart,
   type TokenScore,
 } from './native.js';
 import { outcomeOf, runOperation } from './operation.js';
 import * as check from './options.js';
-import type { PartAssembler } from './parts.js';
+import type { Asker } from './overflow.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
 import { emptyResult, type GenerateResult } from './result.js';
+import { candidateList, encodeCandidates, endToken, scoresOf, type CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
-import { answerWithTools, conversationOf, type AskModel } from './tool-loop.js';
+import { answerWithTools, conversationOf, type AskModel, type Bound } from './tool-loop.js';
 import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
 import { show, text as checkText } from './values.js';
 import { embeddingOf, ImageEncoder } from './vision.js';
@@ -46,6 +50,7 @@ import type {
   LoadOptions,
   LogitsOptions,
   PerplexityOptions,
+  ScoreOptions,
   TokenizeOptions,
 } from './options.js';
 
@@ -108,7 +113,12 @@ export interface CropsResult {
 
 const DEFAULT_CONTEXT_LADDER = [2048, 8192, 32768, 131072];
 
-const DEFAULT_PREFIX_CACHE = 512 << 20; // without a vision encoder the engine keeps nothing
+// Of this machine's memory, or of what the container may take, a sixteenth, and not more than long conversations gain by.
+function defaultPrefixCache(): number {
+  const limit = process.constrainedMemory(); // 0 or huge without one
+  const memory = limit > 0 ? Math.min(totalmem(), limit) : totalmem();
+  return Math.min(512 << 20, Math.floor(memory / 16));
+}
 
 function chatInfo({ template, reason, toolFormat }: Chat): { chat: ChatInfo; instructionTuned: boolean } {
   return { chat: { template, reason, toolFormat }, instructionTuned: template !== 'none' };
@@ -200,7 +210,7 @@ export class Gemma {
       const native = await loadNative(
         backend,
         {
-          prefixCacheBytes: DEFAULT_PREFIX_CACHE,
+          prefixCacheBytes: defaultPrefixCache(),
           path,
           ...(draft !== undefined && { draft }),
           ...visionSettings(vision),
@@ -235,7 +245,7 @@ export class Gemma {
     const vision = visionSettings(await findVisionFile(path, options.mmproj));
     const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
     const summary = await addon().inspect({
-      prefixCacheBytes: DEFAULT_PREFIX_CACHE,
+      prefixCacheBytes: defaultPrefixCache(),
       path,
       contexts: [contextSize],
       ...(draft !== undefined && { draft }),
@@ -334,6 +344,30 @@ export class Gemma {
     return new GemmaStream(begin, cancellation, stallTimeoutMs);
   }
 
+  /**
+   * Begins a conversation, which keeps its messages and their tokens: each turn goes on where the last one ended. Options that are
+   * wrong throw here.
+   */
+  chat(options: ChatOptions = {}): Conversation {
+    return Conversation.begin(this.#asker(), options);
+  }
+
+  /**
+   * A conversation as `save` wrote it: with this model it goes on with the same tokens. Functions, tools and schemas among the options
+   * are not saved and can be given again, as can other defaults.
+   *
+   * @param file path or `file:` URL
+   * @throws GemmaError `ERR_FILE` for a file that cannot be read, is damaged or is no saved conversation, `ERR_UNSUPPORTED_MODEL` for
+   * one of another model
+   */
+  async restoreChat(file: string | URL, options: RestoreChatOptions = {}): Promise<Conversation> {
+    const { vision, config } = this.info;
+    return Conversation.restore(this.#asker(), file, options, {
+      tokensPerImage: vision?.tokensPerImage,
+      modelDim: config.modelDim,
+    });
+  }
+
   /** How many tokens the prompt of an input has, template, `<bos>` and pictures included. Encodes no picture. */
   async countTokens(input: Input, options: CountTokensOptions = {}): Promise<number> {
     const settings = check.countOptions(options);
@@ -398,6 +432,47 @@ export class Gemma {
         shape: [positions, vocabulary] as [number, number],
         ...(top > 0 && { top: best }),
       };
+    });
+  }
+
+  /**
+   * How likely each candidate is to follow the input: as the beginning of the model's answer, or of what continues raw text. The input
+   * is read once for all of them. For classification, multiple choice and reranking; results come in the order of the candidates.
+   *
+   * Input and candidates are tokenised apart: a word that continues raw text brings its space (`' Paris'` after `'... is'`), one that
+   * begins an answer does not.
+   *
+   * @param candidates texts or token ids, 1 to 16384, together at most 262144 tokens
+   * @throws RangeError for a candidate without a token; otherwise as `generate`
+   */
+  async score(
+    input: Input,
+    candidates: readonly (string | readonly number[])[],
+    options: ScoreOptions = {},
+  ): Promise<CandidateScore[]> {
+    const { includeEnd, normalize, prompt: settings } = check.scoreOptions(options);
+    const { onProgress } = options;
+    const list = candidateList(candidates);
+    const isConversation = Array.isArray(input) && typeof input[0] !== 'number';
+    const ofTurn = isConversation || !(settings.raw ?? !this.info.instructionTuned);
+    return this.#call(options.signal, async (cancellation) => {
+      const { signal } = cancellation;
+      const model = this.#live();
+      const end = includeEnd ? endToken(model, ofTurn) : undefined;
+      const encoded = await encodeCandidates(model, list, this.info, end, signal);
+      const longest = encoded.lengths.reduce((most, n) => Math.max(most, n), 0);
+      const { tokens, images } = await this.#promptFor(input, settings, longest, {}, cancellation);
+      const logprobs = new Float64Array(encoded.tokens.length);
+      const likeliest = new Uint8Array(encoded.tokens.length);
+      let n = 0;
+      const { tokens: candidateTokens, lengths } = encoded;
+      await this.#score({ tokens, images, candidates: candidateTokens, lengths }, cancellation, (event) => {
+        logprobs.set(event.logprobs, n);
+        likeliest.set(event.likeliest, n);
+        n += event.logprobs.length;
+        onProgress?.(n / candidateTokens.length);
+      });
+      return scoresOf(encoded, logprobs, likeliest, normalize, signal);
     });
   }
 
@@ -508,6 +583,17 @@ export class Gemma {
     return this.#model;
   }
 
+  #asker(): Asker {
+    return {
+      prompts: this.#prompts,
+      contextSize: this.info.contextSize,
+      live: () => this.#live(),
+      call: (work, cancellation) => this.#call(undefined, work, cancellation),
+      generate: (prompt, params, options, bound, cancellation, sink) =>
+        this.#generate(prompt, { ...params, maxUnread: sink ? MAX_UNREAD : 0 }, options, bound, cancellation, sink),
+    };
+  }
+
   // Runs a call that computes, when not too many are under way already.
   #call<T>(
     signal: AbortSignal | undefined,
@@ -554,36 +640,35 @@ export class Gemma {
     cancellation: Cancellation,
     sink?: Sink,
   ): Promise<GenerateResult> {
+    const ask = async (asked: Input, with_: check.PromptSettings, bound: Bound, to: Sink | undefined) => {
+      const prompt = await this.#promptFor(asked, with_, params.maxOutputTokens, options, cancellation);
+      return this.#generate(prompt, { ...params, maxUnread }, options, bound, cancellation, to);
+    };
     const { tools } = settings;
-    const isAsked = tools !== undefined && tools.tools.length > 0;
-    const ask: AskModel = async (asked, { assembler, ...bound }, to) => {
-      const used = isAsked ? { ...settings, images: [] } : settings; // they stand in the messages
-      const prompt = await this.#promptFor(asked, used, params.maxOutputTokens, options, cancellation);
-      return this.#generate(prompt, { ...params, ...bound, maxUnread }, options, cancellation, to, assembler);
+    if (!tools?.tools.length) return ask(input, settings, {}, sink);
+    const conversation = [...conversationOf(input, settings)];
+    const used = { ...settings, images: [] }; // they stand in the messages
+    const askNext: AskModel = (added, bound, to) => {
+      conversation.push(...added);
+      return ask(conversation, used, bound, to);
     };
-    if (!isAsked) return ask(input, {}, sink);
-    const conversation = conversationOf(input, settings);
-    const seen = {
-      format: this.#prompts.toolFormat(tools.format),
-      tokenId: (text: string) => this.#prompts.controlToken(text),
-    };
-    return answerWithTools(conversation, tools, seen, this.#live(), ask, cancellation, sink);
+    return answerWithTools([...conversation], tools, this.#prompts, this.#live(), askNext, cancellation, sink);
   }
 
   #generate(
     { tokens, images, imageTokens }: Prompt,
-    { stopTokens, ...params }: check.GenerateParams & { maxUnread: number; grammar?: NativeGrammar },
+    { stopTokens, ...params }: check.GenerateParams & { maxUnread: number },
     { onProgress }: GenerateOptions,
+    { grammar, assembler }: Bound,
     cancellation: Cancellation,
     sink?: Sink,
-    assembler?: PartAssembler,
   ): Promise<GenerateResult> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
     const model = this.#live();
     const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(model, token, i));
     return runGeneration(
       model,
-      { ...params, stopTokens: stops, tokens, images },
+      { ...params, stopTokens: stops, tokens, images, ...(grammar && { grammar }) },
       imageTokens,
       cancellation,
       onPrompt,
@@ -602,6 +687,25 @@ export class Gemma {
       );
     }
     return id;
+  }
+
+  #score(
+    params: NativeScoreParams,
+    cancellation: Cancellation,
+    onScores: (event: Extract<NativeScoreEvent, { kind: 'scores' }>) => void,
+  ): Promise<void> {
+    return runOperation(
+      {
+        start: (listener: (event: NativeScoreEvent) => void) => this.#live().score(params, listener),
+        stop: (id) => this.#model.cancel(id),
+        onEvent: (event) => {
+          if (event.kind === 'finish') return outcomeOf(event.error);
+          if (!cancellation.cancelled) onScores(event);
+          return undefined;
+        },
+      },
+      cancellation,
+    );
   }
 
   #evaluate(

@@ -9,6 +9,8 @@ export {
 } from './gemma.js';
 export type { Backend } from './backends.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
+export { Conversation, type TurnInput } from './conversation.js';
+export type { ChatOptions, Overflow, RestoreChatOptions, SummarizeOverflow, TurnOptions } from './chat-options.js';
 export { GemmaStream } from './stream.js';
 export type {
   MalformedCallStreamPart,
@@ -20,6 +22,7 @@ export type {
 export type { MalformedCall, Tool, ToolCall, ToolChoice, ToolExecution, ToolResult, Tools } from './tools.js';
 export type { ToolFormatName } from './tool-formats/format.js';
 export type { FinishReason, GenerateResult, GenerateStep, Timings, TokenLogprobs, Usage } from './result.js';
+export type { CandidateScore } from './score.js';
 export type { ChatInfo } from './chat.js';
 export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
@@ -41,6 +44,7 @@ export type {
   PerplexityOptions,
   PromptOptions,
   PromptProgress,
+  ScoreOptions,
   TokenizeOptions,
   ToolOptions,
 } from './options.js';

@@ -19,7 +19,7 @@ export function localPath(
   file: string | URL,
   name: string,
   { allowLocal }: { allowLocal: boolean },
-  code: 'ERR_IMAGE' | 'ERR_VIDEO',
+  code: 'ERR_FILE' | 'ERR_IMAGE' | 'ERR_VIDEO',
 ): string {
   const blocked = (reason: string) =>
     new GemmaError(code, `${name}: ${plain(String(file))}: ${reason}`, 'LOCAL_BLOCKED');

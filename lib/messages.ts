@@ -4,6 +4,7 @@ import type { ImageEmbedding, ImageInput } from './media.js';
 import type { ToolCall } from './tools.js';
 import type { Sliced } from './turns.js';
 import { plain, show } from './values.js';
+import type { Picture } from './vision.js';
 
 /** Fields of parts and messages that a chat template of the model's own may want, such as `source_lang_code`. Plain data. */
 interface TemplateFields {
@@ -56,6 +57,12 @@ export interface ToolMessage extends TemplateFields {
 
 export type Message = TurnMessage | ToolMessage;
 
+/** A picture, or the frames of a video with the label before each. */
+export interface Loaded {
+  pictures: readonly Picture[];
+  labels: readonly string[];
+}
+
 /** A part as it was read: known fields checked, others copied as plain data. */
 export interface Part {
   readonly type: string;
@@ -66,6 +73,8 @@ export interface Part {
   readonly maxFrames?: number;
   /** of a picture or video: its place, for messages of errors */
   readonly name?: string;
+  /** of a picture or video that a prompt has had: what the encoder made of it */
+  loaded?: Loaded;
   /** of a template's own; for Gemma's format none */
   readonly fields: Readonly<Record<string, unknown>>;
 }
@@ -356,15 +365,16 @@ function toolFields(
 /**
  * Reads messages. Yields after each part.
  *
+ * @param name what errors call the messages
  * @param free whether other roles, keys and types of parts are for a template to judge; Gemma's format has none
  * @throws TypeError that names the place
  */
-export function* copyMessages(messages: unknown, free: boolean): Sliced<Turn[]> {
-  if (!Array.isArray(messages)) throw new TypeError(`messages: expected an array, found ${describe(messages)}`);
+export function* copyMessages(messages: unknown, free: boolean, name = 'messages'): Sliced<Turn[]> {
+  if (!Array.isArray(messages)) throw new TypeError(`${name}: expected an array, found ${describe(messages)}`);
   const turns: Turn[] = [];
   const budget = { values: MAX_VALUES, characters: MAX_CHARACTERS };
   for (let i = 0; i < messages.length; ++i) {
-    const where = `messages[${i}]`;
+    const where = `${name}[${i}]`;
     const entries = entriesOf((messages as readonly unknown[])[i], where, MESSAGE_KEYS, 'a message { role, content }');
     const fields = fieldsOf(entries, where, MESSAGE_KEYS, MESSAGE_HINTS, free);
     const role = entries.get('role');
@@ -420,4 +430,24 @@ export function* copyMessages(messages: unknown, free: boolean): Sliced<Turn[]> 
     yield;
   }
   return turns;
+}
+
+function partOf({ type, text, image, video, fps, maxFrames, fields }: Part): ContentPart {
+  const own = { type, text, image, video, fps, maxFrames };
+  const given = Object.fromEntries(Object.entries(own).filter(([, value]) => value !== undefined));
+  return { ...structuredClone(fields), ...given } as unknown as ContentPart;
+}
+
+/** A message as a caller may pass it again: new objects, but for pictures. */
+export function messageOf({ role, content, fields, calls, reply }: Turn): Message {
+  const parts = typeof content === 'object' ? content.map(partOf) : content;
+  return {
+    role,
+    ...(parts !== undefined && { content: parts }),
+    ...structuredClone({
+      ...(calls && { toolCalls: calls }),
+      ...(reply && { toolCallId: reply.id, content: reply.output }),
+      ...fields,
+    }),
+  } as Message;
 }

@@ -64,6 +64,12 @@ export interface NativeGenerateParams extends Omit<GenerateParams, 'stopTokens'>
   maxUnread: number;
 }
 
+/** Rows of an image as they were saved; many are copied on another thread. */
+export interface SavedImage {
+  first: number;
+  embedding: Float32Array | Promise<Float32Array>;
+}
+
 /** A token with its score: natural logarithms, of the model's own distribution. */
 export interface TokenScore {
   token: number;
@@ -110,10 +116,33 @@ export type NativeEvaluateEvent =
   | { kind: 'position'; position: number; row?: Float32Array; top?: TokenScore[]; nextLogprob?: number }
   | { kind: 'finish'; error?: unknown };
 
+export interface NativeScoreParams {
+  tokens: Int32Array;
+  images?: NativeImage[];
+  /** tokens of all candidates, one after the other */
+  candidates: Int32Array;
+  /** tokens of each */
+  lengths: Int32Array;
+}
+
+export type NativeScoreEvent =
+  /** of the tokens of whole candidates from `first` on; likeliest: 1 where no other token was likelier */
+  | { kind: 'scores'; first: number; logprobs: Float64Array; likeliest: Uint8Array }
+  | { kind: 'finish'; error?: unknown };
+
 export interface NativeEncodeParams {
   /** [n, imageSize, imageSize, 3], red green blue */
   pixels: Uint8Array;
   n: number;
+}
+
+export interface NativeStateParams {
+  path: string;
+  /** of a prompt with its answer */
+  tokens: Int32Array;
+  images?: NativeImage[];
+  /** the caller's own */
+  metadata: string;
 }
 
 type NativeEncodeEvent =
@@ -125,7 +154,7 @@ type NativeEncodeEvent =
 export interface MemoryPlan {
   /** of the file's tensors; mapped, so shared between processes and given back under pressure (unless `mmap: false`) */
   weightsBytes: number;
-  /** key/value cache of one full sequence; with a vision encoder that of prompts with images besides (`prefixCacheBytes`) */
+  /** key/value cache of one full sequence, and what is kept for prompts that begin alike (`prefixCacheBytes`) */
   kvBytes: number;
   /** activations and logits of one batch, working memory of the operations */
   scratchBytes: number;
@@ -250,8 +279,12 @@ export interface EngineStats {
   waiting: number;
   /** streams whose readers have fallen behind: they take nobody's turn */
   paused: number;
-  /** beginnings of prompts that are kept */
+  /** beginnings of prompts that are kept, and the bytes that these take */
   prefixes: number;
+  prefixBytes: number;
+  /** of all calls that have begun: tokens of their prompts, and those of them that were not computed again */
+  promptTokens: number;
+  cachedPromptTokens: number;
 }
 
 /** Bytes of a pixel. */
@@ -311,11 +344,30 @@ export interface NativeModel {
   compileGrammar(source: NativeGrammarSource): Promise<NativeGrammar>;
   generate(params: NativeGenerateParams, onEvent: (event: NativeGenerateEvent) => void): number;
   evaluate(params: NativeEvaluateParams, onEvent: (event: NativeEvaluateEvent) => void): number;
+  score(params: NativeScoreParams, onEvent: (event: NativeScoreEvent) => void): number;
   /** Copies rows for the images of one call: one at a time, where a call would copy all of them at once. */
   holdRows(embedding: Float32Array): HeldRows;
   encodeImages(params: NativeEncodeParams, onEvent: (event: NativeEncodeEvent) => void): number;
+  /**
+   * Writes tokens, images and metadata (at most 16 MiB) to a file, with the keys and values of the longest beginning of the tokens
+   * that the prefix cache holds: `positions` of them. The file takes its name when it is whole and on the disk.
+   *
+   * Rejects with `ERR_FILE`, `ERR_INVALID_ARGUMENT` (`BAD_TOKEN`, `BAD_IMAGE`, `STATE_METADATA`), `ERR_CONTEXT_FULL`, `ERR_DISPOSED`.
+   */
+  saveState(params: NativeStateParams): Promise<{ bytes: number; positions: number }>;
+  /**
+   * Reads such a file and puts its keys and values into the prefix cache, from where prompts that begin with its tokens and images go
+   * on to the same bits. `positions` is 0 where they were computed with other arithmetic (another device or instruction set), or the
+   * cache has no room for them: the tokens are right then, and are computed again.
+   *
+   * Rejects with `ERR_FILE` (`NOT_A_STATE`, `STATE_VERSION`, `STATE_DAMAGED`), `ERR_UNSUPPORTED_MODEL` (`STATE_MODEL`,
+   * `STATE_KV_TYPE`), `ERR_CONTEXT_FULL`, `ERR_DISPOSED`.
+   */
+  restoreState(
+    path: string,
+  ): Promise<{ tokens: Int32Array; images: SavedImage[]; metadata: string; positions: number }>;
   acknowledge(id: number, events: number): void;
-  /** Stops a generate, evaluate or encodeImages of this model by its id. */
+  /** Stops a generate, evaluate, score or encodeImages of this model by its id. */
   cancel(id: number): void;
   close(): Promise<void>;
 }

@@ -103,8 +103,9 @@ export interface LoadOptions {
   /** Where embeddings of pictures are kept, so that no picture is encoded twice. False: nowhere. */
   imageCache?: ImageCacheOptions | false;
   /**
-   * Memory for the keys and values of prompts with images: a second question about the same pictures does not read them again.
-   * Taken as it is needed. Default: 512 MiB with a vision encoder, else 0.
+   * Memory for the keys and values of earlier prompts and answers: a prompt that begins like one of them is computed from where they
+   * part (`usage.cachedInputTokens`). Taken as it is needed; what was used longest ago goes first. Default: a sixteenth of the
+   * machine's memory, at most 512 MiB. 0: nothing is kept.
    */
   prefixCacheBytes?: number;
   /**
@@ -264,6 +265,22 @@ export interface LogitsOptions extends PromptOptions {
   data?: boolean;
   /** Receives each position's logits instead of their being collected in `data`. */
   onRow?: (logits: Float32Array, position: number) => void;
+  signal?: AbortSignal;
+}
+
+export interface ScoreOptions extends PromptOptions {
+  /**
+   * Put the token that ends an answer behind each candidate: `<end_of_turn>` in a conversation, `<eos>` behind raw text. `'yes'` is then
+   * the whole answer, no longer the beginning of all that begin so. Default false.
+   */
+  includeEnd?: boolean;
+  /**
+   * What `probability` and `rank` go by: the whole log-probability (`'none'`, default), or its mean for each of the candidate's
+   * `'tokens'` or `'bytes'` of UTF-8, so that long candidates are not at a disadvantage.
+   */
+  normalize?: 'none' | 'tokens' | 'bytes';
+  /** Called with the fraction of the candidates that is done, 0 to 1. */
+  onProgress?: (fraction: number) => void;
   signal?: AbortSignal;
 }
 
@@ -431,7 +448,7 @@ const LATER = {
   lora: later('adapters'),
 } as const;
 
-const GENERATE = {
+export const GENERATE = {
   ...PROMPT,
   ...GENERATION,
   ...STREAM,
@@ -464,6 +481,14 @@ const LOGITS = {
   onRow: callbacks,
   signal: signals,
 } as const satisfies TableOf<LogitsOptions>;
+
+const SCORE = {
+  ...PROMPT,
+  includeEnd: or(booleans, false),
+  normalize: or(choices('none', 'tokens', 'bytes'), 'none'),
+  onProgress: callbacks,
+  signal: signals,
+} as const satisfies TableOf<ScoreOptions>;
 
 // Options are checked before a call begins, so arrays have limits: what grows with them holds up the event loop.
 const MAX_CONTEXTS = 256;
@@ -612,6 +637,15 @@ export function logitsOptions(options: LogitsOptions): {
 } {
   const { all, top, data } = checked(LOGITS, options);
   return { all, top, rows: data || !!options.onRow, prompt: promptSettings(options) };
+}
+
+export function scoreOptions(options: ScoreOptions): {
+  includeEnd: boolean;
+  normalize: 'none' | 'tokens' | 'bytes';
+  prompt: PromptSettings;
+} {
+  const { includeEnd, normalize } = checked(SCORE, options);
+  return { includeEnd, normalize, prompt: promptSettings(options) };
 }
 
 /** @param contextSize the model's */

@@ -36,3 +36,10 @@ export function refusalIn(error: unknown): string | undefined {
   const { code, permission: kind, resource = '' } = error as { code?: string; permission?: string; resource?: string };
   return code === 'ERR_ACCESS_DENIED' && kind === 'FileSystemRead' ? refusalToRead(resource) : undefined;
 }
+
+/** Throws GemmaError `ERR_FILE`, `PERMISSION` where the permission model does not let this process write a file. */
+export function checkWritable(path: string): void {
+  if (permission?.has('fs.write', resolve(path)) ?? true) return;
+  const message = `Node's permission model forbids writing a file: allow it with --allow-fs-write=${plain(resolve(path))}`;
+  throw new GemmaError('ERR_FILE', message, 'PERMISSION');
+}

@@ -5,8 +5,9 @@ import type { Chat } from './chat.js';
 import { renderChat, renderImage } from './chat-template.js';
 import { GemmaError } from './errors.js';
 import { prepareImage, readImage } from './image.js';
-import type { ImageEmbedding, ImageInput } from './media.js';
-import { copyMessages, isMedia, type Message, type Part, type Turn } from './messages.js';
+import { agreement, joined, type KeptTurn, type PromptPiece } from './kept-tokens.js';
+import type { Crop, ImageEmbedding, ImageInput } from './media.js';
+import { copyMessages, isMedia, type Loaded, type Message, type Part, type Turn } from './messages.js';
 import {
   MARKER_BOS,
   type NativeCropOptions,
@@ -24,7 +25,7 @@ import type { DeclaredTool, ToolFormat, ToolFormatName } from './tool-formats/fo
 import { conversationPieces, MARKERS, type Piece } from './tool-formats/functiongemma.js';
 import { takesTools, TOOL_FORMATS, toolFormat } from './tool-formats/formats.js';
 import { declaredFunction, plainTurns, toolFields, withAnswers } from './tool-turns.js';
-import { inSlices, nextTurn } from './turns.js';
+import { inSlices, nextTurn, type Sliced } from './turns.js';
 import { encodeParts, tokenIds } from './token-text.js';
 import { pathOfVideo, timeLabel, videoFrames } from './video.js';
 import { isEmbedding, rowsOfEmbedding, type ImageEncoder, type Picture } from './vision.js';
@@ -36,12 +37,17 @@ import { isEmbedding, rowsOfEmbedding, type ImageEncoder, type Picture } from '.
 export type Input = string | readonly Message[] | readonly number[];
 
 /** Where everything stands in a prompt. */
-interface Layout {
+export interface Layout {
   tokens: Int32Array;
   /** in the order of their squares in the prompt */
   pictures: Picture[];
   /** for each square the position of its first row */
-  firsts: number[];
+  firsts: readonly number[];
+  /** how many turns before were taken as they are kept, and what comes after these */
+  nKept: number;
+  last: PromptPiece;
+  /** the picture and video parts in order, with where each of their pictures was cut */
+  media?: readonly { part: Part; labels: readonly string[]; crops: readonly (readonly Crop[])[] }[];
 }
 
 export interface Prompt {
@@ -56,6 +62,8 @@ interface LayoutOptions {
   fits?: boolean;
   /** room to keep for the answer; -1: as it comes */
   maxOutputTokens?: number;
+  /** turns of the same conversation, whose ids are taken where they agree */
+  kept?: readonly KeptTurn[];
   signal?: AbortSignal | undefined;
 }
 
@@ -64,12 +72,6 @@ const TOKENS_PER_LABEL = 16;
 
 function nSquares(picture: Picture): number {
   return 'rows' in picture ? picture.rows.length : 1 + picture.crops.length;
-}
-
-/** A picture, or the frames of a video with the label before each. */
-interface Loaded {
-  pictures: Picture[];
-  labels: string[];
 }
 
 /** A chat template of the model's own, and what its control texts stand for. */
@@ -184,6 +186,22 @@ export class PromptBuilder {
     return { encoder: this.#encoder, ...vision };
   }
 
+  /** Reads messages for `layOutTurns`. Throws TypeError that names the place. */
+  read(messages: unknown, name?: string): Sliced<Turn[]> {
+    return copyMessages(messages, this.#template !== undefined, name);
+  }
+
+  /** Ids of the tokens that only chat templates write: they show in no text. */
+  controls(): ReadonlySet<number> {
+    this.#controls ??= new Set(this.#template?.ids ?? this.#live().markers().ids);
+    return this.#controls;
+  }
+
+  /** Positions to keep free for an answer; -1: of any length. */
+  roomForAnswer(maxOutputTokens: number): number {
+    return maxOutputTokens >= 0 ? maxOutputTokens : Math.min(512, Math.floor(this.#info.contextSize / 8));
+  }
+
   async layOut(input: Input, settings: PromptSettings, options: LayoutOptions = {}): Promise<Layout> {
     this.#checkRoom(settings.images.length);
     const layout =
@@ -191,6 +209,15 @@ export class PromptBuilder {
         ? await this.#ofTokens(await this.#tokens(input as readonly number[], options), settings, options)
         : await this.#ofText(input as string | readonly Message[], settings, options);
     if (layout.tokens.length === 0) throw new RangeError('input: expected at least one token, found none');
+    return this.#checkPictures(layout);
+  }
+
+  /** As `layOut`, of a conversation that was read before. Pictures that were seen before are not opened again. */
+  async layOutTurns(turns: readonly Turn[], settings: PromptSettings, options: LayoutOptions): Promise<Layout> {
+    return this.#checkPictures(await this.#ofTurns(turns, settings, options));
+  }
+
+  #checkPictures(layout: Layout): Layout {
     const { contextSize } = this.#info;
     if (layout.pictures.length > 0 && layout.tokens.length >= contextSize) {
       throw new GemmaError(
@@ -215,30 +242,40 @@ export class PromptBuilder {
     );
   }
 
-  /** Encodes the pictures of a layout. */
-  async fill(
-    { tokens, pictures, firsts }: Layout,
+  /** Encodes the pictures of a layout; its parts then have what is known of them. Returns the rows of each square. */
+  async see(
+    { pictures, media = [] }: Layout,
     cancellation: Cancellation,
     onProgress: (fraction: number) => void,
-  ): Promise<Prompt> {
-    if (pictures.length === 0) return { tokens, images: [], imageTokens: 0 };
-    const { encoder, tokensPerImage } = this.vision();
-    const rows = await encoder.embed(
+  ): Promise<readonly Float32Array[]> {
+    if (pictures.length === 0) return [];
+    const rows = await this.vision().encoder.embed(
       pictures.length,
       (i) => {
         const picture = pictures[i] as Picture;
-        pictures[i] = { rows: [] }; // its pixels are not held any longer than needed
+        pictures[i] = { rows: [], crops: [] }; // its pixels are not held any longer than needed
         return picture;
       },
       cancellation,
       onProgress,
     );
-    const images: NativeImage[] = [];
-    for (const [i, embedding] of rows.flat().entries()) {
-      await nextTurn();
-      images.push({ first: firsts[i] ?? 0, embedding: this.#live().holdRows(embedding) });
+    let next = 0;
+    for (const { part, labels, crops } of media) {
+      part.loaded = { labels, pictures: crops.map((cut) => ({ crops: [...cut], rows: rows[next++] ?? [] })) };
     }
-    return { tokens, images, imageTokens: images.length * tokensPerImage };
+    return rows.flat();
+  }
+
+  /** The prompt of a layout, its pictures encoded. */
+  async fill(layout: Layout, cancellation: Cancellation, onProgress: (fraction: number) => void): Promise<Prompt> {
+    const images: NativeImage[] = [];
+    for (const [i, embedding] of (await this.see(layout, cancellation, onProgress)).entries()) {
+      await nextTurn();
+      images.push({ first: layout.firsts[i] ?? 0, embedding: this.#live().holdRows(embedding) });
+    }
+    const { tokens } = layout;
+    const imageTokens = images.length === 0 ? 0 : images.length * this.vision().tokensPerImage;
+    return { tokens, images, imageTokens };
   }
 
   async #ofText(input: string | readonly Message[], settings: PromptSettings, options: LayoutOptions): Promise<Layout> {
@@ -254,7 +291,7 @@ export class PromptBuilder {
       throw new TypeError('images: a conversation has its pictures in its messages, as parts { type: "image", image }');
     }
     if (!isText) {
-      return this.#ofTurns(await inSlices(copyMessages(input, this.#template !== undefined)), settings, options);
+      return this.#ofTurns(await inSlices(this.read(input)), settings, options);
     }
     if (raw) {
       const pictures = await this.#images(images, settings, options);
@@ -280,7 +317,9 @@ export class PromptBuilder {
     const loaded: Loaded[] = [];
     const videos: { at: number; part: Part }[] = [];
     for (const [at, part] of media.entries()) {
-      if (part.type === 'video') {
+      if (part.loaded) {
+        loaded[at] = part.loaded;
+      } else if (part.type === 'video') {
         videos.push({ at, part });
       } else {
         const picture = await this.#image(part.image as ImageInput, part.name ?? '', settings, options);
@@ -291,17 +330,21 @@ export class PromptBuilder {
       const text = (await this.#ids(textOnly, options)).length;
       const squares = loaded.flatMap(({ pictures }) => pictures).reduce((sum, picture) => sum + nSquares(picture), 0);
       const { contextSize } = this.#info;
-      const { maxOutputTokens = -1 } = options;
-      const answer = maxOutputTokens >= 0 ? maxOutputTokens : Math.min(512, Math.floor(contextSize / 8));
+      const answer = this.roomForAnswer(options.maxOutputTokens ?? -1);
       const perFrame = tokensPerImage + TOKENS_PER_LABEL;
       const room = Math.floor((contextSize - text - squares * perFrame - answer) / perFrame / videos.length);
       for (const { at, part } of videos) loaded[at] = await this.#video(part, room, settings, options);
     }
-    return this.#encode(
+    const layout = await this.#encode(
       await this.#write(turns, loaded, settings),
       loaded.flatMap(({ pictures }) => pictures),
       options,
     );
+    const seen = media.map((part, i) => {
+      const { pictures, labels } = loaded[i] as Loaded;
+      return { part, labels, crops: pictures.map(({ crops }) => crops) };
+    });
+    return { ...layout, media: seen };
   }
 
   // The parts of a prompt. loaded: what the pictures and videos are, in order; undefined: they are left out.
@@ -358,9 +401,8 @@ export class PromptBuilder {
 
   /** The id of a control token, -1 where it is text in this vocabulary. */
   controlToken(spelling: string): number {
-    this.#controls ??= new Set(this.#template?.ids ?? this.#live().markers().ids);
     const id = this.#live().findToken(spelling);
-    return this.#controls.has(id) ? id : -1;
+    return this.controls().has(id) ? id : -1;
   }
 
   #token(spelling: string): number {
@@ -445,7 +487,8 @@ export class PromptBuilder {
     signal?.throwIfAborted();
     const { imageSize, tokensPerImage } = this.vision();
     if (isEmbedding(image)) {
-      return { rows: await rowsOfEmbedding(image, name, tokensPerImage, this.#info.config.modelDim) };
+      const rows = await rowsOfEmbedding(image, name, tokensPerImage, this.#info.config.modelDim);
+      return { rows, crops: image.crops };
     }
     return prepareImage(await readImage(image, name, limits, signal), imageSize, crops);
   }
@@ -485,31 +528,41 @@ export class PromptBuilder {
     return { pictures, labels: times.map((seconds) => timeLabel(seconds, dense)) };
   }
 
-  // Text to ids; the one id that stands for a square becomes as many as it has rows.
+  // Text to ids, but for the turns whose ids are kept.
   async #encode(parts: readonly PromptPart[], pictures: Picture[], options: LayoutOptions): Promise<Layout> {
-    const ids = await this.#ids(parts, options);
-    if (pictures.length === 0) return { tokens: ids, pictures, firsts: [] };
+    const { kept = [] } = options;
+    const { n, rest } = agreement(parts, kept);
+    const ids = await this.#ids(rest, options);
+    const last = { parts: rest, ...(pictures.length === 0 ? { ids, firsts: [] } : this.#withRows(ids)) };
+    const { tokens, firsts } = joined(kept.slice(0, n), last);
+    const squares = pictures.reduce((sum, picture) => sum + nSquares(picture), 0);
+    if (firsts.length !== squares) {
+      throw new GemmaError('ERR_INTERNAL', `a prompt with ${firsts.length} places for ${squares} images`);
+    }
+    return { tokens, pictures, firsts, nKept: n, last };
+  }
+
+  // The one id that stands for a square becomes as many as it has rows.
+  #withRows(ids: Int32Array): { ids: Int32Array; firsts: number[] } {
     const { imageToken } = this.#info;
     const { tokensPerImage } = this.vision();
-    const squares = pictures.reduce((sum, picture) => sum + nSquares(picture), 0);
-    const tokens = new Int32Array(ids.length + squares * (tokensPerImage - 1));
+    const squares = ids.reduce((sum, id) => sum + (id === imageToken ? 1 : 0), 0);
+    const all = new Int32Array(ids.length + squares * (tokensPerImage - 1));
     const firsts: number[] = [];
     let n = 0;
     for (const id of ids) {
       const rows = id === imageToken ? tokensPerImage : 1;
       if (id === imageToken) firsts.push(n);
-      tokens.fill(id, n, n + rows);
+      all.fill(id, n, n + rows);
       n += rows;
     }
-    if (firsts.length !== squares || n !== tokens.length) {
-      throw new GemmaError('ERR_INTERNAL', `a prompt with ${firsts.length} places for ${squares} images`);
-    }
-    return { tokens, pictures, firsts };
+    return { ids: all, firsts };
   }
 
   // Token ids that were laid out elsewhere: pictures fill the runs of the image token.
   async #ofTokens(tokens: Int32Array, settings: PromptSettings, options: LayoutOptions): Promise<Layout> {
-    if (settings.images.length === 0) return { tokens, pictures: [], firsts: [] };
+    const last: PromptPiece = { parts: [], ids: tokens, firsts: [] };
+    if (settings.images.length === 0) return { tokens, pictures: [], firsts: [], nKept: 0, last };
     const { imageToken } = this.#info;
     const { tokensPerImage } = this.vision();
     const pictures = await this.#images(settings.images, settings, options);
@@ -529,6 +582,6 @@ export class PromptBuilder {
     if (firsts.length !== squares) {
       throw new RangeError(`images: expected ${firsts.length}, as many as the input has runs for, found ${squares}`);
     }
-    return { tokens, pictures, firsts };
+    return { tokens, pictures, firsts, nKept: 0, last };
   }
 }

@@ -65,6 +65,8 @@ export interface GenerateResult {
   steps?: GenerateStep[];
   /** with tools: what to put behind the conversation, answers and results of tools */
   messages?: Message[];
+  /** of a conversation: what did not fit into the context and is no longer part of it (`onOverflow`) */
+  dropped?: Message[];
 }
 
 /** One answer of several. */

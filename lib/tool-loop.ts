@@ -5,19 +5,21 @@ import { plainData, type Message } from './messages.js';
 import type { NativeGrammar, NativeModel } from './native.js';
 import type { PartAssembler } from './parts.js';
 import type { PromptSettings } from './options.js';
-import type { Input } from './prompt.js';
+import type { Input, PromptBuilder } from './prompt.js';
 import type { GenerateResult, GenerateStep } from './result.js';
 import type { Force, MarkerId, ToolFormat } from './tool-formats/format.js';
 import { ToolAssembler } from './tool-parts.js';
 import type { PreparedTool, ToolCall, ToolResult, ToolSettings } from './tools.js';
 import { reasonOf, show } from './values.js';
 
-/** Asks the model once. */
-export type AskModel = (
-  input: Input,
-  bound: { grammar?: NativeGrammar; assembler?: PartAssembler },
-  sink: Sink | undefined,
-) => Promise<GenerateResult>;
+/** What an answer is bound to, and who looks for parts in it. */
+export interface Bound {
+  grammar?: NativeGrammar;
+  assembler?: PartAssembler;
+}
+
+/** Asks the model once. `added`: messages since it was asked before: its answer, and the results of what that called. */
+export type AskModel = (added: readonly Message[], bound: Bound, sink: Sink | undefined) => Promise<GenerateResult>;
 
 const MAX_OUTPUT_VALUES = 10_000;
 const MAX_OUTPUT_CHARACTERS = 1 << 19;
@@ -128,15 +130,18 @@ export function conversationOf(input: Input, { raw, images }: PromptSettings): r
  */
 export async function answerWithTools(
   input: readonly Message[],
-  { tools, callable, force, maxSteps }: ToolSettings,
-  { format, tokenId }: { format: ToolFormat; tokenId: MarkerId },
+  { tools, callable, force, maxSteps, format: given }: ToolSettings,
+  prompts: PromptBuilder,
   model: NativeModel,
   ask: AskModel,
   cancellation: Cancellation,
   sink?: Sink,
 ): Promise<GenerateResult> {
+  const format = prompts.toolFormat(given);
+  const tokenId = (spelling: string) => prompts.controlToken(spelling);
   const markers = new Map(format.markers.map((spelling) => [tokenId(spelling), spelling]));
   const conversation: Message[] = [...input];
+  let asked = input.length; // so many of them
   const steps: GenerateStep[] = [];
   const stepSink = sink && new StepSink(sink);
   for (;;) {
@@ -145,7 +150,8 @@ export async function answerWithTools(
     const grammar = await grammarOf(model, format, bound, isFirst ? force : 'auto', tokenId);
     cancellation.signal.throwIfAborted();
     const assembler = new ToolAssembler(format, markers, bound);
-    const answer = await ask(conversation, { grammar, assembler }, stepSink);
+    const answer = await ask(conversation.slice(asked), { grammar, assembler }, stepSink);
+    asked = conversation.length;
     const { calls, malformed } = assembler;
     const isCalling = calls.length > 0 && answer.finishReason === 'stop';
     const step: GenerateStep = {

@@ -10,7 +10,7 @@ import { copyInto, nextTurn } from './turns.js';
 import { show } from './values.js';
 
 /** A picture on its way into a prompt: its squares, or their rows where these are known. */
-export type Picture = PreparedImage | { rows: Float32Array[] };
+export type Picture = PreparedImage | { rows: Float32Array[]; crops: Crop[] };
 
 // Squares of one call of the encoder. It works through them one after another; a few are enough to keep it busy.
 const SQUARES_PER_CALL = 4;
@@ -188,7 +188,8 @@ export class ImageEncoder {
     return runOperation(
       {
         start: (listener: Parameters<NativeModel['encodeImages']>[1]) => {
-          if (cancellation.cancelled) throw new GemmaError('ERR_DISPOSED', 'cancelled before its images were encoded');
+          if (cancellation.cancelled)
+            throw new GemmaError('ERR_DISPOSED', 'cancelled before its images were encoded', 'CANCELLED');
           model = this.#live();
           return model.encodeImages({ pixels, n }, listener);
         },

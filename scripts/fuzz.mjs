@@ -27,6 +27,23 @@ function writeSeeds(name, folder) {
     models.forEach((path, i) => write(`one-${i}`, Buffer.concat([Buffer.from([0, 0, 0]), readFileSync(path)])));
     const two = readFileSync(models[0]);
     write('two', Buffer.concat([Buffer.from([1, 128, 0]), two, two]));
+  } else if (name === 'state') {
+    // Of the shape in state_fuzz.cpp, with the struct in state_file.cpp in front; the target makes the checksums right.
+    const state = ({ metadata, tokens, rows, positions }) => {
+      const pages = Math.ceil(positions / 32);
+      const local = pages - Math.floor(Math.max(0, positions - 39) / 32);
+      const header = Buffer.alloc(80);
+      header.write('\x8bGNS\r\n\x1a\n', 'latin1');
+      header.writeUInt32LE(1, 8);
+      header.writeUInt32LE(1, 12);
+      [1, 2, metadata, 3 * rows, 7 * local + 5 * pages].forEach((value, i) => header.writeUInt32LE(value, 16 + 8 * i));
+      [tokens, rows ? 1 : 0, positions].forEach((value, i) => header.writeUInt32LE(value, 56 + 4 * i));
+      const image = Buffer.from(Int32Array.of(2, rows).buffer).subarray(0, rows ? 8 : 0);
+      return Buffer.concat([Buffer.of(1), header, Buffer.alloc(metadata + 4 * tokens, 5), image, Buffer.alloc(12 * rows + 7 * local + 5 * pages + 8)]); // prettier-ignore
+    };
+    write('empty', state({ metadata: 0, tokens: 1, rows: 0, positions: 0 }));
+    write('text', state({ metadata: 9, tokens: 70, rows: 0, positions: 64 }));
+    write('image', state({ metadata: 0, tokens: 90, rows: 20, positions: 77 }));
   } else if (name === 'tokenizer') {
     write('words', 'aca\nacb\nadab\nbd\u2581\nbe\u2581a\ncf<x>\n\nab a <x> b\u2581ab');
   } else {
@@ -70,7 +87,7 @@ export async function runFuzzers(seconds = 60) {
   const generator = version('ninja') ? ['-G', 'Ninja'] : [];
   await quietly('cmake', ['-S', root, '-B', build, ...generator, ...options, ...flags]);
   await quietly('cmake', ['--build', build, '--parallel', jobs, '--target', 'fuzzers']);
-  const waiting = ['gguf', 'tokenizer', 'image', 'split', 'mmproj'];
+  const waiting = ['gguf', 'tokenizer', 'image', 'split', 'mmproj', 'state'];
   const failures = [];
   const worker = async () => {
     for (let name = waiting.shift(); name; name = waiting.shift()) {

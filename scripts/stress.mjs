@@ -3,6 +3,7 @@
 //   npm run stress                                  all kinds, the counts of a short run (a minute or two)
 //   npm run stress -- mixed --operations 100000     clients that read, stall, leave, abort and forget, side by side
 //   npm run stress -- aborts --operations 10000     generations that are aborted at any moment
+//   npm run stress -- conversations --operations 10000   chats that branch, are edited and aborted, with caches of all sizes
 //   npm run stress -- workers --operations 500      worker threads that are terminated, as many at each stage
 //   npm run stress -- exits --operations 200        processes that exit at any moment
 //   npm run stress -- --seed 7                      other choices; the seed is printed
@@ -25,7 +26,7 @@ const HANG_MS = 120_000; // no operation here takes a hundredth of it
 const PICTURES = ['one.png', 'other.png', 'shapes.png', 'sign.png'].map((name) =>
   join(root, 'models', 'pictures', name),
 );
-const SHORT_RUN = { mixed: 1500, aborts: 500, workers: 6, exits: 26 };
+const SHORT_RUN = { mixed: 1500, aborts: 500, conversations: 60, workers: 6, exits: 26 };
 
 /** Random numbers in [0, 1) from a seed (mulberry32, public domain by Tommy Ettinger), so that a run can be repeated. */
 function randomFrom(seed) {
@@ -229,6 +230,63 @@ async function aborts({ Gemma, operations, random }) {
   return `${aborted} of ${operations} were aborted before their end`;
 }
 
+// The prefix cache against a model without one. Several conversations at a time begin alike, go on, go back, change their last
+// question and ask again; each answer is that of the model without a cache, to the bit of its log-probabilities.
+async function conversations({ Gemma, operations, random }) {
+  const load = (prefixCacheBytes) => Gemma.load('demo', { contextSize: 4096, prefixCacheBytes });
+  const below = (n) => Math.floor(random() * n);
+  const plain = await load(0);
+  const cached = await Promise.all([256 << 20, 8 << 20, 1 << 20].map(load));
+  const systems = ['', 'Be short. ', Array.from({ length: 90 }, (_, i) => `Rule ${i}: say it with stars.`).join(' ')];
+  const words = 'what which red blue star circle sign colour small the a is of hello France sun'.split(' ');
+  const question = () => {
+    const text = Array.from({ length: 1 + below(25) }, () => words[below(words.length)]).join(' ');
+    const content = [{ type: 'text', text }];
+    if (below(4) === 0) content.unshift({ type: 'image', image: PICTURES[below(PICTURES.length)] });
+    return { role: 'user', content };
+  };
+  let left = operations;
+  let turns = 0;
+  let aborted = 0;
+  const converse = async (gemma) => {
+    const system = systems[below(systems.length)];
+    let messages = system ? [{ role: 'system', content: system }, question()] : [question()];
+    for (let turn = 1 + below(6); turn > 0; --turn, ++turns) {
+      const options = { seed: below(1000), maxOutputTokens: 1 + below(20), logprobs: 2, draft: below(2) === 0 };
+      const what = `${JSON.stringify(messages).slice(0, 200)} ... with ${JSON.stringify(options)}`;
+      if (below(8) === 0) {
+        const call = { gemma, question: { kind: 'generate', input: messages, options }, random };
+        if ((await settles(what, behaviours.abort(call))) === undefined) ++aborted;
+      }
+      const [found, alone] = await settles(
+        what,
+        Promise.all([gemma.generate(messages, options), plain.generate(messages, options)]),
+      );
+      expectEqual(what, comparable('generate', found), comparable('generate', alone));
+      const choice = below(10);
+      if (choice < 5) {
+        messages = [...messages, { role: 'assistant', content: found.text || 'Yes.' }, question()];
+      } else if (choice < 7) {
+        messages = [...messages.slice(0, -1), question()];
+      } else if (choice < 9 && messages.length > 2) {
+        const first = system ? 1 : 0; // a question
+        const kept = first + 2 * below((messages.length - first + 1) / 2);
+        messages = [...messages.slice(0, kept), question()];
+      } // or the same again, with other random numbers
+    }
+  };
+  const client = async (_, i) => {
+    while (left-- > 0) await converse(cached[i % cached.length]);
+  };
+  await Promise.all(Array.from({ length: 9 }, client));
+  const known = cached.map((gemma) => {
+    const { promptTokens, cachedPromptTokens, prefixBytes } = gemma.stats();
+    return `${((100 * cachedPromptTokens) / promptTokens).toFixed(0)} % with ${(prefixBytes / 2 ** 20).toFixed(1)} MiB`;
+  });
+  for (const gemma of [plain, ...cached]) await settles('dispose', gemma.dispose());
+  return `${operations} conversations, ${turns} answers equal, ${aborted} aborted; known of the prompts: ${known.join(', ')}`;
+}
+
 // Code for a worker or a process: it calls reached() when the stage is reached, and goes on.
 const PRELUDE = `
 const { Gemma } = require(${JSON.stringify(root)});
@@ -303,7 +361,7 @@ async function exits({ operations, random }) {
   return `${operations} exits, each with its own exit code`;
 }
 
-const kinds = { mixed, aborts, workers, exits };
+const kinds = { mixed, aborts, conversations, workers, exits };
 
 /** Runs kinds of stress one after another. Rejects at the first fault. */
 export async function stress(names, { operations, seed }) {

@@ -4,6 +4,4 @@
 #include <cstddef>
 
 void* operator new(std::size_t size) __asm__("_ZN14gemma_xgrammarnwEm");
-void* operator new[](std::size_t size) __asm__("_ZN14gemma_xgrammarnwEm");
 void operator delete(void* pointer, std::size_t size) noexcept __asm__("_ZN14gemma_xgrammardlEPvm");
-void operator delete[](void* pointer, std::size_t size) noexcept __asm__("_ZN14gemma_xgrammardlEPvm");

@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { text as readAll } from 'node:stream/consumers';
 import { InvalidArgumentError, Option, type Command } from 'commander';
-import { Gemma, type KvCacheType, type LoadOptions } from '../index.js';
+import { Gemma, type GenerateOptions, type KvCacheType, type LoadOptions } from '../index.js';
 import { UsageError, withProgress } from './output.js';
 
 /** Begins a command: its name with arguments, and what `--help` says of it. */
@@ -28,6 +28,18 @@ export interface ImageFlags {
   panAndScan?: boolean;
   tile?: number;
   alpha?: 'drop' | 'white';
+}
+
+export interface SamplingFlags {
+  maxTokens?: number;
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  seed?: number;
+  stop?: string[];
+  draft?: string | false;
+  promptLookup?: boolean;
 }
 
 export function number(text: string): number {
@@ -81,6 +93,34 @@ export function withImages(command: Command): Command {
         'white',
       ]),
     );
+}
+
+export function withSampling(command: Command): Command {
+  return command
+    .option('--max-tokens <n>', 'tokens at most', number)
+    .option('--temperature <t>', '0: always the likeliest token', number)
+    .option('--top-k <k>', 'candidates at most', number)
+    .option('--top-p <p>', 'candidates that together have this probability', number)
+    .option('--min-p <p>', 'candidates at least this likely, relative to the likeliest', number)
+    .option('--seed <s>', 'same seed, same text', number)
+    .option('--stop <text>', 'end before this text; as often as wanted', collect)
+    .option('--draft <file>', 'smaller model of the same vocabulary that guesses tokens ahead')
+    .addOption(new Option('--prompt-lookup', 'guess ahead from the text so far').conflicts('draft'))
+    .option('--no-draft', 'guess nothing ahead');
+}
+
+export function samplingOptions(flags: SamplingFlags): GenerateOptions {
+  return {
+    ...(flags.maxTokens !== undefined && { maxOutputTokens: flags.maxTokens }),
+    ...(flags.temperature !== undefined && { temperature: flags.temperature }),
+    ...(flags.topK !== undefined && { topK: flags.topK }),
+    ...(flags.topP !== undefined && { topP: flags.topP }),
+    ...(flags.minP !== undefined && { minP: flags.minP }),
+    ...(flags.seed !== undefined && { seed: flags.seed }),
+    ...(flags.stop && { stopSequences: flags.stop }),
+    ...(flags.draft === false && { draft: false }),
+    ...(flags.promptLookup && { draft: 'prompt-lookup' }),
+  };
 }
 
 /** Pictures named on the command line are the user's own: URLs too. */

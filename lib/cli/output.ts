@@ -21,6 +21,17 @@ export function note(line: string): void {
   process.stderr.write(`${line}\n`);
 }
 
+/** Beside what matters: less bright on a terminal. */
+export function dim(text: string): string {
+  return process.stderr.isTTY && !process.env.NO_COLOR ? `\x1b[2m${text}\x1b[22m` : text;
+}
+
+/** Text of a model or a file as it may be shown on a terminal, which takes control characters for orders. */
+export function printable(text: string): string {
+  // eslint-disable-next-line no-control-regex -- these are meant
+  return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f]/g, '\ufffd');
+}
+
 function bar(label: string): SingleBar {
   const format = `${label} [{bar}] {percentage} %`;
   const shown = new SingleBar({ format, clearOnComplete: true, stream: process.stderr, hideCursor: true });
@@ -43,11 +54,15 @@ export async function withProgress<T>(
   }
 }
 
-/** The same for a prompt with pictures, a bar for each stage; nothing for the moment that text alone takes. */
+// A bar for less would only flicker.
+const BAR_AFTER_MS = 500;
+
+/** The same for a prompt, a bar for each stage; nothing for the moment that a short text takes. */
 export function promptProgress(silent: boolean): { update: (progress: PromptProgress) => void; stop: () => void } {
   if (silent || !process.stderr.isTTY) return { update: () => {}, stop: () => {} };
   let shown: SingleBar | undefined;
   let stage: string | undefined;
+  const start = performance.now();
   const stop = () => {
     shown?.stop();
     shown = undefined;
@@ -55,10 +70,11 @@ export function promptProgress(silent: boolean): { update: (progress: PromptProg
   const update = (progress: PromptProgress) => {
     if (progress.stage !== stage) {
       stop();
-      if (progress.stage === 'images' || stage === 'images') {
-        shown = bar(progress.stage === 'images' ? 'Looking' : 'Reading');
-      }
+      if (progress.stage === 'images') shown = bar('Looking');
       stage = progress.stage;
+    }
+    if (!shown && progress.stage === 'prompt' && progress.fraction < 1 && performance.now() - start > BAR_AFTER_MS) {
+      shown = bar('Reading');
     }
     shown?.update(Math.round(progress.fraction * 100));
   };

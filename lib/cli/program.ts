@@ -1,6 +1,7 @@
 // The command line: a file for each command; here they become one program.
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
+import { addChat } from './commands/chat.js';
 import { addCrops } from './commands/crops.js';
 import { addDetokenize } from './commands/detokenize.js';
 import { addDevices } from './commands/devices.js';
@@ -9,6 +10,7 @@ import { addInspect } from './commands/inspect.js';
 import { addLogits } from './commands/logits.js';
 import { addPerplexity } from './commands/perplexity.js';
 import { addRun } from './commands/run.js';
+import { addScore } from './commands/score.js';
 import { addTokenize } from './commands/tokenize.js';
 import { shorten } from '../values.js';
 import type { DefineCommand } from './options.js';
@@ -29,9 +31,11 @@ function build(signal: AbortSignal): Command {
     program.command(definition).description(summary).exitOverride().allowExcessArguments(false);
 
   addRun(command, signal);
+  addChat(command, signal);
   addTokenize(command, signal);
   addDetokenize(command, signal);
   addLogits(command, signal);
+  addScore(command, signal);
   addEmbedImage(command, signal);
   addPerplexity(command, signal);
   addInspect(command);

@@ -87,6 +87,10 @@ struct TopRows {
   int n_best = 0;                   // the n largest; 0: all products
   std::span<const int32_t> always;  // these besides, distinct, whatever their value; they do not count among the n
   std::span<const int32_t> never;   // these not; they do not count either
+  // Where it is not empty, none but the rows whose bit is 1: row r has bit r % 32 of allowed[r / 32]. Those of always are
+  // among them.
+  std::span<const uint32_t> allowed;
+  bool only_always = false;  // n_best >= 1 besides, but all that is allowed is in always
 };
 
 // The products of one row of x that were computed.

@@ -1,7 +1,9 @@
 #include "base/file.h"
 
 #include <algorithm>
+#include <atomic>
 #include <limits>
+#include <random>
 
 #include "base/error.h"
 
@@ -35,6 +37,13 @@ constexpr size_t kMaxRead = size_t{1} << 30;  // what every system takes at once
 Error system_error(const std::string& path, const char* what) {
   const ErrorCode code = system_code();
   return {code, "", shown_path(path) + ": " + what + " (" + system_reason() + ")"};
+}
+
+// A name that no other writer takes, in the same folder: only there a file can be renamed for sure.
+std::string name_beside(const std::string& path) {
+  static const uint64_t process = std::random_device()();
+  static std::atomic<uint64_t> n_names{0};
+  return path + "." + std::to_string(process) + "-" + std::to_string(n_names++) + ".tmp";
 }
 
 void check_path(const std::string& path) {
@@ -114,6 +123,41 @@ void File::read(uint64_t offset, std::span<std::byte> out) const {
 
 void File::check_unchanged() const {}  // the system keeps others from writing
 
+FileWriter::FileWriter(const std::string& path) : path_(path) {
+  check_path(path);
+  beside_ = name_beside(path);
+  handle_ = CreateFileW(wide(beside_).c_str(), GENERIC_WRITE, 0, nullptr, CREATE_NEW, FILE_ATTRIBUTE_NORMAL, nullptr);
+  if (handle_ == INVALID_HANDLE_VALUE) throw system_error(path_, "cannot be written");
+  is_open_ = true;
+}
+
+void FileWriter::close() {
+  if (is_open_) CloseHandle(handle_);
+  is_open_ = false;
+}
+
+FileWriter::~FileWriter() {
+  close();
+  if (!beside_.empty()) DeleteFileW(wide(beside_).c_str());
+}
+
+void FileWriter::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    DWORD n = 0;
+    if (!WriteFile(handle_, bytes.data(), static_cast<DWORD>(std::min(bytes.size(), kMaxRead)), &n, nullptr))
+      throw system_error(path_, "cannot be written");
+    bytes = bytes.subspan(n);
+  }
+}
+
+void FileWriter::commit() {
+  if (!FlushFileBuffers(handle_)) throw system_error(path_, "cannot be written");
+  close();
+  if (!MoveFileExW(wide(beside_).c_str(), wide(path_).c_str(), MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH))
+    throw system_error(path_, "cannot be written");
+  beside_.clear();
+}
+
 #else
 
 ErrorCode system_code() {
@@ -178,6 +222,47 @@ void File::check_unchanged() const {
            " while it was in use. Load it again; to replace a model rename a new file over the old one, or "
            "load with mmap: false",
        "FILE_CHANGED");
+}
+
+FileWriter::FileWriter(const std::string& path) : path_(path) {
+  check_path(path);
+  beside_ = name_beside(path);
+  handle_ = ::open(beside_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR);
+  if (handle_ < 0) throw system_error(path_, "cannot be written");
+  is_open_ = true;
+}
+
+void FileWriter::close() {
+  if (is_open_) ::close(handle_);
+  is_open_ = false;
+}
+
+FileWriter::~FileWriter() {
+  close();
+  if (!beside_.empty()) ::unlink(beside_.c_str());
+}
+
+void FileWriter::write(std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(handle_, bytes.data(), std::min(bytes.size(), kMaxRead));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw system_error(path_, "cannot be written");
+    bytes = bytes.subspan(static_cast<size_t>(n));
+  }
+}
+
+void FileWriter::commit() {
+  if (::fsync(handle_) != 0) throw system_error(path_, "cannot be written");
+  close();
+  if (::rename(beside_.c_str(), path_.c_str()) != 0) throw system_error(path_, "cannot be written");
+  beside_.clear();
+  // The name, too, outlasts a loss of power. File systems that cannot say so have done what they can.
+  const size_t slash = path_.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
+  const int handle = ::open(folder.c_str(), O_RDONLY | O_CLOEXEC);
+  if (handle < 0) return;
+  ::fsync(handle);
+  ::close(handle);
 }
 
 #endif

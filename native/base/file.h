@@ -50,6 +50,30 @@ class File {
 #endif
 };
 
+// A file that takes the place of another once it is whole. Until then its bytes are in a file beside, which only this
+// user may read; that one goes with the writer.
+class FileWriter {
+ public:
+  // Throws Error{kFile}.
+  explicit FileWriter(const std::string& path);
+  ~FileWriter();
+  FileWriter(const FileWriter&) = delete;
+  FileWriter& operator=(const FileWriter&) = delete;
+
+  // Appends. Throws Error{kFile} with the system's reason: the disk is full.
+  void write(std::span<const std::byte> bytes);
+  // When it returns, the file is there under its name and on the disk. Throws Error{kFile}; the old file stays then.
+  void commit();
+
+ private:
+  void close();
+
+  std::string path_;
+  std::string beside_;
+  bool is_open_ = false;
+  File::Handle handle_;
+};
+
 // The system's last error: kOutOfMemory or kFile, and the reason: "No such file or directory".
 ErrorCode system_code();
 std::string system_reason();

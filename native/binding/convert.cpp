@@ -192,6 +192,7 @@ Napi::TypedArrayOf<T> make_array(Napi::Env env, size_t n, std::span<T>* elements
 }
 template Napi::TypedArrayOf<uint8_t> make_array(Napi::Env env, size_t n, std::span<uint8_t>* elements);
 template Napi::TypedArrayOf<int32_t> make_array(Napi::Env env, size_t n, std::span<int32_t>* elements);
+template Napi::TypedArrayOf<float> make_array(Napi::Env env, size_t n, std::span<float>* elements);
 
 Napi::Object to_object(const Napi::Value& value, const char* name) {
   if (!value.IsObject()) bad_type(value.Env(), name, "an object");
@@ -497,6 +498,24 @@ EvaluateParams to_evaluate_params(const Napi::Object& params) {
   return result;
 }
 
+ScoreParams to_score_params(const Napi::Object& params) {
+  ScoreParams result;
+  result.tokens = to_tokens(params.Get("tokens"));
+  result.images = to_prompt_images(params.Get("images"));
+  result.candidates = to_tokens(params.Get("candidates"));
+  result.lengths = to_tokens(params.Get("lengths"));
+  return result;
+}
+
+SaveParams to_save_params(const Napi::Object& params) {
+  SaveParams result;
+  read(params, "path", &result.path);
+  result.tokens = to_tokens(params.Get("tokens"));
+  result.images = to_prompt_images(params.Get("images"));
+  read(params, "metadata", &result.metadata);
+  return result;
+}
+
 EncodeParams to_encode_params(const Napi::Object& params) {
   EncodeParams result;
   result.n_images = to_int(params, "n");
@@ -635,6 +654,9 @@ Napi::Value to_js(Napi::Env env, const EngineStats& stats) {
   object["running"] = stats.running;
   object["waiting"] = stats.waiting;
   object["prefixes"] = stats.prefixes;
+  object["prefixBytes"] = number(env, stats.prefix_bytes);
+  object["promptTokens"] = number(env, stats.prompt_tokens);
+  object["cachedPromptTokens"] = number(env, stats.cached_prompt_tokens);
   object["paused"] = stats.paused;
   return object;
 }
@@ -674,6 +696,10 @@ Napi::Value to_js(Napi::Env env, const std::vector<TokenLogprob>& entries) {
 }
 
 Napi::Value to_js(Napi::Env env, std::span<const float> values) {
+  return new_array(env, values);
+}
+
+Napi::Value to_js(Napi::Env env, std::span<const double> values) {
   return new_array(env, values);
 }
 

@@ -56,10 +56,12 @@ Napi::Value hold_rows(Napi::Env env, const Napi::Value& value);
 // [{ first: number, embedding: Float32Array, or what hold_rows made of one }], or undefined
 std::vector<PromptImage> to_prompt_images(const Napi::Value& value);
 EvaluateParams to_evaluate_params(const Napi::Object& params);  // { tokens, images?, all, rows, top, next }
-EncodeParams to_encode_params(const Napi::Object& params);      // { pixels: Uint8Array, n: number }
+ScoreParams to_score_params(const Napi::Object& params);        // { tokens, images?, candidates, lengths }
+SaveParams to_save_params(const Napi::Object& params);
+EncodeParams to_encode_params(const Napi::Object& params);  // { pixels: Uint8Array, n: number }
 
 // C++ to JavaScript.
-// A typed array of n zeros. *elements: where they are. Throws std::bad_alloc. T: uint8_t, int32_t.
+// A typed array of n zeros. *elements: where they are. Throws std::bad_alloc. T: uint8_t, int32_t, float.
 template <class T>
 Napi::TypedArrayOf<T> make_array(Napi::Env env, size_t n, std::span<T>* elements);
 Napi::Value to_js(Napi::Env env, std::span<const TokenId> tokens);  // Int32Array
@@ -78,7 +80,8 @@ Napi::Value to_js(Napi::Env env, std::shared_ptr<const Grammar> grammar, bool ca
 Napi::Value to_js(Napi::Env env, const std::vector<TokenLogprob>& entries);
 Napi::Object to_js(Napi::Env env,
                    const PositionScores& scores);  // { kind: 'position', position, row?, top?, nextLogprob? }
-Napi::Value to_js(Napi::Env env, std::span<const float> values);  // Float32Array
+Napi::Value to_js(Napi::Env env, std::span<const float> values);   // Float32Array
+Napi::Value to_js(Napi::Env env, std::span<const double> values);  // Float64Array
 // Everything but the error of a kError event, whose class belongs to the environment.
 Napi::Object to_js(Napi::Env env, const GenerateEvent& event);
 

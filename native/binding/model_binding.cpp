@@ -112,8 +112,11 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::compile_grammar>>("compileGrammar"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::generate>>("generate"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::evaluate>>("evaluate"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::score>>("score"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::encode_images>>("encodeImages"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::hold_rows>>("holdRows"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::save_state>>("saveState"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::restore_state>>("restoreState"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::acknowledge>>("acknowledge"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::cancel>>("cancel"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::close>>("close"),
@@ -298,6 +301,30 @@ Napi::Value ModelBinding::evaluate(const Napi::CallbackInfo& info) {
   });
 }
 
+// score({tokens, images?, candidates, lengths}, onEvent) -> id. Events: {kind: 'scores', first, logprobs: Float64Array,
+// likeliest: Uint8Array} for candidates in order, as they are done, then {kind: 'finish', error?}.
+Napi::Value ModelBinding::score(const Napi::CallbackInfo& info) {
+  return start(info, [](Engine& engine, const Napi::Object& params, const auto& mailbox, uint64_t id) {
+    using Last = std::shared_ptr<const Error>;
+    auto reporter = std::make_shared<Reporter<Last>>(
+        mailbox, id, [](Napi::Env env, const Last& error) { return make_event(env, "finish", error); });
+    return engine.score(
+        to_score_params(params),
+        [reporter](const CandidateScores& scores) {
+          reporter->emit(
+              [first = scores.first, logprobs = std::vector<double>(scores.logprobs.begin(), scores.logprobs.end()),
+               likeliest = std::vector<uint8_t>(scores.likeliest.begin(), scores.likeliest.end())](Napi::Env env) {
+                Napi::Object event = make_event(env, "scores");
+                event["first"] = static_cast<double>(first);
+                event["logprobs"] = binding::to_js(env, std::span<const double>(logprobs));
+                event["likeliest"] = binding::to_js(env, std::span<const uint8_t>(likeliest));
+                return event;
+              });
+        },
+        [reporter](Last error) { reporter->finish(std::move(error)); });
+  });
+}
+
 // encodeImages({pixels, n}, onEvent) -> id. Events: {kind: 'progress', fraction}, then {kind: 'finish', embeddings?:
 // Float32Array [n * tokensPerImage * modelDim], error?}.
 Napi::Value ModelBinding::encode_images(const Napi::CallbackInfo& info) {
@@ -323,9 +350,52 @@ Napi::Value ModelBinding::encode_images(const Napi::CallbackInfo& info) {
   });
 }
 
-// holdRows(Float32Array) -> a copy for the images of one generate or evaluate of this addon.
+// holdRows(Float32Array) -> a copy for the images of one generate, evaluate or score of this addon.
 Napi::Value ModelBinding::hold_rows(const Napi::CallbackInfo& info) {
   return Environment::of(info.Env()).guarded(info.Env(), [&] { return binding::hold_rows(info.Env(), info[0]); });
+}
+
+// saveState({path, tokens: Int32Array, images?, metadata: string}) -> Promise<{bytes, positions}>. On a pool thread, which
+// waits for the engine to copy pages between its steps.
+Napi::Value ModelBinding::save_state(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&] {
+    const auto params = std::make_shared<SaveParams>(to_save_params(to_object(info[0], "params")));
+    return PoolTask<SavedState>::run(
+        env, [engine = engine(), params] { return engine->save_state(std::move(*params)); },
+        [](Napi::Env result_env, SavedState&& saved) -> Napi::Value {
+          Napi::Object object = Napi::Object::New(result_env);
+          object["bytes"] = static_cast<double>(saved.n_bytes);
+          object["positions"] = saved.n_positions;
+          return object;
+        });
+  });
+}
+
+// restoreState(path: string) -> Promise<{tokens: Int32Array, images: {first, embedding: Float32Array or a promise of it}[],
+// metadata: string, positions}>. Likewise.
+Napi::Value ModelBinding::restore_state(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&] {
+    if (!info[0].IsString()) throw Napi::TypeError::New(env, "path: expected a string");
+    return PoolTask<RestoredState>::run(
+        env, [engine = engine(), path = info[0].As<Napi::String>().Utf8Value()] { return engine->restore_state(path); },
+        [](Napi::Env result_env, RestoredState&& restored) -> Napi::Value {
+          Napi::Object object = Napi::Object::New(result_env);
+          object["tokens"] = binding::to_js(result_env, std::span<const TokenId>(restored.tokens));
+          Napi::Array images = Napi::Array::New(result_env, restored.images.size());
+          for (uint32_t i = 0; i < restored.images.size(); ++i) {
+            Napi::Object image = Napi::Object::New(result_env);
+            image["first"] = restored.images[i].first;
+            image["embedding"] = to_typed_array<float>(result_env, std::move(restored.images[i].embedding));
+            images.Set(i, image);
+          }
+          object["images"] = images;
+          object["metadata"] = Napi::String::New(result_env, restored.metadata);
+          object["positions"] = restored.n_positions;
+          return object;
+        });
+  });
 }
 
 // acknowledge(id, n): the reader has taken n more events.

@@ -1,6 +1,8 @@
 #include "model/cache.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 #include "base/error.h"
 
@@ -63,6 +65,7 @@ KvPool::KvPool(std::span<const Stage> stages, const ModelConfig& config, const M
     : layer_groups_(window_groups(config)) {
   for (const size_t layer : layer_groups_.first_layer) windows_.push_back(config.layers[layer].n_window);
   for (const Stage& stage : stages) {
+    stage_of_layer_.resize(static_cast<size_t>(stage.end_layer), static_cast<size_t>(&stage - stages.data()));
     for (const KvGroupPages& pages : kv_pages(config, limits, stage.first_layer, stage.end_layer, &layouts_)) {
       Group& group = groups_.emplace_back();
       group.backend = stage.backend;
@@ -71,17 +74,25 @@ KvPool::KvPool(std::span<const Stage> stages, const ModelConfig& config, const M
   }
 }
 
+// Pages come from the lowest slab that has one, so that the others become empty.
 std::byte* KvPool::take(size_t which, size_t stage) {
   Group& group = groups_[index(which, stage)];
-  if (group.free.empty()) {
-    // First, so that give_back never allocates, and a slab whose pages cannot be listed is none.
-    group.free.reserve((group.slabs.size() + 1) * group.pages.pages_per_slab);
-    group.slabs.push_back(group.backend->allocate(group.pages.page_bytes * group.pages.pages_per_slab));
-    for (size_t i = group.pages.pages_per_slab; i-- > 0;)
-      group.free.push_back(group.slabs.back()->data() + i * group.pages.page_bytes);
+  auto slab = std::find_if(group.slabs.begin(), group.slabs.end(),
+                           [](const auto& entry) { return !entry.second.free.empty(); });
+  if (slab == group.slabs.end()) {
+    const size_t n = group.pages.pages_per_slab;
+    Slab added;
+    added.free.reserve(n);  // so that give_back never allocates
+    added.buffer = group.backend->allocate(group.pages.page_bytes * n);
+    std::byte* data = added.buffer->data();
+    for (size_t i = n; i-- > 0;) added.free.push_back(data + i * group.pages.page_bytes);
+    slab = group.slabs.emplace(data, std::move(added)).first;
+    ++group.n_empty_slabs;
   }
-  std::byte* page = group.free.back();
-  group.free.pop_back();
+  std::vector<std::byte*>& free = slab->second.free;
+  if (free.size() == group.pages.pages_per_slab) --group.n_empty_slabs;
+  std::byte* page = free.back();
+  free.pop_back();
   ++group.in_use;
   group.backend->fill_zero(page, group.pages.page_bytes);
   return page;
@@ -108,11 +119,23 @@ void KvPool::give_back(size_t which, std::byte* page, size_t stage) {
     return;
   }
   Group& group = groups_[index(which, stage)];
-  group.free.push_back(page);
+  const auto slab = std::prev(group.slabs.upper_bound(page));
+  slab->second.free.push_back(page);
   if (--group.in_use == 0) {  // an idle model holds no cache
-    group.free.clear();
     group.slabs.clear();
+    group.n_empty_slabs = 0;
+  } else if (slab->second.free.size() == group.pages.pages_per_slab && group.n_empty_slabs++ > 0) {
+    group.slabs.erase(slab);  // one stays for who takes a page next
+    --group.n_empty_slabs;
   }
+}
+
+void KvPool::download(size_t group, size_t stage, const std::byte* page, std::byte* to) const {
+  groups_[index(group, stage)].backend->download(to, page, page_bytes(group, stage));
+}
+
+void KvPool::upload(size_t group, size_t stage, std::byte* page, const std::byte* from) {
+  groups_[index(group, stage)].backend->upload(page, from, page_bytes(group, stage));
 }
 
 size_t KvPool::pages_in_use() const {
@@ -137,8 +160,8 @@ KvSequence::~KvSequence() {
   }
 }
 
-size_t KvSequence::first_seen_page(size_t group, int position) const {
-  const int n_window = pool_.window(group);
+size_t KvPool::first_seen_page(size_t group, int position) const {
+  const int n_window = window(group);
   return n_window == 0 ? 0 : static_cast<size_t>(std::max(0, position - n_window + 1)) / kPagePositions;
 }
 
@@ -186,26 +209,29 @@ void KvSequence::rollback(int end) {
   for (size_t& first : first_held_) first = std::min(first, n);
 }
 
-bool KvSequence::can_fork(int n) const {
+int KvSequence::first_fork() const {
+  int first = 0;
   for (size_t group = 0; group < pool_.n_groups(); ++group) {
-    if (first_held_[group] > first_seen_page(group, n)) return false;
+    if (first_held_[group] == 0) continue;
+    // The first position that sees nothing before the pages that are held.
+    first = std::max(first, static_cast<int>(first_held_[group]) * kPagePositions + pool_.window(group) - 1);
   }
-  return true;
+  return first;
 }
 
-std::unique_ptr<KvSequence> KvSequence::fork(int n) const {
+std::unique_ptr<KvSequence> KvSequence::fork(int n, int first) const {
   auto forked = std::make_unique<KvSequence>(pool_);
   const size_t n_full = static_cast<size_t>(n / kPagePositions);
   const size_t n_all = static_cast<size_t>((n + kPagePositions - 1) / kPagePositions);
   for (size_t group = 0; group < pool_.n_groups(); ++group)
-    forked->first_held_[group] = std::min(n_all, first_seen_page(group, n));
+    forked->first_held_[group] = std::min(n_all, first_seen_page(group, first));
   for (size_t s = 0; s < pool_.n_stages(); ++s) {
     for (size_t group = 0; group < pool_.n_groups(); ++group) {
       const Pages& from = of(group, s);
       Pages& to = forked->of(group, s);
       to.resize(n_all, nullptr);
       if (pool_.page_bytes(group, s) == 0) continue;
-      for (size_t i = first_seen_page(group, n); i < n_all; ++i)
+      for (size_t i = first_seen_page(group, first); i < n_all; ++i)
         to[i] = i < n_full ? pool_.share(from[i]) : pool_.copy(group, from[i], s);
     }
   }

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <unordered_map>
@@ -44,28 +45,41 @@ class KvPool {
   std::byte* copy(size_t group, const std::byte* page, size_t stage = 0);
   void give_back(size_t group, std::byte* page, size_t stage = 0);
 
+  // Copies of a page's bytes on the host and back.
+  void download(size_t group, size_t stage, const std::byte* page, std::byte* to) const;
+  void upload(size_t group, size_t stage, std::byte* page, const std::byte* from);
+
   // Where a layer's rows are within the pages of its group.
   const KvLayout& layout(int layer) const { return layouts_[static_cast<size_t>(layer)]; }
+  size_t stage(int layer) const { return stage_of_layer_[static_cast<size_t>(layer)]; }
+  int n_layers() const { return static_cast<int>(layouts_.size()); }
   size_t group(int layer) const { return layer_groups_.of_layer[static_cast<size_t>(layer)]; }
   size_t n_groups() const { return windows_.size(); }
   int window(size_t group) const { return windows_[group]; }  // positions that are seen; 0: all
+  // The first page of the group that a position sees.
+  size_t first_seen_page(size_t group, int position) const;
   size_t page_bytes(size_t group, size_t stage = 0) const { return groups_[index(group, stage)].pages.page_bytes; }
   size_t n_stages() const { return groups_.size() / n_groups(); }
   size_t pages_in_use() const;  // parts on different stages count apart
   size_t bytes_resident() const;
 
  private:
+  struct Slab {
+    std::unique_ptr<Buffer> buffer;
+    std::vector<std::byte*> free;
+  };
   struct Group {
     Backend* backend = nullptr;
     KvGroupPages pages;
     size_t in_use = 0;
-    std::vector<std::unique_ptr<Buffer>> slabs;
-    std::vector<std::byte*> free;
+    std::map<const std::byte*, Slab> slabs;  // by where they begin
+    size_t n_empty_slabs = 0;                // nobody uses a page of these
   };
   size_t index(size_t group, size_t stage) const { return n_groups() * stage + group; }
   LayerGroups layer_groups_;
   std::vector<int> windows_;  // [n_groups]
   std::vector<KvLayout> layouts_;
+  std::vector<size_t> stage_of_layer_;
   std::vector<Group> groups_;                            // by index()
   std::unordered_map<const std::byte*, int> n_sharers_;  // of pages with more than one holder, those beside the first
 };
@@ -87,11 +101,13 @@ class KvSequence {
   // Forgets the positions from end on, and gives back the pages that hold no other. reserve(end, ...) is to follow.
   void rollback(int end);
 
-  // Whether a sequence can go on from position n, which has been written up to there: pages of local layers may be gone.
-  bool can_fork(int n) const;
-  // A sequence of the same first n positions. Full pages are shared, which nobody writes to any more; can_fork(n).
-  // Throws Error{kOutOfMemory}.
-  std::unique_ptr<KvSequence> fork(int n) const;
+  // The least position that a sequence can go on from, if it was written up to there: pages of local layers may be gone.
+  int first_fork() const;
+  bool can_fork(int n) const { return n >= first_fork(); }
+  // A sequence of the same first n positions that can be forked from first on; can_fork(first), first <= n. Full pages
+  // are shared, which nobody writes to any more. Throws Error{kOutOfMemory}.
+  std::unique_ptr<KvSequence> fork(int n, int first) const;
+  std::unique_ptr<KvSequence> fork(int n) const { return fork(n, n); }
 
   const std::byte* const* pages(size_t group, size_t stage = 0) const { return of(group, stage).data(); }
   size_t n_pages(size_t group, size_t stage = 0) const;
@@ -100,7 +116,7 @@ class KvSequence {
 
  private:
   using Pages = std::vector<std::byte*>;  // by position / kPagePositions; null where given back
-  size_t first_seen_page(size_t group, int position) const;
+  size_t first_seen_page(size_t group, int position) const { return pool_.first_seen_page(group, position); }
   Pages& of(size_t group, size_t stage) { return pages_[pool_.n_groups() * stage + group]; }
   const Pages& of(size_t group, size_t stage) const { return pages_[pool_.n_groups() * stage + group]; }
 

@@ -18,6 +18,7 @@
 #include <variant>
 #include <vector>
 
+#include "base/file.h"
 #include "base/thread.h"
 #include "runtime/load.h"
 #include "runtime/request_checks.h"
@@ -61,6 +62,14 @@ class Engine::Scheduler {
     return request;
   }
 
+  // Waits for a StateRequest. Throws Error as it does.
+  void copy(StateRequest::Way way, StateShape* shape, State* state) {
+    const auto request = std::make_shared<StateRequest>(signal_, loaded_, way, shape, state);
+    auto ended = request->ended();
+    submit(request);
+    if (const std::shared_ptr<const Error> error = ended.get()) throw Error(*error);
+  }
+
   void close() {
     const std::lock_guard close_lock(close_mutex_);
     closing_.store(true);
@@ -70,12 +79,13 @@ class Engine::Scheduler {
   }
 
  private:
-  // By how they run: through the layers, or in the vision encoder.
+  // By how they run: through the layers, in the vision encoder, or as copies of the cache's pages.
   using Sequence = std::shared_ptr<SequenceRequest>;
   using Encode = std::shared_ptr<EncodeRequest>;
+  using Copy = std::shared_ptr<StateRequest>;
   // A list of one, made by the caller of submit(): from there on requests are handed from list to list, and nothing is
   // allocated.
-  using Waiting = std::variant<std::list<Sequence>, std::list<Encode>>;
+  using Waiting = std::variant<std::list<Sequence>, std::list<Encode>, std::list<Copy>>;
 
   // Nothing that is thrown leaves the thread. A request that fails is marked, and finished when the next turn begins.
   void run() noexcept {
@@ -88,6 +98,7 @@ class Engine::Scheduler {
         admit();
         share_cache();
         encode_step();
+        copy_step();
         if (plan_step()) run_step();
       } catch (...) {
         fail_newest();
@@ -104,6 +115,8 @@ class Engine::Scheduler {
       (*newest)->fail_with_current();
     } else if (!encodes_.empty()) {
       encodes_.back()->fail_with_current();
+    } else if (!copies_.empty()) {
+      copies_.back()->fail_with_current();
     }
   }
 
@@ -125,9 +138,10 @@ class Engine::Scheduler {
       give_places();
       count_requests();
       stats_.prefixes = static_cast<int>(loaded_.prefixes->size());
+      stats_.prefix_bytes = loaded_.prefixes->bytes();
       stats_.kv_pages_in_use = pool.pages_in_use() + loaded_.drafter->pages_in_use();
       stats_.kv_bytes_resident = pool.bytes_resident() + loaded_.drafter->bytes_resident();
-      if (closing_.load() || !waiting_.empty() || !encodes_.empty() || n_places_ > 0) return;
+      if (closing_.load() || !waiting_.empty() || !encodes_.empty() || !copies_.empty() || n_places_ > 0) return;
       if (std::any_of(running_.begin(), running_.end(), [](const Sequence& r) { return r->ended(); })) return;
       const uint64_t seen = signal_->changes;
       signal_->wake.wait(lock, [&] { return signal_->changes != seen; });
@@ -151,7 +165,7 @@ class Engine::Scheduler {
 
   // Under the mutex.
   void count_requests() {
-    stats_.running = static_cast<int>(n_places_) + static_cast<int>(encodes_.size());
+    stats_.running = static_cast<int>(n_places_) + static_cast<int>(encodes_.size() + copies_.size());
     stats_.waiting = static_cast<int>(waiting_.size());
     stats_.paused = static_cast<int>(running_.size()) - static_cast<int>(n_places_);
   }
@@ -164,6 +178,7 @@ class Engine::Scheduler {
         const std::lock_guard lock(signal_->mutex);
         take_ended(waiting_, all, &ended);
         take_ended(encodes_, all, &ended);
+        take_ended(copies_, all, &ended);
         take_ended(running_, all, &ended);
       }
       if (ended == nullptr) return;
@@ -187,11 +202,11 @@ class Engine::Scheduler {
   }
   static std::shared_ptr<Request> as_request(const Waiting& waiting) {
     if (const auto* sequence = std::get_if<std::list<Sequence>>(&waiting)) return sequence->front();
-    return std::get_if<std::list<Encode>>(&waiting)->front();
+    if (const auto* encode = std::get_if<std::list<Encode>>(&waiting)) return encode->front();
+    return std::get_if<std::list<Copy>>(&waiting)->front();
   }
 
   void admit() {
-    const size_t n_before = running_.size();
     {
       const std::lock_guard lock(signal_->mutex);
       give_places();
@@ -200,15 +215,23 @@ class Engine::Scheduler {
           sequence->front()->set_place(true);
           running_.splice(running_.end(), *sequence);
           ++n_places_;
+        } else if (auto* encode = std::get_if<std::list<Encode>>(&waiting_.front())) {
+          encodes_.splice(encodes_.end(), *encode);
         } else {
-          encodes_.splice(encodes_.end(), std::get<std::list<Encode>>(waiting_.front()));
+          copies_.splice(copies_.end(), std::get<std::list<Copy>>(waiting_.front()));
         }
         waiting_.pop_front();
       }
       count_requests();  // the first step may take seconds, and shows them as running
     }
-    const auto first = std::next(running_.begin(), static_cast<std::ptrdiff_t>(n_before));
-    for (auto request = first; request != running_.end(); ++request) attempt(**request, [&] { (*request)->begin(); });
+    for (const Sequence& request : running_) {
+      if (request->has_begun() || !request->has_place() || request->failed()) continue;
+      attempt(*request, [&] { request->begin(running_); });
+      if (!request->has_begun()) continue;
+      const std::lock_guard lock(signal_->mutex);
+      stats_.prompt_tokens += static_cast<uint64_t>(request->n_prompt());
+      stats_.cached_prompt_tokens += static_cast<uint64_t>(request->n_cached());
+    }
   }
 
   // Paused requests keep their part of the cache while others leave room: no more than kMaxRunning sequences are in it
@@ -247,6 +270,18 @@ class Engine::Scheduler {
     }
   }
 
+  // Some of the pages of the state that comes first.
+  void copy_step() {
+    if (copies_.empty()) return;
+    const Copy request = copies_.front();
+    if (request->advance()) return;
+    {
+      const std::lock_guard lock(signal_->mutex);
+      copies_.pop_front();
+    }
+    request->finish(request->failed() ? FinishReason::kError : FinishReason::kStop);
+  }
+
   // Rows of the next step: one for each sequence that decodes and those of its guesses, then answers whose pages were
   // taken back, then prompts in the order they came, up to the batch size.
   bool plan_step() {
@@ -265,7 +300,7 @@ class Engine::Scheduler {
     guess_ahead(std::max(0, std::min(budget / 2, budget - n_image)));
     n_decoding_ = 0;
     for (Sequence& request : step_) {
-      if (!add_input(request, 0)) continue;
+      if (!add_inputs(request, 0)) continue;
       budget -= static_cast<int>(step_inputs_.back().tokens.size()) - 1;
       std::swap(step_[n_decoding_++], request);
     }
@@ -274,10 +309,10 @@ class Engine::Scheduler {
     if (!step_.empty()) budget = std::min(budget, kPrefillBesideDecode);
     for (const bool in_prompt : {false, true}) {  // a step's rows of prompts come last
       for (const Sequence& request : running_) {
-        if (request->decoding() || request->in_prompt() != in_prompt || rests(request) || budget == 0) continue;
+        if (request->decoding() || request->reads_prompt() != in_prompt || rests(request) || budget == 0) continue;
         const int n = request->prompt_rows(budget, room);
-        if (n == 0 || !add_input(request, n)) continue;
-        step_.push_back(request);
+        if (n == 0 || !add_inputs(request, n)) continue;
+        step_.resize(step_inputs_.size(), request);
         room -= n;
         budget = std::max(0, budget - n);
       }
@@ -285,11 +320,16 @@ class Engine::Scheduler {
     return !step_.empty();
   }
 
-  static bool rests(const Sequence& request) { return !request->has_place() || request->failed(); }
+  static bool rests(const Sequence& request) {
+    return !request->has_place() || !request->has_begun() || request->failed();
+  }
 
   // The request's rows of the next step; false where it cannot have them.
-  bool add_input(const Sequence& request, int n_prompt_rows) {
-    return attempt(*request, [&] { step_inputs_.push_back(request->next_input(n_prompt_rows)); });
+  bool add_inputs(const Sequence& request, int n_prompt_rows) {
+    const size_t n_before = step_inputs_.size();
+    const bool added = attempt(*request, [&] { request->add_inputs(n_prompt_rows, &step_inputs_); });
+    if (!added) step_inputs_.resize(n_before);
+    return added;
   }
 
   // Guesses for the requests that decode in the coming step, at most n_max_rows of them. Beside, the draft model reads
@@ -347,7 +387,10 @@ class Engine::Scheduler {
       for (const SequenceInput& input : step_inputs_) n_rows += static_cast<int>(input.wanted.size());
       loaded_.drafter->add_step(n_rows, std::chrono::duration<double, std::milli>(Clock::now() - start).count());
     }
-    for (size_t i = 0; i < step_.size(); ++i) end_step(step_[i], step_inputs_[i], done);
+    for (size_t i = 0, end = 0; i < step_.size(); i = end) {
+      while (end < step_.size() && step_[end] == step_[i]) ++end;
+      end_step(step_[i], std::span(step_inputs_).subspan(i, end - i), done);
+    }
     step_.clear();  // an idle engine holds no callbacks
   }
 
@@ -359,13 +402,18 @@ class Engine::Scheduler {
 
   // Rows that were delivered count, also of a step that was given up or failed afterwards: random numbers were drawn
   // for them, and their positions are in the cache.
-  void end_step(const Sequence& request, const SequenceInput& input, bool done) {
+  void end_step(const Sequence& request, std::span<const SequenceInput> inputs, bool done) {
     std::optional<FinishReason> reason;
     if (request->n_taken() > 0 || (done && !request->failed())) {
       // All positions before the first wanted row that does not count.
-      const size_t n_taken = static_cast<size_t>(request->n_taken());
-      const bool all = n_taken == input.wanted.size();
-      const int n = all ? static_cast<int>(input.tokens.size()) : input.wanted[n_taken].index;
+      size_t n_taken = static_cast<size_t>(request->n_taken());
+      int n = 0;
+      for (const SequenceInput& input : inputs) {
+        const bool all = n_taken >= input.wanted.size();
+        n += all ? static_cast<int>(input.tokens.size()) : input.wanted[n_taken].index;
+        if (!all) break;
+        n_taken -= input.wanted.size();
+      }
       attempt(*request, [&] { reason = request->commit(n); });
     }
     if (!reason && request->failed()) reason = FinishReason::kError;
@@ -383,10 +431,11 @@ class Engine::Scheduler {
   std::list<Waiting> waiting_;   // guarded by signal_->mutex
   std::list<Sequence> running_;  // admitted; changed by the engine thread only, under the mutex
   std::list<Encode> encodes_;    // likewise
+  std::list<Copy> copies_;       // likewise
   std::ptrdiff_t n_places_ = 0;  // of running_, those that go through the layers
   bool encoder_in_use_ = false;  // holds activations
   EngineStats stats_;            // guarded by signal_->mutex
-  std::vector<Sequence> step_;
+  std::vector<Sequence> step_;   // whose step_inputs_ are
   std::vector<SequenceInput> step_inputs_;
   size_t n_decoding_ = 0;  // of step_, the first
   std::vector<DraftRequest> draft_requests_;
@@ -439,10 +488,45 @@ std::shared_ptr<Request> Engine::logits(LogitsParams params, OnLogits on_row, On
       make_logits_request(scheduler_->signal(), *loaded_, std::move(params), std::move(on_row), std::move(on_done)));
 }
 
+std::shared_ptr<Request> Engine::score(ScoreParams params, OnScores on_scores, OnDone on_done) {
+  check_score(params, *loaded_);
+  return scheduler_->submit(
+      make_score_request(scheduler_->signal(), *loaded_, std::move(params), std::move(on_scores), std::move(on_done)));
+}
+
 std::shared_ptr<Request> Engine::encode_images(EncodeParams params, OnProgress on_progress, OnEmbeddings on_done) {
   check_encode(params, *loaded_);
   return scheduler_->submit(std::make_shared<EncodeRequest>(scheduler_->signal(), *loaded_, std::move(params),
                                                             std::move(on_progress), std::move(on_done)));
+}
+
+SavedState Engine::save_state(SaveParams params) {
+  check_prompt(params.tokens, params.images, *loaded_);
+  StateShape shape;
+  scheduler_->copy(StateRequest::Way::kShape, &shape, nullptr);
+  State state;
+  state.tokens = std::move(params.tokens);
+  state.images = std::move(params.images);
+  state.metadata = std::move(params.metadata);
+  scheduler_->copy(StateRequest::Way::kSave, nullptr, &state);
+  FileWriter file(params.path);
+  const uint64_t n_bytes = write_state(state, shape, [&](std::span<const std::byte> bytes) { file.write(bytes); });
+  file.commit();
+  return {n_bytes, state.n};
+}
+
+RestoredState Engine::restore_state(const std::string& path) {
+  const std::shared_ptr<const File> file = File::open(path);
+  StateShape shape;
+  scheduler_->copy(StateRequest::Way::kShape, &shape, nullptr);
+  State state = in_file(path, [&] {
+    State found =
+        read_state(file->size(), shape, [&](uint64_t offset, std::span<std::byte> out) { file->read(offset, out); });
+    check_prompt(found.tokens, found.images, *loaded_);
+    return found;
+  });
+  scheduler_->copy(StateRequest::Way::kRestore, nullptr, &state);
+  return {std::move(state.tokens), std::move(state.images), std::move(state.metadata), state.n};
 }
 
 void Engine::close() {

@@ -12,6 +12,8 @@
 #include "runtime/load_options.h"
 #include "runtime/logits_request.h"
 #include "runtime/request.h"
+#include "runtime/score_request.h"
+#include "runtime/state_request.h"
 #include "tokenizer/tokenizer.h"
 
 namespace gemma {
@@ -21,8 +23,12 @@ struct EngineStats {  // a snapshot, any thread
   uint64_t kv_pages_in_use = 0;
   uint64_t kv_bytes_resident = 0;  // allocated for cache pages
   int running = 0, waiting = 0;
-  int paused = 0;    // their readers do not read; they take no place from those that wait
-  int prefixes = 0;  // kept for prompts that begin alike; their pages are in use
+  int paused = 0;             // their readers do not read; they take no place from those that wait
+  int prefixes = 0;           // kept for prompts that begin alike; their pages are in use
+  uint64_t prefix_bytes = 0;  // that these take
+  // Of all requests that have begun: tokens of their prompts, and those of them that were in the cache already.
+  uint64_t prompt_tokens = 0;
+  uint64_t cached_prompt_tokens = 0;
 };
 
 class Engine {
@@ -50,10 +56,24 @@ class Engine {
   // generate() does.
   std::shared_ptr<Request> logits(LogitsParams params, OnLogits on_row, OnDone on_done);
 
+  // Log-probabilities of candidates after a prompt, in order (OnScores); on_done as of logits(). The prompt is read once.
+  // Throws Error as generate() does, and kInvalidArgument with EMPTY or CANDIDATE_LIMIT for candidates without tokens or too many.
+  std::shared_ptr<Request> score(ScoreParams params, OnScores on_scores, OnDone on_done);
+
   // Embeddings of pictures, between the steps of other requests, one call after the other. on_done: once, embeddings or
   // error (kDisposed/CANCELLED after cancel()). Throws Error: kUnsupportedInput, NO_VISION without an encoder;
   // kInvalidArgument, BAD_IMAGE; kDisposed.
   std::shared_ptr<Request> encode_images(EncodeParams params, OnProgress on_progress, OnEmbeddings on_done);
+
+  // Writes tokens, images and metadata to a file, with the keys and values of the longest beginning that the prefix cache
+  // holds. The file takes its name when it is whole. Blocking, for as long as the engine needs to come to it and the
+  // disk takes: call off the JavaScript thread and the engine's. Throws Error: those of check_prompt(); kFile;
+  // kInvalidArgument, STATE_METADATA; kDisposed; kOutOfMemory (the pages are held in memory once more).
+  SavedState save_state(SaveParams params);
+  // Reads such a file, and puts its keys and values into the prefix cache: prompts that begin with its tokens and images
+  // go on from there, with the same results to the bit as where they were saved. Blocking likewise. Throws Error as
+  // read_state() and check_prompt() do; kFile; kDisposed; kOutOfMemory.
+  RestoredState restore_state(const std::string& path);
 
   // Cancels all requests (their finish events arrive), joins the threads, releases the weights. Any thread but the
   // engine's own; idempotent. Later calls of generate/logits throw kDisposed.

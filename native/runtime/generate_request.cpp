@@ -50,12 +50,7 @@ class GenerateRequest final : public SequenceRequest {
 
   // The last word to the caller. Pages go back first, so that a caller who asks sees them gone.
   void finish(FinishReason reason) noexcept override {
-    const bool is_whole = reason == FinishReason::kStop || reason == FinishReason::kLength;
-    if (is_whole && !image_rows_.empty() && !loaded_.model->computes_prompts_apart()) {
-      // Guesses behind the last token may have come true as well.
-      keep_prefix(std::min(n_done_, static_cast<int>(tokens_.size())), false);
-    }
-    kv_.reset();
+    leave_prefix(reason);
     draft_.reset();
     const Clock::time_point now = Clock::now();
     GenerateEvent event;
@@ -85,37 +80,14 @@ class GenerateRequest final : public SequenceRequest {
   }
 
  private:
-  std::unique_ptr<KvSequence> find_prefix() override {
-    started_ = Clock::now();
-    try {
-      PrefixCache::Match match = loaded_.prefixes->find(tokens_, images_);
-      n_done_ = n_cached_ = match.n;
-      return std::move(match.kv);
-    } catch (const std::exception&) {
-      n_done_ = n_cached_ = 0;  // no memory for a copy of a page: all is read anew
-    }
-    return nullptr;
-  }
-
   void prepare() override {
+    if (started_ == Clock::time_point()) started_ = Clock::now();
     if (max_output_ < 2 || params_.draft == DraftMode::kOff) return;
     const bool by_model = loaded_.drafter->has_model() && params_.draft != DraftMode::kPromptLookup && images_->empty();
     draft_ = loaded_.drafter->begin(by_model ? DraftKind::kModel : DraftKind::kPromptLookup);
   }
 
   void on_release() override { draft_.reset(); }
-
-  // Keeps the first n positions of a sequence for prompts that begin alike: in place, or a copy of a sequence that goes
-  // on. Failing for want of memory costs nothing but time later.
-  void keep_prefix(int n, bool goes_on) {
-    try {
-      if (!kv_->can_fork(n)) return;
-      std::unique_ptr<KvSequence> kv = goes_on ? kv_->fork(n) : std::move(kv_);
-      loaded_.prefixes->keep(std::move(kv), std::span(tokens_).first(static_cast<size_t>(n)), images_);
-    } catch (const std::exception&) {
-      loaded_.prefixes->clear();
-    }
-  }
 
   SequenceInput make_input(int n_prompt_rows) override {
     sampled_.clear();
@@ -173,15 +145,6 @@ class GenerateRequest final : public SequenceRequest {
     diverged_ = !decoding() || next >= step_tokens_.size() || step_tokens_[next] != token;
   }
 
-  void before_trim(int n, bool was_prompt) override {
-    if (!was_prompt || image_rows_.empty()) return;
-    const int image_end = image_rows_.back().first_position + image_rows_.back().n;
-    if (n_done_ - n < image_end && n_done_ >= image_end) keep_prefix(image_end, true);
-    // An answer that is asked about has become part of a prompt. Where those are computed apart, what was kept of it
-    // as an answer would make the result depend on what the cache holds: the prompt is all that is kept.
-    if (decoding() && loaded_.model->computes_prompts_apart()) keep_prefix(n_done_, true);
-  }
-
   std::optional<FinishReason> report(bool was_prompt) override {
     if (was_prompt) {
       GenerateEvent event;
@@ -237,7 +200,6 @@ class GenerateRequest final : public SequenceRequest {
   TextStream text_;
   int max_output_ = 0;
   int n_output_ = 0;
-  int n_cached_ = 0;  // positions that another request has left
   int n_drafted_ = 0, n_accepted_ = 0;
   std::unique_ptr<DraftState> draft_;
   std::vector<TokenId> step_tokens_;   // decoding: the last token, and what is guessed to follow

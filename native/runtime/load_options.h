@@ -32,7 +32,7 @@ struct LoadOptions {
   bool vision = true;       // false: none, whatever the model file holds
   // kExact: the encoder's float weights as they are stored, in float32. kFast: requantised to Q8_0, int8 products.
   Arithmetic vision_arithmetic = Arithmetic::kFast;
-  // Keys and values of finished requests with images, kept for prompts that begin alike (prefix_cache.h); 0: none.
+  // Keys and values that are kept for prompts that begin alike (prefix_cache.h); 0: none.
   uint64_t prefix_cache_bytes = 0;
   // Keep a screen of the output matrix, a quarter of its size at 16 bits: sampled logits then cost a fraction of all.
   bool screen_logits = true;

@@ -24,7 +24,7 @@ MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, cons
   MemoryPlanner planner(std::move(stages));
   planner.add_model(sources.tensors, sources.config, limits);
   add_beside(planner, sources, limits, options);
-  if (sources.vision) planner.add_prefix_cache(options.prefix_cache_bytes);  // kept are requests with images
+  planner.add_prefix_cache(options.prefix_cache_bytes);
   return planner.plan();
 }
 

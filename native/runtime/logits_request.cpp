@@ -22,11 +22,13 @@ class LogitsRequest final : public SequenceRequest {
         on_done_(std::move(on_done)) {}
 
   void finish(FinishReason reason) noexcept override {
-    kv_.reset();  // first, so that a caller who asks sees the pages gone
+    leave_prefix(reason);  // first, so that a caller who asks sees the pages gone
     on_done_(error_of(reason));
   }
 
  private:
+  // Of all positions logits are wanted: nothing can be left out.
+  bool shares_prefix() const override { return !all_ && SequenceRequest::shares_prefix(); }
   int max_prompt_rows() const override { return all_ ? kLogitsBatch : SequenceRequest::max_prompt_rows(); }
   void want_prompt_rows(int n) override {
     if (!all_) return SequenceRequest::want_prompt_rows(n);

@@ -111,6 +111,46 @@ void check_generate(const GenerateParams& params, const LoadedModel& loaded) {
   }
 }
 
+void check_score(const ScoreParams& params, const LoadedModel& loaded) {
+  check_prompt(params.tokens, params.images, loaded);
+  const auto bad = [](const char* detail, const std::string& message) {
+    throw Error(ErrorCode::kInvalidArgument, detail, message);
+  };
+  const size_t n = params.lengths.size();
+  if (n == 0) bad("EMPTY", "candidates: expected at least one, found none");
+  if (n > kMaxCandidates || params.candidates.size() > kMaxCandidateTokens) {
+    bad("CANDIDATE_LIMIT", "candidates: expected at most " + std::to_string(kMaxCandidates) + " with " +
+                               std::to_string(kMaxCandidateTokens) + " tokens in all, found " + std::to_string(n) +
+                               " with " + std::to_string(params.candidates.size()));
+  }
+  const int room = loaded.info.n_ctx - static_cast<int>(params.tokens.size());
+  size_t token = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const std::string name = "candidate " + std::to_string(i);
+    const int length = params.lengths[i];
+    if (length < 1) bad("EMPTY", name + ": expected at least one token, found none");
+    if (static_cast<size_t>(length) > params.candidates.size() - token)
+      bad("CANDIDATE_LIMIT", name + ": its tokens are more than were given");
+    if (length > room) {
+      throw Error(ErrorCode::kContextFull, "CONTEXT_OVERFLOW",
+                  "the prompt of " + std::to_string(params.tokens.size()) + " tokens and " + name + " of " +
+                      std::to_string(length) + " do not fit into the context of " + std::to_string(loaded.info.n_ctx) +
+                      " positions: shorten them or load with a larger contextSize");
+    }
+    for (const size_t end = token + static_cast<size_t>(length); token < end; ++token) {
+      const TokenId id = params.candidates[token];
+      if (id >= 0 && id < loaded.config.n_vocab) continue;
+      bad("BAD_TOKEN",
+          name + ": expected ids in 0.." + std::to_string(loaded.config.n_vocab - 1) + ", found " + std::to_string(id));
+    }
+  }
+  if (token != params.candidates.size()) {
+    bad("CANDIDATE_LIMIT", "candidates: expected " + std::to_string(token) +
+                               " tokens, as many as their lengths say, found " +
+                               std::to_string(params.candidates.size()));
+  }
+}
+
 void check_encode(const EncodeParams& params, const LoadedModel& loaded) {
   if (!loaded.info.vision) {
     throw Error(ErrorCode::kUnsupportedInput, "NO_VISION",

@@ -7,6 +7,7 @@
 #include "runtime/generate_request.h"
 #include "runtime/load.h"
 #include "runtime/logits_request.h"
+#include "runtime/score_request.h"
 
 namespace gemma {
 
@@ -20,6 +21,9 @@ void check_prompt(const std::vector<TokenId>& tokens, const std::vector<PromptIm
 // The same, and besides: kContextFull, CONTEXT_OVERFLOW where the output does not fit; kInvalidArgument, BAD_TOKEN for
 // a biased id; kInvalidArgument, NO_DRAFT.
 void check_generate(const GenerateParams& params, const LoadedModel& loaded);
+// check_prompt(), and besides: kInvalidArgument with EMPTY for no candidate or one without tokens,
+// CANDIDATE_LIMIT for more than kMaxCandidates or kMaxCandidateTokens, BAD_TOKEN; kContextFull, CONTEXT_OVERFLOW where prompt and candidate do not fit.
+void check_score(const ScoreParams& params, const LoadedModel& loaded);
 // Throws Error: kUnsupportedInput, NO_VISION; kInvalidArgument, BAD_IMAGE.
 void check_encode(const EncodeParams& params, const LoadedModel& loaded);
 

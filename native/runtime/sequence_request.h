@@ -5,6 +5,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -24,13 +26,20 @@ class SequenceRequest : public Request {
   SequenceRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::vector<TokenId>&& tokens,
                   std::vector<PromptImage>&& images);
 
-  // Admitted: what is in the cache already is found.
-  void begin();
+  // Called in every turn until it has begun. What is in the cache already is found. Where a request before it in the
+  // list is about to compute more of what both prompts begin with, it waits for that. No two wait for each other: only
+  // those before are waited for.
+  void begin(const std::list<std::shared_ptr<SequenceRequest>>& running);
+  bool has_begun() const { return has_begun_; }
+  int n_prompt() const { return n_prompt_; }
+  int n_cached() const { return n_cached_; }  // positions of the prompt that another request has left
 
   // The prompt and all that was sampled, but for the last token, are in the cache.
-  bool decoding() const { return n_done_ >= std::max(n_prompt_, n_restored_); }
+  bool decoding() const { return !branching_ && n_done_ >= std::max(n_prompt_, n_restored_); }
   // The next rows are the prompt's.
   bool in_prompt() const { return n_done_ < n_prompt_; }
+  // The next rows have a prompt's role: its own, or those of branches behind it.
+  bool reads_prompt() const { return in_prompt() || branching_; }
   // Whether it takes part in the scheduler's steps.
   bool has_place() const { return has_place_; }
   void set_place(bool has_place) { has_place_ = has_place; }
@@ -48,8 +57,10 @@ class SequenceRequest : public Request {
   // How many rows of the prompt, or of an answer that was released, go into the next step: at most n_max; up to n_room
   // where an image would be cut otherwise. 0: not now.
   int prompt_rows(int n_max, int n_room) const;
-  // The rows of the next step: n_prompt_rows of the prompt, or of what was released; ignored while decoding.
-  SequenceInput next_input(int n_prompt_rows);
+  // Appends the rows of the next step: n_prompt_rows of the prompt, or of what was released; ignored while decoding. They
+  // are one sequence's, or those of several branches of it, one after the other. What it throws leaves no use for what
+  // was appended.
+  virtual void add_inputs(int n_prompt_rows, std::vector<SequenceInput>* inputs);
 
   // Logits of a wanted row of the step, in order. Errors are kept for the end of the step (failed()).
   void take_logits(int index, const Logits& logits);
@@ -61,7 +72,7 @@ class SequenceRequest : public Request {
 
  protected:
   // For each kind.
-  virtual std::unique_ptr<KvSequence> find_prefix() { return nullptr; }  // may set n_done_
+  virtual bool shares_prefix() const { return loaded_.prefixes->on(); }  // goes on from what others left
   virtual void prepare() {}     // begin() ends, or all rows that were released are there again
   virtual void on_release() {}  // release_pages() ends
   virtual int max_prompt_rows() const { return n_prompt_; }  // of a step
@@ -70,12 +81,20 @@ class SequenceRequest : public Request {
     if (ends_prompt(n)) wanted_.push_back({n - 1, {}});
   }
   virtual SequenceInput make_input(int n_prompt_rows);
+  // Of branches: how many rows the next step may have; what commit() does.
+  virtual int branch_rows() const { return 0; }
+  virtual std::optional<FinishReason> commit_branches(int /*n*/) { return std::nullopt; }
   // Adds to n_taken_ for a row that counts. May throw Error and bad_alloc.
   virtual void take(int index, const Logits& logits) = 0;
-  // After the positions are known and before those that no window sees are given back; n positions are new.
-  virtual void before_trim(int /*n*/, bool /*was_prompt*/) {}
   // Ends commit().
   virtual std::optional<FinishReason> report(bool was_prompt) = 0;
+
+  void begin_step() {
+    n_taken_ = 0;
+    wanted_.clear();
+  }
+  // Leaves all that others may go on from, and gives the pages back. Ends finish().
+  void leave_prefix(FinishReason reason) noexcept;
 
   bool restoring() const { return n_done_ < n_restored_; }
   bool ends_prompt(int n) const { return n_done_ + n == n_prompt_; }
@@ -83,14 +102,32 @@ class SequenceRequest : public Request {
   LoadedModel& loaded_;
   std::vector<TokenId> tokens_;  // prompt and output
   int n_prompt_ = 0;
+  bool branching_ = false;  // the prompt is in the cache, and several sequences go on from it
   bool has_place_ = false;
   int n_done_ = 0;                 // positions in the cache
+  int n_cached_ = 0;               // of these, those that another request has left
   int n_restored_ = 0;             // positions that were in it before release_pages()
   std::vector<WantedRow> wanted_;  // of the step
   int n_taken_ = 0;
   std::unique_ptr<KvSequence> kv_;
   PromptImages images_;
   std::vector<ImageRows> image_rows_;  // of images_; tokens are kImageToken there
+
+ private:
+  void find_prefix() noexcept;
+  void find_branches();
+  void add_branch(int position);
+  bool waits_for_prefix(const std::list<std::shared_ptr<SequenceRequest>>& running);
+  bool will_compute(int position) const { return in_prompt() && n_done_ < position && has_place_ && !ended(); }
+  int common_prompt(const SequenceRequest& other) const;
+  void keep_branches(int begin) noexcept;
+
+  bool has_begun_ = false;
+  std::vector<uint64_t> hashes_;                  // of tokens_ (hash_blocks)
+  std::vector<int> branches_;                     // ascending: positions of the prompt that others may part at
+  std::shared_ptr<const PrefixText> text_;        // the prompt, once something of it was kept
+  std::shared_ptr<const SequenceRequest> ahead_;  // waits until this one has computed ...
+  int n_ahead_ = 0;                               // ... so many positions
 };
 
 }  // namespace gemma

@@ -9,6 +9,9 @@ const ENDLESS = { raw: true, seed: 1, logitBias: { 1: -Infinity, 6: -Infinity } 
 // Left alone, an endless generation fills the context of 4,096 positions, a step for each.
 const FAR_FROM_THE_END = 1000;
 
+// What is in use is of calls that run.
+const NOTHING_KEPT = { prefixCacheBytes: 0 };
+
 function idle(gemma: Gemma): boolean {
   const { running, waiting, paused } = gemma.stats();
   return running + waiting + paused === 0;
@@ -26,7 +29,7 @@ async function stopped(gemma: Gemma, atMost = 2): Promise<void> {
 
 describe('abort', () => {
   let gemma: Gemma;
-  beforeAll(async () => (gemma = await Gemma.load(tiny)));
+  beforeAll(async () => (gemma = await Gemma.load(tiny, NOTHING_KEPT)));
   afterAll(() => gemma.dispose());
 
   test('before the call', async () => {
@@ -216,7 +219,7 @@ describe('readers who do not read', () => {
       await Promise.all(readers.map((reader) => reader.return?.()));
       await until(() => idle(gemma));
       expect(gemma.stats().kvPagesInUse).toBe(0);
-    });
+    }, NOTHING_KEPT);
   });
 
   test('end with an error after stallTimeoutMs', async () => {

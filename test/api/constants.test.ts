@@ -62,6 +62,15 @@ test('the default batch', () => {
   expectEqual(inCpp('kDefaultBatch'), documented(/Rows of a batch, 1 or more\. Default: (\d+)/g));
 });
 
+test('candidates of a call, and their tokens', () => {
+  expectEqual(inTypescript('MAX_CANDIDATES'), inCpp('kMaxCandidates'), documented(/token ids, 1 to (\d+), together/g));
+  expectEqual(
+    inTypescript('MAX_CANDIDATE_TOKENS'),
+    inCpp('kMaxCandidateTokens'),
+    documented(/together at most (\d+) tokens/g),
+  );
+});
+
 test('requests that are computed together', () => expectEqual(inTypescript('MAX_RUNNING'), inCpp('kMaxRunning')));
 
 test('positions of a page, in the cache and in kernels for GPUs', () => {

@@ -9,7 +9,7 @@ const prompt = 'One two three four five. One two three four five. One two three'
 const endless = { raw: true, logitBias: { 1: -Infinity, 6: -Infinity } };
 
 let gemma: Gemma;
-beforeAll(async () => (gemma = await Gemma.load(tiny, { draft: pathToFileURL(small) })));
+beforeAll(async () => (gemma = await Gemma.load(tiny, { draft: pathToFileURL(small), prefixCacheBytes: 0 })));
 afterAll(() => gemma.dispose());
 
 const cases: [string, GenerateOptions][] = [

@@ -6,6 +6,11 @@ const examples: [string, RegExp][] = [
   ['five-lines.mjs', /France/],
   ['stream-abort.mjs', /\((stopped after a second|the story ended by itself)\)\n$/],
   ['chat.mjs', /^> What is the largest planet\?\n[^]*> How many moons/],
+  ['classify.mjs', /^I loved[^\n]*-> good \(\d+ %\)\nA complete[^\n]*-> bad [^\n]*\nThe cook[^\n]*\n$/],
+  [
+    'conversation.mjs',
+    /^> What is the largest planet\?\n[^]*> How many rings[^]*read, \d+ of them before\)\nsystem: [^]*\nassistant: /,
+  ],
   ['several-at-once.mjs', /^The sun is[^]*The wind is[^]*80 tokens in/],
 ];
 

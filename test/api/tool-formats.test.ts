@@ -301,9 +301,9 @@ describe('calls as text', () => {
 
   test('fences round calls go with them', () => {
     const call = '{"name": "f", "parameters": {"a": 1}}';
-    const { parser: _, ...gemma } = toolFormat('gemma', undefined);
+    const gemma = toolFormat('gemma', undefined);
     expect(gemma.writeCall('f', { a: 1 })).toBe(call);
-    const found = run(toolFormat('gemma', undefined), [
+    const found = run(gemma, [
       [`Sure.\n\`\`\`json\n${call}\n${call}\n\`\`\`\nAnd: \`\`\`js\n1\n\`\`\``],
     ]);
     expect(callsOf(found)).toHaveLength(2);

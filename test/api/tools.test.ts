@@ -191,11 +191,7 @@ describe('what is wrong is said at once', () => {
       [{ ...called(), toolCalls: [{ id: 'a', name: 'f' }] } as unknown as Message],
       'TypeError',
     ],
-    [
-      'a call of a strange name',
-      [{ ...called(), toolCalls: [{ id: 'a', name: 'a{b', input: {} }] } as Message],
-      'TypeError',
-    ],
+    ['a call of a strange name', [{ ...called(), toolCalls: [{ id: 'a', name: 'a{b', input: {} }] }], 'TypeError'],
   ];
   test.each(conversations)('messages: %s', async (_, messages, expected) => {
     for (const gemma of [await own(), await hermes()]) {
@@ -430,9 +426,9 @@ describe('tools that are run', () => {
     const reason = new Error('enough');
     let told: unknown;
     const execute = (_: unknown, { signal }: { signal: AbortSignal }) => {
-      signal.addEventListener('abort', () => (told = signal.reason));
+      signal.addEventListener('abort', () => (told = signal.reason as unknown));
       setImmediate(() => controller.abort(reason));
-      return new Promise(() => {});
+      return new Promise<never>(() => {});
     };
     expect(await rejection(gemma.generate('Hi', { ...forced, tools: runs(execute), signal: controller.signal }))).toBe(
       reason,
@@ -442,11 +438,11 @@ describe('tools that are run', () => {
 
   test('a reader who leaves ends them', async () => {
     const gemma = await own();
-    const aborted = new Promise((resolve) => {
+    const aborted = new Promise<boolean>((resolve) => {
       const execute = (_: unknown, { signal }: { signal: AbortSignal }) => {
         signal.addEventListener('abort', () => resolve(signal.aborted));
         void reader.return(undefined);
-        return new Promise(() => {});
+        return new Promise<never>(() => {});
       };
       const stream = gemma.stream('Hi', { ...forced, tools: runs(execute) });
       const reader = stream[Symbol.asyncIterator]();

@@ -126,6 +126,53 @@ inline std::vector<float> logits_of(Engine& engine, const std::vector<TokenId>& 
   return out;
 }
 
+// Log-probabilities of the tokens of candidates after a prompt, one after the other.
+inline std::vector<double> scores_of(Engine& engine, const std::vector<TokenId>& tokens,
+                                     const std::vector<std::vector<TokenId>>& candidates,
+                                     std::vector<PromptImage> images = {}) {
+  ScoreParams params{tokens, std::move(images), {}, {}};
+  for (const std::vector<TokenId>& candidate : candidates) {
+    params.candidates.insert(params.candidates.end(), candidate.begin(), candidate.end());
+    params.lengths.push_back(static_cast<int>(candidate.size()));
+  }
+  std::vector<double> out;
+  size_t n_scored = 0;  // tokens of the candidates that came
+  size_t n_candidates = 0;
+  std::promise<std::shared_ptr<const Error>> done;
+  const auto request = engine.score(
+      std::move(params),
+      [&](const CandidateScores& scores) {
+        if (scores.first != n_candidates || scores.logprobs.empty())
+          throw std::runtime_error("candidates out of order");
+        if (scores.likeliest.size() != scores.logprobs.size()) throw std::runtime_error("sizes differ");
+        out.insert(out.end(), scores.logprobs.begin(), scores.logprobs.end());
+        while (n_scored < out.size()) n_scored += candidates.at(n_candidates++).size();
+        if (n_scored != out.size()) throw std::runtime_error("a part of a candidate");
+      },
+      [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
+  if (const std::shared_ptr<const Error> error = done.get_future().get()) throw Error(*error);
+  if (n_candidates != candidates.size()) throw std::runtime_error("candidates are missing");
+  return out;
+}
+
+// The same by the logits of each candidate behind the prompt, read as one text.
+inline std::vector<double> scores_by_logits(Engine& engine, const std::vector<TokenId>& tokens,
+                                            const std::vector<std::vector<TokenId>>& candidates,
+                                            const std::vector<PromptImage>& images = {}) {
+  const size_t n_vocab = static_cast<size_t>(engine.config().n_vocab);
+  std::vector<double> out;
+  for (const std::vector<TokenId>& candidate : candidates) {
+    std::vector<TokenId> text = tokens;
+    text.insert(text.end(), candidate.begin(), candidate.end());
+    const std::vector<float> logits = logits_of(engine, text, true, images);
+    for (size_t i = 0; i < candidate.size(); ++i) {
+      const std::span<const float> row = std::span(logits).subspan((tokens.size() + i - 1) * n_vocab, n_vocab);
+      out.push_back(static_cast<double>(row[static_cast<size_t>(candidate[i])]) - log_sum_exp(row));
+    }
+  }
+  return out;
+}
+
 struct Generation {
   std::vector<TokenId> tokens;
   std::vector<SampledToken> scores;

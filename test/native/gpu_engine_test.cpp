@@ -170,6 +170,17 @@ TEST("logits do not depend on how a prompt is cut") {
   }
 }
 
+TEST("candidates have the log-probabilities of their logits behind the prompt, to the bit") {
+  for (const std::string& chip : chips(false)) {
+    const std::shared_ptr<Engine> engine = Engine::load(on(chip, "text-a-q4_0.gguf"));
+    const std::vector<TokenId> prompt = some_tokens(41);
+    const std::vector<std::vector<TokenId>> candidates = {some_tokens(3, 2), {9}, some_tokens(7, 2), some_tokens(2, 5)};
+    const std::vector<double> want = scores_by_logits(*engine, prompt, candidates);
+    CHECK(scores_of(*engine, prompt, candidates) == want);
+    wait_until([&] { return engine->stats().kv_pages_in_use == 0; });
+  }
+}
+
 TEST("positions past two segments, in chunks") {
   for (const std::string& chip : chips(false)) {
     LoadOptions o = on(chip, "text-a-q4_0.gguf");

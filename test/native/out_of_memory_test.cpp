@@ -214,6 +214,13 @@ TEST("requests") {
           [ending](std::shared_ptr<const Error> error) { ending->set(error.get()); });
     });
   });
+  sweep_engine("scores of candidates", *engine, [&] {
+    wait([&](std::shared_ptr<Ending> ending) {
+      return engine->score(
+          {tokens, {}, some_tokens(9), {3, 1, 5}}, [](const CandidateScores&) {},
+          [ending](std::shared_ptr<const Error> error) { ending->set(error.get()); });
+    });
+  });
   sweep_engine("embeddings", *engine, [&] {
     wait([&](std::shared_ptr<Ending> ending) {
       EncodeParams params{std::vector<uint8_t>(size_t{2} * kSide * kSide * 3, 99), 2};

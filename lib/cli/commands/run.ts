@@ -1,34 +1,29 @@
 // gemma-native run: answers or continues a prompt, piece by piece.
-import { Option } from 'commander';
 import type { Input } from '../../index.js';
 import {
   collect,
   imageOptions,
   number,
+  samplingOptions,
   textFrom,
   using,
   withImages,
   withModel,
+  withSampling,
   type DefineCommand,
   type ImageFlags,
   type ModelFlags,
+  type SamplingFlags,
 } from '../options.js';
 import { note, printJson, promptProgress, UsageError } from '../output.js';
 
-interface RunFlags extends ModelFlags, ImageFlags {
+interface RunFlags extends ModelFlags, ImageFlags, SamplingFlags {
   video?: string[];
   fps?: number;
   maxFrames?: number;
   raw?: boolean;
   system?: string;
-  maxTokens?: number;
-  temperature?: number;
-  topK?: number;
-  topP?: number;
-  minP?: number;
-  seed?: number;
-  stop?: string[];
-  promptLookup?: boolean;
+  draft?: string | false;
 }
 
 function speed(tokens: number, ms: number, rate: number): string {
@@ -67,15 +62,7 @@ async function run(argument: string | undefined, flags: RunFlags, signal: AbortS
       ...(typeof input === 'string' && images && { images }),
       onProgress: progress.update,
       ...(flags.raw !== undefined && { raw: flags.raw }),
-      ...(flags.maxTokens !== undefined && { maxOutputTokens: flags.maxTokens }),
-      ...(flags.temperature !== undefined && { temperature: flags.temperature }),
-      ...(flags.topK !== undefined && { topK: flags.topK }),
-      ...(flags.topP !== undefined && { topP: flags.topP }),
-      ...(flags.minP !== undefined && { minP: flags.minP }),
-      ...(flags.seed !== undefined && { seed: flags.seed }),
-      ...(flags.stop && { stopSequences: flags.stop }),
-      ...(flags.draft === false && { draft: false }),
-      ...(flags.promptLookup && { draft: 'prompt-lookup' }),
+      ...samplingOptions(flags),
     });
     let result;
     try {
@@ -107,20 +94,10 @@ async function run(argument: string | undefined, flags: RunFlags, signal: AbortS
 }
 
 export function addRun(command: DefineCommand, signal: AbortSignal): void {
-  withImages(withModel(command('run [prompt]', 'answer or continue a prompt')))
+  withSampling(withImages(withModel(command('run [prompt]', 'answer or continue a prompt'))))
     .option('--raw', 'continue the text, also with an instruction-tuned model')
     .option('--no-raw', 'take the text as a user turn, also without a chat template')
     .option('--system <text>', 'system message')
-    .option('--max-tokens <n>', 'tokens at most', number)
-    .option('--temperature <t>', '0: always the likeliest token', number)
-    .option('--top-k <k>', 'candidates at most', number)
-    .option('--top-p <p>', 'candidates that together have this probability', number)
-    .option('--min-p <p>', 'candidates at least this likely, relative to the likeliest', number)
-    .option('--seed <s>', 'same seed, same text', number)
-    .option('--stop <text>', 'end before this text; as often as wanted', collect)
-    .option('--draft <file>', 'smaller model of the same vocabulary that guesses tokens ahead')
-    .addOption(new Option('--prompt-lookup', 'guess ahead from the text so far').conflicts('draft'))
-    .option('--no-draft', 'guess nothing ahead')
     .option('--image <file>', 'a picture to look at, before the prompt; as often as wanted', collect)
     .option('--video <file>', 'a video to look at; as often as wanted', collect)
     .option('--fps <n>', 'frames of a video per second, instead of evenly spaced ones', number)

@@ -197,43 +197,57 @@ class CpuBackend final : public Backend {
       if (top.n_best == 0 || static_cast<size_t>(top.n_best) + top.always.size() > n_out / kMaxTopShare)
         return all_rows();
     }
-    if (n > screen.max_rows()) return all_rows();
-    if (!screen.ready()) {
+    queries_.clear();
+    for (int i = 0; i < n; ++i) {
+      if (!wanted[static_cast<size_t>(i)].only_always) queries_.push_back(i);
+    }
+    const int n_queries = static_cast<int>(queries_.size());
+    if (n_queries > screen.max_rows()) return all_rows();
+    if (n_queries > 0 && !screen.ready()) {
       screen.build_slice(kernels_, pool_, scratch_);
       return all_rows();
     }
     // Exact products are of the rounded x, so the screen sees the same.
     QuantizedRows quantized;
-    const std::span<float> screened_x = screen.input(n);
-    if (is_float_type(weight.type)) {
-      std::copy_n(x, screened_x.size(), screened_x.begin());
-    } else {
-      quantized = quantize(x, n, weight.n_in);
-      for (size_t i = 0; i < screened_x.size(); ++i) screened_x[i] = quantized.d[i / 32] * quantized.q[i];
+    if (!is_float_type(weight.type)) quantized = quantize(x, n, weight.n_in);
+    if (n_queries > 0) {
+      const size_t n_in = static_cast<size_t>(weight.n_in);
+      float* screened_x = screen.input(n_queries).data();
+      for (const int row : queries_) {
+        const size_t first = static_cast<size_t>(row) * n_in;
+        for (size_t i = first; i < first + n_in; ++i)
+          *screened_x++ = is_float_type(weight.type) ? x[i] : quantized.d[i / 32] * quantized.q[i];
+      }
+      if (!screen.bound(kernels_, pool_, n_queries, out)) return all_rows();
     }
-    if (!screen.bound(kernels_, pool_, n, out)) return all_rows();
-    // The k with the largest bounds: the least of their products is at most the k-th largest of all.
-    for_rows(n, 1, [&](int i) {
+    for (int i = 0; i < n; ++i) {
       const TopRows& top = wanted[static_cast<size_t>(i)];
       TopProducts& row = found[static_cast<size_t>(i)];
       row.all = false;
       row.rows.assign(top.always.begin(), top.always.end());
-      screen.exclude(i, top.never);
-      screen.exclude(i, top.always);
-      screen.best(i, static_cast<size_t>(top.n_best), &row.rows);
+    }
+    // The k with the largest bounds: the least of their products is at most the k-th largest of all.
+    for_rows(n_queries, 1, [&](int query) {
+      const size_t i = static_cast<size_t>(queries_[static_cast<size_t>(query)]);
+      const TopRows& top = wanted[i];
+      if (!top.allowed.empty()) screen.keep(query, top.allowed);
+      screen.exclude(query, top.never);
+      screen.exclude(query, top.always);
+      screen.best(query, static_cast<size_t>(top.n_best), &found[i].rows);
     });
     compute_rows(weight, x, quantized, found);
     // All that can exceed it.
-    for_rows(n, 1, [&](int i) {
-      const TopRows& top = wanted[static_cast<size_t>(i)];
-      TopProducts& row = found[static_cast<size_t>(i)];
+    for_rows(n_queries, 1, [&](int query) {
+      const size_t i = static_cast<size_t>(queries_[static_cast<size_t>(query)]);
+      const TopRows& top = wanted[i];
+      TopProducts& row = found[i];
       const size_t n_always = top.always.size();
       if (row.rows.size() - n_always < static_cast<size_t>(top.n_best)) return;
       const float least = *std::min_element(row.values.begin() + static_cast<ptrdiff_t>(n_always), row.values.end());
-      screen.exclude(i, std::span(row.rows).subspan(n_always));
-      screen.at_least(i, least, &row.rows);
+      screen.exclude(query, std::span(row.rows).subspan(n_always));
+      screen.at_least(query, least, &row.rows);
     });
-    compute_rows(weight, x, quantized, found);
+    if (n_queries > 0) compute_rows(weight, x, quantized, found);
   }
 
   void rope_table(float* table, const int32_t* positions, const float* inv_freq, int n, int head_dim) override {
@@ -479,6 +493,7 @@ class CpuBackend final : public Backend {
   cpu::CpuAttention attention_{*this, kernels_, pool_, scratch_};
   Workspace packed_{*this};  // keys and values of the heads that full_attention works on
   std::vector<RowPart> parts_;
+  std::vector<int> queries_;  // of a call of top_linear(): rows of x that are screened
   std::vector<JobChunks> job_chunks_;
 };
 

@@ -190,6 +190,22 @@ void Screen::exclude(int query, std::span<const int32_t> rows) {
   }
 }
 
+void Screen::keep(int query, std::span<const uint32_t> allowed) {
+  static_assert(kScreenLanes == 16);
+  float* lanes = row_of_bounds(query);
+  const std::span<float> largest = maxima(query);
+  for (size_t panel = 0; panel < largest.size(); ++panel, lanes += kScreenLanes) {
+    const uint32_t bits = panel / 2 < allowed.size() ? allowed[panel / 2] >> panel % 2 * kScreenLanes & 0xffffu : 0u;
+    if (bits == 0xffffu) continue;
+    float best = -kInfinity;
+    for (int lane = 0; lane < kScreenLanes; ++lane) {
+      lanes[lane] = (bits >> lane & 1u) != 0 ? lanes[lane] : -kInfinity;
+      best = std::max(best, lanes[lane]);
+    }
+    largest[panel] = best;
+  }
+}
+
 void Screen::best(int query, size_t k, std::vector<int32_t>* rows) {
   // The k-th largest maximum of panels, or of groups of panels, is no larger than the k-th largest bound. Groups are as
   // large as still tells the best k well apart: most of the time here goes into what is sorted.

@@ -55,6 +55,8 @@ class Screen final : public OutputMatrix {
   // These may be asked about different queries at a time.
   // Takes rows out of the choice.
   void exclude(int query, std::span<const int32_t> rows);
+  // Takes out all rows but those whose bit is 1 (TopRows::allowed).
+  void keep(int query, std::span<const uint32_t> allowed);
   // The k >= 1 rows with the largest bounds are appended, in no order; fewer when fewer are above -infinity.
   void best(int query, size_t k, std::vector<int32_t>* rows);
   // All rows with a bound of at least `least` and above -infinity are appended, ascending.
