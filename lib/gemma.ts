@@ -38,6 +38,7 @@ import { GemmaStream } from './stream.js';
 import { answerWithTools, conversationOf, type AskModel, type Bound } from './tool-loop.js';
 import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
 import { show, text as checkText } from './values.js';
+import type { OutputOf, StandardSchema } from './schema.js';
 import { embeddingOf, ImageEncoder } from './vision.js';
 import type {
   CountTokensOptions,
@@ -52,6 +53,8 @@ import type {
   PerplexityOptions,
   ScoreOptions,
   TokenizeOptions,
+  TypedByChoices,
+  TypedBySchema,
 } from './options.js';
 
 /** A loaded model: where it runs and what it is. */
@@ -315,8 +318,12 @@ export class Gemma {
    * @throws GemmaError `ERR_CONTEXT_FULL` (prompt and output do not fit), `ERR_UNSUPPORTED_INPUT`, `ERR_CHAT_TEMPLATE` (the model's
    * own template refuses the messages, or cannot be used), `ERR_INVALID_ARGUMENT` (roles out of order, a token id past the
    * vocabulary; with tools `UNKNOWN_CALL`, `UNANSWERED_CALL`), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see `maxQueue`), `ERR_FILE` (`FILE_CHANGED`),
-   * `ERR_DISPOSED`; the signal's reason after an abort
+   * `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
+   * enforce), `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR`, `GRAMMAR_TOO_LARGE`); the signal's reason after an abort
    */
+  generate<S extends StandardSchema>(input: Input, options: TypedBySchema<S>): Promise<GenerateResult<OutputOf<S>>>;
+  generate<const T extends string>(input: Input, options: TypedByChoices<T>): Promise<GenerateResult<T>>;
+  generate(input: Input, options?: GenerateOptions): Promise<GenerateResult>;
   async generate(input: Input, options: GenerateOptions = {}): Promise<GenerateResult> {
     const asked = check.generateOptions(options);
     return this.#call(options.signal, (cancellation) => this.#answer(input, asked, 0, options, cancellation));
@@ -326,6 +333,9 @@ export class Gemma {
    * Answers a prompt piece by piece: `for await (const part of gemma.stream(...))`, each part whole characters. `.result` is a
    * promise of what `generate` would return. Options that are wrong throw here, everything else when the stream is read.
    */
+  stream<S extends StandardSchema>(input: Input, options: TypedBySchema<S>): GemmaStream<OutputOf<S>>;
+  stream<const T extends string>(input: Input, options: TypedByChoices<T>): GemmaStream<T>;
+  stream(input: Input, options?: GenerateOptions): GemmaStream;
   stream(input: Input, options: GenerateOptions = {}): GemmaStream {
     const asked = check.generateOptions(options);
     const { params, stallTimeoutMs } = asked;
@@ -655,26 +665,30 @@ export class Gemma {
     return answerWithTools([...conversation], tools, this.#prompts, this.#live(), askNext, cancellation, sink);
   }
 
-  #generate(
+  async #generate(
     { tokens, images, imageTokens }: Prompt,
-    { stopTokens, ...params }: check.GenerateParams & { maxUnread: number },
+    { stopTokens, structure, ...params }: check.AnswerParams & { maxUnread: number },
     { onProgress }: GenerateOptions,
     { grammar, assembler }: Bound,
     cancellation: Cancellation,
     sink?: Sink,
   ): Promise<GenerateResult> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
-    const model = this.#live();
-    const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(model, token, i));
-    return runGeneration(
-      model,
-      { ...params, stopTokens: stops, tokens, images, ...(grammar && { grammar }) },
+    const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(this.#live(), token, i));
+    const held = grammar ?? (structure && (await this.#live().compileGrammar(await structure.source())));
+    const { result, isWhole } = await runGeneration(
+      this.#live(),
+      { ...params, stopTokens: stops, tokens, images, ...(held && { grammar: held }) },
       imageTokens,
       cancellation,
       onPrompt,
       sink,
-      assembler,
+      assembler ?? structure?.assembler(),
     );
+    // Where a reader left, or a limit or a stop sequence cut it, there is no object.
+    return structure && isWhole && result.finishReason === 'stop'
+      ? { ...result, ...(await structure.objectOf(result.text)) }
+      : result;
   }
 
   // A stop token by its id or its text.

@@ -22,6 +22,9 @@ export type {
 export type { MalformedCall, Tool, ToolCall, ToolChoice, ToolExecution, ToolResult, Tools } from './tools.js';
 export type { ToolFormatName } from './tool-formats/format.js';
 export type { FinishReason, GenerateResult, GenerateStep, Timings, TokenLogprobs, Usage } from './result.js';
+export type { DeepPartial } from './partial-json.js';
+export type { OutputOf, StandardResult, StandardSchema } from './schema.js';
+export type { StructuredOptions } from './structured.js';
 export type { CandidateScore } from './score.js';
 export type { ChatInfo } from './chat.js';
 export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
@@ -47,4 +50,6 @@ export type {
   ScoreOptions,
   TokenizeOptions,
   ToolOptions,
+  TypedByChoices,
+  TypedBySchema,
 } from './options.js';

@@ -20,6 +20,7 @@ import {
 } from './media-options.js';
 import {
   booleans,
+  called,
   callbacks,
   checked,
   choices,
@@ -39,6 +40,8 @@ import {
 } from './option-table.js';
 import type { ToolFormatName } from './tool-formats/format.js';
 import { toolSettings, type ToolChoice, type Tools, type ToolSettings } from './tools.js';
+import type { StandardSchema } from './schema.js';
+import { structureOf, type Structure, type StructuredOptions } from './structured.js';
 import { ANY_SIZE, integer, number, plain, show, text } from './values.js';
 
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
@@ -185,7 +188,7 @@ export interface PromptProgress {
   fraction: number;
 }
 
-export interface GenerateOptions extends PromptOptions {
+export interface GenerateOptions extends PromptOptions, StructuredOptions {
   /** Answers at most, while tools with `execute` are called: 1 to 1000. Default 8. */
   maxSteps?: number;
   /** Tokens at most, 1 or more. Default: until the model ends its answer or the context is full. */
@@ -240,6 +243,16 @@ export interface GenerateOptions extends PromptOptions {
   onProgress?: (progress: PromptProgress) => void;
   /** Aborting rejects with the signal's reason at once and stops the work. */
   signal?: AbortSignal;
+}
+
+/** Options whose schema tells the type of `result.object`. */
+export interface TypedBySchema<S extends StandardSchema> extends Omit<GenerateOptions, 'schema'> {
+  schema: S;
+}
+
+/** Options whose choices tell the type of `result.object`. */
+export interface TypedByChoices<T extends string> extends Omit<GenerateOptions, 'choices'> {
+  choices: readonly T[];
 }
 
 export interface EmbedImageOptions extends ImageOptions, CropOptions {
@@ -431,19 +444,26 @@ const GENERATION = {
 
 const STREAM = { stallTimeoutMs: or(integers(0), 0) } as const;
 
-const structured = later('structured output');
+/** Looked at together, by structureOf(). */
+export const STRUCTURED = {
+  schema: elsewhere,
+  json: elsewhere,
+  choices: elsewhere,
+  regex: elsewhere,
+  grammar: elsewhere,
+} as const satisfies TableOf<StructuredOptions>;
 
-/** What is known from other libraries, under all names. */
+const structured = called('schema, or json: true');
+
+/** What is known from other libraries, under their names. */
 const LATER = {
-  schema: structured,
   jsonSchema: structured,
   json_schema: structured,
   responseFormat: structured,
   response_format: structured,
   format: structured,
-  grammar: structured,
-  regex: structured,
-  choices: structured,
+  functions: called('tools'),
+  tool_choice: called('toolChoice'),
   adapter: later('adapters'),
   lora: later('adapters'),
 } as const;
@@ -451,6 +471,7 @@ const LATER = {
 export const GENERATE = {
   ...PROMPT,
   ...GENERATION,
+  ...STRUCTURED,
   ...STREAM,
   maxSteps: elsewhere,
   onProgress: callbacks,
@@ -613,8 +634,13 @@ export interface GenerateParams extends Omit<Values<typeof GENERATION>, 'onOverf
   overflowIsError: boolean;
 }
 
+/** What an answer is asked for with. */
+export interface AnswerParams extends GenerateParams {
+  structure?: Structure;
+}
+
 export function generateOptions(options: GenerateOptions): {
-  params: GenerateParams;
+  params: AnswerParams;
   prompt: PromptSettings;
   stallTimeoutMs: number;
 } {
@@ -622,9 +648,14 @@ export function generateOptions(options: GenerateOptions): {
   const { onProgress, signal } = GENERATE;
   valuesOf({ ...LATER, onProgress, signal }, options);
   const { onOverflow, ...params } = valuesOf(GENERATION, options);
+  const structure = structureOf(options);
+  const prompt = promptSettings(options);
+  if (structure && prompt.tools?.tools.length) {
+    throw new TypeError('tools: an answer that is bound to a schema, choices or a grammar cannot call tools');
+  }
   return {
-    params: { ...params, overflowIsError: onOverflow === 'error' },
-    prompt: promptSettings(options),
+    params: { ...params, overflowIsError: onOverflow === 'error', ...(structure && { structure }) },
+    prompt,
     ...valuesOf(STREAM, options),
   };
 }

@@ -38,13 +38,18 @@ export interface TokenLogprobs extends TokenScore {
   top: TokenScore[];
 }
 
-export interface GenerateResult {
+export interface GenerateResult<T = unknown> {
   /**
    * Whole characters. An answer that ends within one, by `maxOutputTokens`, the context's end or because its reader left, ends
    * before it. Bytes of the model's that are no character are U+FFFD.
    */
   text: string;
   finishReason: FinishReason;
+  /**
+   * With `schema`, `json` or `choices`: the value that the answer is. Absent where the answer was cut off: by `maxOutputTokens` or the
+   * context's end (`finishReason` `'length'`), by a stop sequence, or because its reader left.
+   */
+  object?: T;
   usage: Usage;
   timings: Timings;
   /** ids generated, an end token and those of a character that was cut off included */

@@ -21,13 +21,13 @@ export interface SavedChat {
   kept: readonly Kept[];
 }
 
-// Options that are functions, or may hold some.
+// Options that are functions, or may hold some. Nor are regular expressions saved that are objects.
 const NOT_SAVED = ['signal', 'onProgress', 'tools', 'toolChoice', 'schema'];
 
 // JSON has no infinity, which bans a token.
 function savedOptions(options: Readonly<Record<string, unknown>>): Record<string, unknown> {
   const saved = Object.entries(options).filter(
-    ([name, value]) => !NOT_SAVED.includes(name) && typeof value !== 'function',
+    ([name, value]) => !NOT_SAVED.includes(name) && typeof value !== 'function' && !(value instanceof RegExp),
   );
   return Object.fromEntries(
     saved.map(([name, value]) => [name, name === 'logitBias' ? Object.entries(value as object).map(String) : value]),

@@ -3,6 +3,7 @@
 import type { Cancellation } from './cancellation.js';
 import { GemmaError } from './errors.js';
 import type { Sink } from './generation.js';
+import type { DeepPartial } from './partial-json.js';
 import type { StreamPart } from './parts.js';
 import type { GenerateResult } from './result.js';
 
@@ -202,7 +203,7 @@ class Reader implements AsyncGenerator<StreamPart, void, undefined> {
  * do `destroy()` and `cancel()` of Node's and the web's streams made from it, and forgetting it. The engine waits when the reader
  * falls 256 tokens behind: other calls take its place meanwhile.
  */
-export class GemmaStream implements AsyncIterable<StreamPart> {
+export class GemmaStream<T = unknown> implements AsyncIterable<StreamPart<T>> {
   readonly #channel: Channel;
   readonly #reader = {};
 
@@ -215,13 +216,18 @@ export class GemmaStream implements AsyncIterable<StreamPart> {
    * The whole result, as `generate` returns it. Asking for it lets the engine run ahead of the reader. After the reader left
    * the loop: what there was, with `finishReason` `'other'`.
    */
-  get result(): Promise<GenerateResult> {
+  get result(): Promise<GenerateResult<T>> {
     const result = this.#channel.start(this.#reader);
     this.#channel.unbound();
-    return result;
+    return result as Promise<GenerateResult<T>>;
   }
 
-  [Symbol.asyncIterator](): AsyncGenerator<StreamPart, void, undefined> {
-    return new Reader(this.#channel, this.#reader);
+  [Symbol.asyncIterator](): AsyncGenerator<StreamPart<T>, void, undefined> {
+    return new Reader(this.#channel, this.#reader) as AsyncGenerator<StreamPart<T>, void, undefined>;
+  }
+
+  /** Instead of the parts: with `schema` or `json` the value so far, each time that it has grown. A stream is read only once. */
+  async *partialObjects(): AsyncGenerator<DeepPartial<T>, void, undefined> {
+    for await (const part of this) if ('object' in part) yield part.object as DeepPartial<T>;
   }
 }

@@ -239,9 +239,10 @@ std::shared_ptr<const Grammar> GrammarCompiler::compile_new(const GrammarSource&
     xgrammar::GrammarCompiler compiler(*vocabulary_->info, 1, false);
     std::optional<xgrammar::CompiledGrammar> compiled;
     switch (source.kind) {
-      case GrammarKind::kJson: compiled = compiler.CompileBuiltinJSONGrammar(); break;
+      case GrammarKind::kJson:
       case GrammarKind::kJsonSchema:
-        compiled = compiler.CompileJSONSchema(source.text, true, std::nullopt, std::nullopt, false);
+        compiled = compiler.CompileJSONSchema(source.kind == GrammarKind::kJson ? "{}" : source.text, true, std::nullopt,
+                                              std::nullopt, false, kMaxJsonSpaces);
         break;
       case GrammarKind::kRegex: compiled = compiler.CompileRegex(source.text); break;
       case GrammarKind::kEbnf: compiled = compiler.CompileGrammar(source.text, source.root); break;

@@ -125,6 +125,8 @@ class GrammarCompiler {
 inline constexpr size_t kMaxGrammarBytes = 1 << 20;
 inline constexpr int kMaxGrammarDepth = 200;  // of brackets
 inline constexpr double kMaxCompileSeconds = 0.8;
+// Between two words of JSON: a line's end and indentation. Without a limit an answer may consist of white space.
+inline constexpr int kMaxJsonSpaces = 20;
 inline constexpr size_t kMaxCompileBytes = size_t{512} << 20;
 inline constexpr size_t kMaxKeptGrammarBytes = size_t{64} << 20;
 
