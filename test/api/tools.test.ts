@@ -272,7 +272,7 @@ describe('what the model is told', () => {
 });
 
 describe('calls fit their schemas', () => {
-  const seeds = [1, 2, 3, 5, 7];
+  const seeds = [1, 2, 3];
   const formats: [string, () => Promise<Gemma>, GenerateOptions][] = [
     ['FunctionGemma', own, { toolFormat: 'functiongemma' }],
     ['FunctionGemma by its template', byTemplate, {}],
@@ -325,19 +325,19 @@ describe('calls fit their schemas', () => {
       ...wild,
       tools,
       toolFormat: 'functiongemma',
-      logitBias: { [CALL]: 9 },
+      logitBias: { [CALL]: 24 },
       maxSteps: 1,
     };
     let [calls, texts] = [0, 0];
     for (const seed of seeds) {
-      const { toolCalls = [], text, malformedCalls } = await gemma.generate('Hi', { ...given, seed });
+      const { toolCalls = [], text } = await gemma.generate('Hi', { ...given, seed });
       expect(toolCalls.filter((call) => !fits(call))).toEqual([]);
-      calls += toolCalls.length;
-      if (text !== '' && !malformedCalls) ++texts;
       const streamed = await partsOf(gemma.stream('Hi', { ...given, seed }));
       expect(streamed.map((part) => part.text).join('')).toBe(text);
       const found = streamed.flatMap((part) => (part.type === 'tool-call' ? [part.input] : []));
       expect(found).toEqual(toolCalls.map(({ input }) => input));
+      calls += found.length;
+      if (streamed[0]?.type === 'text') ++texts;
     }
     expect([calls > 0, texts > 0]).toEqual([true, true]);
   });
@@ -350,6 +350,7 @@ describe('tools that are run', () => {
 
   test('their results follow the calls, and the model goes on', async () => {
     const gemma = await own();
+
     const seen: unknown[] = [];
     const execute = async (
       input: unknown,
@@ -451,6 +452,45 @@ describe('tools that are run', () => {
     });
     expect(await aborted).toBe(true);
     expect(await left?.result).toMatchObject({ finishReason: 'other', toolCalls: [{ name: 'add' }] });
+  });
+
+  test('a conversation goes on behind them, keeps their tokens, and is restored with them', async () => {
+    const gemma = await own();
+    let n = 0;
+    const chat = gemma.chat({
+      system: 'S',
+      tools: runs(() => ({ sum: ++n })),
+      toolFormat: 'functiongemma',
+      ...wild,
+      seed: 11,
+    });
+    const first = await chat.send('Hi', { toolChoice: { tool: 'add' } });
+    expect([first.steps?.length, n]).toEqual([2, 1]);
+    const said = [{ role: 'system', content: 'S' }, user, ...(first.messages ?? [])];
+    expect(chat.messages).toEqual(said);
+    // What the model has read and written is one text: the conversation, written anew, and the tokens agree.
+    const again = await promptOf(gemma, [...chat.messages, user], {
+      tools: runs(() => 1),
+      toolFormat: 'functiongemma',
+    });
+    const upToAnswer = (text: string) => text.slice(0, text.indexOf('<end_function_response>') + 23);
+    const read = await gemma.detokenize(chat.tokens);
+    expect(upToAnswer(read)).toContain('<start_function_response>response:add{sum:1}');
+    expect(upToAnswer(again)).toBe(upToAnswer(read));
+    // Calls without execute are answered by the caller.
+    const open = gemma.chat({ tools: runs(undefined), toolFormat: 'functiongemma', ...wild, seed: 11 });
+    const { toolCalls = [] } = await open.send('Hi', { toolChoice: { tool: 'add' } });
+    expect(toolCalls).toHaveLength(1);
+    expect(await rejection(open.send('Well?'))).toMatchObject({ detail: 'UNANSWERED_CALL' });
+    const file = join(folder, 'chat.state');
+    await open.save(file);
+    const restored = await gemma.restoreChat(file, { tools: runs(undefined) });
+    const replies = toolCalls.map(({ id }) => ({ role: 'tool' as const, toolCallId: id, content: [7, null] }));
+    const [here, there] = [await open.send(replies), await restored.send(replies)];
+    expect(there.text).toBe(here.text);
+    expect(restored.messages).toEqual(open.messages);
+    expect(restored.tokens).toEqual(open.tokens);
+    expect((await open.undo()).length).toBe(4);
   });
 
   test('a model that is disposed meanwhile', async () => {
