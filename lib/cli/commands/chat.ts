@@ -39,8 +39,9 @@ function names(media: readonly Media[]): string {
   return media.map(({ type, path }) => `${type} ${path}`).join(', ');
 }
 
-function textOf({ content }: Message): string {
+function textOf({ role, content }: Message): string {
   if (typeof content === 'string') return content;
+  if (role === 'tool') return JSON.stringify(content);
   return content.map((part) => (part.type === 'text' ? part.text : `[${part.type}]`)).join(' ');
 }
 
