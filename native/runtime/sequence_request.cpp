@@ -54,6 +54,8 @@ void SequenceRequest::find_prefix() noexcept {
     kv_ = std::move(match.kv);
     n_done_ = n_cached_ = match.n;
   } catch (const std::exception&) {
+    kv_.reset();
+    n_done_ = n_cached_ = 0;
   }
 }
 
