@@ -4,8 +4,9 @@ import { booleans, choices, custom, elsewhere, known, or, strings, valuesOf, typ
 import {
   GENERATE,
   generateOptions,
+  STRUCTURED,
+  type AnswerParams,
   type GenerateOptions,
-  type GenerateParams,
   type PromptSettings,
 } from './options.js';
 import { show } from './values.js';
@@ -115,7 +116,7 @@ export function restoreChatOptions(options: RestoreChatOptions): ChatDefaults {
 /** What a turn is computed with. */
 export interface TurnSettings {
   options: GenerateOptions;
-  params: GenerateParams;
+  params: AnswerParams;
   prompt: PromptSettings;
   stallTimeoutMs: number;
   onOverflow: 'error' | 'truncate' | 'shift' | SummarizeOverflow;
@@ -126,7 +127,11 @@ export interface TurnSettings {
 /** @throws as `chatOptions` */
 export function turnOptions(defaults: ChatDefaults, options: TurnOptions): TurnSettings {
   known(TURN, options);
-  const merged = { ...defaults, ...given(options) };
+  const mine = given(options);
+  // What one of these says of an answer, it says instead of the others.
+  const isStructured = Object.keys(STRUCTURED).some((name) => Object.hasOwn(mine, name));
+  const others = Object.entries(defaults).filter(([name]) => !(isStructured && Object.hasOwn(STRUCTURED, name)));
+  const merged = { ...(Object.fromEntries(others) as ChatDefaults), ...mine };
   const generate = ofGenerate(merged);
   return { ...valuesOf(TURN_OWN, merged), options: generate, ...generateOptions(generate) };
 }

@@ -20,6 +20,7 @@ export const ERROR_CODES = [
   'ERR_DISPOSED',
   'ERR_QUEUE_FULL',
   'ERR_STALLED',
+  'ERR_OUTPUT_INVALID',
   'ERR_INTERNAL',
 ] as const;
 

@@ -14,6 +14,13 @@ export interface Sink {
   started(acknowledge: (events: number) => void): void;
 }
 
+/** A generation that ended. */
+export interface Generated {
+  result: GenerateResult;
+  /** with a grammar: the answer is a whole text of it */
+  isWhole: boolean;
+}
+
 /** Settles when the engine's last event is here. A cancelled generation resolves with what there is. */
 export function runGeneration(
   model: NativeModel,
@@ -23,7 +30,7 @@ export function runGeneration(
   onPrompt?: (fraction: number) => void,
   sink?: Sink,
   assembler: PartAssembler = new TextAssembler(),
-): Promise<GenerateResult> {
+): Promise<Generated> {
   let text = '';
   const tokens: number[] = [];
   const logprobs: TokenLogprobs[] = [];
@@ -38,18 +45,17 @@ export function runGeneration(
     if (sink && parts.length === 0) acknowledge(1); // nothing the reader could take
   };
 
-  const finish = (event: FinishEvent): Outcome<GenerateResult> => {
+  const finish = (event: FinishEvent): Outcome<Generated> => {
     if (event.reason === 'error') return { error: event.error };
     if (event.reason === 'cancelled' && !cancellation.cancelled) {
       return { error: new GemmaError('ERR_DISPOSED', 'the model was disposed during a generation') };
     }
     const { seed } = params;
-    return {
-      value: resultOf(event, { text, tokens, imageTokens, seed, ...(params.logprobs > 0 && { logprobs }) }),
-    };
+    const result = resultOf(event, { text, tokens, imageTokens, seed, ...(params.logprobs > 0 && { logprobs }) });
+    return { value: { result, isWhole: event.grammarComplete === true } };
   };
 
-  const onEvent = (event: NativeGenerateEvent): Outcome<GenerateResult> | undefined => {
+  const onEvent = (event: NativeGenerateEvent): Outcome<Generated> | undefined => {
     switch (event.kind) {
       case 'prefill':
         if (!cancellation.cancelled) onPrompt?.(event.done / params.tokens.length);

@@ -99,6 +99,16 @@ export function later(what: string): Row<undefined> {
   };
 }
 
+/** A name that other libraries have for what has another one here. */
+export function called(instead: string): Row<undefined> {
+  return {
+    isLater: true,
+    check: (name) => {
+      throw new TypeError(`${name}: no such option; here it is ${instead}`);
+    },
+  };
+}
+
 /**
  * Refuses names that are not in a table: misspelt options would otherwise be ignored without a word. `what` names the object.
  *

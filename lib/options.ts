@@ -20,6 +20,7 @@ import {
 } from './media-options.js';
 import {
   booleans,
+  called,
   callbacks,
   checked,
   choices,
@@ -37,6 +38,10 @@ import {
   type TableOf,
   type Values,
 } from './option-table.js';
+import type { ToolFormatName } from './tool-formats/format.js';
+import { toolSettings, type ToolChoice, type Tools, type ToolSettings } from './tools.js';
+import type { StandardSchema } from './schema.js';
+import { structureOf, type Structure, type StructuredOptions } from './structured.js';
 import { ANY_SIZE, integer, number, plain, show, text } from './values.js';
 
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
@@ -146,7 +151,22 @@ export interface InspectOptions {
   mmproj?: string | URL | false;
 }
 
-export interface PromptOptions extends ImageOptions, CropOptions, VideoOptions {
+export interface ToolOptions {
+  /** Functions that the model may call, by their names; at most 128. See the guide on tools. */
+  tools?: Tools;
+  /**
+   * `'auto'` (default): the model decides; `'required'`: its first answer is calls and nothing else; `{ tool }`: it is one call of
+   * this tool; `'none'`: it is not told of tools.
+   */
+  toolChoice?: ToolChoice;
+  /**
+   * How calls are written: `'functiongemma'`, `'gemma'` (told by the prompt, for models that know no format), `'llama'`,
+   * `'hermes'` or `'mistral'`. Default: as the model's chat template writes them (`gemma.info.chat.toolFormat`).
+   */
+  toolFormat?: ToolFormatName;
+}
+
+export interface PromptOptions extends ImageOptions, CropOptions, VideoOptions, ToolOptions {
   /**
    * True takes a string as text to continue, false as one user turn. Default: false where the model has a chat template or a name
    * of Google's instruction-tuned files (`gemma.info.chat`).
@@ -168,7 +188,9 @@ export interface PromptProgress {
   fraction: number;
 }
 
-export interface GenerateOptions extends PromptOptions {
+export interface GenerateOptions extends PromptOptions, StructuredOptions {
+  /** Answers at most, while tools with `execute` are called: 1 to 1000. Default 8. */
+  maxSteps?: number;
   /** Tokens at most, 1 or more. Default: until the model ends its answer or the context is full. */
   maxOutputTokens?: number;
   /** 0 always takes the likeliest token. Default 1. */
@@ -221,6 +243,16 @@ export interface GenerateOptions extends PromptOptions {
   onProgress?: (progress: PromptProgress) => void;
   /** Aborting rejects with the signal's reason at once and stops the work. */
   signal?: AbortSignal;
+}
+
+/** Options whose schema tells the type of `result.object`. */
+export interface TypedBySchema<S extends StandardSchema> extends Omit<GenerateOptions, 'schema'> {
+  schema: S;
+}
+
+/** Options whose choices tell the type of `result.object`. */
+export interface TypedByChoices<T extends string> extends Omit<GenerateOptions, 'choices'> {
+  choices: readonly T[];
 }
 
 export interface EmbedImageOptions extends ImageOptions, CropOptions {
@@ -357,7 +389,14 @@ const RAW = {
   ),
 } as const;
 
-const PROMPT = { ...RAW, ...IMAGE, ...CROP, ...VIDEO } as const satisfies TableOf<PromptOptions>;
+/** Read together, by toolSettings(). */
+const TOOLS = {
+  tools: elsewhere,
+  toolChoice: elsewhere,
+  toolFormat: elsewhere,
+} as const satisfies TableOf<ToolOptions>;
+
+const PROMPT = { ...RAW, ...IMAGE, ...CROP, ...VIDEO, ...TOOLS } as const satisfies TableOf<PromptOptions>;
 
 const COUNT = { ...PROMPT, signal: signals } as const satisfies TableOf<CountTokensOptions>;
 
@@ -405,25 +444,26 @@ const GENERATION = {
 
 const STREAM = { stallTimeoutMs: or(integers(0), 0) } as const;
 
-const structured = later('structured output');
-const withTools = later('tools');
+/** Looked at together, by structureOf(). */
+export const STRUCTURED = {
+  schema: elsewhere,
+  json: elsewhere,
+  choices: elsewhere,
+  regex: elsewhere,
+  grammar: elsewhere,
+} as const satisfies TableOf<StructuredOptions>;
 
-/** What is known from other libraries, under all names. */
+const structured = called('schema, or json: true');
+
+/** What is known from other libraries, under their names. */
 const LATER = {
-  schema: structured,
   jsonSchema: structured,
   json_schema: structured,
   responseFormat: structured,
   response_format: structured,
   format: structured,
-  grammar: structured,
-  regex: structured,
-  choices: structured,
-  tools: withTools,
-  functions: withTools,
-  toolChoice: withTools,
-  tool_choice: withTools,
-  maxSteps: withTools,
+  functions: called('tools'),
+  tool_choice: called('toolChoice'),
   adapter: later('adapters'),
   lora: later('adapters'),
 } as const;
@@ -431,7 +471,9 @@ const LATER = {
 export const GENERATE = {
   ...PROMPT,
   ...GENERATION,
+  ...STRUCTURED,
   ...STREAM,
+  maxSteps: elsewhere,
   onProgress: callbacks,
   signal: signals,
   ...LATER,
@@ -573,14 +615,17 @@ export interface PromptSettings {
   images: readonly (ImageInput | ImageEmbedding)[];
   limits: MediaLimits;
   crops: CropParams;
+  tools?: ToolSettings;
 }
 
 // Looks at the options of a prompt among others.
-function promptSettings(options: PromptOptions): PromptSettings {
+function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
+  const tools = toolSettings(options);
   return {
     ...valuesOf(RAW, options),
     limits: mediaLimits(options),
     crops: cropParams(options),
+    ...(tools && { tools }),
   };
 }
 
@@ -589,8 +634,13 @@ export interface GenerateParams extends Omit<Values<typeof GENERATION>, 'onOverf
   overflowIsError: boolean;
 }
 
+/** What an answer is asked for with. */
+export interface AnswerParams extends GenerateParams {
+  structure?: Structure;
+}
+
 export function generateOptions(options: GenerateOptions): {
-  params: GenerateParams;
+  params: AnswerParams;
   prompt: PromptSettings;
   stallTimeoutMs: number;
 } {
@@ -598,9 +648,14 @@ export function generateOptions(options: GenerateOptions): {
   const { onProgress, signal } = GENERATE;
   valuesOf({ ...LATER, onProgress, signal }, options);
   const { onOverflow, ...params } = valuesOf(GENERATION, options);
+  const structure = structureOf(options);
+  const prompt = promptSettings(options);
+  if (structure && prompt.tools?.tools.length) {
+    throw new TypeError('tools: an answer that is bound to a schema, choices or a grammar cannot call tools');
+  }
   return {
-    params: { ...params, overflowIsError: onOverflow === 'error' },
-    prompt: promptSettings(options),
+    params: { ...params, overflowIsError: onOverflow === 'error', ...(structure && { structure }) },
+    prompt,
     ...valuesOf(STREAM, options),
   };
 }

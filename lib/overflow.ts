@@ -7,9 +7,10 @@ import type { Sink } from './generation.js';
 import type { KeptTurn } from './kept-tokens.js';
 import { isMedia, messageOf, type Turn } from './messages.js';
 import type { NativeModel } from './native.js';
-import type { GenerateOptions, GenerateParams } from './options.js';
+import type { GenerateOptions, AnswerParams } from './options.js';
 import type { Layout, Prompt, PromptBuilder } from './prompt.js';
 import type { GenerateResult } from './result.js';
+import type { Bound } from './tool-loop.js';
 import { inSlices } from './turns.js';
 
 /** What a conversation needs of its model. */
@@ -22,8 +23,9 @@ export interface Asker {
   call<T>(work: () => Promise<T>, cancellation: Cancellation): Promise<T>;
   generate(
     prompt: Prompt,
-    params: GenerateParams,
+    params: AnswerParams,
     options: GenerateOptions,
+    bound: Bound,
     cancellation: Cancellation,
     sink?: Sink,
   ): Promise<GenerateResult>;

@@ -3,11 +3,18 @@
 import type { Cancellation } from './cancellation.js';
 import { GemmaError } from './errors.js';
 import type { Sink } from './generation.js';
+import type { DeepPartial } from './partial-json.js';
 import type { StreamPart } from './parts.js';
 import type { GenerateResult } from './result.js';
 
 type Next = IteratorResult<StreamPart, undefined>;
 const END: Next = { done: true, value: undefined };
+
+/** A reader of a stream, who may leave it. */
+export interface StreamSink extends Sink {
+  /** Resolves when the reader has taken all parts that there are and asked for more, or takes no more. */
+  taken(): Promise<void>;
+}
 
 interface Waiting {
   resolve: (next: Next | Promise<Next>) => void;
@@ -17,13 +24,14 @@ interface Waiting {
 
 /** Between the engine and a reader. Refers to no object that the reader holds, so that these are collected when it forgets them. */
 class Channel {
-  readonly #run: (sink: Sink) => Promise<GenerateResult>;
+  readonly #run: (sink: StreamSink) => Promise<GenerateResult>;
   readonly #cancellation: Cancellation;
   readonly #stallTimeoutMs: number;
   readonly #parts: { part: StreamPart; events: number }[] = [];
   readonly #waiting: Waiting[] = [];
   #result: Promise<GenerateResult> | undefined;
   #acknowledge: (events: number) => void = () => {};
+  #onTaken = () => {};
   #stall: NodeJS.Timeout | undefined;
   #stalled: GemmaError | undefined;
   #unbounded = false;
@@ -33,7 +41,7 @@ class Channel {
   /** one reader has begun; there is no other */
   taken = false;
 
-  constructor(run: (sink: Sink) => Promise<GenerateResult>, cancellation: Cancellation, stallTimeoutMs: number) {
+  constructor(run: (sink: StreamSink) => Promise<GenerateResult>, cancellation: Cancellation, stallTimeoutMs: number) {
     this.#run = run;
     this.#cancellation = cancellation;
     this.#stallTimeoutMs = stallTimeoutMs;
@@ -55,6 +63,11 @@ class Channel {
     const result = await this.#run({
       started: (acknowledge) => (this.#acknowledge = acknowledge),
       part: (part, events) => this.#push(part, events),
+      taken: () =>
+        new Promise((resolve) => {
+          this.#onTaken = resolve;
+          this.#checkTaken();
+        }),
     });
     if (this.#stalled) throw this.#stalled;
     return result;
@@ -70,6 +83,7 @@ class Channel {
       this.#acknowledge(entry.events);
       entry.events = 0;
     }
+    this.#checkTaken();
   }
 
   next(reader: object): Promise<Next> {
@@ -90,7 +104,10 @@ class Channel {
       this.#end();
       return Promise.resolve(END);
     }
-    return new Promise((resolve) => this.#waiting.push({ resolve, reader }));
+    return new Promise((resolve) => {
+      this.#waiting.push({ resolve, reader });
+      this.#checkTaken();
+    });
   }
 
   /** The reader wants no more. Nothing happens where the work has ended, or was not begun. */
@@ -117,6 +134,7 @@ class Channel {
     this.#failed = failed;
     forgotten.unregister(this);
     this.#watch();
+    this.#checkTaken();
     if (this.#waiting.length === 0) return;
     if (failed) this.#waiting.shift()?.resolve((this.#result as Promise<GenerateResult>).then(() => END));
     this.#end();
@@ -127,6 +145,12 @@ class Channel {
     this.#parts.length = 0;
     this.#watch();
     for (const { resolve } of this.#waiting.splice(0)) resolve(END);
+    this.#checkTaken();
+  }
+
+  #checkTaken(): void {
+    const wantsMore = this.#parts.length === 0 && this.#waiting.length > 0;
+    if (wantsMore || this.#unbounded || this.#ended || this.#cancellation.cancelled) this.#onTaken();
   }
 
   // The time that counts is that in which there is a part to take, and more to come.
@@ -145,6 +169,7 @@ class Channel {
         );
         this.#parts.length = 0;
         this.#cancellation.cancel(this.#stalled);
+        this.#checkTaken();
       }, this.#stallTimeoutMs).unref();
     }
   }
@@ -202,12 +227,12 @@ class Reader implements AsyncGenerator<StreamPart, void, undefined> {
  * do `destroy()` and `cancel()` of Node's and the web's streams made from it, and forgetting it. The engine waits when the reader
  * falls 256 tokens behind: other calls take its place meanwhile.
  */
-export class GemmaStream implements AsyncIterable<StreamPart> {
+export class GemmaStream<T = unknown> implements AsyncIterable<StreamPart<T>> {
   readonly #channel: Channel;
   readonly #reader = {};
 
   /** @internal */
-  constructor(run: (sink: Sink) => Promise<GenerateResult>, cancellation: Cancellation, stallTimeoutMs: number) {
+  constructor(run: (sink: StreamSink) => Promise<GenerateResult>, cancellation: Cancellation, stallTimeoutMs: number) {
     this.#channel = new Channel(run, cancellation, stallTimeoutMs);
   }
 
@@ -215,13 +240,18 @@ export class GemmaStream implements AsyncIterable<StreamPart> {
    * The whole result, as `generate` returns it. Asking for it lets the engine run ahead of the reader. After the reader left
    * the loop: what there was, with `finishReason` `'other'`.
    */
-  get result(): Promise<GenerateResult> {
+  get result(): Promise<GenerateResult<T>> {
     const result = this.#channel.start(this.#reader);
     this.#channel.unbound();
-    return result;
+    return result as Promise<GenerateResult<T>>;
   }
 
-  [Symbol.asyncIterator](): AsyncGenerator<StreamPart, void, undefined> {
-    return new Reader(this.#channel, this.#reader);
+  [Symbol.asyncIterator](): AsyncGenerator<StreamPart<T>, void, undefined> {
+    return new Reader(this.#channel, this.#reader) as AsyncGenerator<StreamPart<T>, void, undefined>;
+  }
+
+  /** Instead of the parts: with `schema` or `json` the value so far, each time that it has grown. A stream is read only once. */
+  async *partialObjects(): AsyncGenerator<DeepPartial<T>, void, undefined> {
+    for await (const part of this) if ('object' in part) yield part.object as DeepPartial<T>;
   }
 }

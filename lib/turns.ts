@@ -106,3 +106,11 @@ export async function inSlices<T>(work: Sliced<T>): Promise<T> {
     if (pace.due) await pace.turn();
   }
 }
+
+/** Does it without a turn, where it is known to be short. */
+export function atOnce<T>(work: Sliced<T>): T {
+  for (;;) {
+    const { done, value } = work.next();
+    if (done) return value;
+  }
+}

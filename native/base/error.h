@@ -27,6 +27,7 @@ enum class ErrorCode {
   kDisposed,            // ERR_DISPOSED: used after dispose()
   kQueueFull,           // ERR_QUEUE_FULL: as many calls wait as may
   kStalled,             // ERR_STALLED: the reader of a stream took nothing for too long
+  kOutputInvalid,       // ERR_OUTPUT_INVALID: an answer does not meet the schema that it was asked for with
   kInternal,            // ERR_INTERNAL: a bug in gemma-native
 };
 

@@ -3,7 +3,8 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, relative } from 'node:path';
 import { Gemma, type LoadOptions } from '../../lib/index.js';
-import type { Sliced } from '../../lib/turns.js';
+
+export { atOnce } from '../../lib/turns.js';
 
 export const root = join(__dirname, '..', '..');
 export const data = join(root, 'test', 'reference', 'data');
@@ -99,12 +100,4 @@ export async function until(holds: () => boolean): Promise<void> {
 
 export function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
-}
-
-/** Does work that could pause all at once. */
-export function atOnce<T>(work: Sliced<T>): T {
-  for (;;) {
-    const { done, value } = work.next();
-    if (done) return value;
-  }
 }
