@@ -114,7 +114,7 @@ describe('--json', () => {
     expect((await run([...args, '--json', '--prompt-lookup', '--draft', tiny, prompt])).code).toBe(2);
   });
 
-  test('run bound to a schema, an expression, choices or a grammar', async () => {
+  test('run bound to a schema, choices or a grammar', async () => {
     const file = (name: string, text: string) => {
       writeFileSync(join(folder, name), text);
       return join(folder, name);
@@ -128,7 +128,6 @@ describe('--json', () => {
     expect(await succeed([...args, '--choice', 'yes', '--choice', 'no', 'x'])).toMatchObject({
       text: expect.stringMatching(/^(yes|no)$/),
     });
-    expect((await succeed([...args, '--regex', '[a-c]{5}', 'x'])).text).toMatch(/^[a-c]{5}$/);
     const grammar = file('grammar.ebnf', 'root ::= "<" [0-9] [0-9] ">"\n');
     expect((await run([...args, '--grammar', grammar, 'x'])).stdout).toMatch(/^<\d\d>\n$/);
 
