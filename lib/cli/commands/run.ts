@@ -50,9 +50,23 @@ function structureOf({ schema, regex, choice, grammar, tools, toolChoice }: RunF
   };
 }
 
-/** A part of the answer as people see it. */
-function shown(part: StreamPart): string {
-  return part.type === 'tool-call' ? `${part.name} ${JSON.stringify(part.input)}\n` : part.text;
+/** Writes an answer as it comes; calls of tools are lines of their own. */
+async function show(stream: AsyncIterable<StreamPart>, onPart: () => void): Promise<void> {
+  let isEmpty = true; // the line
+  let isOpen = true; // the answer's last line
+  for await (const part of stream) {
+    onPart();
+    if (part.type === 'tool-call') {
+      process.stdout.write(`${isEmpty ? '' : '\n'}${part.name} ${JSON.stringify(part.input)}\n`);
+      isEmpty = true;
+      isOpen = false;
+    } else if (part.text !== '') {
+      process.stdout.write(part.text);
+      isEmpty = part.text.endsWith('\n');
+      isOpen = true;
+    }
+  }
+  if (isOpen) process.stdout.write('\n');
 }
 
 function speed(tokens: number, ms: number, rate: number): string {
@@ -97,13 +111,7 @@ async function run(argument: string | undefined, flags: RunFlags, signal: AbortS
     });
     let result;
     try {
-      if (!flags.json) {
-        for await (const part of stream) {
-          progress.stop();
-          process.stdout.write(shown(part));
-        }
-        process.stdout.write('\n');
-      }
+      if (!flags.json) await show(stream, progress.stop);
       result = await stream.result;
     } finally {
       progress.stop();
