@@ -81,8 +81,9 @@ function wrongRoles(where: string, expected: string, found: string): GemmaError 
 /**
  * The prompt of a conversation, ending where the model's answer begins: behind the last message where that is the
  * assistant's, else in a new turn. With `answer: false` all turns are complete.
- * Throws GemmaError `ERR_INVALID_ARGUMENT`/`BAD_ROLES` for roles out of order and `ERR_UNSUPPORTED_INPUT` for tools and for a
- * system message that is more than text.
+ * Calls and results of tools are turns of assistant and user here (tool-turns.ts).
+ * Throws GemmaError `ERR_INVALID_ARGUMENT`/`BAD_ROLES` for roles out of order and `ERR_UNSUPPORTED_INPUT` for a system message
+ * that is more than text.
  */
 export function* renderChat(
   turns: readonly Turn[],
@@ -97,9 +98,6 @@ export function* renderChat(
   for (const [i, turn] of turns.entries()) {
     const where = `messages[${i}]`;
     const { role } = turn;
-    if (role === 'tool') {
-      throw new GemmaError('ERR_UNSUPPORTED_INPUT', `${where}: this version of gemma-native has no tools`, 'NO_TOOLS');
-    }
     if (role === 'system') {
       if (i > 0) throw wrongRoles(where, 'a system message only at the beginning', role);
       system = `${systemText(turn, where)}\n\n`;

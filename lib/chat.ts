@@ -3,6 +3,8 @@ import { readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { GemmaError } from './errors.js';
 import type { NativeChatMetadata } from './native.js';
+import type { ToolFormatName } from './tool-formats/format.js';
+import { formatOf } from './tool-formats/formats.js';
 import { reasonOf } from './values.js';
 
 /** How messages become a prompt, and whether a string is a turn of a conversation. */
@@ -14,6 +16,11 @@ export interface ChatInfo {
   template: 'gemma' | 'file' | 'option' | 'none';
   /** How that was decided. */
   reason: string;
+  /**
+   * How calls of tools are written, by the template's text. `'unknown'`: the template takes tools, but how it writes calls is not
+   * known here, so tools need the option `toolFormat`.
+   */
+  toolFormat: ToolFormatName | 'unknown';
 }
 
 /** The decision, and the template to render where it is not Gemma's. */
@@ -84,8 +91,8 @@ function isGoogleName(name: string): boolean {
 }
 
 function choose(source: string, template: 'file' | 'option', what: string): Chat {
-  if (isGemmaTemplate(source)) return { template: 'gemma', reason: `${what} is Gemma 3's` };
-  return { template, reason: `${what} is not Gemma 3's`, source };
+  if (isGemmaTemplate(source)) return { template: 'gemma', reason: `${what} is Gemma 3's`, toolFormat: 'gemma' };
+  return { template, reason: `${what} is not Gemma 3's`, source, toolFormat: formatOf(source) };
 }
 
 /**
@@ -106,14 +113,23 @@ export async function decideChat(
   const beside = await findTemplate(dirname(path));
   if (beside) return choose(beside.source, 'file', `the chat template in ${beside.file}`);
   if (isGoogleName(name))
-    return { template: 'gemma', reason: `no chat template, but its name is ${JSON.stringify(name)}` };
+    return {
+      template: 'gemma',
+      reason: `no chat template, but its name is ${JSON.stringify(name)}`,
+      toolFormat: 'gemma',
+    };
   if (/^gemma-3(-|$)/i.test(metadata.baseName) && metadata.finetune.toLowerCase() === 'it') {
     return {
       template: 'gemma',
       reason: `no chat template, but the file calls itself ${metadata.baseName}, tuned "it"`,
+      toolFormat: 'gemma',
     };
   }
-  return { template: 'none', reason: 'neither a chat template nor the name of an instruction-tuned Gemma 3' };
+  return {
+    template: 'none',
+    reason: 'neither a chat template nor the name of an instruction-tuned Gemma 3',
+    toolFormat: 'gemma',
+  };
 }
 
 // Where transformers keeps templates: a file of their own, before that a field of the tokenizer's configuration.

@@ -24,7 +24,8 @@ import { strip, stripEnd } from './python-text.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { GemmaStream, type StreamSink } from './stream.js';
 import { rowsOf, chatText, restoredChat } from './saved-chat.js';
-import { encodeParts } from './token-text.js';
+import { answerWithTools, type AskModel, type Bound } from './tool-loop.js';
+import { decodeTokens, encodeParts } from './token-text.js';
 import { inSlices, nextTurn, type Sliced } from './turns.js';
 import { reasonOf, show } from './values.js';
 
@@ -203,7 +204,7 @@ export class Conversation {
    * when all is written.
    *
    * @param file path or `file:` URL
-   * @throws GemmaError `ERR_FILE`; `ERR_DISPOSED`
+   * @throws GemmaError `ERR_FILE`, `ERR_CONTEXT_FULL` (more tokens than the context has room for), `ERR_DISPOSED`
    */
   async save(file: string | URL): Promise<{ bytes: number; positions: number }> {
     const path = localPath(file, 'file', { allowLocal: true }, 'ERR_FILE');
@@ -213,8 +214,8 @@ export class Conversation {
       const { turns } = this.#state;
       let { kept } = this.#state;
       let { tokens, firsts } = joined(kept);
-      if (turns.length > (kept.at(-1)?.end ?? 0)) {
-        // Messages without an answer: as the prompt that they would be.
+      if (turns.slice(kept.at(-1)?.end ?? 0).some(({ content }) => typeof content === 'object')) {
+        // Pictures in messages without an answer have their places in the prompt that these would be.
         const { prompt } = turnOptions(this.#defaults, {});
         const layout = await prompts.layOutTurns([...this.#head, ...turns], prompt, { kept });
         await prompts.see(layout, new Cancellation(), () => {});
@@ -354,9 +355,46 @@ export class Conversation {
     return { base: beginning(from, state), said: state.turns.slice(from, from + 1) };
   }
 
+  // Asks once, or with tools until no more are called.
   async #answer(
     asked: Asked,
     settings: TurnSettings,
+    cancellation: Cancellation,
+    sink?: Sink,
+  ): Promise<{ result: GenerateResult; state: State }> {
+    const { tools } = settings.prompt;
+    if (!tools?.tools.length) return this.#answerOnce(asked, settings, {}, cancellation, sink);
+    const { prompts } = this.#asker;
+    let state = asked.base;
+    let dropped: Message[] = [];
+    // The messages that a loop adds are the last answer, which is here already but for its calls, and results.
+    const add = async (added: readonly Message[]): Promise<Turn[]> => {
+      const [answer, ...replies] = await inSlices(prompts.read(added));
+      const last = state.turns.at(-1);
+      if (answer?.calls && last) {
+        state = { ...state, turns: [...state.turns.slice(0, -1), { ...last, calls: answer.calls }] };
+      }
+      return replies;
+    };
+    const ask: AskModel = async (added, bound, to) => {
+      const next = added.length === 0 ? asked : { said: await add(added), base: state };
+      const step = await this.#answerOnce(next, settings, bound, cancellation, to);
+      state = step.state;
+      dropped = [...dropped, ...(step.result.dropped ?? [])];
+      return step.result;
+    };
+    const before = [...this.#head, ...asked.base.turns, ...asked.said].map(messageOf);
+    const result = await answerWithTools(before, tools, prompts, this.#asker.live(), ask, cancellation, sink);
+    const { messages = [] } = result;
+    const replies = await add(messages.slice(messages.findLastIndex(({ role }) => role === 'assistant')));
+    state = { ...state, turns: [...state.turns, ...replies] };
+    return { result: { ...result, ...(dropped.length > 0 && { dropped }) }, state };
+  }
+
+  async #answerOnce(
+    asked: Asked,
+    settings: TurnSettings,
+    bound: Bound,
     cancellation: Cancellation,
     sink?: Sink,
   ): Promise<{ result: GenerateResult; state: State }> {
@@ -368,15 +406,24 @@ export class Conversation {
     const { layout, base, dropped } = await withRoom(this.#asker, this.#head, asked, settings, cancellation, onImages);
     signal.throwIfAborted();
     const prompt = await prompts.fill(layout, cancellation, onImages);
-    const generated = await this.#asker.generate(prompt, params, options, cancellation, sink);
+    const generated = await this.#asker.generate(prompt, params, options, bound, cancellation, sink);
     const result = { ...generated, ...(dropped.length > 0 && { dropped: dropped.map(messageOf) }) };
     if (cancellation.cancelled) return { result, state: base };
-    const answer = await keptAnswer(this.#asker.live(), generated, prompts.controls(), signal);
+    const written = bound.assembler ? await this.#withCalls(generated, signal) : generated;
+    const answer = await keptAnswer(this.#asker.live(), written, prompts.controls(), signal);
     const begun = asked.begun === undefined ? '' : seenBeginning(asked.begun, layout.last.parts);
     const said: Turn = { role: 'assistant', content: begun + generated.text, fields: {} };
     const turns = [...base.turns, ...asked.said, said];
     const turn = { ...layout.last, ...answer, begun, end: turns.length };
     return { result, state: { turns, kept: [...base.kept.slice(0, layout.nKept), turn] } };
+  }
+
+  // The answer with all of its text, of which calls are a part here.
+  async #withCalls(generated: GenerateResult, signal: AbortSignal): Promise<GenerateResult> {
+    const { tokens, stopSequence } = generated;
+    const text = await decodeTokens(this.#asker.live(), Int32Array.from(tokens), { special: false, signal });
+    const end = stopSequence === undefined ? -1 : text.indexOf(stopSequence);
+    return { ...generated, text: end < 0 ? text : text.slice(0, end) };
   }
 }
 

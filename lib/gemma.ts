@@ -35,6 +35,7 @@ import { PromptBuilder, type Input, type Prompt } from './prompt.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { candidateList, encodeCandidates, endToken, scoresOf, type CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
+import { answerWithTools, conversationOf, type AskModel, type Bound } from './tool-loop.js';
 import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
 import { show, text as checkText } from './values.js';
 import type { OutputOf, StandardSchema } from './schema.js';
@@ -122,8 +123,8 @@ function defaultPrefixCache(): number {
   return Math.min(512 << 20, Math.floor(memory / 16));
 }
 
-function chatInfo({ template, reason }: Chat): { chat: ChatInfo; instructionTuned: boolean } {
-  return { chat: { template, reason }, instructionTuned: template !== 'none' };
+function chatInfo({ template, reason, toolFormat }: Chat): { chat: ChatInfo; instructionTuned: boolean } {
+  return { chat: { template, reason, toolFormat }, instructionTuned: template !== 'none' };
 }
 
 function visionSettings({ path, wanted }: VisionFile): { mmproj?: string; vision: boolean } {
@@ -316,7 +317,7 @@ export class Gemma {
    *
    * @throws GemmaError `ERR_CONTEXT_FULL` (prompt and output do not fit), `ERR_UNSUPPORTED_INPUT`, `ERR_CHAT_TEMPLATE` (the model's
    * own template refuses the messages, or cannot be used), `ERR_INVALID_ARGUMENT` (roles out of order, a token id past the
-   * vocabulary), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see `maxQueue`), `ERR_FILE` (`FILE_CHANGED`),
+   * vocabulary; with tools `UNKNOWN_CALL`, `UNANSWERED_CALL`), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see `maxQueue`), `ERR_FILE` (`FILE_CHANGED`),
    * `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
    * enforce), `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR`, `GRAMMAR_TOO_LARGE`); the signal's reason after an abort
    */
@@ -324,11 +325,8 @@ export class Gemma {
   generate<const T extends string>(input: Input, options: TypedByChoices<T>): Promise<GenerateResult<T>>;
   generate(input: Input, options?: GenerateOptions): Promise<GenerateResult>;
   async generate(input: Input, options: GenerateOptions = {}): Promise<GenerateResult> {
-    const { params, prompt: settings } = check.generateOptions(options);
-    return this.#call(options.signal, async (cancellation) => {
-      const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
-      return this.#generate(prompt, { ...params, maxUnread: 0 }, options, cancellation);
-    });
+    const asked = check.generateOptions(options);
+    return this.#call(options.signal, (cancellation) => this.#answer(input, asked, 0, options, cancellation));
   }
 
   /**
@@ -339,12 +337,12 @@ export class Gemma {
   stream<const T extends string>(input: Input, options: TypedByChoices<T>): GemmaStream<T>;
   stream(input: Input, options?: GenerateOptions): GemmaStream;
   stream(input: Input, options: GenerateOptions = {}): GemmaStream {
-    const { params, prompt: settings, stallTimeoutMs } = check.generateOptions(options);
+    const asked = check.generateOptions(options);
+    const { params, stallTimeoutMs } = asked;
     const cancellation = new Cancellation();
     const run = async (sink: Sink) => {
       try {
-        const prompt = await this.#promptFor(input, settings, params.maxOutputTokens, options, cancellation);
-        return await this.#generate(prompt, { ...params, maxUnread: MAX_UNREAD }, options, cancellation, sink);
+        return await this.#answer(input, asked, MAX_UNREAD, options, cancellation, sink);
       } catch (error) {
         // Left before the prompt was read.
         const left = cancellation.cancelled && error instanceof GemmaError && error.code === 'ERR_DISPOSED';
@@ -601,8 +599,8 @@ export class Gemma {
       contextSize: this.info.contextSize,
       live: () => this.#live(),
       call: (work, cancellation) => this.#call(undefined, work, cancellation),
-      generate: (prompt, params, options, cancellation, sink) =>
-        this.#generate(prompt, { ...params, maxUnread: sink ? MAX_UNREAD : 0 }, options, cancellation, sink),
+      generate: (prompt, params, options, bound, cancellation, sink) =>
+        this.#generate(prompt, { ...params, maxUnread: sink ? MAX_UNREAD : 0 }, options, bound, cancellation, sink),
     };
   }
 
@@ -643,24 +641,49 @@ export class Gemma {
     return this.#prompts.fill(layout, cancellation, (fraction) => onProgress?.({ stage: 'images', fraction }));
   }
 
+  // Asks once, or with tools until no more are called.
+  async #answer(
+    input: Input,
+    { params, prompt: settings }: ReturnType<typeof check.generateOptions>,
+    maxUnread: number,
+    options: GenerateOptions,
+    cancellation: Cancellation,
+    sink?: Sink,
+  ): Promise<GenerateResult> {
+    const ask = async (asked: Input, with_: check.PromptSettings, bound: Bound, to: Sink | undefined) => {
+      const prompt = await this.#promptFor(asked, with_, params.maxOutputTokens, options, cancellation);
+      return this.#generate(prompt, { ...params, maxUnread }, options, bound, cancellation, to);
+    };
+    const { tools } = settings;
+    if (!tools?.tools.length) return ask(input, settings, {}, sink);
+    const conversation = [...conversationOf(input, settings)];
+    const used = { ...settings, images: [] }; // they stand in the messages
+    const askNext: AskModel = (added, bound, to) => {
+      conversation.push(...added);
+      return ask(conversation, used, bound, to);
+    };
+    return answerWithTools([...conversation], tools, this.#prompts, this.#live(), askNext, cancellation, sink);
+  }
+
   async #generate(
     { tokens, images, imageTokens }: Prompt,
     { stopTokens, structure, ...params }: check.AnswerParams & { maxUnread: number },
     { onProgress }: GenerateOptions,
+    { grammar, assembler }: Bound,
     cancellation: Cancellation,
     sink?: Sink,
   ): Promise<GenerateResult> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
     const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(this.#live(), token, i));
-    const grammar = structure && (await this.#live().compileGrammar(await structure.source()));
+    const held = grammar ?? (structure && (await this.#live().compileGrammar(await structure.source())));
     const { result, isWhole } = await runGeneration(
       this.#live(),
-      { ...params, stopTokens: stops, tokens, images, ...(grammar && { grammar }) },
+      { ...params, stopTokens: stops, tokens, images, ...(held && { grammar: held }) },
       imageTokens,
       cancellation,
       onPrompt,
       sink,
-      structure?.assembler(),
+      assembler ?? structure?.assembler(),
     );
     // Where a reader left, or a limit or a stop sequence cut it, there is no object.
     return structure && isWhole && result.finishReason === 'stop'

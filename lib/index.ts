@@ -12,14 +12,22 @@ export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
 export { Conversation, type TurnInput } from './conversation.js';
 export type { ChatOptions, Overflow, RestoreChatOptions, SummarizeOverflow, TurnOptions } from './chat-options.js';
 export { GemmaStream } from './stream.js';
-export type { StreamPart, TextStreamPart } from './parts.js';
+export type {
+  MalformedCallStreamPart,
+  StreamPart,
+  TextStreamPart,
+  ToolCallStreamPart,
+  ToolResultStreamPart,
+} from './parts.js';
+export type { MalformedCall, Tool, ToolCall, ToolChoice, ToolExecution, ToolResult, Tools } from './tools.js';
+export type { ToolFormatName } from './tool-formats/format.js';
+export type { FinishReason, GenerateResult, GenerateStep, Timings, TokenLogprobs, Usage } from './result.js';
 export type { DeepPartial } from './partial-json.js';
 export type { OutputOf, StandardResult, StandardSchema } from './schema.js';
 export type { StructuredOptions } from './structured.js';
-export type { FinishReason, GenerateResult, Timings, TokenLogprobs, Usage } from './result.js';
 export type { CandidateScore } from './score.js';
 export type { ChatInfo } from './chat.js';
-export type { ContentPart, ImagePart, Message, TextPart, VideoPart } from './messages.js';
+export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
 export type { Input } from './prompt.js';
 export type { Device, EngineStats, MemoryPlan, ModelConfig, TokenScore, VisionConfig } from './native.js';
@@ -41,6 +49,7 @@ export type {
   PromptProgress,
   ScoreOptions,
   TokenizeOptions,
+  ToolOptions,
   TypedByChoices,
   TypedBySchema,
 } from './options.js';

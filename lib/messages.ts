@@ -1,6 +1,7 @@
 // The messages of a conversation: their types, and the one place where what callers pass is read. Each field is read once, so
 // that what was checked is what is used.
 import type { ImageEmbedding, ImageInput } from './media.js';
+import type { ToolCall } from './tools.js';
 import type { Sliced } from './turns.js';
 import { plain, show } from './values.js';
 import type { Picture } from './vision.js';
@@ -36,12 +37,25 @@ export type ContentPart = TextPart | ImagePart | VideoPart;
  * last message is the assistant's, the answer continues it. A model with a chat template of its own may know other roles and
  * further fields.
  */
-export interface Message extends TemplateFields {
-  role: 'system' | 'user' | 'assistant' | 'tool' | 'developer';
+export interface TurnMessage extends TemplateFields {
+  role: 'system' | 'user' | 'assistant' | 'developer';
   content: string | readonly ContentPart[];
   /** Pictures that stand before the content. */
   images?: readonly (ImageInput | ImageEmbedding)[];
+  /** Of the assistant: the calls that it made, behind its text. Each wants its result in a message of role `tool` next. */
+  toolCalls?: readonly ToolCall[];
 }
+
+/** The result of a call. */
+export interface ToolMessage extends TemplateFields {
+  role: 'tool';
+  /** the `id` of the call */
+  toolCallId?: string;
+  /** what the tool returned, plain data; `{ error: message }` where it failed */
+  content: unknown;
+}
+
+export type Message = TurnMessage | ToolMessage;
 
 /** A picture, or the frames of a video with the label before each. */
 export interface Loaded {
@@ -76,9 +90,13 @@ export interface Turn {
   /** undefined: not a string and not parts, but plain data for a template, in `fields.content` */
   readonly content: string | readonly Part[] | undefined;
   readonly fields: Readonly<Record<string, unknown>>;
+  /** of the assistant */
+  readonly calls?: readonly ToolCall[];
+  /** of a tool: which call it answers; `name` is filled in by tool-turns.ts */
+  readonly reply?: { readonly id: string; readonly name: string; readonly output: unknown };
 }
 
-const MESSAGE_KEYS = ['role', 'content', 'images'];
+const MESSAGE_KEYS = ['role', 'content', 'images', 'toolCalls', 'toolCallId'];
 const PART_KEYS: Readonly<Record<string, readonly string[]>> = {
   text: ['type', 'text'],
   image: ['type', 'image'],
@@ -88,16 +106,15 @@ const PART_KEYS: Readonly<Record<string, readonly string[]>> = {
 const ALL_PART_KEYS = [...new Set(Object.values(PART_KEYS).flat())];
 
 const PICTURES = "put pictures into the content, { type: 'image', image }, or into images";
-const NO_TOOLS = 'this version of gemma-native has no tools';
+const CALLS = "toolCalls of the assistant's message is meant, [{ id, name, input }]";
+const REPLY = "a message { role: 'tool', toolCallId, content } is meant";
 
 // What was probably meant by keys that other libraries have.
 const MESSAGE_HINTS: Readonly<Record<string, string>> = {
-  tool_calls: NO_TOOLS,
-  toolCalls: NO_TOOLS,
-  tool_call_id: NO_TOOLS,
-  toolCallId: NO_TOOLS,
-  function_call: NO_TOOLS,
-  toolInvocations: NO_TOOLS,
+  tool_calls: CALLS,
+  tool_call_id: 'toolCallId is meant',
+  function_call: CALLS,
+  toolInvocations: CALLS,
   image: PICTURES,
   image_data: PICTURES,
   image_url: PICTURES,
@@ -131,8 +148,8 @@ const TYPE_HINTS: Readonly<Record<string, string>> = {
   input_text: "{ type: 'text', text } is meant",
   output_text: "{ type: 'text', text } is meant",
   video_url: "{ type: 'video', video } is meant, with a path",
-  'tool-call': NO_TOOLS,
-  'tool-result': NO_TOOLS,
+  'tool-call': CALLS,
+  'tool-result': REPLY,
 };
 const ROLE_HINTS: Readonly<Record<string, string>> = {
   developer: "; 'system' is meant",
@@ -178,21 +195,45 @@ function describe(value: unknown): string {
 
 const MAX_DEPTH = 100;
 
+/** How much of plain data may still be copied. */
+interface Budget {
+  values: number;
+  characters: number;
+}
+
+const UNLIMITED: Budget = { values: Infinity, characters: Infinity };
+
 // Plain data, copied; anything else is refused: it could neither reach a template nor mean anything to it.
-function copyData(value: unknown, where: string, depth = 0): unknown {
+function copyData(value: unknown, where: string, budget = UNLIMITED, depth = 0): unknown {
   if (depth > MAX_DEPTH) throw new RangeError(`${where}: expected at most ${MAX_DEPTH} levels of nesting`);
+  const take = (text: string) => {
+    budget.characters -= text.length;
+    if (--budget.values < 0 || budget.characters < 0) throw new RangeError(`${where}: expected less data`);
+  };
+  if (typeof value === 'string') take(value);
   if (value === null || ['string', 'number', 'boolean'].includes(typeof value)) return value;
+  take('');
   if (Array.isArray(value)) {
-    return Array.from(value as readonly unknown[], (item, i) => copyData(item, `${where}[${i}]`, depth + 1));
+    return Array.from(value as readonly unknown[], (item, i) => copyData(item, `${where}[${i}]`, budget, depth + 1));
   }
   if (typeof value !== 'object' || ArrayBuffer.isView(value)) {
     throw new TypeError(`${where}: expected plain data (as in JSON), found ${describe(value)}`);
   }
   const copy: [string, unknown][] = [];
   for (const [key, item] of Object.entries(value)) {
-    if (item !== undefined) copy.push([key, copyData(item, `${where}.${key}`, depth + 1)]);
+    take(key);
+    if (item !== undefined) copy.push([key, copyData(item, `${where}.${key}`, budget, depth + 1)]);
   }
   return Object.fromEntries(copy);
+}
+
+/**
+ * A copy of plain data, as in JSON.
+ *
+ * @throws TypeError for anything else, RangeError for more values or characters than are allowed
+ */
+export function plainData(value: unknown, where: string, values: number, characters: number): unknown {
+  return copyData(value, where, { values, characters });
 }
 
 function fieldsOf(
@@ -254,6 +295,73 @@ function copyPart(value: unknown, where: string, free: boolean): Part {
   return { ...values, type, fields, ...(shows && { name: `${where}.${type}` }) };
 }
 
+const MAX_CALLS = 128;
+const MAX_ID = 256;
+// Of the data of all calls and results of a conversation, which is copied at once.
+const MAX_VALUES = 20_000;
+const MAX_CHARACTERS = 1 << 20;
+
+function idOf(value: unknown, where: string): string {
+  if (typeof value !== 'string' || value === '') {
+    throw new TypeError(`${where}: expected the id of a call, found ${describe(value)}`);
+  }
+  if (value.length > MAX_ID)
+    throw new RangeError(`${where}: expected at most ${MAX_ID} characters, found ${value.length}`);
+  return value;
+}
+
+function copyCall(value: unknown, where: string, budget: Budget): ToolCall {
+  const keys = ['id', 'name', 'input'];
+  const entries = entriesOf(value, where, keys, 'a call { id, name, input }');
+  for (const key of entries.keys()) {
+    if (!keys.includes(key))
+      unknownKey(where, key, keys, {
+        arguments: 'input is meant',
+        args: 'input is meant',
+        toolCallId: 'id is meant',
+        toolName: 'name is meant',
+      });
+  }
+  const name = entries.get('name');
+  if (typeof name !== 'string' || !/^[A-Za-z0-9_.-]{1,64}$/.test(name)) {
+    throw new TypeError(`${where}.name: expected the name of a tool, found ${describe(name)}`);
+  }
+  const input = copyData(entries.get('input'), `${where}.input`, budget);
+  if (typeof input !== 'object' || input === null || Array.isArray(input)) {
+    throw new TypeError(`${where}.input: expected an object of arguments, found ${describe(input)}`);
+  }
+  return { id: idOf(entries.get('id'), `${where}.id`), name, input };
+}
+
+// The calls of an assistant's message, and which call a tool's message answers.
+function toolFields(
+  entries: ReadonlyMap<string, unknown>,
+  role: string,
+  where: string,
+  free: boolean,
+  budget: Budget,
+): Pick<Turn, 'calls' | 'reply'> {
+  const calls = entries.get('toolCalls');
+  const id = entries.get('toolCallId');
+  if (calls !== undefined && role !== 'assistant') {
+    throw new TypeError(`${where}.toolCalls: only an assistant's message has calls`);
+  }
+  if (id !== undefined && role !== 'tool') throw new TypeError(`${where}.toolCallId: ${REPLY}`);
+  if (role === 'tool' && (id !== undefined || !free)) {
+    const output = copyData(entries.get('content'), `${where}.content`, budget);
+    return { reply: { id: idOf(id, `${where}.toolCallId`), name: '', output } };
+  }
+  if (calls === undefined) return {};
+  if (!Array.isArray(calls)) {
+    throw new TypeError(`${where}.toolCalls: expected an array of calls { id, name, input }, found ${describe(calls)}`);
+  }
+  if (calls.length > MAX_CALLS) {
+    throw new RangeError(`${where}.toolCalls: expected at most ${MAX_CALLS}, found ${calls.length}`);
+  }
+  if (calls.length === 0) return {};
+  return { calls: calls.map((call: unknown, k) => copyCall(call, `${where}.toolCalls[${k}]`, budget)) };
+}
+
 /**
  * Reads messages. Yields after each part.
  *
@@ -264,6 +372,7 @@ function copyPart(value: unknown, where: string, free: boolean): Part {
 export function* copyMessages(messages: unknown, free: boolean, name = 'messages'): Sliced<Turn[]> {
   if (!Array.isArray(messages)) throw new TypeError(`${name}: expected an array, found ${describe(messages)}`);
   const turns: Turn[] = [];
+  const budget = { values: MAX_VALUES, characters: MAX_CHARACTERS };
   for (let i = 0; i < messages.length; ++i) {
     const where = `${name}[${i}]`;
     const entries = entriesOf((messages as readonly unknown[])[i], where, MESSAGE_KEYS, 'a message { role, content }');
@@ -272,7 +381,15 @@ export function* copyMessages(messages: unknown, free: boolean, name = 'messages
     const known = role === 'system' || role === 'user' || role === 'assistant' || role === 'tool';
     if (typeof role !== 'string' || (!known && !free)) {
       const hint = typeof role === 'string' && Object.hasOwn(ROLE_HINTS, role) ? ROLE_HINTS[role] : '';
-      throw new TypeError(`${where}.role: expected 'system', 'user' or 'assistant', found ${describe(role)}${hint}`);
+      throw new TypeError(
+        `${where}.role: expected 'system', 'user', 'assistant' or 'tool', found ${describe(role)}${hint}`,
+      );
+    }
+    const called = toolFields(entries, role, where, free, budget);
+    if (called.reply) {
+      turns.push({ role, content: undefined, fields, ...called });
+      yield;
+      continue;
     }
     const parts: Part[] = [];
     const images = entries.get('images') ?? [];
@@ -291,13 +408,16 @@ export function* copyMessages(messages: unknown, free: boolean, name = 'messages
         role,
         content: parts.length > 0 ? [...parts, { type: 'text', text: content, fields: {} }] : content,
         fields,
+        ...called,
       });
     } else if (Array.isArray(content)) {
       for (let k = 0; k < content.length; ++k) {
         parts.push(copyPart((content as readonly unknown[])[k], `${where}.content[${k}]`, free));
         yield;
       }
-      turns.push({ role, content: parts, fields });
+      turns.push({ role, content: parts, fields, ...called });
+    } else if (called.calls && (content === undefined || content === null)) {
+      turns.push({ role, content: parts.length > 0 ? parts : '', fields, ...called });
     } else {
       const isData =
         content === null || typeof content === 'object' || (content === undefined && 'tool_calls' in fields);
@@ -319,7 +439,15 @@ function partOf({ type, text, image, video, fps, maxFrames, fields }: Part): Con
 }
 
 /** A message as a caller may pass it again: new objects, but for pictures. */
-export function messageOf({ role, content, fields }: Turn): Message {
+export function messageOf({ role, content, fields, calls, reply }: Turn): Message {
   const parts = typeof content === 'object' ? content.map(partOf) : content;
-  return { role, ...(parts !== undefined && { content: parts }), ...structuredClone(fields) } as Message;
+  return {
+    role,
+    ...(parts !== undefined && { content: parts }),
+    ...structuredClone({
+      ...(calls && { toolCalls: calls }),
+      ...(reply && { toolCallId: reply.id, content: reply.output }),
+      ...fields,
+    }),
+  } as Message;
 }

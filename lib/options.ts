@@ -38,6 +38,8 @@ import {
   type TableOf,
   type Values,
 } from './option-table.js';
+import type { ToolFormatName } from './tool-formats/format.js';
+import { toolSettings, type ToolChoice, type Tools, type ToolSettings } from './tools.js';
 import type { StandardSchema } from './schema.js';
 import { structureOf, type Structure, type StructuredOptions } from './structured.js';
 import { ANY_SIZE, integer, number, plain, show, text } from './values.js';
@@ -149,7 +151,22 @@ export interface InspectOptions {
   mmproj?: string | URL | false;
 }
 
-export interface PromptOptions extends ImageOptions, CropOptions, VideoOptions {
+export interface ToolOptions {
+  /** Functions that the model may call, by their names; at most 128. See the guide on tools. */
+  tools?: Tools;
+  /**
+   * `'auto'` (default): the model decides; `'required'`: its first answer is calls and nothing else; `{ tool }`: it is one call of
+   * this tool; `'none'`: it is not told of tools.
+   */
+  toolChoice?: ToolChoice;
+  /**
+   * How calls are written: `'functiongemma'`, `'gemma'` (told by the prompt, for models that know no format), `'llama'`,
+   * `'hermes'` or `'mistral'`. Default: as the model's chat template writes them (`gemma.info.chat.toolFormat`).
+   */
+  toolFormat?: ToolFormatName;
+}
+
+export interface PromptOptions extends ImageOptions, CropOptions, VideoOptions, ToolOptions {
   /**
    * True takes a string as text to continue, false as one user turn. Default: false where the model has a chat template or a name
    * of Google's instruction-tuned files (`gemma.info.chat`).
@@ -172,6 +189,8 @@ export interface PromptProgress {
 }
 
 export interface GenerateOptions extends PromptOptions, StructuredOptions {
+  /** Answers at most, while tools with `execute` are called: 1 to 1000. Default 8. */
+  maxSteps?: number;
   /** Tokens at most, 1 or more. Default: until the model ends its answer or the context is full. */
   maxOutputTokens?: number;
   /** 0 always takes the likeliest token. Default 1. */
@@ -370,7 +389,14 @@ const RAW = {
   ),
 } as const;
 
-const PROMPT = { ...RAW, ...IMAGE, ...CROP, ...VIDEO } as const satisfies TableOf<PromptOptions>;
+/** Read together, by toolSettings(). */
+const TOOLS = {
+  tools: elsewhere,
+  toolChoice: elsewhere,
+  toolFormat: elsewhere,
+} as const satisfies TableOf<ToolOptions>;
+
+const PROMPT = { ...RAW, ...IMAGE, ...CROP, ...VIDEO, ...TOOLS } as const satisfies TableOf<PromptOptions>;
 
 const COUNT = { ...PROMPT, signal: signals } as const satisfies TableOf<CountTokensOptions>;
 
@@ -428,7 +454,6 @@ export const STRUCTURED = {
 } as const satisfies TableOf<StructuredOptions>;
 
 const structured = called('schema, or json: true');
-const withTools = later('tools');
 
 /** What is known from other libraries, under their names. */
 const LATER = {
@@ -437,11 +462,8 @@ const LATER = {
   responseFormat: structured,
   response_format: structured,
   format: structured,
-  tools: withTools,
-  functions: withTools,
-  toolChoice: withTools,
-  tool_choice: withTools,
-  maxSteps: withTools,
+  functions: called('tools'),
+  tool_choice: called('toolChoice'),
   adapter: later('adapters'),
   lora: later('adapters'),
 } as const;
@@ -451,6 +473,7 @@ export const GENERATE = {
   ...GENERATION,
   ...STRUCTURED,
   ...STREAM,
+  maxSteps: elsewhere,
   onProgress: callbacks,
   signal: signals,
   ...LATER,
@@ -592,14 +615,17 @@ export interface PromptSettings {
   images: readonly (ImageInput | ImageEmbedding)[];
   limits: MediaLimits;
   crops: CropParams;
+  tools?: ToolSettings;
 }
 
 // Looks at the options of a prompt among others.
-function promptSettings(options: PromptOptions): PromptSettings {
+function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
+  const tools = toolSettings(options);
   return {
     ...valuesOf(RAW, options),
     limits: mediaLimits(options),
     crops: cropParams(options),
+    ...(tools && { tools }),
   };
 }
 
@@ -623,9 +649,13 @@ export function generateOptions(options: GenerateOptions): {
   valuesOf({ ...LATER, onProgress, signal }, options);
   const { onOverflow, ...params } = valuesOf(GENERATION, options);
   const structure = structureOf(options);
+  const prompt = promptSettings(options);
+  if (structure && prompt.tools?.tools.length) {
+    throw new TypeError('tools: an answer that is bound to a schema, choices or a grammar cannot call tools');
+  }
   return {
     params: { ...params, overflowIsError: onOverflow === 'error', ...(structure && { structure }) },
-    prompt: promptSettings(options),
+    prompt,
     ...valuesOf(STREAM, options),
   };
 }

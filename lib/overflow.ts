@@ -10,6 +10,7 @@ import type { NativeModel } from './native.js';
 import type { GenerateOptions, AnswerParams } from './options.js';
 import type { Layout, Prompt, PromptBuilder } from './prompt.js';
 import type { GenerateResult } from './result.js';
+import type { Bound } from './tool-loop.js';
 import { inSlices } from './turns.js';
 
 /** What a conversation needs of its model. */
@@ -24,6 +25,7 @@ export interface Asker {
     prompt: Prompt,
     params: AnswerParams,
     options: GenerateOptions,
+    bound: Bound,
     cancellation: Cancellation,
     sink?: Sink,
   ): Promise<GenerateResult>;

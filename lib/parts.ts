@@ -1,6 +1,7 @@
-// From the text of an answer to the parts of a stream. Another kind of part (a tool call, say) is another member of StreamPart
-// and an assembler that finds it in the text; nothing before or after this file looks at what a part holds.
+// From the text of an answer to the parts of a stream. Another kind of part is another member of StreamPart and an assembler that
+// finds it in the text (tool-parts.ts finds calls); nothing before or after this file looks at what a part holds.
 import type { DeepPartial, PartialJson } from './partial-json.js';
+import type { ToolCall, ToolResult } from './tools.js';
 
 /** A piece of a streamed answer: whole characters, and the tokens that ended with them. */
 export interface TextStreamPart<T = unknown> {
@@ -14,8 +15,34 @@ export interface TextStreamPart<T = unknown> {
   object?: DeepPartial<T>;
 }
 
-/** What a stream is made of. */
-export type StreamPart<T = unknown> = TextStreamPart<T>;
+/** A part that is no text: what every reader of a stream may take from it. */
+interface NoText {
+  text: '';
+  /** those that ended with it */
+  tokens: number[];
+  object?: undefined;
+}
+
+/** A call that the model made, whole. */
+export interface ToolCallStreamPart extends ToolCall, NoText {
+  type: 'tool-call';
+}
+
+/** What a tool answered, or that it failed. */
+export interface ToolResultStreamPart extends ToolResult, NoText {
+  type: 'tool-result';
+}
+
+/** The text part before it looked like a call and is none. */
+export interface MalformedCallStreamPart extends NoText {
+  type: 'malformed-call';
+  /** what is wrong with it */
+  reason: string;
+}
+
+/** What a stream is made of. `text` is that of the answer; parts of other types have none. */
+export type StreamPart<T = unknown> =
+  TextStreamPart<T> | ToolCallStreamPart | ToolResultStreamPart | MalformedCallStreamPart;
 
 /** Makes parts of an answer that comes piece by piece. */
 export interface PartAssembler {
@@ -54,7 +81,7 @@ export class ObjectAssembler implements PartAssembler {
     if (!last) return parts;
     this.#json.push(text);
     const found = this.#json.take();
-    if (found) last.object = found.value;
+    if (found && last.type === 'text') last.object = found.value as DeepPartial<unknown>;
     return parts;
   }
 }

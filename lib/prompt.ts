@@ -21,6 +21,10 @@ import { frameOptions } from './media-options.js';
 import type { PromptSettings } from './options.js';
 import type { TemplateMessage, TemplateRequest } from './template-prompt.js';
 import { TemplateRenderer } from './template-renderer.js';
+import type { DeclaredTool, ToolFormat, ToolFormatName } from './tool-formats/format.js';
+import { conversationPieces, MARKERS, type Piece } from './tool-formats/functiongemma.js';
+import { takesTools, TOOL_FORMATS, toolFormat } from './tool-formats/formats.js';
+import { declaredFunction, plainTurns, toolFields, withAnswers } from './tool-turns.js';
 import { inSlices, nextTurn, type Sliced } from './turns.js';
 import { encodeParts, tokenIds } from './token-text.js';
 import { pathOfVideo, timeLabel, videoFrames } from './video.js';
@@ -105,7 +109,9 @@ function checkSize(turns: readonly Turn[], contextSize: number): void {
 }
 
 // A turn as templates know it. Frames of a video are pictures with texts between.
-function templateMessage({ role, content, fields }: Turn, next: () => Loaded | undefined): TemplateMessage {
+function templateMessage(turn: Turn, next: () => Loaded | undefined, format: ToolFormatName): TemplateMessage {
+  const { role, content } = turn;
+  const fields = { ...turn.fields, ...toolFields(turn, format) };
   if (content === undefined) return { role, ...fields };
   if (typeof content === 'string') return { role, content, ...fields };
   const parts = content.flatMap((part): Record<string, unknown>[] => {
@@ -273,7 +279,9 @@ export class PromptBuilder {
   }
 
   async #ofText(input: string | readonly Message[], settings: PromptSettings, options: LayoutOptions): Promise<Layout> {
-    const { raw = this.#chat.template === 'none', bos, images } = settings;
+    const { bos, images, tools } = settings;
+    const { raw = this.#chat.template === 'none' && !tools?.tools.length } = settings;
+    if (raw && tools?.tools.length) throw new TypeError('tools: raw text is no conversation, which tools need');
     const isText = typeof input === 'string';
     if (!isText && !Array.isArray(input)) {
       throw new TypeError(`input: expected a string, messages or token ids, found ${typeof input}`);
@@ -297,7 +305,7 @@ export class PromptBuilder {
 
   async #ofTurns(turns: readonly Turn[], settings: PromptSettings, options: LayoutOptions): Promise<Layout> {
     // Once without pictures, which finds whatever is wrong before any of them is opened.
-    const textOnly = await this.#write(turns, undefined);
+    const textOnly = await this.#write(turns, undefined, settings);
     const media = turns.flatMap(({ content }) =>
       typeof content === 'object' ? content.filter(({ type }) => isMedia(type)) : [],
     );
@@ -328,7 +336,7 @@ export class PromptBuilder {
       for (const { at, part } of videos) loaded[at] = await this.#video(part, room, settings, options);
     }
     const layout = await this.#encode(
-      await this.#write(turns, loaded),
+      await this.#write(turns, loaded, settings),
       loaded.flatMap(({ pictures }) => pictures),
       options,
     );
@@ -340,28 +348,96 @@ export class PromptBuilder {
   }
 
   // The parts of a prompt. loaded: what the pictures and videos are, in order; undefined: they are left out.
-  #write(turns: readonly Turn[], loaded: readonly Loaded[] | undefined): Promise<PromptPart[]> {
+  #write(
+    given: readonly Turn[],
+    loaded: readonly Loaded[] | undefined,
+    { tools: asked }: PromptSettings,
+  ): Promise<PromptPart[]> {
+    const answered = withAnswers(given);
+    const { tools = [] } = asked ?? {};
+    const isPlain = tools.length === 0 && answered === given;
+    const byTemplate = !isPlain && this.#templateWrites(asked?.format);
+    const format = isPlain ? undefined : this.toolFormat(asked?.format);
+    const isOwn = format?.name === 'functiongemma' && !byTemplate;
+    const turns = format && !byTemplate && !isOwn ? plainTurns(answered, tools, format) : answered;
     let next = 0;
-    if (this.#template) return this.#writeByTemplate(this.#template, turns, loaded);
+    if (this.#template && !isOwn) {
+      return this.#writeByTemplate(this.#template, turns, loaded, byTemplate ? tools : [], format?.name ?? 'gemma');
+    }
     const written = loaded?.map(({ pictures, labels }) =>
       pictures.flatMap((picture, i) => [...labels.slice(i, i + 1), ...renderImage(nSquares(picture) - 1)]),
     );
-    return inSlices(renderChat(turns, () => written?.[next++] ?? []));
+    const media = () => written?.[next++] ?? [];
+    if (isOwn) return Promise.resolve(this.#markedParts(conversationPieces(turns, tools, media)));
+    return inSlices(renderChat(turns, media));
+  }
+
+  // Whether tools, calls and results are for the model's own template to write.
+  #templateWrites(format: ToolFormatName | undefined): boolean {
+    const { source, toolFormat: own } = this.#chat;
+    if (!takesTools(source)) return false;
+    return format === undefined || format === own || (format !== 'gemma' && format !== 'functiongemma');
+  }
+
+  /**
+   * How calls are written.
+   *
+   * @throws GemmaError `ERR_UNSUPPORTED_INPUT`: `TOOL_FORMAT` where a template takes tools in a way that is not known here,
+   * `TOOL_TOKENS` where the vocabulary has not the format's control tokens
+   */
+  toolFormat(given: ToolFormatName | undefined): ToolFormat {
+    const name = given ?? this.#chat.toolFormat;
+    if (name === 'unknown') {
+      throw new GemmaError(
+        'ERR_UNSUPPORTED_INPUT',
+        'tools: the chat template takes tools, but how it writes calls is not known here; the option toolFormat can say it: ' +
+          TOOL_FORMATS.join(', '),
+        'TOOL_FORMAT',
+      );
+    }
+    if (name === 'functiongemma') for (const spelling of MARKERS) this.#token(spelling);
+    return toolFormat(name, this.#chat.source);
+  }
+
+  /** The id of a control token, -1 where it is text in this vocabulary. */
+  controlToken(spelling: string): number {
+    const id = this.#live().findToken(spelling);
+    return this.controls().has(id) ? id : -1;
+  }
+
+  #token(spelling: string): number {
+    const id = this.controlToken(spelling);
+    if (id >= 0) return id;
+    throw new GemmaError(
+      'ERR_UNSUPPORTED_INPUT',
+      `tools: FunctionGemma's format needs the token ${spelling}, and this model's vocabulary has none`,
+      'TOOL_TOKENS',
+    );
+  }
+
+  #markedParts(pieces: readonly Piece[]): PromptPart[] {
+    return pieces.flatMap((piece): readonly PromptPart[] => {
+      if (typeof piece === 'string') return [piece];
+      return 'mark' in piece ? [-1 - this.#token(piece.mark)] : piece.media;
+    });
   }
 
   async #writeByTemplate(
     { renderer, ids, variables, startOfImage }: OwnTemplate,
     turns: readonly Turn[],
     loaded: readonly Loaded[] | undefined,
+    tools: readonly DeclaredTool[],
+    format: ToolFormatName,
   ): Promise<PromptPart[]> {
     checkSize(turns, this.#info.contextSize);
     let next = 0;
-    const messages = turns.map((turn) => templateMessage(turn, () => loaded?.[next++]));
+    const messages = turns.map((turn) => templateMessage(turn, () => loaded?.[next++], format));
     const last = turns.at(-1);
     const continues = last?.role === 'assistant' && last.content !== undefined && !('tool_calls' in last.fields);
     const request: TemplateRequest = {
       messages,
-      variables: { ...variables, tools: null, documents: null, add_generation_prompt: !continues },
+      tools: tools.length > 0 ? tools.map((tool) => declaredFunction(tool, format)) : null,
+      variables: { ...variables, documents: null, add_generation_prompt: !continues },
       continues,
     };
     const pieces = await renderer.render(request);

@@ -1,10 +1,11 @@
 // What a finished generation was: the public types, and how they come from the engine's last event.
 import type { Message } from './messages.js';
 import type { NativeGenerateEvent, TokenScore } from './native.js';
+import type { MalformedCall, ToolCall, ToolResult } from './tools.js';
 
 /**
- * `stop`: the model ended its answer, or a stop sequence came; `length`: `maxOutputTokens` or the context's end; `other`: the
- * reader left the stream. (`tool-calls` and `error` are for later versions; errors reject.)
+ * `stop`: the model ended its answer, or a stop sequence came; `length`: `maxOutputTokens` or the context's end; `tool-calls`: it
+ * called tools, and a result of them is missing; `other`: the reader left the stream. (`error` is for later versions; errors reject.)
  */
 export type FinishReason = 'stop' | 'length' | 'tool-calls' | 'error' | 'other';
 
@@ -59,9 +60,22 @@ export interface GenerateResult<T = unknown> {
   stopSequence?: string;
   /** one entry a token, when asked for */
   logprobs?: TokenLogprobs[];
+  /** with tools: what the answer calls; text beside calls is in `text` */
+  toolCalls?: ToolCall[];
+  /** of these calls, the results that there are */
+  toolResults?: ToolResult[];
+  /** what looked like a call and is none; it stands in `text` too */
+  malformedCalls?: MalformedCall[];
+  /** where tools were run and the model was asked again: each answer. `usage` and the times are sums, all else is the last one's */
+  steps?: GenerateStep[];
+  /** with tools: what to put behind the conversation, answers and results of tools */
+  messages?: Message[];
   /** of a conversation: what did not fit into the context and is no longer part of it (`onOverflow`) */
   dropped?: Message[];
 }
+
+/** One answer of several. */
+export type GenerateStep = Omit<GenerateResult, 'steps' | 'messages'>;
 
 /** The engine's last event of a generation. */
 export type FinishEvent = Extract<NativeGenerateEvent, { kind: 'finish' }>;

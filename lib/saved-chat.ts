@@ -22,7 +22,7 @@ export interface SavedChat {
 }
 
 // Options that are functions, or may hold some. Nor are regular expressions saved that are objects.
-const NOT_SAVED = ['signal', 'onProgress', 'tools', 'schema'];
+const NOT_SAVED = ['signal', 'onProgress', 'tools', 'toolChoice', 'schema'];
 
 // JSON has no infinity, which bans a token.
 function savedOptions(options: Readonly<Record<string, unknown>>): Record<string, unknown> {
@@ -51,8 +51,8 @@ function savedParts(part: Part): Record<string, unknown>[] {
   ]);
 }
 
-function savedTurn({ role, content, fields }: Turn): Record<string, unknown> {
-  return { role, content: typeof content === 'object' ? content.flatMap(savedParts) : content, fields };
+function savedTurn({ role, content, fields, calls, reply }: Turn): Record<string, unknown> {
+  return { role, content: typeof content === 'object' ? content.flatMap(savedParts) : content, fields, calls, reply };
 }
 
 function savedKept({ parts, ids, firsts, answerIds, text, answer, begun, end }: Kept): Record<string, unknown> {
@@ -183,8 +183,12 @@ async function restoredPart(part: unknown, pictures: Pictures): Promise<Record<s
 }
 
 async function restoredMessage(line: unknown, pictures: Pictures): Promise<Record<string, unknown>> {
-  const { role, content, fields } = object(line, 'a message');
-  const own = { ...object(fields, 'fields'), role };
+  const { role, content, fields, calls, reply } = object(line, 'a message');
+  const own = { ...object(fields, 'fields'), role, ...(calls !== undefined && { toolCalls: calls }) };
+  if (reply !== undefined) {
+    const { id, output } = object(reply, 'a result');
+    return { ...own, toolCallId: id, content: output };
+  }
   if (!Array.isArray(content)) return { ...own, ...(content !== undefined && { content }) };
   const parts: unknown[] = [];
   for (const part of content) parts.push(await restoredPart(part, pictures));

@@ -252,6 +252,6 @@ export class GemmaStream<T = unknown> implements AsyncIterable<StreamPart<T>> {
 
   /** Instead of the parts: with `schema` or `json` the value so far, each time that it has grown. A stream is read only once. */
   async *partialObjects(): AsyncGenerator<DeepPartial<T>, void, undefined> {
-    for await (const part of this) if ('object' in part) yield part.object;
+    for await (const part of this) if ('object' in part) yield part.object as DeepPartial<T>;
   }
 }

@@ -8,6 +8,8 @@ import { stripEnd } from './python-text.js';
 /** What a template is rendered with: plain data. */
 export interface TemplateRequest {
   messages: readonly TemplateMessage[];
+  /** in the form of OpenAI's API; null: none. Their texts are guarded as users' are. */
+  tools?: readonly unknown[] | null;
   /** `bos_token` and such; of these no text is a user's */
   variables: Readonly<Record<string, unknown>>;
   /** the last message is the beginning of the answer */
@@ -147,21 +149,26 @@ function cut(text: string, tag: string): string {
  */
 export function renderPrompt(
   template: Template,
-  { messages, variables, continues }: TemplateRequest,
+  { messages, tools = null, variables, continues }: TemplateRequest,
   controls: ControlTexts,
 ): (string | number)[] {
   const nonce = randomWord();
   const tag = randomWord();
   const render = (everywhere: boolean) => {
-    const guarded = withTexts(messages, (text) => controls.guard(text, nonce, everywhere)) as TemplateMessage[];
-    const text = template.render({ ...variables, messages: continues ? tagged(guarded, tag) : guarded });
+    const guard = (text: string) => controls.guard(text, nonce, everywhere);
+    const guarded = withTexts(messages, guard) as TemplateMessage[];
+    const text = template.render({
+      tools: withTexts(tools, guard),
+      ...variables,
+      messages: continues ? tagged(guarded, tag) : guarded,
+    });
     return continues ? cut(text, tag) : text;
   };
   const withoutNonce = (text: string) => text.replaceAll(nonce, '').replaceAll(escaped(nonce), '');
   let text = render(false);
   // Guarding everything is safer, but may lead a template astray that looks for words such as </think> in messages.
   let typesControls = false;
-  withTexts(messages, (typed) => {
+  withTexts([messages, tools], (typed) => {
     typesControls ||= controls.mayBegin(typed);
     return typed;
   });

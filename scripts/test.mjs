@@ -80,8 +80,9 @@ function printSlowest() {
 }
 
 // All tests run where all sets of kernels do, except those of what surrounds the kernels (drafting, scheduler, prefixes, grammars),
-// of whole images and of the memory of models of published sizes, which emulated take longer than all others together. The other processors must choose the best set that they have, and
-// must find no instruction in it that they lack: for that the tests of its files are enough.
+// of whole images and of the memory of models of published sizes, which emulated take longer than all others together. The other
+// processors must choose the best set that they have, and must find no instruction in it that they lack: for that the tests of its
+// files are enough.
 const arm64Processors = [
   {
     cpu: 'max',

@@ -8,8 +8,9 @@
 #endif
 
 #define XGRAMMAR_LOG_CUSTOMIZE 1
-#include "base/error.h"
 #include <cpp/support/logging.h>
+
+#include "base/error.h"
 
 namespace gemma {
 namespace {

@@ -188,6 +188,7 @@ void SequenceRequest::keep_branches(int begin) noexcept {
     int n_kept = n_prompt_;  // from there on all is kept
     const auto keep = [&](int first, int n) {
       if (text_ == nullptr) {
+        hash_blocks(tokens_, *images_, &hashes_);  // if there was no memory for them before
         text_ = std::make_shared<const PrefixText>(
             PrefixText{{tokens_.begin(), tokens_.begin() + n_prompt_}, images_, hashes_});
       }

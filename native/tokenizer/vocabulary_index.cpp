@@ -40,7 +40,8 @@ constexpr std::string_view kMarkers[] = {"<pad>"sv,
                                          "<start_function_call>"sv,
                                          "<end_function_call>"sv,
                                          "<start_function_response>"sv,
-                                         "<end_function_response>"sv};
+                                         "<end_function_response>"sv,
+                                         "<escape>"sv};
 
 // Ends of a turn or of an answer in Gemma's and in other families' formats, which tuned files have in their
 // vocabularies without always saying so in their metadata. FunctionGemma ends its calls where the response begins.

@@ -293,6 +293,7 @@ describe('lines of a pipe', () => {
       ['/dance', 2, '/dance: no such command'],
       ['/save', 2, 'expected a file'],
       ['/image', 2, 'expected a file'],
+      ['/image none.png', 1, 'ERR_FILE'],
       [`/load ${join(folder, 'none')}`, 1, 'ERR_FILE'],
       ['/regenerate', 1, 'NO_QUESTION'],
     ] as const) {
@@ -300,7 +301,7 @@ describe('lines of a pipe', () => {
       expect([exit.code, exit.stdout]).toEqual([code, '']);
       expect(exit.stderr).toContain(text);
     }
-    const exit = await chat(['/image a.png', 'What is this?'], ['--json']);
+    const exit = await chat([`/image ${join(data, 'images', 'photo.png')}`, 'What is this?'], ['--json']);
     expect(exit.code).toBe(1);
     expect(JSON.parse(exit.stdout)).toMatchObject({ error: { code: 'ERR_UNSUPPORTED_INPUT', detail: 'NO_VISION' } });
   });

@@ -826,6 +826,26 @@ describe('saved and restored', () => {
     });
   });
 
+  test('with messages that no model would answer', async () => {
+    await withBoth(tiny, async (gemma) => {
+      const chat = gemma.chat(options);
+      await chat.send('One', { seed: 1 });
+      await chat.append([
+        { role: 'assistant', content: 'Two' },
+        { role: 'user', content: [{ type: 'text', text: 'Three' }] },
+      ]);
+      await chat.append({ role: 'assistant', content: 'Four' });
+      expect(await rejection(chat.send('Five'))).toMatchObject({ detail: 'BAD_ROLES' });
+      await chat.undo();
+      await chat.save(file('odd'));
+      const restored = await gemma.restoreChat(file('odd'));
+      expect(restored.messages).toEqual(chat.messages);
+      expect(restored.tokens).toEqual(chat.tokens);
+      for (const one of [chat, restored]) await one.undo();
+      await expectAlike(chat, restored);
+    });
+  });
+
   test('with pictures, whose files are gone', async () => {
     await withBoth(seeing, async (gemma, fresh) => {
       const mine = [file('1.png'), file('2.png')];

@@ -113,11 +113,12 @@ describe('using', () => {
     });
   });
 
-  test('images, video, tools', async () => {
+  test('images, results of tools', async () => {
     await withModel(async (gemma) => {
       const image = [{ role: 'user' as const, content: [{ type: 'image' as const, image: 'a.png' }] }];
       expect(await codeOf(gemma.generate(image))).toBe('ERR_UNSUPPORTED_INPUT');
-      expect(await codeOf(gemma.generate([{ role: 'tool', content: 'x' }]))).toBe('ERR_UNSUPPORTED_INPUT');
+      const reply = { role: 'tool' as const, toolCallId: 'x', content: 'x' };
+      expect(await codeOf(gemma.generate([reply]))).toBe('ERR_INVALID_ARGUMENT');
     });
   });
 

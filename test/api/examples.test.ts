@@ -6,6 +6,7 @@ const examples: [string, RegExp][] = [
   ['five-lines.mjs', /France/],
   ['stream-abort.mjs', /\((stopped after a second|the story ended by itself)\)\n$/],
   ['chat.mjs', /^> What is the largest planet\?\n[^]*> How many moons/],
+  ['tools.mjs', /^weather\(\{"city":"[^]*\}\) = \{"sky":"clear","celsius":-?\d+\}\n/],
   ['classify.mjs', /^I loved[^\n]*-> good \(\d+ %\)\nA complete[^\n]*-> bad [^\n]*\nThe cook[^\n]*\n$/],
   [
     'conversation.mjs',

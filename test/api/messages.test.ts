@@ -13,7 +13,11 @@ describe('in the format of Gemma 3', () => {
     ['no array', 'x', 'messages: expected an array, found "x"'],
     ['null', [null], 'messages[0]: expected a message { role, content }, found null'],
     ['an array', [[]], 'messages[0]: expected a message { role, content }, found an array'],
-    ['no role', [{ content: 'x' }], "messages[0].role: expected 'system', 'user' or 'assistant', found undefined"],
+    [
+      'no role',
+      [{ content: 'x' }],
+      "messages[0].role: expected 'system', 'user', 'assistant' or 'tool', found undefined",
+    ],
     ['another role', [{ role: 'robot', content: 'x' }], 'found "robot"'],
     ['developer', [{ role: 'developer', content: 'x' }], `found "developer"; 'system' is meant`],
     ['model', [{ role: 'model', content: 'x' }], `found "model"; 'assistant' is meant`],
@@ -22,7 +26,7 @@ describe('in the format of Gemma 3', () => {
     [
       'tool calls',
       user({ tool_calls: [] }),
-      'messages[0].tool_calls: no such key; this version of gemma-native has no tools',
+      "messages[0].tool_calls: no such key; toolCalls of the assistant's message is meant",
     ],
     [
       'image data',

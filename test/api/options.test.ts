@@ -96,10 +96,7 @@ describe('generate options', () => {
   });
 
   test('what later versions bring', () => {
-    for (const [what, names] of [
-      ['tools', ['tools', 'functions', 'toolChoice', 'tool_choice', 'maxSteps']],
-      ['adapters', ['adapter', 'lora']],
-    ] as const) {
+    for (const [what, names] of [['adapters', ['adapter', 'lora']]] as const) {
       for (const name of names) {
         expect(() => generateOptions({ [name]: {} })).toThrow(
           expect.objectContaining({

@@ -1,4 +1,5 @@
 // gemma-native chat: a conversation in the terminal, or with the lines of a pipe.
+import { statSync } from 'node:fs';
 import type { ContentPart, Conversation, Gemma, GemmaStream, GenerateResult, Message } from '../../index.js';
 import { commandOf, findMedia, plainPath, type ChatCommand, type Media } from '../chat-input.js';
 import { PipedInput, TerminalInput, type ChatInput } from '../chat-terminal.js';
@@ -38,8 +39,9 @@ function names(media: readonly Media[]): string {
   return media.map(({ type, path }) => `${type} ${path}`).join(', ');
 }
 
-function textOf({ content }: Message): string {
+function textOf({ role, content }: Message): string {
   if (typeof content === 'string') return content;
+  if (role === 'tool') return JSON.stringify(content);
   return content.map((part) => (part.type === 'text' ? part.text : `[${part.type}]`)).join(' ');
 }
 
@@ -91,7 +93,7 @@ export class Session {
     const command = commandOf(line);
     if (command) return this.#command(command);
     const { text, media } = findMedia(line);
-    if (media.length > 0) this.#attach(media);
+    if (media.length > 0) this.#attach(media, text === '');
     if (text === '') return true;
     const content: ContentPart[] = [
       ...this.#media.map(({ type, path }): ContentPart =>
@@ -162,14 +164,18 @@ export class Session {
   #attachNamed(argument: string): boolean {
     if (argument === '') throw new UsageError('/image: expected a file');
     const { text, media } = findMedia(argument);
-    // A file of another name than pictures have, or one that is not there, which the question will tell.
-    this.#attach(text === '' ? media : [...media, { type: 'image', path: plainPath(text) }]);
+    if (text !== '') {
+      const path = plainPath(text); // a URL, or a file of another name than pictures have
+      if (!/^https?:/.test(path)) statSync(path);
+      media.push({ type: 'image', path });
+    }
+    this.#attach(media, true);
     return true;
   }
 
-  #attach(media: readonly Media[]): void {
+  #attach(media: readonly Media[], isForNext: boolean): void {
     this.#media.push(...media);
-    if (!this.#json) note(`for the next question: ${printable(names(media))}`);
+    if (!this.#json) note(`${isForNext ? 'for the next question' : 'with'}: ${printable(names(media))}`);
   }
 
   #head(): string | undefined {
