@@ -415,9 +415,11 @@ class Translator {
     const { patterns } = this.#graph;
     const exact: Language[] = [];
     const loose: Language[] = [];
+    // A pattern of the whole text, as schema libraries give it beside a format, is stricter than the format. Both together are large.
+    const hasWhole = nodes.some(({ pattern }) => /^\^.*\$$/s.test(pattern?.text ?? ''));
     for (const { pattern, format, not, values } of nodes) {
       for (const rule of [pattern, format]) {
-        if (!rule) continue;
+        if (!rule || (rule === format && hasWhole)) continue;
         exact.push(rule.language);
         loose.push(rule.loose ?? rule.language);
       }
