@@ -197,7 +197,9 @@ test('conversations', async () => {
   expect('object' in (await chat.send('Hi', { json: false }))).toBe(false);
   const impossible = { items: { type: 'boolean' }, minItems: 3, maxItems: 3, uniqueItems: true };
   const before = chat.messages;
-  expect(await rejection(chat.send('Hi', { schema: impossible, maxOutputTokens: 400 }))).toMatchObject({ code: 'ERR_OUTPUT_INVALID' });
+  expect(await rejection(chat.send('Hi', { schema: impossible, maxOutputTokens: 400 }))).toMatchObject({
+    code: 'ERR_OUTPUT_INVALID',
+  });
   expect(chat.messages).toEqual(before);
   await chat.dispose();
 });
@@ -300,7 +302,9 @@ describe('answers at random meet their schemas', () => {
       await Promise.all(Array.from({ length: Math.min(32, samples - seed) }, (_, i) => one(seed + i)));
     }
     if (samples > 3)
-      process.stderr.write(`${name}: ${done} valid, ${invalid + huge} refused, ${samples - done - invalid - huge} cut off\n`);
+      process.stderr.write(
+        `${name}: ${done} valid, ${invalid + huge} refused, ${samples - done - invalid - huge} cut off\n`,
+      );
     if (!unsure.test(name)) expect(invalid).toBe(0);
   });
 });
