@@ -27,7 +27,7 @@ type Form =
   | { kind: 'choice'; of: readonly Form[] }
   | { kind: 'later'; of: Later }
   | { kind: 'number'; schema: Record<string, Json> }
-  | { kind: 'string'; pattern?: string }
+  | { kind: 'string'; pattern?: string; min?: number; max?: number }
   | { kind: 'array'; prefix: readonly Form[]; rest: Form; min: number; max: number; isUnique: boolean }
   | {
       kind: 'object';
@@ -415,9 +415,11 @@ class Translator {
     const { patterns } = this.#graph;
     const exact: Language[] = [];
     const loose: Language[] = [];
+    // A pattern of the whole text, as schema libraries give it beside a format, is stricter than the format. Both together are large.
+    const hasWhole = nodes.some(({ pattern }) => /^\^.*\$$/s.test(pattern?.text ?? ''));
     for (const { pattern, format, not, values } of nodes) {
       for (const rule of [pattern, format]) {
-        if (!rule) continue;
+        if (!rule || (rule === format && hasWhole)) continue;
         exact.push(rule.language);
         loose.push(rule.loose ?? rule.language);
       }
@@ -453,6 +455,8 @@ class Translator {
     const { patterns } = this.#graph;
     for (const language of this.#languages(nodes)) {
       if (language === patterns.all) return { kind: 'string' };
+      const [min, max] = patterns.lengthsOf(language) ?? [];
+      if (min !== undefined && max !== undefined) return { kind: 'string', min, max };
       const text = yield* patterns.write(language);
       if (text === null) return language.nullable ? { kind: 'values', values: [''] } : NEVER;
       if (text !== undefined) return { kind: 'string', pattern: text };
@@ -694,8 +698,15 @@ class Writer {
       }
       case 'number':
         return form.schema;
-      case 'string':
-        return { type: 'string', ...(form.pattern !== undefined && { pattern: form.pattern }) };
+      case 'string': {
+        const { pattern, min = 0, max = Infinity } = form;
+        return {
+          type: 'string',
+          ...(pattern !== undefined && { pattern }),
+          ...(min > 0 && { minLength: min }),
+          ...(max < Infinity && { maxLength: max }),
+        };
+      }
       case 'array':
         return yield* this.#array(form, level);
       case 'object':
