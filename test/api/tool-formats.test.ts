@@ -14,7 +14,7 @@ import {
   responsePieces,
   type Piece,
 } from '../../lib/tool-formats/functiongemma.js';
-import { plainSchema } from '../../lib/tool-formats/functiongemma-grammar.js';
+import { plainSchema } from '../../lib/tool-formats/functiongemma-schema.js';
 import { formatOf, toolFormat } from '../../lib/tool-formats/formats.js';
 import { data } from './helpers.js';
 
