@@ -22,7 +22,7 @@ import { beginning, lastQuestion, withRoom, type Asked, type Asker, type State }
 import { checkReadable, checkWritable } from './permission.js';
 import { strip, stripEnd } from './python-text.js';
 import { emptyResult, type GenerateResult } from './result.js';
-import { GemmaStream } from './stream.js';
+import { GemmaStream, type StreamSink } from './stream.js';
 import { rowsOf, chatText, restoredChat } from './saved-chat.js';
 import { answerWithTools, type AskModel, type Bound } from './tool-loop.js';
 import { decodeTokens, encodeParts } from './token-text.js';
@@ -67,8 +67,8 @@ function messagesOf(input: unknown, images: readonly unknown[]): unknown {
  * A conversation with a model, made by `gemma.chat` or `gemma.restoreChat`. It holds messages and their token ids; its answers are
  * not tokenised again, so each turn's prompt begins with all that the model has read and written before.
  *
- * A turn counts when its answer has ended. One that fails or is aborted, or whose stream's reader leaves, leaves the conversation as
- * it was. Calls that change it or wait for it (`send`, `stream`, `regenerate`, `append`, `undo`, `save`) happen one after the other in
+ * A turn counts when its answer has ended and, of a stream, its reader has taken all of it. One that fails or is aborted, or whose
+ * stream's reader leaves, leaves the conversation as it was. Calls that change it or wait for it (`send`, `stream`, `regenerate`, `append`, `undo`, `save`) happen one after the other in
  * the order in which they were made, a stream's from when it is first read; `messages`, `tokens` and `fork` show what is there now.
  */
 export class Conversation {
@@ -204,7 +204,7 @@ export class Conversation {
    * when all is written.
    *
    * @param file path or `file:` URL
-   * @throws GemmaError `ERR_FILE`; `ERR_DISPOSED`
+   * @throws GemmaError `ERR_FILE`, `ERR_CONTEXT_FULL` (more tokens than the context has room for), `ERR_DISPOSED`
    */
   async save(file: string | URL): Promise<{ bytes: number; positions: number }> {
     const path = localPath(file, 'file', { allowLocal: true }, 'ERR_FILE');
@@ -214,8 +214,8 @@ export class Conversation {
       const { turns } = this.#state;
       let { kept } = this.#state;
       let { tokens, firsts } = joined(kept);
-      if (turns.length > (kept.at(-1)?.end ?? 0)) {
-        // Messages without an answer: as the prompt that they would be.
+      if (turns.slice(kept.at(-1)?.end ?? 0).some(({ content }) => typeof content === 'object')) {
+        // Pictures in messages without an answer have their places in the prompt that these would be.
         const { prompt } = turnOptions(this.#defaults, {});
         const layout = await prompts.layOutTurns([...this.#head, ...turns], prompt, { kept });
         await prompts.see(layout, new Cancellation(), () => {});
@@ -281,7 +281,7 @@ export class Conversation {
   }
 
   // A turn. What it leaves becomes the conversation's in the same moment in which the promise is resolved.
-  #run(settings: TurnSettings, ask: Ask, cancellation: Cancellation, sink?: Sink): Promise<GenerateResult> {
+  #run(settings: TurnSettings, ask: Ask, cancellation: Cancellation, sink?: StreamSink): Promise<GenerateResult> {
     const { signal } = settings.options;
     return new Promise((resolve, reject) => {
       signal?.throwIfAborted();
@@ -299,6 +299,7 @@ export class Conversation {
           async () => this.#answer(await ask(this.#state), settings, cancellation, sink),
           cancellation,
         );
+        await sink?.taken(); // a reader who leaves has not seen all of it
         const isLeft = cancellation.cancelled;
         if (!isLeft) this.#state = state;
         resolve(isLeft ? { ...result, finishReason: 'other' } : result);

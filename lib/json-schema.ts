@@ -214,7 +214,7 @@ class Reader implements SchemaGraph {
     }
     this.#bases.set(raw, here);
     for (const [key, member] of Object.entries(raw)) {
-      if (!DATA.has(key)) this.#index(member as Json, here, `${path}/${pointerToken(key)}`);
+      if (!DATA.has(key)) this.#index(member, here, `${path}/${pointerToken(key)}`);
     }
   }
 
@@ -289,7 +289,7 @@ class Reader implements SchemaGraph {
       if (!Array.isArray(found) || !found.every((name) => typeof name === 'string')) {
         throw wrong(keyword, 'an array of strings');
       }
-      return found as string[];
+      return found;
     };
     const count = (keyword: string): number => {
       const found = raw[keyword];

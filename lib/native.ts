@@ -37,9 +37,12 @@ export interface HeldRows {
 
 /** What answers are bound to. */
 export interface NativeGrammarSource {
-  /** any JSON value; a JSON Schema; a regular expression; EBNF; structural tags, as XGrammar 0.2 reads them */
+  /** any JSON object or array; a JSON Schema; a regular expression; EBNF; structural tags, as XGrammar 0.2 reads them */
   kind: 'json' | 'jsonSchema' | 'regex' | 'ebnf' | 'structuralTag';
-  /** `''` for `'json'` */
+  /**
+   * `''` for `'json'`. Control tokens are allowed only where structural tags name them, by their ids (`findToken`): `{ type: 'token',
+   * token: 105 }`. Text between the tags of `token_triggered_tags` may hold each of them that `exclude_tokens` does not list.
+   */
   text: string;
   /** of `'ebnf'`: the rule to begin with; default: `root` */
   root?: string;

@@ -12,7 +12,8 @@ const LAST = 0x10ffff;
 const MAX_LENGTH = 10_000; // characters of a pattern
 const MAX_NESTING = 100;
 const MAX_COUNT = 100_000; // of a repetition
-const MAX_NODES = 100_000; // made for one match or one intersection
+const MAX_WORK = 100_000; // steps of making sets, for a pattern or a match
+const MAX_WRITING = 20_000; // the same, for an intersection that is written out
 const MAX_STATES = 400; // of an automaton that is written out
 const MAX_TEXT = 16_000; // characters of what is written out
 
@@ -362,7 +363,7 @@ export class Patterns {
   /** those of one after another, by their numbers */
   #sequences = new Map<number, Language>();
   #ids = 0;
-  #made = 0;
+  #left = MAX_WORK;
   readonly #automata = new Map<Language, Automaton>();
 
   constructor() {
@@ -385,6 +386,10 @@ export class Patterns {
     return known;
   }
 
+  #work(steps: number): void {
+    if ((this.#left -= steps) < 0) throw new PatternError('it takes too much work');
+  }
+
   #new(
     kind: Language['kind'],
     nullable: boolean,
@@ -393,7 +398,7 @@ export class Patterns {
     min = 0,
     max = 0,
   ): Language {
-    if (++this.#made > MAX_NODES) throw new PatternError('it takes too much work');
+    this.#work(1);
     return { id: this.#ids++, kind, nullable, parts, ranges, min, max };
   }
 
@@ -423,6 +428,7 @@ export class Patterns {
 
   either(parts: readonly Language[]): Language {
     const flat = new Set(parts.flatMap((part) => (part.kind === 'either' ? part.parts : [part])));
+    this.#work(flat.size >> 2);
     if (flat.has(this.all)) return this.all;
     flat.delete(this.none);
     const chars = [...flat].filter(({ kind }) => kind === 'chars');
@@ -442,6 +448,7 @@ export class Patterns {
 
   both(parts: readonly Language[]): Language {
     const flat = new Set(parts.flatMap((part) => (part.kind === 'both' ? part.parts : [part])));
+    this.#work(flat.size >> 2);
     flat.delete(this.all);
     if (flat.has(this.none)) return this.none;
     if (flat.has(this.empty)) return [...flat].every(({ nullable }) => nullable) ? this.empty : this.none;
@@ -505,7 +512,7 @@ export class Patterns {
    * lookaheads and anchors in places where they depend on how often something repeats
    */
   search(pattern: string, looks = true): Language {
-    this.#made = 0;
+    this.#left = MAX_WORK;
     const tree = new Parser(pattern).parse();
     const fromStart = this.#of(tree, this.all, true, looks);
     const later = this.#of(tree, this.all, false, looks);
@@ -515,7 +522,7 @@ export class Patterns {
 
   /** The strings that a pattern matches from their beginning to their end. Otherwise as `search`. */
   whole(pattern: string, looks = true): Language {
-    this.#made = 0;
+    this.#left = MAX_WORK;
     return this.#of(new Parser(pattern).parse(), this.empty, true, looks);
   }
 
@@ -611,13 +618,13 @@ export class Patterns {
 
   /** @internal */
   automaton(language: Language): Automaton {
-    if (this.#known.size + this.#sequences.size > 4 * MAX_NODES) {
+    if (this.#known.size + this.#sequences.size > 4 * MAX_WORK) {
       // Sets that were made before stay what they are; new ones are only no longer the same objects.
       this.#known = new Map();
       this.#sequences = new Map();
       this.#automata.clear();
     }
-    this.#made = 0;
+    this.#left = MAX_WORK;
     let found = this.#automata.get(language);
     if (!found) this.#automata.set(language, (found = new Automaton(this, language)));
     return found;
@@ -660,6 +667,7 @@ export class Patterns {
   /** Without intersections and complements: by the automaton's states, taken out one by one. Undefined: too large. */
   *#flatten(language: Language): Sliced<Language | undefined> {
     const automaton = this.automaton(language);
+    this.#left = MAX_WRITING;
     const edges = yield* automaton.explore(MAX_STATES);
     if (!edges) return undefined;
     const end = -1;
@@ -844,13 +852,12 @@ const ESCAPES = new Map([
 const ANY = complement([0xd800, 0xdfff]);
 const RAW = complement(union([0, 0x1f, 0x22, 0x22, 0x5c, 0x5c, 0xd800, 0xdfff]));
 
-// An expression in which a character beyond ASCII occurs is read by XGrammar 0.2.9 as it stands. Otherwise it leaves out what JSON
-// escapes, which here is written escaped. This one occurs no time.
+// XGrammar 0.2.9 reads an expression of ASCII alone in another way, which takes `a(-b+)?` for `ab` and leaves out what JSON escapes, which
+// here is written escaped. So a character beyond ASCII occurs, no time.
 const AS_IT_STANDS = '\u00e9{0}';
 
 class Writer {
   readonly #isJson: boolean;
-  #hasEscapes = false;
   readonly #sizes = new Map<Language, number>();
 
   constructor(isJson: boolean) {
@@ -863,7 +870,7 @@ class Writer {
     const text = this.#of(language);
     if (text === undefined || text === '') return undefined;
     // eslint-disable-next-line no-control-regex -- all of ASCII
-    return this.#hasEscapes && /^[\x00-\x7f]*$/.test(text) ? text + AS_IT_STANDS : text;
+    return this.#isJson && /^[\x00-\x7f]*$/.test(text) ? text + AS_IT_STANDS : text;
   }
 
   // What is shared between parts is written as often as it occurs.
@@ -925,7 +932,6 @@ class Writer {
       texts.unshift(`[${pairs.join('')}]`);
     }
     if (escapes.length > 0) {
-      this.#hasEscapes = true;
       texts.push(escapes.length === 1 ? `\\\\${escapes[0]}` : `\\\\[${escapes.join('')}]`);
     }
     if (texts.length === 0) return undefined;
@@ -961,7 +967,7 @@ function isGrouped(text: string): boolean {
 }
 
 function control(code: number): string | undefined {
-  return code < 0x20 || code === 0x7f ? `\\x${code.toString(16).padStart(2, '0')}` : undefined;
+  return code < 0x20 || code === 0x7f ? `\\u${code.toString(16).padStart(4, '0')}` : undefined;
 }
 
 function literal(code: number): string {

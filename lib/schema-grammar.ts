@@ -11,7 +11,7 @@ import { problemsOf } from './schema-validator.js';
 import { atOnce, type Sliced } from './turns.js';
 
 const MAX_FORMS = 4000;
-const MAX_PRODUCT = 512; // sets that alternatives make together
+const MAX_PRODUCT = 128; // sets that alternatives make together
 const MAX_COUNT = 100_000; // items, properties, characters; nothing longer fits into a context
 const MAX_LISTED = 500; // multiples that are listed one by one
 const MAX_PLACES = 8; // of the item that contains asks for
@@ -51,7 +51,9 @@ const ANY: Form = { kind: 'any' };
 const NEVER: Form = { kind: 'never' };
 
 function choiceOf(forms: readonly Form[]): Form {
-  const some = forms.filter(({ kind }) => kind !== 'never');
+  const values = forms.flatMap((form) => (form.kind === 'values' ? form.values : []));
+  const some = forms.filter(({ kind }) => kind !== 'never' && kind !== 'values');
+  if (values.length > 0) some.unshift({ kind: 'values', values });
   return some.length === 1 ? (some[0] as Form) : { kind: 'choice', of: some };
 }
 
@@ -64,6 +66,7 @@ class Translator {
   readonly #always: SchemaNode;
   readonly #impossible: SchemaNode;
   readonly #made = new Map<string, SchemaNode>();
+  readonly #lone = new Map<SchemaNode, SchemaNode>();
 
   constructor(graph: SchemaGraph) {
     this.#graph = graph;
@@ -155,7 +158,7 @@ class Translator {
     const set = new Set<SchemaNode>();
     const choices: SchemaNode[][][] = [];
     for (const node of nodes) this.#gather(node, set, choices);
-    this.#expand(set, choices, 1, sets);
+    yield* this.#expand(set, choices, 1, sets);
     const forms: Form[] = [];
     for (const pure of sets) forms.push(yield* this.#pure(pure));
     return choiceOf(forms);
@@ -280,7 +283,13 @@ class Translator {
   }
 
   // Every way to choose one of each alternative. Where there are too many, alternatives are left out.
-  #expand(set: Set<SchemaNode>, choices: readonly SchemaNode[][][], product: number, sets: SchemaNode[][]): void {
+  *#expand(
+    set: Set<SchemaNode>,
+    choices: readonly SchemaNode[][][],
+    product: number,
+    sets: SchemaNode[][],
+  ): Sliced<void> {
+    yield;
     const [first, ...rest] = choices;
     if (!first) {
       sets.push([...set]);
@@ -288,15 +297,14 @@ class Translator {
     }
     const more = product * first.length;
     if (more > MAX_PRODUCT && product > 1) {
-      this.#expand(set, rest, product, sets);
+      yield* this.#expand(set, rest, product, sets);
       return;
     }
     for (const chosen of first) {
       const grown = new Set(set);
       const next = [...rest];
       for (const node of chosen) this.#gather(node, grown, next);
-      if (isContradiction(grown)) continue;
-      this.#expand(grown, next, more, sets);
+      if (!isContradiction(grown)) yield* this.#expand(grown, next, more, sets);
     }
   }
 
@@ -316,7 +324,20 @@ class Translator {
   }
 
   #meeting(values: readonly Json[], nodes: readonly SchemaNode[]): Json[] {
-    return values.filter((value) => nodes.every((node) => atOnce(problemsOf(this.#graph, node, value)).length === 0));
+    const alone = nodes.map((node) => this.#alone(node));
+    return values.filter((value) => alone.every((node) => atOnce(problemsOf(this.#graph, node, value)).length === 0));
+  }
+
+  /** What a schema says itself: those that apply with it stand beside it, and of its alternatives one was chosen. */
+  #alone(node: SchemaNode): SchemaNode {
+    let found = this.#lone.get(node);
+    if (!found) {
+      found = { ...node };
+      for (const keyword of ['ref', 'allOf', 'anyOf', 'if', 'dependentSchemas'] as const) delete found[keyword];
+      if ((found.oneOf?.length ?? 0) > 16) delete found.oneOf;
+      this.#lone.set(node, found);
+    }
+    return found;
   }
 
   *#ofKind(kind: Kind, isInteger: boolean, nodes: readonly SchemaNode[]): Sliced<Form> {
@@ -370,21 +391,21 @@ class Translator {
     const first = Math.max(Math.ceil(min), Math.floor(above) + 1);
     const last = Math.min(Math.floor(max), Math.ceil(below) - 1);
     if (first > last) return NEVER;
-    // Beyond that a double does not hold every integer.
-    if (first > -Infinity) schema.minimum = Math.max(first, Number.MIN_SAFE_INTEGER);
-    if (last < Infinity) schema.maximum = Math.min(last, Number.MAX_SAFE_INTEGER);
-    if (first > Number.MAX_SAFE_INTEGER || last < Number.MIN_SAFE_INTEGER)
-      return { kind: 'number', schema: { type: 'integer' } };
     const whole = divisors.filter(Number.isInteger);
     if (whole.length > 0) {
       const divisor = whole.reduce(leastCommonMultiple);
-      if (divisor > last && -divisor < first && first > 0 !== last < 0) return NEVER;
-      if (first > -Infinity && last < Infinity && (last - first) / divisor < MAX_LISTED) {
+      if ((last - first) / divisor < MAX_LISTED) {
         const multiples: number[] = [];
-        for (let n = Math.ceil(first / divisor) * divisor; n <= last; n += divisor) multiples.push(n + 0);
+        for (let n = Math.ceil(first / divisor) * divisor; n <= last; n += divisor) multiples.push(n + 0); // no -0
         return { kind: 'values', values: this.#meeting(multiples, nodes) };
       }
-      schema.multipleOf = divisor;
+      // XGrammar enforces no bounds beside it.
+      return { kind: 'number', schema: { ...schema, multipleOf: divisor } };
+    }
+    // Beyond that a double does not hold every integer.
+    if (first <= Number.MAX_SAFE_INTEGER && last >= Number.MIN_SAFE_INTEGER) {
+      schema.minimum = Math.max(first, Number.MIN_SAFE_INTEGER);
+      schema.maximum = Math.min(last, Number.MAX_SAFE_INTEGER);
     }
     return { kind: 'number', schema };
   }

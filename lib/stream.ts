@@ -10,6 +10,12 @@ import type { GenerateResult } from './result.js';
 type Next = IteratorResult<StreamPart, undefined>;
 const END: Next = { done: true, value: undefined };
 
+/** A reader of a stream, who may leave it. */
+export interface StreamSink extends Sink {
+  /** Resolves when the reader has taken all parts that there are and asked for more, or takes no more. */
+  taken(): Promise<void>;
+}
+
 interface Waiting {
   resolve: (next: Next | Promise<Next>) => void;
   /** of who waits: a reader whose next part is to come is not forgotten */
@@ -18,13 +24,14 @@ interface Waiting {
 
 /** Between the engine and a reader. Refers to no object that the reader holds, so that these are collected when it forgets them. */
 class Channel {
-  readonly #run: (sink: Sink) => Promise<GenerateResult>;
+  readonly #run: (sink: StreamSink) => Promise<GenerateResult>;
   readonly #cancellation: Cancellation;
   readonly #stallTimeoutMs: number;
   readonly #parts: { part: StreamPart; events: number }[] = [];
   readonly #waiting: Waiting[] = [];
   #result: Promise<GenerateResult> | undefined;
   #acknowledge: (events: number) => void = () => {};
+  #onTaken = () => {};
   #stall: NodeJS.Timeout | undefined;
   #stalled: GemmaError | undefined;
   #unbounded = false;
@@ -34,7 +41,7 @@ class Channel {
   /** one reader has begun; there is no other */
   taken = false;
 
-  constructor(run: (sink: Sink) => Promise<GenerateResult>, cancellation: Cancellation, stallTimeoutMs: number) {
+  constructor(run: (sink: StreamSink) => Promise<GenerateResult>, cancellation: Cancellation, stallTimeoutMs: number) {
     this.#run = run;
     this.#cancellation = cancellation;
     this.#stallTimeoutMs = stallTimeoutMs;
@@ -56,6 +63,11 @@ class Channel {
     const result = await this.#run({
       started: (acknowledge) => (this.#acknowledge = acknowledge),
       part: (part, events) => this.#push(part, events),
+      taken: () =>
+        new Promise((resolve) => {
+          this.#onTaken = resolve;
+          this.#checkTaken();
+        }),
     });
     if (this.#stalled) throw this.#stalled;
     return result;
@@ -71,6 +83,7 @@ class Channel {
       this.#acknowledge(entry.events);
       entry.events = 0;
     }
+    this.#checkTaken();
   }
 
   next(reader: object): Promise<Next> {
@@ -91,7 +104,10 @@ class Channel {
       this.#end();
       return Promise.resolve(END);
     }
-    return new Promise((resolve) => this.#waiting.push({ resolve, reader }));
+    return new Promise((resolve) => {
+      this.#waiting.push({ resolve, reader });
+      this.#checkTaken();
+    });
   }
 
   /** The reader wants no more. Nothing happens where the work has ended, or was not begun. */
@@ -118,6 +134,7 @@ class Channel {
     this.#failed = failed;
     forgotten.unregister(this);
     this.#watch();
+    this.#checkTaken();
     if (this.#waiting.length === 0) return;
     if (failed) this.#waiting.shift()?.resolve((this.#result as Promise<GenerateResult>).then(() => END));
     this.#end();
@@ -128,6 +145,12 @@ class Channel {
     this.#parts.length = 0;
     this.#watch();
     for (const { resolve } of this.#waiting.splice(0)) resolve(END);
+    this.#checkTaken();
+  }
+
+  #checkTaken(): void {
+    const wantsMore = this.#parts.length === 0 && this.#waiting.length > 0;
+    if (wantsMore || this.#unbounded || this.#ended || this.#cancellation.cancelled) this.#onTaken();
   }
 
   // The time that counts is that in which there is a part to take, and more to come.
@@ -146,6 +169,7 @@ class Channel {
         );
         this.#parts.length = 0;
         this.#cancellation.cancel(this.#stalled);
+        this.#checkTaken();
       }, this.#stallTimeoutMs).unref();
     }
   }
@@ -208,7 +232,7 @@ export class GemmaStream<T = unknown> implements AsyncIterable<StreamPart<T>> {
   readonly #reader = {};
 
   /** @internal */
-  constructor(run: (sink: Sink) => Promise<GenerateResult>, cancellation: Cancellation, stallTimeoutMs: number) {
+  constructor(run: (sink: StreamSink) => Promise<GenerateResult>, cancellation: Cancellation, stallTimeoutMs: number) {
     this.#channel = new Channel(run, cancellation, stallTimeoutMs);
   }
 

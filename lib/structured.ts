@@ -69,7 +69,7 @@ const jsonStructure: Structure = {
 function quoted(choice: string): string {
   // eslint-disable-next-line no-control-regex -- these are meant
   const escaped = choice.replace(/["\\]/g, '\\$&').replace(/[\x00-\x1f\x7f]/g, (control) => {
-    return `\\x${control.charCodeAt(0).toString(16).padStart(2, '0')}`;
+    return `\\u${control.charCodeAt(0).toString(16).padStart(4, '0')}`;
   });
   return `"${escaped}"`;
 }
@@ -167,7 +167,7 @@ const MAKERS: Readonly<Record<keyof StructuredOptions, (value: unknown) => Struc
  */
 export function structureOf(options: StructuredOptions): Structure | undefined {
   const given = (Object.keys(MAKERS) as (keyof StructuredOptions)[])
-    .map((name) => ({ name, value: options[name] as unknown })) // read once
+    .map((name) => ({ name, value: options[name] })) // read once
     .filter(({ name, value }) => value !== undefined && !(name === 'json' && value === false));
   const [first, second] = given;
   if (first && second)

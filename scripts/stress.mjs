@@ -4,6 +4,7 @@
 //   npm run stress -- mixed --operations 100000     clients that read, stall, leave, abort and forget, side by side
 //   npm run stress -- aborts --operations 10000     generations that are aborted at any moment
 //   npm run stress -- conversations --operations 10000   chats that branch, are edited and aborted, with caches of all sizes
+//   npm run stress -- chats --operations 10000           the same with gemma.chat: forks, undo, files, full contexts
 //   npm run stress -- workers --operations 500      worker threads that are terminated, as many at each stage
 //   npm run stress -- exits --operations 200        processes that exit at any moment
 //   npm run stress -- --seed 7                      other choices; the seed is printed
@@ -12,7 +13,9 @@
 // are printed and judged by nobody here: they belong to a quiet machine.
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { ReadableStream } from 'node:stream/web';
@@ -26,7 +29,7 @@ const HANG_MS = 120_000; // no operation here takes a hundredth of it
 const PICTURES = ['one.png', 'other.png', 'shapes.png', 'sign.png'].map((name) =>
   join(root, 'models', 'pictures', name),
 );
-const SHORT_RUN = { mixed: 1500, aborts: 500, conversations: 60, workers: 6, exits: 26 };
+const SHORT_RUN = { mixed: 1500, aborts: 500, conversations: 40, chats: 25, workers: 6, exits: 26 };
 
 /** Random numbers in [0, 1) from a seed (mulberry32, public domain by Tommy Ettinger), so that a run can be repeated. */
 function randomFrom(seed) {
@@ -68,11 +71,17 @@ function questions() {
     ask(story, { raw: true, seed: 29, maxOutputTokens: 60 }),
     { kind: 'logits', input: 'The sun is', options: { all: true } },
     { kind: 'logits', input: see('Describe the picture.', PICTURES[0]), options: { top: 5, data: false } },
+    { kind: 'score', input: see('Describe the picture.', PICTURES[1]), candidates: ['A red', 'Two', 'a'], options: {} },
+    { kind: 'score', input: story, candidates: story.split('. ').slice(0, 40), options: { normalize: 'bytes' } },
     { kind: 'embedImage', input: PICTURES[1], options: {} },
     { kind: 'embedImage', input: [PICTURES[3], PICTURES[0]], options: { panAndScan: true, pooling: 'mean' } },
     { kind: 'tokenize', input: story, options: {} },
     { kind: 'countTokens', input: see(story, PICTURES[2]), options: {} },
   ];
+}
+
+function answerTo(gemma, { kind, input, candidates, options }) {
+  return kind === 'score' ? gemma.score(input, candidates, options) : gemma[kind](input, options);
 }
 
 // Durations and what the caches gave differ from run to run; everything else may not.
@@ -112,7 +121,7 @@ function memory() {
 
 // Each takes a question and ends in one way; what is returned is compared with the answer alone, undefined is not.
 const behaviours = {
-  read: ({ gemma, question: { kind, input, options } }) => gemma[kind](input, options),
+  read: ({ gemma, question }) => answerTo(gemma, question),
   slowly: async ({ gemma, question: { input, options }, random }) => {
     const stream = gemma.stream(input, options);
     let text = '';
@@ -146,12 +155,12 @@ const behaviours = {
   forget: async ({ gemma, question: { input, options } }) => {
     await gemma.stream(input, options)[Symbol.asyncIterator]().next();
   },
-  abort: async ({ gemma, question: { kind, input, options }, random }) => {
+  abort: async ({ gemma, question, random }) => {
     const controller = new AbortController();
     const reason = new Error('mine');
     setTimeout(() => controller.abort(reason), random() ** 2 * 200);
     try {
-      return await gemma[kind](input, { ...options, signal: controller.signal });
+      return await answerTo(gemma, { ...question, options: { ...question.options, signal: controller.signal } });
     } catch (error) {
       if (error !== reason) throw error;
       return undefined;
@@ -164,7 +173,7 @@ async function mixed({ Gemma, operations, random }) {
   const gemma = await Gemma.load('demo', { contextSize: 4096 });
   const asked = questions();
   const alone = [];
-  for (const { kind, input, options } of asked) alone.push(comparable(kind, await gemma[kind](input, options)));
+  for (const question of asked) alone.push(comparable(question.kind, await answerTo(gemma, question)));
 
   const counts = {};
   const rss = [];
@@ -177,7 +186,7 @@ async function mixed({ Gemma, operations, random }) {
         (name) => question.kind === 'generate' || !OF_STREAMS.includes(name),
       );
       const name = names[Math.floor(random() * names.length)];
-      if (name === 'abort' && !['generate', 'logits', 'embedImage'].includes(question.kind)) continue;
+      if (name === 'abort' && !['generate', 'logits', 'score', 'embedImage'].includes(question.kind)) continue;
       const what = `${question.kind} ${at}, ${name}`;
       const answer = await settles(what, behaviours[name]({ gemma, question, random }));
       if (answer !== undefined) expectEqual(what, comparable(question.kind, answer), alone[at]);
@@ -252,7 +261,12 @@ async function conversations({ Gemma, operations, random }) {
     const system = systems[below(systems.length)];
     let messages = system ? [{ role: 'system', content: system }, question()] : [question()];
     for (let turn = 1 + below(6); turn > 0; --turn, ++turns) {
-      const options = { seed: below(1000), maxOutputTokens: 1 + below(20), logprobs: 2, draft: below(2) === 0 };
+      const options = {
+        seed: below(1000),
+        maxOutputTokens: 1 + below(20),
+        logprobs: 2,
+        draft: below(2) ? 'prompt-lookup' : false,
+      };
       const what = `${JSON.stringify(messages).slice(0, 200)} ... with ${JSON.stringify(options)}`;
       if (below(8) === 0) {
         const call = { gemma, question: { kind: 'generate', input: messages, options }, random };
@@ -285,6 +299,109 @@ async function conversations({ Gemma, operations, random }) {
   });
   for (const gemma of [plain, ...cached]) await settles('dispose', gemma.dispose());
   return `${operations} conversations, ${turns} answers equal, ${aborted} aborted; known of the prompts: ${known.join(', ')}`;
+}
+
+// What gemma.chat keeps, against a model without a cache that gets the ids of each prompt. Chats fork, go back, ask again, go to a
+// file and back, are aborted and left; whatever failed has changed nothing.
+async function chats({ Gemma, operations, random }) {
+  const load = (prefixCacheBytes) => Gemma.load('demo', { contextSize: 400, prefixCacheBytes });
+  const below = (n) => Math.floor(random() * n);
+  const pick = (list) => list[below(list.length)];
+  const plain = await load(0);
+  const cached = await Promise.all([256 << 20, 1 << 20].map(load));
+  const folder = await mkdtemp(join(tmpdir(), 'gemma-stress-'));
+  const texts = ['What is the capital of France?', ' a <end_of_turn> ', 'Hi\n\n', '你好 😀', 'x'.repeat(150), ''];
+  const summary = ({ dropped }) => [
+    { role: 'user', content: `There were ${dropped.length} messages.` },
+    { role: 'assistant', content: 'Yes.' },
+  ];
+  const stateOf = (chat) => JSON.stringify([chat.messages, chat.tokens]);
+  const picturesOf = ({ messages }) =>
+    messages.flatMap(({ content }) => (Array.isArray(content) ? content : [])).flatMap(({ image = [] }) => image);
+  let turns = 0;
+  let dropped = 0;
+  let unchanged = 0;
+
+  const say = async (chat, options, what) => {
+    const own = { ...options };
+    for (const name of ['prefill', 'replace', 'images']) delete own[name];
+    const answer =
+      below(6) === 0 && picturesOf(chat).length === 0 ? chat.regenerate(own) : chat.send(pick(texts), options);
+    const result = await settles(what, answer);
+    const prompt = chat.tokens.slice(0, result.usage.inputTokens);
+    const alone = await plain.generate(prompt, { ...own, images: picturesOf(chat), onOverflow: 'truncate' });
+    expectEqual(what, comparable('generate', result), comparable('generate', alone));
+    ++turns;
+    if (result.dropped) ++dropped;
+  };
+  const leave = async (chat, options) => {
+    const stream = chat.stream(pick(texts), options);
+    let n = below(9);
+    for await (const { text } of stream) if (text !== '' && n-- === 0) break;
+    return (await stream.result).finishReason !== 'other';
+  };
+  const abort = async (chat, options) => {
+    const stop = new AbortController();
+    const asked = chat.send(pick(texts), { ...options, signal: stop.signal });
+    asked.catch(() => {});
+    for (let n = below(40); n > 0; --n) await new Promise(setImmediate);
+    stop.abort(new Error('stopped'));
+    return asked.then(
+      () => true,
+      (error) => {
+        if (error.message !== 'stopped') throw error;
+        return false;
+      },
+    );
+  };
+
+  const converse = async (name) => {
+    const onOverflow = pick(['shift', summary, 'truncate', 'error']);
+    const open = [pick(cached).chat({ onOverflow, ...(below(2) && { system: 'Be brief.' }) })];
+    for (let step = 1 + below(12); step > 0; --step) {
+      const i = below(open.length);
+      const chat = open[i];
+      const options = {
+        seed: below(1000),
+        maxOutputTokens: 1 + below(30),
+        logprobs: 2,
+        ...(below(4) === 0 && { stopSequences: ['a', 'ed'] }),
+        ...(below(4) === 0 && { prefill: pick(['The ', ' A', 'Yes, ']) }),
+        ...(below(4) === 0 && { replace: true }),
+        ...(below(5) === 0 && { images: [pick(PICTURES)] }),
+      };
+      const before = stateOf(chat);
+      const what = `chat ${name}, ${chat.messages.length} messages, ${JSON.stringify(options)}`;
+      let isChanged = true;
+      try {
+        const kind = below(12);
+        if (kind === 0 && open.length < 4) open.push(chat.fork());
+        else if (kind === 1) await settles(what, chat.undo());
+        else if (kind === 2) isChanged = await settles(what, leave(chat, { ...options, maxOutputTokens: 99 }));
+        else if (kind === 3) isChanged = await settles(what, abort(chat, options));
+        else if (kind === 4) {
+          const file = join(folder, name);
+          await settles(what, chat.save(file));
+          open[i] = await settles(what, pick(cached).restoreChat(file));
+          expectEqual(what, JSON.stringify(open[i].tokens), JSON.stringify(chat.tokens));
+        } else await say(chat, options, what);
+      } catch (error) {
+        if (!['ERR_CONTEXT_FULL', 'ERR_INVALID_ARGUMENT'].includes(error.code)) throw error;
+        isChanged = false; // too long, or nothing to ask again
+      }
+      if (isChanged) continue;
+      expectEqual(`${what}, which failed`, stateOf(chat), before);
+      ++unchanged;
+    }
+  };
+  let left = operations;
+  const client = async () => {
+    while (left-- > 0) await converse(String(left));
+  };
+  await Promise.all(Array.from({ length: 5 }, client));
+  await rm(folder, { recursive: true });
+  for (const gemma of [plain, ...cached]) await settles('dispose', gemma.dispose());
+  return `${operations} chats, ${turns} answers equal, ${dropped} after a full context, ${unchanged} that failed or were left`;
 }
 
 // Code for a worker or a process: it calls reached() when the stage is reached, and goes on.
@@ -361,7 +478,7 @@ async function exits({ operations, random }) {
   return `${operations} exits, each with its own exit code`;
 }
 
-const kinds = { mixed, aborts, conversations, workers, exits };
+const kinds = { mixed, aborts, conversations, chats, workers, exits };
 
 /** Runs kinds of stress one after another. Rejects at the first fault. */
 export async function stress(names, { operations, seed }) {

@@ -79,14 +79,18 @@ function printSlowest() {
   for (const { name, seconds } of slowest) process.stdout.write(`${seconds.toFixed(1).padStart(7)} s  ${name}\n`);
 }
 
-// All tests run where all sets of kernels do, except those of drafting, of the scheduler, of whole images and of the memory of
-// models of published sizes, which emulated take longer than all others together and call no kernel that the others do not. The other processors must choose the best set that they have, and
-// must find no instruction in it that they lack: for that the tests of its files are enough.
+// All tests run where all sets of kernels do, except those of what surrounds the kernels (drafting, scheduler, prefixes, grammars),
+// of whole images and of the memory of models of published sizes, which emulated take longer than all others together. The other
+// processors must choose the best set that they have, and must find no instruction in it that they lack: for that the tests of its
+// files are enough.
 const arm64Processors = [
   {
     cpu: 'max',
     isa: 'neon_i8mm',
-    except: ['draft', 'scheduler', 'images', 'vision', 'memory', 'out_of_memory', 'gpu_engine', 'gpu_split'],
+    except: [
+      ...['draft', 'scheduler', 'prefix', 'state', 'grammar', 'memory', 'out_of_memory'],
+      ...['images', 'vision', 'gpu_engine', 'gpu_split'],
+    ],
   },
   { cpu: 'neoverse-n1', isa: 'neon_dotprod', only: ['gemm', 'vector', 'full_attention'] },
   { cpu: 'cortex-a72', isa: 'ref', only: ['gemm', 'vector'] },
@@ -158,7 +162,7 @@ await main(async () => {
       TSAN_OPTIONS: 'halt_on_error=1',
     };
     await runNativeTests(await buildNativeTests('thread'), 'ThreadSanitizer', thread, {
-      only: ['base', 'engine', 'scheduler', 'images', 'gpu_kernels'],
+      only: ['base', 'engine', 'scheduler', 'prefix', 'images', 'gpu_kernels'],
     });
   }
   if (!arguments_.includes('--quick')) await runArm64Tests();

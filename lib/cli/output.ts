@@ -57,7 +57,7 @@ export async function withProgress<T>(
 // A bar for less would only flicker.
 const BAR_AFTER_MS = 500;
 
-/** The same for a prompt, a bar for each stage; nothing for the moment that a short text takes. */
+/** The same for a prompt, a bar for each stage; nothing for the moment that a short text or a picture seen before takes. */
 export function promptProgress(silent: boolean): { update: (progress: PromptProgress) => void; stop: () => void } {
   if (silent || !process.stderr.isTTY) return { update: () => {}, stop: () => {} };
   let shown: SingleBar | undefined;
@@ -68,13 +68,10 @@ export function promptProgress(silent: boolean): { update: (progress: PromptProg
     shown = undefined;
   };
   const update = (progress: PromptProgress) => {
-    if (progress.stage !== stage) {
-      stop();
-      if (progress.stage === 'images') shown = bar('Looking');
-      stage = progress.stage;
-    }
-    if (!shown && progress.stage === 'prompt' && progress.fraction < 1 && performance.now() - start > BAR_AFTER_MS) {
-      shown = bar('Reading');
+    if (progress.stage !== stage) stop();
+    stage = progress.stage;
+    if (!shown && progress.fraction < 1 && performance.now() - start > BAR_AFTER_MS) {
+      shown = bar(stage === 'images' ? 'Looking' : 'Reading');
     }
     shown?.update(Math.round(progress.fraction * 100));
   };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <limits>
 #include <random>
 
@@ -138,7 +139,11 @@ void FileWriter::close() {
 
 FileWriter::~FileWriter() {
   close();
-  if (!beside_.empty()) DeleteFileW(wide(beside_).c_str());
+  if (beside_.empty()) return;
+  try {
+    DeleteFileW(wide(beside_).c_str());
+  } catch (const std::exception&) {  // no memory for the name: the file stays
+  }
 }
 
 void FileWriter::write(std::span<const std::byte> bytes) {

@@ -35,7 +35,7 @@ uint64_t to_id(const Napi::Value& value);                   // of an operation
 std::vector<int> to_contexts(const Napi::Object& options);  // { contexts: number[] }
 LoadOptions to_load_options(const Napi::Object& options);
 GenerateParams to_generate_params(const Napi::Object& params);
-GrammarSource to_grammar_source(const Napi::Object& source);  // { kind, text, root? }
+GrammarSource to_grammar_source(const Napi::Object& source);    // { kind, text, root? }
 KvType to_kv_type(const std::string& name);                     // throws Error{kInvalidArgument}
 DraftMode to_draft_mode(const std::string& name);               // throws Error{kInvalidArgument}
 std::vector<TokenId> to_tokens(const Napi::Value& value);       // Int32Array

@@ -69,8 +69,27 @@ void check_size(const GrammarSource& source) {
   }
 }
 
+// Blanks in a row after which the next token of JSON begins with something else: models that do not know how to go on
+// would write them for ever. Indentation of twenty levels is less.
+constexpr int kMaxBlanks = 40;
+
+bool is_blank(char c) {
+  return c == ' ' || c == '\n' || c == '\r' || c == '\t';
+}
+
 void set_bit(std::vector<uint32_t>* words, TokenId token) {
   (*words)[static_cast<size_t>(token) / 32] |= 1u << (token % 32);
+}
+
+// Bits that are 1, as far as TokenMask counts them.
+size_t count(std::span<const uint32_t> words) {
+  size_t n = 0;
+  for (const uint32_t word : words) {
+    if (word == 0) continue;
+    n += static_cast<size_t>(std::popcount(word));
+    if (n > TokenMask::kMostCounted) return TokenMask::kMostCounted + 1;
+  }
+  return n;
 }
 
 DLTensor tensor_of(std::vector<uint32_t>& words, int64_t* shape) {
@@ -92,12 +111,14 @@ struct GrammarVocabulary {
     if (info) return;
     const int n_vocab = tokenizer.n_vocab();
     texts.assign(static_cast<size_t>(n_vocab + 31) / 32, 0u);
+    blanks = texts;
     std::vector<std::string> spellings(static_cast<size_t>(n_vocab));
     for (TokenId token = 0; token < n_vocab; ++token) {
       std::string& spelling = spellings[static_cast<size_t>(token)];
       if (!tokenizer.is_control(token)) {
         spelling = tokenizer.token_bytes(token);
         set_bit(&texts, token);
+        if (!spelling.empty() && is_blank(spelling[0])) set_bit(&blanks, token);
       } else if (const std::string_view name = tokenizer.token_bytes(token, true); !name.empty()) {
         spelling.append(1, kNoText).append(name);
       }
@@ -107,13 +128,14 @@ struct GrammarVocabulary {
     info.emplace(spellings, xgrammar::VocabType::RAW, n_vocab, std::vector<int32_t>(ends.begin(), ends.end()));
   }
 
-  std::vector<uint32_t> texts;  // tokens that are text, and end tokens
+  std::vector<uint32_t> texts;   // tokens that are text, and end tokens
+  std::vector<uint32_t> blanks;  // tokens that begin with a blank
   std::optional<xgrammar::TokenizerInfo> info;
 };
 
 struct Grammar::Impl {
-  Impl(std::shared_ptr<const GrammarVocabulary> owner, xgrammar::CompiledGrammar result)
-      : vocabulary(std::move(owner)), compiled(std::move(result)), permitted(vocabulary->texts) {
+  Impl(std::shared_ptr<const GrammarVocabulary> owner, xgrammar::CompiledGrammar result, bool json)
+      : vocabulary(std::move(owner)), compiled(std::move(result)), permitted(vocabulary->texts), is_json(json) {
     const xgrammar::Grammar grammar = compiled.GetGrammar();
     const auto& machine = grammar->complete_fsm;
     for (int state = 0; state < machine.NumStates(); ++state) {
@@ -128,7 +150,15 @@ struct Grammar::Impl {
   std::shared_ptr<const GrammarVocabulary> vocabulary;
   xgrammar::CompiledGrammar compiled;
   std::vector<uint32_t> permitted;  // text, end tokens and the tokens that it names
+  bool is_json;
 };
+
+TokenId TokenMask::first() const {
+  for (size_t i = 0; i < words.size(); ++i) {
+    if (words[i] != 0) return static_cast<TokenId>(i * 32) + std::countr_zero(words[i]);
+  }
+  return -1;
+}
 
 Grammar::Grammar() = default;
 Grammar::~Grammar() = default;
@@ -137,6 +167,7 @@ struct Matcher::Impl {
   explicit Impl(std::shared_ptr<const Grammar> owner) : grammar(std::move(owner)), matcher(grammar->impl_->compiled) {}
   std::shared_ptr<const Grammar> grammar;
   xgrammar::GrammarMatcher matcher;
+  std::vector<int> n_blanks{0};  // at the end of the text: now, and after each token before the last
 };
 
 Matcher::Matcher(std::shared_ptr<const Grammar> grammar) : impl_(std::make_unique<Impl>(std::move(grammar))) {}
@@ -153,20 +184,29 @@ void Matcher::allowed(TokenMask* mask) {
   int64_t shape = 0;
   DLTensor tensor = tensor_of(mask->words, &shape);
   impl_->matcher.FillNextTokenBitmask(&tensor);
-  size_t n = 0;
-  for (size_t i = 0; i < permitted.size(); ++i) {
-    mask->words[i] &= permitted[i];
-    n += static_cast<size_t>(std::popcount(mask->words[i]));
+  for (size_t i = 0; i < permitted.size(); ++i) mask->words[i] &= permitted[i];
+  if (impl_->grammar->impl_->is_json && impl_->n_blanks.back() >= kMaxBlanks) {
+    const std::vector<uint32_t>& blanks = impl_->grammar->impl_->vocabulary->blanks;
+    std::vector<uint32_t> others = mask->words;
+    for (size_t i = 0; i < others.size(); ++i) others[i] &= ~blanks[i];
+    if (count(others) > 0) mask->words.swap(others);
   }
-  mask->n_allowed = n;
+  mask->n_allowed = count(mask->words);
 }
 
 bool Matcher::accept(TokenId token) {
-  return !ended() && impl_->matcher.AcceptToken(token);
+  if (ended() || !impl_->matcher.AcceptToken(token)) return false;
+  const std::string& text = impl_->grammar->impl_->vocabulary->info->GetDecodedVocab()[static_cast<size_t>(token)];
+  const auto last = std::find_if_not(text.rbegin(), text.rend(), is_blank);
+  const int n = static_cast<int>(last - text.rbegin());
+  impl_->n_blanks.push_back(last == text.rend() ? impl_->n_blanks.back() + n : n);
+  return true;
 }
 
 void Matcher::rollback(int n) {
-  if (n > 0) impl_->matcher.Rollback(n);
+  if (n <= 0) return;
+  impl_->matcher.Rollback(n);
+  impl_->n_blanks.resize(impl_->n_blanks.size() - static_cast<size_t>(n));
 }
 
 bool Matcher::complete() const {
@@ -232,24 +272,23 @@ std::shared_ptr<const Grammar> GrammarCompiler::compile_new(const GrammarSource&
   const Clock::time_point start = Clock::now();
   std::shared_ptr<Grammar> grammar(new Grammar);
   try {
-    XGrammarLimits limits(
-        kMaxCompileBytes,
-        start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kMaxCompileSeconds)), closed_);
+    XGrammarLimits limits(kMaxCompileBytes, kMaxCompileSeconds, closed_);
     // Grammars are kept here, by what is asked for. One thread: errors of others would end the process.
     xgrammar::GrammarCompiler compiler(*vocabulary_->info, 1, false);
     std::optional<xgrammar::CompiledGrammar> compiled;
     switch (source.kind) {
-      case GrammarKind::kJson:
+      case GrammarKind::kJson: compiled = compiler.CompileBuiltinJSONGrammar(); break;
       case GrammarKind::kJsonSchema:
-        compiled = compiler.CompileJSONSchema(source.kind == GrammarKind::kJson ? "{}" : source.text, true, std::nullopt,
-                                              std::nullopt, false, kMaxJsonSpaces);
+        compiled = compiler.CompileJSONSchema(source.text, true, std::nullopt, std::nullopt, false);
         break;
       case GrammarKind::kRegex: compiled = compiler.CompileRegex(source.text); break;
       case GrammarKind::kEbnf: compiled = compiler.CompileGrammar(source.text, source.root); break;
       case GrammarKind::kStructuralTag: compiled = compiler.CompileStructuralTag(source.text); break;
     }
     limits.check();
-    grammar->impl_ = std::make_unique<Grammar::Impl>(vocabulary_, std::move(*compiled));
+    grammar->impl_ = std::make_unique<Grammar::Impl>(
+        vocabulary_, std::move(*compiled),
+        source.kind == GrammarKind::kJson || source.kind == GrammarKind::kJsonSchema);
     grammar->bytes_ = grammar->impl_->compiled.MemorySizeBytes() + grammar->impl_->permitted.size() * sizeof(uint32_t);
     Matcher matcher(grammar);
     TokenMask first;

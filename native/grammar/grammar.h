@@ -3,7 +3,8 @@
 // folder sees.
 //
 // Control tokens are never part of a text: a grammar allows one only where it names it as a token (structural tags,
-// EBNF's Token()). End tokens are allowed where the text is complete.
+// EBNF's Token()). End tokens are allowed where the text is complete. JSON goes on with something else after 40 blanks in
+// a row.
 #pragma once
 
 #include <atomic>
@@ -31,12 +32,15 @@ struct GrammarSource {
 
 // Tokens of a vocabulary, a bit for each: token t is bit t % 32 of words[t / 32].
 struct TokenMask {
+  static constexpr size_t kMostCounted = 2048;
   std::vector<uint32_t> words;
-  size_t n_allowed = 0;
+  size_t n_allowed = 0;  // kMostCounted + 1 where there are more
   bool allows(TokenId token) const {
     const size_t word = static_cast<size_t>(token) / 32;
     return token >= 0 && word < words.size() && (words[word] >> (token % 32) & 1u) != 0;
   }
+  // The lowest that is allowed, -1: none.
+  TokenId first() const;
 };
 
 struct GrammarVocabulary;
@@ -124,9 +128,7 @@ class GrammarCompiler {
 // Limits of a source, and of its compilation. Fractions of them are what large schemas that people use need.
 inline constexpr size_t kMaxGrammarBytes = 1 << 20;
 inline constexpr int kMaxGrammarDepth = 200;  // of brackets
-inline constexpr double kMaxCompileSeconds = 0.8;
-// Between two words of JSON: a line's end and indentation. Without a limit an answer may consist of white space.
-inline constexpr int kMaxJsonSpaces = 20;
+inline constexpr double kMaxCompileSeconds = 0.8;  // of a processor
 inline constexpr size_t kMaxCompileBytes = size_t{512} << 20;
 inline constexpr size_t kMaxKeptGrammarBytes = size_t{64} << 20;
 

@@ -1,20 +1,42 @@
 #include "grammar/xgrammar_hooks.h"
 
+#include <ctime>
 #include <new>
+#include <string>
+#ifdef _WIN32
+#include <windows.h>
+#endif
 
 #define XGRAMMAR_LOG_CUSTOMIZE 1
-#include "base/error.h"
 #include <cpp/support/logging.h>
+
+#include "base/error.h"
 
 namespace gemma {
 namespace {
 
 thread_local XGrammarLimits* limits = nullptr;
 
+// Seconds that this thread has run.
+double thread_seconds() {
+#ifdef _WIN32
+  FILETIME created{}, ended{}, kernel{}, user{};
+  GetThreadTimes(GetCurrentThread(), &created, &ended, &kernel, &user);
+  const auto ticks = [](const FILETIME& time) {
+    return static_cast<double>(time.dwHighDateTime) * 4294967296.0 + static_cast<double>(time.dwLowDateTime);
+  };
+  return 1e-7 * (ticks(kernel) + ticks(user));
+#else
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+#endif
+}
+
 }  // namespace
 
-XGrammarLimits::XGrammarLimits(size_t max_bytes, Clock::time_point deadline, const std::atomic<bool>& stop)
-    : max_bytes_(max_bytes), deadline_(deadline), stop_(stop) {
+XGrammarLimits::XGrammarLimits(size_t max_bytes, double seconds, const std::atomic<bool>& stop)
+    : max_bytes_(max_bytes), deadline_(thread_seconds() + seconds), stop_(stop) {
   limits = this;
 }
 
@@ -24,7 +46,7 @@ XGrammarLimits::~XGrammarLimits() {
 
 void XGrammarLimits::check() {
   if (stop_.load(std::memory_order_relaxed)) throw Error(ErrorCode::kDisposed, "CANCELLED", "cancelled");
-  if (Clock::now() > deadline_) {
+  if (thread_seconds() > deadline_) {
     throw Error(ErrorCode::kInvalidArgument, "GRAMMAR_TOO_LARGE",
                 "the grammar takes too long to compile: expected fewer or simpler parts");
   }
@@ -39,7 +61,7 @@ struct XGrammarMemory {
                   "the grammar takes more than " + std::to_string(current->max_bytes_ >> 20) +
                       " MiB to compile: expected fewer or simpler parts");
     }
-    if (++current->n_calls_ % 256 == 0) current->check();  // a look at the clock costs as much as an allocation
+    if (++current->n_calls_ % 1024 == 0) current->check();  // a look at the clock costs as much as ten allocations
     void* const memory = ::operator new(size);
     current->bytes_ += static_cast<ptrdiff_t>(size);
     return memory;

@@ -4,18 +4,16 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstddef>
-#include <string>
 
 namespace gemma {
 
 // Limits of what this thread does with the library, as long as the object lives. One at a time.
 class XGrammarLimits {
  public:
-  using Clock = std::chrono::steady_clock;
-  // stop: ends the work when it becomes true.
-  XGrammarLimits(size_t max_bytes, Clock::time_point deadline, const std::atomic<bool>& stop);
+  // seconds: of the thread's own time on a processor, so that what compiles does not depend on what else runs. stop:
+  // ends the work when it becomes true.
+  XGrammarLimits(size_t max_bytes, double seconds, const std::atomic<bool>& stop);
   ~XGrammarLimits();
   XGrammarLimits(const XGrammarLimits&) = delete;
   XGrammarLimits& operator=(const XGrammarLimits&) = delete;
@@ -26,7 +24,7 @@ class XGrammarLimits {
  private:
   friend struct XGrammarMemory;
   size_t max_bytes_;
-  Clock::time_point deadline_;
+  double deadline_;
   const std::atomic<bool>& stop_;
   ptrdiff_t bytes_ = 0;  // that are held; as good as: what the library hands on, or gets, is not counted
   unsigned n_calls_ = 0;

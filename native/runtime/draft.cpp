@@ -189,6 +189,10 @@ void Drafter::draft(std::span<const DraftRequest> requests, int n_max_rows,
       if (request.state->kind_ == DraftKind::kModel) request.state->kv_.reset();
     }
   }
+  for (const DraftRequest& request : requests) {
+    DraftState& state = *request.state;
+    if (state.n_matched_ > 0) state.matcher_->rollback(std::exchange(state.n_matched_, 0));
+  }
 }
 
 void Drafter::guess(std::span<const DraftRequest> requests, int n_max_rows, const std::function<bool()>& should_stop) {
@@ -292,13 +296,16 @@ void Drafter::guess_by_model(std::span<const DraftRequest> requests, const std::
     if (!all) lacking = lacking.first(static_cast<size_t>(budget));
     if (lacking.empty()) continue;
     budget -= static_cast<int>(lacking.size());
-    if (decoding) state.sampler_ = *request.sampler;
+    if (decoding) {
+      state.sampler_ = *request.sampler;
+      state.matcher_ = request.matcher;
+    }
     SequenceInput& input = inputs.emplace_back();
     input.kv = state.kv_.get();
     input.first_position = state.n_cached_;
     input.tokens = lacking;
     input.is_prompt = !decoding;
-    if (decoding && all) input.wanted = state.want(static_cast<int>(lacking.size()) - 1, wanted(*state.sampler_));
+    if (decoding && all) input.wanted = state.want(static_cast<int>(lacking.size()) - 1, wanted(state));
     owners.push_back(&request);
   }
   while (!inputs.empty()) {
@@ -319,14 +326,20 @@ void Drafter::guess_by_model(std::span<const DraftRequest> requests, const std::
     for (const DraftRequest* owner : owners) {
       DraftState& state = *owner->state;
       inputs.push_back(
-          {state.kv_.get(), state.n_cached_, {&state.guesses_.back(), 1}, state.want(0, wanted(*state.sampler_)), {}});
+          {state.kv_.get(), state.n_cached_, {&state.guesses_.back(), 1}, state.want(0, wanted(state)), {}});
     }
   }
 }
 
 // Which logits of the draft model a sampler needs. Its own vocabulary may be smaller, or larger.
-TopRows Drafter::wanted(Sampler& sampler) const {
-  TopRows top = sampler.wanted();
+TopRows Drafter::wanted(DraftState& state) const {
+  TopRows top;
+  if (state.matcher_ != nullptr) {
+    state.matcher_->allowed(&state.mask_);
+    top = state.sampler_->wanted({}, state.mask_, &state.always_);
+  } else {
+    top = state.sampler_->wanted();
+  }
   if (model_->config().n_vocab > n_vocab_) return {};
   top.never = banned_;
   top.always = top.always.first(static_cast<size_t>(  // ascending
@@ -343,13 +356,16 @@ bool Drafter::run_model(std::span<const SequenceInput> inputs, std::span<const D
   std::vector<std::optional<TokenId>> drawn(inputs.size());
   const bool done = model_->forward(inputs, should_stop, [&](size_t i, int, const Logits& logits) {
     try {
-      Sampler& sampler = *owners[i]->state->sampler_;
+      DraftState& state = *owners[i]->state;
+      Sampler& sampler = *state.sampler_;
       Logits known = logits;  // in the vocabulary of the large model, when all are here
       if (logits.tokens.empty())
         known.values = logits.values.first(std::min(logits.values.size(), static_cast<size_t>(n_vocab_)));
-      drawn[i] = sampler.sample(known).token;
-      sampler.accept(*drawn[i]);
-    } catch (const Error&) {
+      const TokenId token = sampler.sample(known, state.matcher_ != nullptr ? &state.mask_ : nullptr).token;
+      sampler.accept(token);
+      if (state.matcher_ != nullptr && state.matcher_->accept(token)) ++state.n_matched_;
+      drawn[i] = token;
+    } catch (const std::exception&) {
       drawn[i].reset();  // damaged weights, or nothing this model may say
     }
   });

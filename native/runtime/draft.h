@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "grammar/grammar.h"
 #include "model/cache.h"
 #include "model/forward.h"
 #include "runtime/sampler.h"
@@ -98,6 +99,10 @@ class DraftState {
   // kModel
   std::unique_ptr<KvSequence> kv_;  // null once the model cannot guess for this request
   std::optional<Sampler> sampler_;  // as it will be after the guesses so far
+  Matcher* matcher_ = nullptr;      // the request's, likewise; null: all tokens are allowed
+  int n_matched_ = 0;               // guesses that it has accepted
+  TokenMask mask_;                  // of the next guess
+  std::vector<TokenId> always_;     // of wanted_
   int n_cached_ = 0;                // positions in kv_
   double acceptance_ = 0.75;        // how often a guess after right ones is right
   int n_idle_ = 0;                  // steps without a guess
@@ -108,6 +113,7 @@ class DraftState {
 struct DraftRequest {
   DraftState* state = nullptr;
   std::span<const TokenId> tokens;   // decoding: prompt and output; else the part of the prompt that is in the cache
+  Matcher* matcher = nullptr;        // what a grammar allows behind tokens: the same again after draft(); null: all
   const Sampler* sampler = nullptr;  // null: the prompt is not complete yet, nothing is to be guessed
   int n_max = 0;                     // guesses at most
   int n_wanted = -1;                 // so many where there are as many, whether they pay or not; -1: those that pay
@@ -149,7 +155,7 @@ class Drafter {
   void guess(std::span<const DraftRequest> requests, int n_max_rows, const std::function<bool()>& should_stop);
   void choose_lengths(std::span<const DraftRequest> requests, int n_max_rows);
   void guess_by_model(std::span<const DraftRequest> requests, const std::function<bool()>& should_stop);
-  TopRows wanted(Sampler& sampler) const;
+  TopRows wanted(DraftState& state) const;
   bool run_model(std::span<const SequenceInput> inputs, std::span<const DraftRequest* const> owners,
                  const std::function<bool()>& should_stop);
 

@@ -297,11 +297,15 @@ class Engine::Scheduler {
     const auto next = std::find_if(running_.begin(), running_.end(),
                                    [](const Sequence& request) { return !request->decoding() && !rests(request); });
     const int n_image = next == running_.end() ? 0 : (*next)->image_rows_next();
-    guess_ahead(std::max(0, std::min(budget / 2, budget - n_image)));
+    // Rows that are known without guessing take what guesses leave.
+    int n_more = std::max(0, std::min(budget / 2, budget - n_image));
+    n_more -= guess_ahead(n_more);
     n_decoding_ = 0;
     for (Sequence& request : step_) {
-      if (!add_inputs(request, 0)) continue;
-      budget -= static_cast<int>(step_inputs_.back().tokens.size()) - 1;
+      if (!add_inputs(request, n_more)) continue;
+      const int n_rows = static_cast<int>(step_inputs_.back().tokens.size());
+      n_more -= std::max(0, n_rows - 1 - request->n_guesses());
+      budget -= n_rows - 1;
       std::swap(step_[n_decoding_++], request);
     }
     step_.resize(n_decoding_);
@@ -325,16 +329,16 @@ class Engine::Scheduler {
   }
 
   // The request's rows of the next step; false where it cannot have them.
-  bool add_inputs(const Sequence& request, int n_prompt_rows) {
+  bool add_inputs(const Sequence& request, int n_rows) {
     const size_t n_before = step_inputs_.size();
-    const bool added = attempt(*request, [&] { request->add_inputs(n_prompt_rows, &step_inputs_); });
+    const bool added = attempt(*request, [&] { request->add_inputs(n_rows, &step_inputs_); });
     if (!added) step_inputs_.resize(n_before);
     return added;
   }
 
-  // Guesses for the requests that decode in the coming step, at most n_max_rows of them. Beside, the draft model reads
-  // the prompts as far as they are in the cache.
-  void guess_ahead(int n_max_rows) {
+  // Guesses for the requests that decode in the coming step, at most n_max_rows of them; returns how many there are.
+  // Beside, the draft model reads the prompts as far as they are in the cache.
+  int guess_ahead(int n_max_rows) {
     draft_requests_.clear();
     const auto add = [&](const Sequence& request) {
       if (const std::optional<DraftRequest> wanted = request->draft_request()) draft_requests_.push_back(*wanted);
@@ -347,6 +351,9 @@ class Engine::Scheduler {
     }
     if (!draft_requests_.empty())
       loaded_.drafter->draft(draft_requests_, n_max_rows, [this] { return should_stop(running_); });
+    int n = 0;
+    for (const Sequence& request : step_) n += request->n_guesses();
+    return n;
   }
 
   // Whether a step of these requests is to be given up.
@@ -384,7 +391,7 @@ class Engine::Scheduler {
     }
     if (done && n_decoding_ == step_.size()) {
       int n_rows = 0;
-      for (const SequenceInput& input : step_inputs_) n_rows += static_cast<int>(input.wanted.size());
+      for (const SequenceInput& input : step_inputs_) n_rows += static_cast<int>(input.tokens.size());
       loaded_.drafter->add_step(n_rows, std::chrono::duration<double, std::milli>(Clock::now() - start).count());
     }
     for (size_t i = 0, end = 0; i < step_.size(); i = end) {
@@ -405,16 +412,7 @@ class Engine::Scheduler {
   void end_step(const Sequence& request, std::span<const SequenceInput> inputs, bool done) {
     std::optional<FinishReason> reason;
     if (request->n_taken() > 0 || (done && !request->failed())) {
-      // All positions before the first wanted row that does not count.
-      size_t n_taken = static_cast<size_t>(request->n_taken());
-      int n = 0;
-      for (const SequenceInput& input : inputs) {
-        const bool all = n_taken >= input.wanted.size();
-        n += all ? static_cast<int>(input.tokens.size()) : input.wanted[n_taken].index;
-        if (!all) break;
-        n_taken -= input.wanted.size();
-      }
-      attempt(*request, [&] { reason = request->commit(n); });
+      attempt(*request, [&] { reason = request->commit(request->n_counted(inputs, done)); });
     }
     if (!reason && request->failed()) reason = FinishReason::kError;
     if (!reason) return;

@@ -42,11 +42,12 @@ class GenerateRequest final : public SequenceRequest {
   std::optional<DraftRequest> draft_request() override {
     if (!draft_) return std::nullopt;
     if (!decoding()) return DraftRequest{draft_.get(), std::span(tokens_).first(static_cast<size_t>(n_done_))};
-    int n_max = max_output_ - n_output_ - 1;
-    if (params_.max_unread > 0) n_max = std::min(n_max, params_.max_unread - n_unread() - 1);
-    return DraftRequest{draft_.get(),       tokens_,         &sampler_,
-                        std::max(0, n_max), params_.n_draft, params_.stop_at_end_token || matcher_};
+    return DraftRequest{draft_.get(),   tokens_,        matcher_.get(),
+                        &sampler_,      n_max_ahead(),  params_.n_draft,
+                        stops_at_end()};
   }
+
+  int n_guesses() const override { return draft_ ? static_cast<int>(draft_->guesses().size()) : 0; }
 
   // The last word to the caller. Pages go back first, so that a caller who asks sees them gone.
   void finish(FinishReason reason) noexcept override {
@@ -89,10 +90,25 @@ class GenerateRequest final : public SequenceRequest {
 
   void on_release() override { draft_.reset(); }
 
-  SequenceInput make_input(int n_prompt_rows) override {
+  // Tokens of a step besides the one that is sampled without guessing.
+  int n_max_ahead() const {
+    int n_max = max_output_ - n_output_ - 1;
+    if (params_.max_unread > 0) n_max = std::min(n_max, params_.max_unread - n_unread() - 1);
+    return std::max(0, n_max);
+  }
+  bool stops_at_end() const { return params_.stop_at_end_token || matcher_ != nullptr; }
+
+  SequenceInput make_input(int n_rows) override {
     sampled_.clear();
     diverged_ = false;
-    SequenceInput input = decoding() ? decode_input() : SequenceRequest::make_input(n_prompt_rows);
+    known_.clear();
+    SequenceInput input;
+    if (!decoding()) {
+      input = SequenceRequest::make_input(n_rows);
+      if (matcher_ && !wanted_.empty()) matcher_->allowed(&guide(0).mask);
+    } else {
+      input = decode_input(n_rows);
+    }
     if (wanted_.empty()) return input;
     if (!prompt_accepted_) {
       for (const TokenId token : tokens_) {
@@ -100,49 +116,102 @@ class GenerateRequest final : public SequenceRequest {
       }
       prompt_accepted_ = true;
     }
-    if (matcher_) {
-      mask_rows();
-      return input;
-    }
     // The first token of several is in the window already.
-    const TopRows top = sampler_.wanted(decoding() ? input.tokens.subspan(1) : std::span<const TokenId>());
-    for (WantedRow& row : wanted_) row.top = top;
+    const std::span<const TokenId> next = decoding() ? input.tokens.subspan(1) : std::span<const TokenId>();
+    if (!matcher_) {
+      const TopRows top = sampler_.wanted(next);
+      for (WantedRow& row : wanted_) row.top = top;
+    }
+    for (size_t i = 0; matcher_ && i < wanted_.size(); ++i)
+      wanted_[i].top = sampler_.wanted(next, guides_[i]->mask, &guides_[i]->always);
     return input;
   }
 
-  // The last token, and what is guessed to follow: of all of them the next one is sampled.
-  SequenceInput decode_input() {
+  // The last token, and what is known or guessed to follow: of all others the next one is sampled. n_more: rows besides
+  // the guesses.
+  SequenceInput decode_input(int n_more) {
     step_tokens_.assign(1, tokens_.back());
-    if (draft_) step_tokens_.insert(step_tokens_.end(), draft_->guesses().begin(), draft_->guesses().end());
+    const std::span<const TokenId> guesses = draft_ ? std::span<const TokenId>(draft_->guesses()) : std::span<const TokenId>();
     if (matcher_) {
-      size_t n = 1;
-      while (n < step_tokens_.size() && matcher_->accept(step_tokens_[n])) ++n;
-      matcher_->rollback(static_cast<int>(n) - 1);
-      step_tokens_.resize(n);
+      plan_guided(guesses, std::min(static_cast<int>(guesses.size()) + n_more, n_max_ahead()));
+    } else {
+      step_tokens_.insert(step_tokens_.end(), guesses.begin(), guesses.end());
+      for (int i = 0; i < static_cast<int>(step_tokens_.size()); ++i) wanted_.push_back({i, {}});
     }
-    for (int i = 0; i < static_cast<int>(step_tokens_.size()); ++i) wanted_.push_back({i, {}});
     return {kv_.get(), n_done_, step_tokens_, wanted_, image_rows_, false};
   }
 
-  // The tokens that may follow each wanted row, guesses of the rows before it taken for right.
-  void mask_rows() {
-    masks_.resize(wanted_.size());
-    for (size_t i = 0; i < wanted_.size(); ++i) {
-      if (i > 0) matcher_->accept(step_tokens_[i]);
-      matcher_->allowed(&masks_[i]);
+  // The step's rows where a grammar allows some tokens only. What is the only one allowed follows without being sampled:
+  // its row needs no logits, and of several a step has all. A guess that is not allowed has no row. n_max: rows besides
+  // the first.
+  void plan_guided(std::span<const TokenId> guesses, int n_max) {
+    int n_accepted = 0;
+    for (bool guessing = true;;) {
+      const size_t row = step_tokens_.size() - 1;
+      TokenMask& mask = guide(wanted_.size()).mask;
+      matcher_->allowed(&mask);
+      TokenId follows = only_token(mask);
+      known_.push_back(follows);
+      guessing = guessing && row < guesses.size();
+      if (follows < 0) {
+        wanted_.push_back({static_cast<int>(row), {}});
+        if (guessing && mask.allows(guesses[row])) follows = guesses[row];
+      }
+      if (follows < 0 || n_accepted == n_max || loaded_.tokenizer->is_end(follows)) break;
+      guessing = guessing && guesses[row] == follows;
+      if (!matcher_->accept(follows)) break;
+      ++n_accepted;
+      step_tokens_.push_back(follows);
     }
-    matcher_->rollback(static_cast<int>(wanted_.size()) - 1);
+    matcher_->rollback(n_accepted);
+  }
+
+  // The token that is to follow whatever the model says, -1 where there is none. Scores of it are wanted as of any other.
+  TokenId only_token(const TokenMask& mask) const {
+    if (mask.n_allowed != 1 || params_.sampling.n_logprobs > 0) return -1;
+    const TokenId token = mask.first();
+    return sampler_.bans(token) ? -1 : token;
+  }
+
+  struct Guide {
+    TokenMask mask;
+    std::vector<TokenId> always;
+  };
+  Guide& guide(size_t i) {
+    while (guides_.size() <= i) guides_.push_back(std::make_unique<Guide>());
+    return *guides_[i];
+  }
+
+  void accept(SampledToken&& sampled) {
+    const TokenId token = sampled.token;
+    sampled_.push_back(std::move(sampled));
+    sampler_.accept(token);
+    if (matcher_ && !matcher_->accept(token))
+      throw Error(ErrorCode::kInternal, "GRAMMAR", "the grammar refuses a token that it allowed");
+  }
+  // Up to the row of the step, what follows is known.
+  void accept_known(size_t row) {
+    while (sampled_.size() < row) {
+      SampledToken known;
+      known.token = known_[sampled_.size()];
+      accept(std::move(known));
+    }
   }
 
   void take(int index, const Logits& logits) override {
     if (diverged_) return;
-    const TokenMask* const mask = matcher_ ? &masks_[sampled_.size()] : nullptr;
-    const TokenId token = sampled_.emplace_back(sampler_.sample(logits, mask)).token;
-    sampler_.accept(token);
-    if (matcher_) matcher_->accept(token);
+    const size_t row = decoding() ? static_cast<size_t>(index) : 0;
+    accept_known(row);
+    accept(sampler_.sample(logits, matcher_ ? &guides_[static_cast<size_t>(n_taken_)]->mask : nullptr));
     ++n_taken_;
-    const auto next = static_cast<size_t>(index) + 1;  // the row of the guess that token is to be
-    diverged_ = !decoding() || next >= step_tokens_.size() || step_tokens_[next] != token;
+    diverged_ = decoding() && row + 1 < step_tokens_.size() && step_tokens_[row + 1] != sampled_.back().token;
+  }
+
+  int n_counted(std::span<const SequenceInput> inputs, bool done) override {
+    if (!decoding()) return SequenceRequest::n_counted(inputs, done);
+    if (matcher_ && done && !diverged_ && static_cast<size_t>(n_taken_) == wanted_.size())
+      accept_known(step_tokens_.size());
+    return static_cast<int>(sampled_.size());  // of each row one
   }
 
   std::optional<FinishReason> report(bool was_prompt) override {
@@ -153,10 +222,13 @@ class GenerateRequest final : public SequenceRequest {
       on_event_(std::move(event));
       if (decoding()) prefilled_ = Clock::now();
     }
-    const int n_accepted = static_cast<int>(sampled_.size()) - 1;
     if (draft_ && !was_prompt) {
+      const std::vector<TokenId>& guesses = draft_->guesses();
+      int n_accepted = 0;
+      for (size_t i = 0; i < std::min(guesses.size(), sampled_.size()) && sampled_[i].token == guesses[i]; ++i)
+        ++n_accepted;
       loaded_.drafter->judge(*draft_, n_accepted);
-      n_drafted_ += static_cast<int>(draft_->guesses().size());
+      n_drafted_ += static_cast<int>(guesses.size());
       n_accepted_ += n_accepted;
     }
     for (size_t i = 0; i < sampled_.size(); ++i) {
@@ -176,7 +248,7 @@ class GenerateRequest final : public SequenceRequest {
     tokens_.push_back(token);
     ++n_output_;
     const bool is_end =
-        ((params_.stop_at_end_token || matcher_) && loaded_.tokenizer->is_end(token)) ||
+        (stops_at_end() && loaded_.tokenizer->is_end(token)) ||
         std::find(params_.stop_tokens.begin(), params_.stop_tokens.end(), token) != params_.stop_tokens.end();
 
     GenerateEvent event;
@@ -195,7 +267,7 @@ class GenerateRequest final : public SequenceRequest {
   OnGenerateEvent on_event_;
   Sampler sampler_;
   std::unique_ptr<Matcher> matcher_;  // behind the tokens that were sampled; null: the answer is free
-  std::vector<TokenMask> masks_;      // of the step's wanted rows
+  std::vector<std::unique_ptr<Guide>> guides_;  // of the step's wanted rows, one more perhaps
   bool prompt_accepted_ = false;  // by the sampler
   TextStream text_;
   int max_output_ = 0;
@@ -203,7 +275,8 @@ class GenerateRequest final : public SequenceRequest {
   int n_drafted_ = 0, n_accepted_ = 0;
   std::unique_ptr<DraftState> draft_;
   std::vector<TokenId> step_tokens_;   // decoding: the last token, and what is guessed to follow
-  std::vector<SampledToken> sampled_;  // of the step that is running, n_taken_
+  std::vector<TokenId> known_;         // with a grammar: what follows each of them whatever the model says, or -1
+  std::vector<SampledToken> sampled_;  // of the step that is running, n_taken_, and what was known
   bool diverged_ = false;              // the rows after these were computed for other tokens
   Clock::time_point queued_ = Clock::now();
   Clock::time_point started_;

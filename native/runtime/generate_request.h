@@ -68,7 +68,7 @@ struct GenerateEvent {
   int n_drafted = 0, n_accepted = 0;  // tokens guessed ahead, and those of them that were right
   Timings timings;
   bool has_grammar = false;
-  bool grammar_complete = false;  // the answer is a whole text of it
+  bool grammar_complete = false;       // the answer is a whole text of it
   std::shared_ptr<const Error> error;  // for kError
 };
 

@@ -20,6 +20,7 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <string>
 
@@ -195,6 +196,33 @@ TopRows Sampler::wanted(std::span<const TokenId> next) {
   top.always = always_;
   top.never = banned_;
   return top;
+}
+
+TopRows Sampler::wanted(std::span<const TokenId> next, const TokenMask& mask, std::vector<TokenId>* always) {
+  TopRows top = wanted(next);
+  if (params_.n_logprobs > 0) return top;
+  always->clear();
+  if (mask.n_allowed <= TokenMask::kMostCounted) {
+    // One by one: a screen of all costs as much as 50,000 of them.
+    for (size_t i = 0; i < mask.words.size(); ++i) {
+      for (uint32_t word = mask.words[i]; word != 0; word &= word - 1)
+        always->push_back(static_cast<TokenId>(i * 32) + std::countr_zero(word));
+    }
+    top.n_best = std::max(top.n_best, 1);
+    top.only_always = true;
+  } else {
+    std::copy_if(top.always.begin(), top.always.end(), std::back_inserter(*always),
+                 [&](TokenId token) { return mask.allows(token); });
+  }
+  top.always = *always;
+  top.allowed = mask.words;
+  return top;
+}
+
+bool Sampler::bans(TokenId token) const {
+  if (std::find(banned_.begin(), banned_.end(), token) != banned_.end()) return true;
+  return std::any_of(params_.logit_bias.begin(), params_.logit_bias.end(),
+                     [&](const auto& entry) { return entry.first == token && entry.second == -kInfinity; });
 }
 
 void Sampler::change(const Logits& logits, TokenId token, float value) {

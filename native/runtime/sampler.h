@@ -55,6 +55,10 @@ class Sampler {
   // Which logits sample() needs next; the others may be left out. next: tokens that may be accepted before it. The
   // spans are valid until the sampler is used again.
   TopRows wanted(std::span<const TokenId> next = {});
+  // The same where only some tokens are allowed. *always: memory that the spans are of too, as mask is.
+  TopRows wanted(std::span<const TokenId> next, const TokenMask& mask, std::vector<TokenId>* always);
+  // Whether a bias keeps a token from being sampled whatever its logit is.
+  bool bans(TokenId token) const;
 
   // mask: the tokens to choose from; where there is one only, no random number is drawn. null: all tokens.
   // logits are changed in place. Throws Error: kNonFinite, NONFINITE when they hold NaN or +infinity;

@@ -128,18 +128,18 @@ int SequenceRequest::prompt_rows(int n_max, int n_room) const {
   return n;
 }
 
-void SequenceRequest::add_inputs(int n_prompt_rows, std::vector<SequenceInput>* inputs) {
+void SequenceRequest::add_inputs(int n_rows, std::vector<SequenceInput>* inputs) {
   begin_step();
-  if (!restoring()) return inputs->push_back(make_input(n_prompt_rows));
+  if (!restoring()) return inputs->push_back(make_input(n_rows));
   const std::span<const TokenId> tokens =
-      std::span(tokens_).subspan(static_cast<size_t>(n_done_), static_cast<size_t>(n_prompt_rows));
+      std::span(tokens_).subspan(static_cast<size_t>(n_done_), static_cast<size_t>(n_rows));
   inputs->push_back({kv_.get(), n_done_, tokens, {}, image_rows_, in_prompt()});
 }
 
-SequenceInput SequenceRequest::make_input(int n_prompt_rows) {
+SequenceInput SequenceRequest::make_input(int n_rows) {
   const std::span<const TokenId> tokens =
-      std::span(tokens_).subspan(static_cast<size_t>(n_done_), static_cast<size_t>(n_prompt_rows));
-  want_prompt_rows(n_prompt_rows);
+      std::span(tokens_).subspan(static_cast<size_t>(n_done_), static_cast<size_t>(n_rows));
+  want_prompt_rows(n_rows);
   return {kv_.get(), n_done_, tokens, wanted_, image_rows_, true};
 }
 
@@ -150,6 +150,19 @@ void SequenceRequest::take_logits(int index, const Logits& logits) {
   } catch (...) {
     fail_with_current();
   }
+}
+
+int SequenceRequest::n_counted(std::span<const SequenceInput> inputs, bool /*done*/) {
+  // All positions before the first wanted row that does not count.
+  size_t n_taken = static_cast<size_t>(n_taken_);
+  int n = 0;
+  for (const SequenceInput& input : inputs) {
+    const bool all = n_taken >= input.wanted.size();
+    n += all ? static_cast<int>(input.tokens.size()) : input.wanted[n_taken].index;
+    if (!all) break;
+    n_taken -= input.wanted.size();
+  }
+  return n;
 }
 
 std::optional<FinishReason> SequenceRequest::commit(int n) {
@@ -175,6 +188,7 @@ void SequenceRequest::keep_branches(int begin) noexcept {
     int n_kept = n_prompt_;  // from there on all is kept
     const auto keep = [&](int first, int n) {
       if (text_ == nullptr) {
+        hash_blocks(tokens_, *images_, &hashes_);  // if there was no memory for them before
         text_ = std::make_shared<const PrefixText>(
             PrefixText{{tokens_.begin(), tokens_.begin() + n_prompt_}, images_, hashes_});
       }

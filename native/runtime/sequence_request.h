@@ -1,5 +1,5 @@
 // A request whose prompt goes through the layers: its tokens, the part of them that is in the cache, and the rows it
-// wants of the next step. The scheduler asks next_input() and then, within the step, gives the logits of the wanted
+// wants of the next step. The scheduler asks add_inputs() and then, within the step, gives the logits of the wanted
 // rows to take_logits(); commit() ends the step for the request. A step that is given up is asked for anew: nothing is
 // committed before it ends. Engine thread only.
 #pragma once
@@ -51,21 +51,25 @@ class SequenceRequest : public Request {
   virtual bool paused() const { return false; }
   // What drafting needs to guess this sequence's next tokens; nothing where none are to be guessed.
   virtual std::optional<DraftRequest> draft_request() { return std::nullopt; }
+  // Guesses of the next step.
+  virtual int n_guesses() const { return 0; }
 
   // Rows of the image that the prompt has come to, 0 for none.
   int image_rows_next() const;
   // How many rows of the prompt, or of an answer that was released, go into the next step: at most n_max; up to n_room
   // where an image would be cut otherwise. 0: not now.
   int prompt_rows(int n_max, int n_room) const;
-  // Appends the rows of the next step: n_prompt_rows of the prompt, or of what was released; ignored while decoding. They
-  // are one sequence's, or those of several branches of it, one after the other. What it throws leaves no use for what
-  // was appended.
-  virtual void add_inputs(int n_prompt_rows, std::vector<SequenceInput>* inputs);
+  // Appends the rows of the next step: n_rows of the prompt, or of what was released; while decoding at most n_rows besides
+  // the last token and its guesses. They are one sequence's, or those of several branches of it, one after the other. What
+  // it throws leaves no use for what was appended.
+  virtual void add_inputs(int n_rows, std::vector<SequenceInput>* inputs);
 
   // Logits of a wanted row of the step, in order. Errors are kept for the end of the step (failed()).
   void take_logits(int index, const Logits& logits);
   // Rows of logits that the running step has delivered and that count.
   int n_taken() const { return n_taken_; }
+  // How many of the step's positions count. done: the step was not given up.
+  virtual int n_counted(std::span<const SequenceInput> inputs, bool done);
   // The first n positions of the step count: they are in the cache. Others are taken back. Returns why the request is
   // over, if it is.
   std::optional<FinishReason> commit(int n);
@@ -80,7 +84,7 @@ class SequenceRequest : public Request {
   virtual void want_prompt_rows(int n) {
     if (ends_prompt(n)) wanted_.push_back({n - 1, {}});
   }
-  virtual SequenceInput make_input(int n_prompt_rows);
+  virtual SequenceInput make_input(int n_rows);
   // Of branches: how many rows the next step may have; what commit() does.
   virtual int branch_rows() const { return 0; }
   virtual std::optional<FinishReason> commit_branches(int /*n*/) { return std::nullopt; }

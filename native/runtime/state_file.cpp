@@ -207,6 +207,7 @@ State read_state(uint64_t n_bytes, const StateShape& shape,
   uint64_t n_floats = header.n_embedding;
   for (const StateImage& image : images) {
     const uint64_t n = static_cast<uint64_t>(std::max(0, image.n_rows)) * static_cast<uint64_t>(shape.model_dim);
+    if (n == 0) damaged("an image has " + std::to_string(image.n_rows) + " rows");
     if (n > n_floats) damaged("its images are larger than all of their embeddings");
     n_floats -= n;
     PromptImage& added = state.images.emplace_back();

@@ -47,11 +47,12 @@ StateShape state_shape(const LoadedModel& loaded) {
   shape.model = hash_model(loaded);
   for (const std::unique_ptr<Backend>& backend : loaded.backends)
     shape.arithmetic = hash_text(shape.arithmetic, backend->isa());
-  shape.arithmetic = hash_value(shape.arithmetic, loaded.info.n_gpu_layers);
+  const KvPool& pool = loaded.model->kv_pool();
+  for (int layer = 0; layer < pool.n_layers(); ++layer)
+    shape.arithmetic = hash_value(shape.arithmetic, pool.stage(layer));
   shape.kv_type = loaded.info.kv_type;
   shape.n_ctx = loaded.info.n_ctx;
   shape.model_dim = loaded.config.model_dim;
-  const KvPool& pool = loaded.model->kv_pool();
   for (size_t group = 0; group < pool.n_groups(); ++group) {
     size_t bytes = 0;
     for (size_t stage = 0; stage < pool.n_stages(); ++stage) bytes += pool.page_bytes(group, stage);

@@ -5,12 +5,12 @@ import { gunzipSync } from 'node:zlib';
 import { renderChat, type RenderMedia } from '../../lib/chat-template.js';
 import { copyMessages } from '../../lib/messages.js';
 import { strip } from '../../lib/python-text.js';
-import { Gemma, GemmaError, type ImagePart, type Message } from '../../lib/index.js';
+import { Gemma, GemmaError, type ImagePart, type Message, type TurnMessage } from '../../lib/index.js';
 import { MARKER_BOS, MARKER_END_OF_TURN, MARKER_START_OF_TURN } from '../../lib/native.js';
 import { atOnce, data, realModel, rejection } from './helpers.js';
 
 interface ChatCase {
-  messages: Message[];
+  messages: TurnMessage[];
   add_generation_prompt: boolean;
   text?: string;
   ids?: number[];
@@ -27,7 +27,7 @@ function parts(messages: unknown, media: RenderMedia, answer = true): readonly (
 }
 
 // The reference's pictures are places without a picture.
-function withPictures(messages: readonly Message[]): unknown[] {
+function withPictures(messages: readonly TurnMessage[]): unknown[] {
   return messages.map(({ content, ...message }) => ({
     ...message,
     content:
@@ -37,7 +37,7 @@ function withPictures(messages: readonly Message[]): unknown[] {
   }));
 }
 
-function written(messages: Message[], answer: boolean): string {
+function written(messages: TurnMessage[], answer: boolean): string {
   const markers: Record<number, string> = {
     [MARKER_BOS]: '<bos>',
     [MARKER_START_OF_TURN]: '<start_of_turn>',

@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { PassThrough } from 'node:stream';
 import { pathToFileURL } from 'node:url';
 import { commandOf, findMedia, LineJoiner, plainPath } from '../../lib/cli/chat-input.js';
-import { TerminalInput } from '../../lib/cli/chat-terminal.js';
+import { TerminalInput, type ChatInput } from '../../lib/cli/chat-terminal.js';
+import { Session } from '../../lib/cli/commands/chat.js';
 import type { Message } from '../../lib/index.js';
 import { cli, data, runNode, tiny, until, withModel } from './helpers.js';
 
@@ -181,6 +182,52 @@ describe('a terminal', () => {
   });
 });
 
+test('Ctrl-C stops the answer: what was written stays, a question without an answer does not', async () => {
+  const shown: string[] = [];
+  let interrupt = () => {};
+  const write = (text: unknown) => {
+    shown.push(String(text));
+    if (shown.length === 3) interrupt();
+    return true;
+  };
+  const spies = [process.stdout, process.stderr].map((to) => jest.spyOn(to, 'write').mockImplementation(write));
+  try {
+    await withModel(async (gemma) => {
+      const conversation = gemma.chat({ temperature: 0 });
+      const lines = ['Hello', 'Again', '/regenerate', '/dance'];
+      const seen: Message[][] = [];
+      const input: ChatInput = {
+        isInteractive: true,
+        next: async () => {
+          seen.push(conversation.messages);
+          return lines.shift();
+        },
+        watch: (onInterrupt) => {
+          shown.length = 0;
+          interrupt = onInterrupt;
+          if (lines.length === 2) onInterrupt();
+          return () => (interrupt = () => {});
+        },
+        close: () => {},
+      };
+      await new Session(gemma, input, { model: tiny }, conversation, new AbortController().signal).run();
+      const [none, first, second, again, end] = seen;
+      expect(none).toEqual([]);
+      expect(first).toEqual([
+        { role: 'user', content: 'Hello' },
+        { role: 'assistant', content: expect.stringMatching(/./) },
+      ]);
+      expect([second, end]).toEqual([first, first]); // stopped before it began
+      expect(again).toEqual(first);
+      const whole = await gemma.generate('Hello', { temperature: 0, raw: false, maxOutputTokens: 40 });
+      expect(whole.text.startsWith(first?.[1]?.content as string)).toBe(true);
+      expect(shown.join('')).toContain('no such command');
+    });
+  } finally {
+    for (const spy of spies) spy.mockRestore();
+  }
+});
+
 const chat = (lines: string[], args: string[] = []) =>
   runNode([cli, 'chat', '--model', tiny, '--max-tokens', '9', '--seed', '5', ...args], { input: lines.join('\n') });
 
@@ -224,11 +271,29 @@ describe('lines of a pipe', () => {
     expect(JSON.parse(cleared.stdout)).toMatchObject({ messages: [] });
   });
 
+  test('a conversation goes on in another process', async () => {
+    const file = join(folder, 'my talk');
+    const saved = await chat(['one', `/save ${file}`, 'two'], ['--json', '--system', 'Be brief.']);
+    expect(saved).toMatchObject({ code: 0, stderr: 'saved\n' });
+    const { messages } = JSON.parse(saved.stdout) as { messages: Message[] };
+    for (const [lines, args] of [
+      [['two'], ['--load', file]],
+      [['three', `/load ${file}`, 'two'], []],
+    ] as const) {
+      const exit = await chat([...lines], ['--json', ...args]);
+      expect(exit.code).toBe(0);
+      expect(JSON.parse(exit.stdout)).toMatchObject({ messages });
+    }
+    expect((await chat(['x'], ['--load', file, '--system', 'y'])).code).toBe(2);
+    expect((await chat(['x'], ['--load', join(folder, 'b.jpeg')])).stderr).toContain('ERR_FILE');
+  });
+
   test('the first failure ends a script', async () => {
     for (const [line, code, text] of [
       ['/dance', 2, '/dance: no such command'],
       ['/save', 2, 'expected a file'],
       ['/image', 2, 'expected a file'],
+      ['/image none.png', 1, 'ERR_FILE'],
       [`/load ${join(folder, 'none')}`, 1, 'ERR_FILE'],
       ['/regenerate', 1, 'NO_QUESTION'],
     ] as const) {
@@ -236,7 +301,7 @@ describe('lines of a pipe', () => {
       expect([exit.code, exit.stdout]).toEqual([code, '']);
       expect(exit.stderr).toContain(text);
     }
-    const exit = await chat(['/image a.png', 'What is this?'], ['--json']);
+    const exit = await chat([`/image ${join(data, 'images', 'photo.png')}`, 'What is this?'], ['--json']);
     expect(exit.code).toBe(1);
     expect(JSON.parse(exit.stdout)).toMatchObject({ error: { code: 'ERR_UNSUPPORTED_INPUT', detail: 'NO_VISION' } });
   });

@@ -1,5 +1,5 @@
 // Conversations against the path without a state: each turn is what a model without a cache makes of the same token ids.
-import { copyFileSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -19,7 +19,7 @@ import { copyMessages } from '../../lib/messages.js';
 import { MARKER_END_OF_TURN, type PromptPart } from '../../lib/native.js';
 import { chatText, restoredChat } from '../../lib/saved-chat.js';
 import { stored, writeModel, type Changes } from './gguf.js';
-import { atOnce, data, rejection, tiny, until } from './helpers.js';
+import { atOnce, data, rejection, root, runNode, tiny, until, withModel, type Exit } from './helpers.js';
 
 const seeing = join(data, 'mm-a-f16.gguf');
 const picture = (name: string) => join(data, 'images', name);
@@ -306,6 +306,16 @@ describe('what does not become part of a conversation', () => {
       });
       await expectUnchanged(chat, async () => {
         for await (const { text } of chat.stream('Two')) if (text !== '') break;
+      });
+      await expectUnchanged(chat, async () => {
+        // The engine is done, the reader is not.
+        const reader = chat.stream('Two', { maxOutputTokens: 5 })[Symbol.asyncIterator]();
+        await reader.next();
+        await until(() => gemma.stats().running === 0);
+        await reader.return();
+        const stalled = chat.stream('Two', { maxOutputTokens: 5, stallTimeoutMs: 1 });
+        await stalled[Symbol.asyncIterator]().next();
+        await chat.append([]);
       });
       await expectUnchanged(chat, async () => {
         const onProgress = () => {
@@ -753,7 +763,13 @@ describe('saved and restored', () => {
       const chat = gemma.chat({ ...options, logitBias: { ...endless.logitBias, 7: 1.5 }, system: 'S\n"', topK: 7 });
       await chat.send('One <bos>', { prefill: 'Tw' });
       await chat.send('Two ümläut 你好', { stopSequences: ['e'] });
-      expect(await chat.save(file('a'))).toEqual({ bytes: expect.any(Number), positions: expect.any(Number) });
+      const { bytes, positions } = await chat.save(file('a'));
+      expect([bytes, positions > 32]).toEqual([statSync(file('a')).size, true]);
+      await withModel(async (another) => {
+        const restored = await another.restoreChat(file('a'));
+        const { usage } = await restored.send('Next', { seed: 1 });
+        expect(usage.cachedInputTokens).toBe(positions);
+      });
       for (const model of [gemma, fresh]) {
         const restored = await model.restoreChat(pathToFileURL(file('a')));
         expect(restored.messages).toEqual(chat.messages);
@@ -773,6 +789,28 @@ describe('saved and restored', () => {
     });
   });
 
+  test('when the process that saved it is killed', async () => {
+    const code = `
+      const { Gemma } = require(${JSON.stringify(join(root, 'dist', 'index.js'))});
+      const [model, path, kill] = process.argv.slice(1);
+      (async () => {
+        const gemma = await Gemma.load(model);
+        const chat = kill ? gemma.chat({ maxOutputTokens: 4, seed: 1 }) : await gemma.restoreChat(path);
+        if (kill) await chat.send('A question of some length, so that there is something to keep. And another one.');
+        if (kill) await chat.save(path);
+        const { tokens, logprobs, usage } = await chat.fork().send('Next', { logprobs: 7 });
+        const line = JSON.stringify({ tokens, logprobs }) + ' ' + usage.cachedInputTokens + '\\n';
+        process.stdout.write(line, () => kill && process.kill(process.pid, 'SIGKILL'));
+        if (!kill) await gemma.dispose();
+      })();`;
+    const saved = await runNode(['-e', code, tiny, file('killed'), 'kill']);
+    const restored = await runNode(['-e', code, tiny, file('killed')]);
+    expect(saved.code).not.toBe(0);
+    expect(restored).toMatchObject({ code: 0, stderr: '', stdout: expect.stringMatching(/ [1-9]\d*\n$/) });
+    const computed = ({ stdout }: Exit) => stdout.slice(0, stdout.lastIndexOf(' '));
+    expect(computed(restored)).toBe(computed(saved));
+  });
+
   test('without an answer, and empty', async () => {
     await withBoth(tiny, async (gemma) => {
       const empty = gemma.chat({ ...options, system: 'S' });
@@ -785,6 +823,26 @@ describe('saved and restored', () => {
       const open = await gemma.restoreChat(file('open'));
       expect(open.messages).toEqual(empty.messages);
       expect((await open.regenerate({ seed: 5 })).tokens).toEqual((await empty.regenerate({ seed: 5 })).tokens);
+    });
+  });
+
+  test('with messages that no model would answer', async () => {
+    await withBoth(tiny, async (gemma) => {
+      const chat = gemma.chat(options);
+      await chat.send('One', { seed: 1 });
+      await chat.append([
+        { role: 'assistant', content: 'Two' },
+        { role: 'user', content: [{ type: 'text', text: 'Three' }] },
+      ]);
+      await chat.append({ role: 'assistant', content: 'Four' });
+      expect(await rejection(chat.send('Five'))).toMatchObject({ detail: 'BAD_ROLES' });
+      await chat.undo();
+      await chat.save(file('odd'));
+      const restored = await gemma.restoreChat(file('odd'));
+      expect(restored.messages).toEqual(chat.messages);
+      expect(restored.tokens).toEqual(chat.tokens);
+      for (const one of [chat, restored]) await one.undo();
+      await expectAlike(chat, restored);
     });
   });
 
@@ -823,7 +881,9 @@ describe('saved and restored', () => {
     const restored = await restoredChat('x', text, tokens, saved);
     expect(restored).toMatchObject({ options, head: [], turns: chat.messages });
     const turns = atOnce(copyMessages(chat.messages, false));
-    expect(await chatText({ ...restored, turns, head: [] })).toBe(text);
+    expect(
+      await chatText({ ...restored, options: { ...options, logitBias: endless.logitBias }, turns, head: [] }),
+    ).toBe(text);
 
     const failures: [(text: string) => string, string][] = [
       [() => '', 'CHAT_DAMAGED'],

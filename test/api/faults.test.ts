@@ -54,6 +54,7 @@ const isGlibc =
     together: '1',
     stream: '1',
     logits: '1',
+    score: '1',
     embedImage: '1',
     pictures: '1',
     inspect: many,

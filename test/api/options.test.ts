@@ -96,19 +96,7 @@ describe('generate options', () => {
   });
 
   test('what later versions bring', () => {
-    const structured = [
-      'schema',
-      'jsonSchema',
-      'json_schema',
-      'responseFormat',
-      'response_format',
-      'format',
-      'grammar',
-    ];
-    for (const [what, names] of [
-      ['structured output', [...structured, 'regex', 'choices']],
-      ['adapters', ['adapter', 'lora']],
-    ] as const) {
+    for (const [what, names] of [['adapters', ['adapter', 'lora']]] as const) {
       for (const name of names) {
         expect(() => generateOptions({ [name]: {} })).toThrow(
           expect.objectContaining({
@@ -120,7 +108,16 @@ describe('generate options', () => {
           expect(() => generateOptions({ [name]: nothing })).not.toThrow();
       }
     }
-    expect(() => generateOptions({ quux: 1 } as GenerateOptions)).toThrow(/^(?!.*grammar).*stopTokens/);
+    expect(() => generateOptions({ quux: 1 } as GenerateOptions)).toThrow(/^(?!.*adapter).*stopTokens/);
+  });
+
+  test('what other libraries call a schema', () => {
+    for (const name of ['jsonSchema', 'json_schema', 'responseFormat', 'response_format', 'format']) {
+      expect(() => generateOptions({ [name]: {} })).toThrow(
+        new TypeError(`${name}: no such option; here it is schema, or json: true`),
+      );
+      expect(() => generateOptions({ [name]: undefined })).not.toThrow();
+    }
   });
 });
 

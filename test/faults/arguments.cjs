@@ -157,6 +157,12 @@ const evaluateParams = () => ({
   top: 2,
   next: true,
 });
+const scoreParams = () => ({
+  tokens: tokens(),
+  images: [{ first: 1, embedding: new Float32Array(64) }],
+  candidates: new Int32Array([5, 6, 7]),
+  lengths: new Int32Array([1, 2]),
+});
 const LISTEN = Symbol('the callback of events');
 
 /** Every function with arguments that work: of the addon, then of a model. */
@@ -188,6 +194,7 @@ const METHODS = {
   decode: () => [tokens(), false, new Int32Array(new SharedArrayBuffer(4))],
   generate: () => [generateParams(), LISTEN],
   evaluate: () => [evaluateParams(), LISTEN],
+  score: () => [scoreParams(), LISTEN],
   encodeImages: () => [{ n: 1, pixels: new Uint8Array(112 * 112 * 3) }, LISTEN],
   holdRows: () => [new Float32Array(64)],
   acknowledge: () => [1, 1],

@@ -890,8 +890,19 @@ void check_top(const TopProducts& found, const TopRows& wanted, std::span<const 
     if (!same_bits(found.values[i], products[row])) fail(__FILE__, __LINE__, what + ": another value");
     is_out[row] = true;
   }
+  const auto is_allowed = [&](size_t row) {
+    return wanted.allowed.empty() || (wanted.allowed[row / 32] >> row % 32 & 1u) != 0;
+  };
+  for (const int32_t row : found.rows) CHECK(is_allowed(static_cast<size_t>(row)));
+  for (size_t row = 0; row < products.size(); ++row) {
+    if (!is_allowed(row)) is_out[row] = true;
+  }
+  if (wanted.only_always) {
+    CHECK(found.rows.size() == n_always);
+    return;
+  }
   for (const int32_t row : wanted.never) {
-    CHECK(!is_out[static_cast<size_t>(row)]);
+    CHECK(!is_out[static_cast<size_t>(row)] || !is_allowed(static_cast<size_t>(row)));
     is_out[static_cast<size_t>(row)] = true;
   }
   // Nothing that was left out is larger than the n_best-th of what is there.
@@ -964,6 +975,41 @@ TEST("top_linear: the best, those wanted by name, none of the unwanted; all wher
   });
 }
 
+TEST("top_linear: none but those that are allowed, few or many") {
+  std::mt19937 rng(19);
+  constexpr int kIn = 32;
+  constexpr int kOut = 5003;
+  const std::vector<std::byte> weights = random_weights(rng, TensorType::kQ8_0, kOut, kIn);
+  const std::vector<float> x = random_floats(rng, 4 * kIn);
+  const Quantized quantized(x, 4, kIn);
+  const std::vector<float> products = linear_in_order(TensorType::kQ8_0, weights, kOut, kIn, quantized, 4);
+  const auto best_of = [&](size_t r) {
+    const auto begin = products.begin() + static_cast<std::ptrdiff_t>(r * kOut);
+    return static_cast<size_t>(std::max_element(begin, begin + kOut) - begin);
+  };
+  std::vector<uint32_t> all((kOut + 31) / 32, 0xffffffffu);
+  std::vector<uint32_t> half = all;
+  half[best_of(1) / 32] &= ~(1u << best_of(1) % 32);
+  for (size_t i = 0; i < half.size(); i += 2) half[i] &= 0x5a5a0f01u;
+  half.back() &= 0x100u;
+  std::vector<uint32_t> few(all.size());
+  const std::vector<int32_t> named = {0, 31, 32, 4999, kOut - 1};
+  for (const int32_t row : named) few[static_cast<size_t>(row) / 32] |= 1u << row % 32;
+  const std::vector<int32_t> never = {static_cast<int32_t>(best_of(3)), 7};
+  const std::vector<TopRows> wanted = {
+      {3, {}, {}, all}, {17, {}, {}, half}, {1, named, {}, few, true}, {5, {}, never}};
+  for_each_chip([&](Chip& chip) {
+    const Weight weight = chip.backend->load_weight(TensorType::kQ8_0, kOut, kIn, weights.data());
+    const Floats in(chip, x);
+    const Floats out(chip, products.size());
+    const auto output = chip.backend->make_output(weight, true, 4);
+    std::vector<TopProducts> found(4);
+    chip.backend->top_linear(*output, out.data(), in.data(), 4, wanted, found);
+    for (size_t r = 0; r < 4; ++r)
+      check_top(found[r], wanted[r], std::span(products).subspan(r * kOut, kOut), "row " + std::to_string(r));
+  });
+}
+
 TEST("the largest of a vocabulary in slices of 64, of one value, with NaN, infinity and zeros of both signs") {
   std::mt19937 rng(18);
   for (const int n_out : {1, 33, 131101}) {
@@ -982,13 +1028,12 @@ TEST("the largest of a vocabulary in slices of 64, of one value, with NaN, infin
     constexpr int kCapacity = 300;
     for_each_chip([&](Chip& chip) {
       const Floats products(chip, values);
-      const Array<gpu::TopRequest> requests(chip, {{n_best, 0, 0, 0}});
+      const Array<gpu::TopRequest> requests(chip, {{n_best, 0, 0, 0, -1}});
       const Floats maxima(chip, static_cast<size_t>(n_slices));
       const Array<gpu::TopHeader> headers(chip, size_t{1});
       const Array<gpu::TopEntry> entries(chip, size_t{kCapacity});
-      const gpu::TopArguments a{products.data(), requests.data(), nullptr,  maxima.data(),
-                                headers.data(),  entries.data(),  1,        n_out,
-                                n_slices,        slice,           kCapacity};
+      const gpu::TopArguments a{products.data(), requests.data(), nullptr,  nullptr, maxima.data(), headers.data(),
+                                entries.data(),  1,               n_out,    n_slices, slice,        kCapacity};
       const auto blocks = [](int n, int per_block) { return static_cast<unsigned>((n + per_block - 1) / per_block); };
       chip.device->launch(Kernel::top_maxima, {blocks(n_slices, 4)}, gpu::kThreads, &a);
       chip.device->launch(Kernel::top_threshold, {1}, gpu::kThreads, &a);

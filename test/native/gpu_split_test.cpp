@@ -1,7 +1,9 @@
 // Models whose layers lie on several emulated devices, or on these and the CPU, and how they are laid there.
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <numeric>
+#include <random>
 
 #include "backend/gpu/emulator/emulated_device.h"
 #include "backend/gpu/gpu_traits.h"
@@ -117,6 +119,37 @@ TEST("tokens of a split model do not depend on company or on how the prompt is c
   again->ended.wait();
   other->ended.wait();
   CHECK(again->tokens == lonely->tokens && lonely->tokens.size() == 20);
+}
+
+TEST("what is kept, saved and restored of a split model: the same bits, prompts computed as prompts") {
+  const std::string path =
+      (std::filesystem::temp_directory_path() / ("gemma-split-" + std::to_string(std::random_device()()))).string();
+  // Where prompts are computed apart, nothing is kept of an answer.
+  for (const char* file : {"text-a-f16.gguf", "text-a-q4_0.gguf"}) {
+    LoadOptions o = on(kTwo, 4, file);
+    o.kv_type = KvType::kQ8_0;
+    const std::shared_ptr<Engine> plain = Engine::load(o);
+    CHECK(plain->info().n_gpu_layers == 4);
+    o.prefix_cache_bytes = 16 << 20;
+    const std::shared_ptr<Engine> engine = Engine::load(o);
+    std::vector<TokenId> tokens = some_tokens(75);
+    const auto answer = start(*engine, greedy(tokens, 6));
+    answer->ended.wait();
+    tokens.insert(tokens.end(), answer->tokens.begin(), answer->tokens.end());
+    tokens.push_back(20);
+    const std::vector<float> want = logits_of(*plain, tokens, false);
+    CHECK(same_bits(logits_of(*engine, tokens, false), want));
+    CHECK(engine->stats().cached_prompt_tokens >= 75);
+    const SavedState saved = engine->save_state({path, tokens, {}, "split"});
+    CHECK(saved.n_positions >= 75);
+    const std::shared_ptr<Engine> second = Engine::load(o);
+    CHECK(second->restore_state(path).n_positions == saved.n_positions);
+    CHECK(same_bits(logits_of(*second, tokens, false), want));
+    CHECK(second->stats().cached_prompt_tokens >= 75);
+    o.n_gpu_layers = 3;  // other layers in the CPU's arithmetic
+    CHECK(Engine::load(o)->restore_state(path).n_positions == 0);
+  }
+  std::filesystem::remove(path);
 }
 
 TEST("auto: as few devices as hold the model, then the CPU") {

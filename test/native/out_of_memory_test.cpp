@@ -4,10 +4,12 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <functional>
 #include <future>
 #include <memory>
 #include <optional>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -228,6 +230,30 @@ TEST("requests") {
           std::move(params), [](double) {},
           [ending](std::vector<float>&&, std::shared_ptr<const Error> error) { ending->set(error.get()); });
     });
+  });
+}
+
+TEST("saving and restoring a state, and users who share a beginning") {
+  const std::shared_ptr<Engine> engine = Engine::load(all_kinds());
+  const std::string folder =
+      (std::filesystem::temp_directory_path() / ("gemma-memory-" + std::to_string(std::random_device()()))).string();
+  std::filesystem::create_directory(folder);
+  const SaveParams saved{folder + "/state", some_tokens(40), {}, "a text that is longer than a short string"};
+  sweep_engine("save", *engine, [&] { engine->save_state(saved); });
+  engine->save_state(saved);
+  sweep_engine("restore", *engine, [&] { engine->restore_state(saved.path); });
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) CHECK(entry.path().filename() == "state");
+  std::filesystem::remove_all(folder);
+  GenerateParams user = greedy(some_tokens(300), 2);
+  sweep_engine("two users", *engine, [&] {
+    user.tokens[0] = user.tokens[0] == 2 ? 3 : 2;  // what the last ones have left is of no use
+    std::shared_ptr<Ending> ending;
+    {
+      const Excused excused;
+      ending = std::make_shared<Ending>();
+    }
+    const std::shared_ptr<Request> first = begin(*engine, user, ending);
+    generate(*engine, user);
   });
 }
 

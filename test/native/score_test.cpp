@@ -69,6 +69,22 @@ TEST("a prompt far longer than the window of local layers") {
   CHECK(same_bits(scores_of(*engine, prompt, candidates), scores_by_logits(*engine, prompt, candidates)));
 }
 
+TEST("a prompt that others have read is not read again") {
+  LoadOptions o = options("text-a-q4_0.gguf");
+  o.prefix_cache_bytes = 8 << 20;
+  const std::shared_ptr<Engine> engine = Engine::load(o);
+  const std::vector<TokenId> prompt = some_tokens(401);
+  const std::vector<std::vector<TokenId>> candidates = {some_tokens(3, 2), {17}, some_tokens(2, 5)};
+  const std::vector<double> want = scores_of(*engine, prompt, candidates);
+  CHECK(engine->stats().cached_prompt_tokens == 0);
+  CHECK(same_bits(scores_of(*engine, prompt, candidates), want));
+  const uint64_t n_cached = engine->stats().cached_prompt_tokens;
+  CHECK(n_cached >= 368 && n_cached < prompt.size());
+  const auto g = start(*engine, greedy(prompt, 3));
+  g->ended.wait();
+  CHECK(g->finish.n_cached >= 368);
+}
+
 // Against the log-softmax of golden logits. The engine's logits of this model are within 3e-4 of their spread, which is
 // below 3, in the root mean square (engine_test.cpp); a single one may be a few times that off.
 TEST("log-probabilities of transformers") {

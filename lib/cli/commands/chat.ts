@@ -1,4 +1,5 @@
 // gemma-native chat: a conversation in the terminal, or with the lines of a pipe.
+import { statSync } from 'node:fs';
 import type { ContentPart, Conversation, Gemma, GemmaStream, GenerateResult, Message } from '../../index.js';
 import { commandOf, findMedia, plainPath, type ChatCommand, type Media } from '../chat-input.js';
 import { PipedInput, TerminalInput, type ChatInput } from '../chat-terminal.js';
@@ -49,7 +50,8 @@ function beginningOf(text: string): string {
   return line.length > 60 ? `${line.slice(0, 60)}...` : line;
 }
 
-class Session {
+/** A conversation and its input. */
+export class Session {
   readonly #gemma: Gemma;
   readonly #input: ChatInput;
   readonly #json: boolean;
@@ -91,7 +93,7 @@ class Session {
     const command = commandOf(line);
     if (command) return this.#command(command);
     const { text, media } = findMedia(line);
-    if (media.length > 0) this.#attach(media);
+    if (media.length > 0) this.#attach(media, text === '');
     if (text === '') return true;
     const content: ContentPart[] = [
       ...this.#media.map(({ type, path }): ContentPart =>
@@ -121,9 +123,11 @@ class Session {
         return true;
       case 'image':
         return this.#attachNamed(argument);
-      case 'regenerate':
-        await this.#answer((options) => this.#chat.regenerateStream(options));
+      case 'regenerate': {
+        const { isStopped } = await this.#answer((options) => this.#chat.regenerateStream(options));
+        if (isStopped) note('the answer before stays');
         return true;
+      }
       case 'undo': {
         const [question] = await this.#chat.undo();
         note(question ? `took back: ${beginningOf(printable(textOf(question)))}` : 'there is nothing to take back');
@@ -142,7 +146,7 @@ class Session {
       case 'load': {
         this.#chat = await this.#gemma.restoreChat(fileOf(name, argument), this.#defaults);
         this.#media = [];
-        this.#recap();
+        this.recap();
         return true;
       }
       default:
@@ -150,7 +154,8 @@ class Session {
     }
   }
 
-  #recap(): void {
+  /** Tells what there is. */
+  recap(): void {
     const { messages } = this.#chat;
     note(`a conversation of ${messages.length} messages`);
     for (const message of messages.slice(-2)) note(`${message.role}: ${beginningOf(printable(textOf(message)))}`);
@@ -159,14 +164,18 @@ class Session {
   #attachNamed(argument: string): boolean {
     if (argument === '') throw new UsageError('/image: expected a file');
     const { text, media } = findMedia(argument);
-    // A file of another name than pictures have, or one that is not there, which the question will tell.
-    this.#attach(text === '' ? media : [...media, { type: 'image', path: plainPath(text) }]);
+    if (text !== '') {
+      const path = plainPath(text); // a URL, or a file of another name than pictures have
+      if (!/^https?:/.test(path)) statSync(path);
+      media.push({ type: 'image', path });
+    }
+    this.#attach(media, true);
     return true;
   }
 
-  #attach(media: readonly Media[]): void {
+  #attach(media: readonly Media[], isForNext: boolean): void {
     this.#media.push(...media);
-    if (!this.#json) note(`for the next question: ${printable(names(media))}`);
+    if (!this.#json) note(`${isForNext ? 'for the next question' : 'with'}: ${printable(names(media))}`);
   }
 
   #head(): string | undefined {
@@ -215,11 +224,8 @@ class Session {
       if (!this.#json) this.#tell(result);
       return { text, isStopped: false };
     } catch (error) {
-      if (!stopped.signal.aborted || this.#signal.aborted) {
-        if (text !== '') process.stdout.write('\n');
-        throw error;
-      }
-      process.stdout.write('\n');
+      if (text !== '' && !this.#json) process.stdout.write('\n');
+      if (!stopped.signal.aborted || this.#signal.aborted) throw error;
       note(dim('(stopped)'));
       return { text, isStopped: true };
     } finally {
@@ -273,13 +279,15 @@ async function chat(flags: ChatFlags, signal: AbortSignal): Promise<void> {
     if (input.isInteractive) {
       const { config, device, isa, contextSize, chat: template } = gemma.info;
       note(
-        `${config.name} (${device}, ${isa}, context of ${contextSize}). /help lists commands, Ctrl-C stops an answer.`,
+        `${printable(config.name)} (${device}, ${isa}, context of ${contextSize}). /help lists commands, Ctrl-C stops an answer.`,
       );
       if (template.template === 'none')
         note('This model has no chat template: it may not have been trained to answer.');
     }
     try {
-      await new Session(gemma, input, flags, conversation, signal).run();
+      const session = new Session(gemma, input, flags, conversation, signal);
+      if (load !== undefined && !flags.json) session.recap();
+      await session.run();
     } finally {
       input.close();
     }

@@ -448,9 +448,18 @@ class GpuBackend final : public Backend {
     const size_t n_rows = static_cast<size_t>(n);
     host_requests_.clear();
     host_ids_.clear();
+    host_masks_.clear();
+    const size_t n_words = (n_out + 31) / 32;
     for (const TopRows& top : wanted) {
+      const int32_t mask = top.allowed.empty() ? -1 : static_cast<int32_t>(host_masks_.size() / n_words);
       host_requests_.push_back({top.n_best, static_cast<uint32_t>(host_ids_.size()),
-                                static_cast<uint32_t>(top.always.size()), static_cast<uint32_t>(top.never.size())});
+                                static_cast<uint32_t>(top.always.size()), static_cast<uint32_t>(top.never.size()),
+                                mask});
+      if (mask >= 0) {
+        const std::span<const uint32_t> words = top.allowed.first(std::min(n_words, top.allowed.size()));
+        host_masks_.insert(host_masks_.end(), words.begin(), words.end());
+        host_masks_.resize((static_cast<size_t>(mask) + 1) * n_words);
+      }
       host_ids_.insert(host_ids_.end(), top.always.begin(), top.always.end());
       host_ids_.insert(host_ids_.end(), top.never.begin(), top.never.end());
     }
@@ -471,6 +480,10 @@ class GpuBackend final : public Backend {
     if (!host_ids_.empty()) {
       a.ids = ids_.get(std::span<const int32_t>(host_ids_));
       launch(Kernel::top_take, {rows}, a);
+    }
+    if (!host_masks_.empty()) {
+      a.masks = masks_.get(std::span<const uint32_t>(host_masks_));
+      launch(Kernel::top_mask, {ceil_div(n_words, kThreads), rows}, a);
     }
     launch(Kernel::top_maxima, {ceil_div(layout.n_slices, kThreads / 32), rows}, a);
     launch(Kernel::top_threshold, {rows}, a);
@@ -524,11 +537,13 @@ class GpuBackend final : public Backend {
   Mirror views_{*this, *device_};
   Mirror requests_{*this, *device_};
   Mirror ids_{*this, *device_};
+  Mirror masks_{*this, *device_};
   std::vector<uint8_t*> host_row_pages_;
   std::vector<const std::byte*> host_pages_;
   std::vector<RowView> host_views_;
   std::vector<TopRequest> host_requests_;
   std::vector<int32_t> host_ids_;
+  std::vector<uint32_t> host_masks_;
   std::vector<std::byte> host_found_;
 };
 

@@ -28,6 +28,7 @@ namespace gemma::gpu {
   X(attention_merge, AttentionMergeArguments) \
   X(full_attention, FullAttentionArguments)   \
   X(top_take, TopArguments)                   \
+  X(top_mask, TopArguments)                   \
   X(top_maxima, TopArguments)                 \
   X(top_threshold, TopArguments)              \
   X(top_collect, TopArguments)
@@ -288,6 +289,7 @@ struct TopRequest {
   uint32_t first_id;
   uint32_t n_always;
   uint32_t n_never;
+  int32_t mask;  // row of TopArguments::masks, -1: none
 };
 // How many were found, more perhaps than there was room for, and the sort key of the least that is taken.
 struct TopHeader {
@@ -304,9 +306,10 @@ struct TopEntry {
 inline constexpr int kMaxSlices = 4096;
 
 struct TopArguments {
-  float* products;  // [n, n_out]: those of always and never become -infinity
+  float* products;  // [n, n_out]: those of always and never, and those that are not allowed, become -infinity
   const TopRequest* requests;
   const int32_t* ids;
+  const uint32_t* masks;  // [., (n_out + 31) / 32]: a bit for each product that is allowed
   float* maxima;       // [n, n_slices]
   TopHeader* headers;  // [n]
   TopEntry* entries;   // [n, capacity]

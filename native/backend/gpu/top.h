@@ -1,5 +1,6 @@
 // The largest of a row of many products (the logits of a vocabulary), so that only these leave the device:
 //   top_take       puts those wanted by name into the list, and these and the unwanted out of the running
+//   top_mask       puts those that are not allowed out of the running
 //   top_maxima     the largest of every slice
 //   top_threshold  the n_best-th largest of these, at most the n_best-th largest of all
 //   top_collect    everything that reaches it, in no order
@@ -30,6 +31,22 @@ GPU_KERNEL(top_take)(const TopArguments a) {
     if (id < 0 || id >= a.n_out) continue;
     if (i < n_always) entries[i] = {id, products[id]};
     products[id] = -INFINITY;
+  }
+}
+
+// A thread for each word of a row's mask, before which top_take() has read what it takes.
+GPU_KERNEL(top_mask)(const TopArguments a) {
+  const int row = block_y();
+  const int mask = a.requests[row].mask;
+  const int n_words = (a.n_out + 31) / 32;
+  const int at = block_x() * kThreads + thread_index();
+  if (mask < 0 || at >= n_words) return;
+  const uint32_t word = a.masks[static_cast<size_t>(mask) * static_cast<size_t>(n_words) + static_cast<size_t>(at)];
+  if (word == 0xffffffffu) return;
+  float* products = a.products + static_cast<size_t>(row) * static_cast<size_t>(a.n_out) + at * 32;
+  const int n = a.n_out - at * 32 < 32 ? a.n_out - at * 32 : 32;
+  for (int i = 0; i < n; ++i) {
+    if ((word >> i & 1u) == 0) products[i] = -INFINITY;
   }
 }
 

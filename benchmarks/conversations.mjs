@@ -1,0 +1,86 @@
+// What the prefix cache saves: time to the first token of turns that begin like earlier ones, and prompt tokens of users who share a
+// system prompt.
+//
+//   node benchmarks/conversations.mjs [model] [--rounds 5] [--tokens 2000]
+//
+// Each round has a text of its own, so that nothing is known of it. Figures are medians with the lowest and the highest.
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { main, root } from '../scripts/steps.mjs';
+
+const WORDS =
+  'river stone yellow seven market under bright engine paper window colour garden letter quiet number second'.split(
+    ' ',
+  );
+
+function textOf(words, seed) {
+  let state = seed * 2654435761;
+  return Array.from({ length: words }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return WORDS[state >>> 28];
+  }).join(' ');
+}
+
+function spread(values, digits = 1) {
+  const sorted = values.toSorted((a, b) => a - b);
+  const shown = [sorted[sorted.length >> 1], sorted[0], sorted.at(-1)].map((value) => value.toFixed(digits));
+  return `${shown[0]} (${shown[1]} to ${shown[2]})`;
+}
+
+/** Milliseconds from the call to the first text, the answer, and what was counted. */
+async function ask(gemma, messages) {
+  const start = performance.now();
+  let first;
+  const stream = gemma.stream(messages, { temperature: 0, maxOutputTokens: 24 });
+  for await (const part of stream) {
+    if (part.text !== '') first ??= performance.now() - start;
+  }
+  const { text, usage } = await stream.result;
+  return { ms: first ?? performance.now() - start, text, usage };
+}
+
+await main(async () => {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: { rounds: { type: 'string', default: '5' }, tokens: { type: 'string', default: '2000' } },
+  });
+  const { Gemma } = createRequire(import.meta.url)(join(root, 'dist', 'index.js'));
+  const gemma = await Gemma.load(positionals[0] ?? 'demo', { contextSize: 4096 });
+  const words = Math.round(Number(values.tokens) * 0.97);
+  const user = (content) => ({ role: 'user', content });
+  const turns = { 'next turn': [], 'last question edited': [], 'answer again': [] };
+  const times = [];
+  const computed = [];
+  await ask(gemma, [user('Hello')]); // what the first call sets up
+  for (let round = 0; round < Number(values.rounds); ++round) {
+    const first = [user(`${textOf(words, 2 * round + 1)}\n\nWhat is this text about?`)];
+    const turn = await ask(gemma, first);
+    times.push(turn.ms);
+    const heard = [...first, { role: 'assistant', content: turn.text || 'Words.' }];
+    const measure = async (name, messages) => {
+      const { ms, usage } = await ask(gemma, messages);
+      turns[name].push((100 * ms) / turn.ms);
+      return usage;
+    };
+    await measure('next turn', [...heard, user('Which colours does it name?')]);
+    await measure('last question edited', [...heard, user('How many numbers does it name?')]);
+    await measure('answer again', [...heard, user('How many numbers does it name?')]);
+
+    const system = { role: 'system', content: textOf(Math.round(words * 0.75), 2 * round + 2) };
+    const before = gemma.stats();
+    const together = Array.from({ length: 16 }, (_, i) =>
+      ask(gemma, [system, user(`Question ${i}: ${textOf(9, i)}?`)]),
+    );
+    const usages = (await Promise.all(together)).map(({ usage }) => usage);
+    const after = gemma.stats();
+    const shared = await gemma.countTokens([system, user('Question')]);
+    const distinct = shared + usages.reduce((sum, { inputTokens }) => sum + inputTokens - shared, 0);
+    const read = after.promptTokens - before.promptTokens - after.cachedPromptTokens + before.cachedPromptTokens;
+    computed.push(read / distinct);
+  }
+  process.stdout.write(`first turn: ${spread(times)} ms to the first token\n`);
+  for (const [name, percents] of Object.entries(turns)) process.stdout.write(`${name}: ${spread(percents)} % of it\n`);
+  process.stdout.write(`16 users, one system prompt: computed ${spread(computed, 3)} times the distinct tokens\n`);
+  await gemma.dispose();
+});
