@@ -335,8 +335,10 @@ describe('calls as text', () => {
 
 describe('the grammar of FunctionGemma’s calls', () => {
   // EBNF of literals, classes and groups is nearly a regular expression.
-  const matcher = (grammar: string) =>
-    new RegExp(`^(?:${grammar.replace(/"([^"]*)"/g, '$1').replaceAll(' ', '')})$`, 'u');
+  const matcher = (grammar: string) => {
+    const plain = grammar.replace(/"([^"]*)"/g, (_, text: string) => text.replace(/[.*+?^${}()|[\]\\-]/g, '\\$&'));
+    return new RegExp(`^(?:${plain.replaceAll(' ', '')})$`, 'u');
+  };
 
   test('integers of a range', () => {
     const random = generator(5);
