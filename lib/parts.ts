@@ -81,7 +81,7 @@ export class ObjectAssembler implements PartAssembler {
     if (!last) return parts;
     this.#json.push(text);
     const found = this.#json.take();
-    if (found && last.type === 'text') last.object = found.value as DeepPartial<unknown>;
+    if (found && last.type === 'text') last.object = found.value;
     return parts;
   }
 }
