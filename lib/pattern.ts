@@ -908,8 +908,8 @@ class Writer {
         const texts = parts.map((part) => this.#of(part)).filter((text) => text !== undefined);
         const some = texts.filter((text) => text !== '');
         if (some.length === 0) return texts[0];
-        const choice = some.length === 1 ? group(some[0] as string) : `(${some.join('|')})`;
-        return some.length < texts.length ? `(${choice})?` : choice;
+        if (some.length < texts.length) return optional(some.join('|'));
+        return some.length === 1 ? group(some[0] as string) : `(${some.join('|')})`;
       }
       case 'repeat': {
         const [run] = parts as [Language];
@@ -919,7 +919,7 @@ class Writer {
         const most = max === Infinity ? Math.max(min, 1) : max;
         if (this.#nWide === before || most <= MAX_WIDE / 2) {
           this.#nWide = before + (this.#nWide - before) * most;
-          return group(text) + quantifier(min, max);
+          return min === 0 && max === 1 ? optional(text) : group(text) + quantifier(min, max);
         }
         return group(text) + quantifier(Math.min(min, 1), Infinity); // how many is left to the check
       }
@@ -960,9 +960,13 @@ class Writer {
   }
 }
 
+// Not by a question mark: behind a group that ends with a repetition, XGrammar 0.2.9 takes it for leave to begin in that repetition.
+function optional(text: string): string {
+  return `(${text}|)`;
+}
+
 function quantifier(min: number, max: number): string {
   if (max === Infinity) return min === 0 ? '*' : min === 1 ? '+' : `{${min},}`;
-  if (min === 0 && max === 1) return '?';
   return min === max ? `{${min}}` : `{${min},${max}}`;
 }
 

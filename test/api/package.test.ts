@@ -60,7 +60,7 @@ test('holds what it needs and no more', () => {
   );
   expect(
     files.filter(
-      (path) => !/^(dist\/|prebuilds\/|models\/|package\.json$|README\.md$|CHANGELOG\.md$|LICENSE$)/.test(path),
+      (path) => !/^(dist\/|prebuilds\/|models\/|package\.json$|README\.md$|CHANGELOG\.md$|LICENSE$|NOTICE$)/.test(path),
     ),
   ).toEqual([]);
 });
