@@ -557,7 +557,8 @@ class Translator {
         const has = (rule: (typeof rules)[number]) => ((chosen >> rules.indexOf(rule)) & 1) === 1;
         const parts = rules.map((rule) => (has(rule) ? rule.language : patterns.not(rule.language)));
         const form = valueOf(undefined, has);
-        if (form.kind !== 'never') rest.push({ names: patterns.both([allowed[0] as Language, ...parts]), form });
+        const allowedNames = patterns.both([allowed[0] as Language, ...parts]);
+        if (form.kind !== 'never') rest.push({ names: allowedNames === patterns.all ? undefined : allowedNames, form });
       }
     }
     const max = smallest(nodes, 'maxProperties');
