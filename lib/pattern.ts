@@ -628,7 +628,7 @@ export class Patterns {
 
   /** @internal */
   automaton(language: Language): Automaton {
-    if (this.#known.size + this.#sequences.size > 4 * MAX_WORK) {
+    if (this.#known.size + this.#sequences.size > MAX_WORK) {
       // Sets that were made before stay what they are; new ones are only no longer the same objects.
       this.#known = new Map();
       this.#sequences = new Map();

@@ -557,7 +557,8 @@ class Translator {
         const has = (rule: (typeof rules)[number]) => ((chosen >> rules.indexOf(rule)) & 1) === 1;
         const parts = rules.map((rule) => (has(rule) ? rule.language : patterns.not(rule.language)));
         const form = valueOf(undefined, has);
-        if (form.kind !== 'never') rest.push({ names: patterns.both([allowed[0] as Language, ...parts]), form });
+        const allowedNames = patterns.both([allowed[0] as Language, ...parts]);
+        if (form.kind !== 'never') rest.push({ names: allowedNames === patterns.all ? undefined : allowedNames, form });
       }
     }
     const max = smallest(nodes, 'maxProperties');
@@ -655,6 +656,15 @@ function isSmall(form: Form): boolean {
   );
 }
 
+function stringSchema({ pattern, min = 0, max = Infinity }: { pattern?: string; min?: number; max?: number }): Json {
+  return {
+    type: 'string',
+    ...(pattern !== undefined && { pattern }),
+    ...(min > 0 && { minLength: min }),
+    ...(max < Infinity && { maxLength: max }),
+  };
+}
+
 /** Writes forms as JSON Schema. */
 class Writer {
   readonly #graph: SchemaGraph;
@@ -698,15 +708,8 @@ class Writer {
       }
       case 'number':
         return form.schema;
-      case 'string': {
-        const { pattern, min = 0, max = Infinity } = form;
-        return {
-          type: 'string',
-          ...(pattern !== undefined && { pattern }),
-          ...(min > 0 && { minLength: min }),
-          ...(max < Infinity && { maxLength: max }),
-        };
-      }
+      case 'string':
+        return stringSchema(form);
       case 'array':
         return yield* this.#array(form, level);
       case 'object':
@@ -762,10 +765,12 @@ class Writer {
     if (min > required.length) schema.minProperties = min;
     if (max < Infinity) schema.maxProperties = max;
     const [first] = others;
+    const lengths = first?.names && patterns.lengthsOf(first.names);
     if (!first) schema.additionalProperties = false;
-    else if (others.length === 1 && !first.names && !isWithout)
+    else if (others.length === 1 && (!first.names || lengths) && !isWithout) {
+      if (lengths) schema.propertyNames = stringSchema({ min: lengths[0], max: lengths[1] });
       schema.additionalProperties = yield* this.#of(first.form, level + 1);
-    else {
+    } else {
       const notNamed = patterns.not(patterns.either(named.map(({ name }) => patterns.text(name))));
       const byName = Object.create(null) as Record<string, Json>;
       let isWritten = true;

@@ -357,6 +357,12 @@ describe('what the grammar gets', () => {
     expect(rest({ properties: a, additionalProperties: integer })).toEqual(integer);
     expect(rest({ properties: a, unevaluatedProperties: integer })).toEqual(integer);
     expect(rest({})).toEqual({});
+    expect(rest({ propertyNames: string, additionalProperties: integer })).toEqual(integer); // zod's records
+    expect(written({ propertyNames: { type: 'string', maxLength: 9 }, additionalProperties: integer })).toEqual({
+      type: 'object',
+      propertyNames: { type: 'string', maxLength: 9 },
+      additionalProperties: integer,
+    });
     expect(rest({ properties: a, minProperties: 2 })).toEqual({});
   });
 
