@@ -4,6 +4,7 @@
 #include <xgrammar/xgrammar.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <chrono>
 #include <new>
@@ -133,6 +134,25 @@ struct GrammarVocabulary {
   std::optional<xgrammar::TokenizerInfo> info;
 };
 
+namespace {
+
+xgrammar::CompiledGrammar compile_by_library(const xgrammar::TokenizerInfo& info, const GrammarSource& source,
+                                             bool lazy) {
+  // Grammars are kept here, by what is asked for. One thread: errors of others would end the process.
+  xgrammar::GrammarCompiler compiler(info, 1, false, -1, lazy);
+  switch (source.kind) {
+    case GrammarKind::kJson: break;
+    case GrammarKind::kJsonSchema:
+      return compiler.CompileJSONSchema(source.text, true, std::nullopt, std::nullopt, false);
+    case GrammarKind::kRegex: return compiler.CompileRegex(source.text);
+    case GrammarKind::kEbnf: return compiler.CompileGrammar(source.text, source.root);
+    case GrammarKind::kStructuralTag: return compiler.CompileStructuralTag(source.text);
+  }
+  return compiler.CompileBuiltinJSONGrammar();
+}
+
+}  // namespace
+
 struct Grammar::Impl {
   Impl(std::shared_ptr<const GrammarVocabulary> owner, xgrammar::CompiledGrammar result, bool json)
       : vocabulary(std::move(owner)), compiled(std::move(result)), permitted(vocabulary->texts), is_json(json) {
@@ -166,8 +186,22 @@ Grammar::~Grammar() = default;
 struct Matcher::Impl {
   explicit Impl(std::shared_ptr<const Grammar> owner) : grammar(std::move(owner)), matcher(grammar->impl_->compiled) {}
   std::shared_ptr<const Grammar> grammar;
+
+  // Calls f within the limits of a call. What it throws leaves the library's state as it is.
+  template <class F>
+  auto guarded(const F& f) {
+    if (failed) throw Error(ErrorCode::kInternal, "GRAMMAR", "the grammar's state was lost");
+    static const std::atomic<bool> never{false};
+    XGrammarLimits limits(kMaxCompileBytes, kMaxMaskSeconds, never);
+    failed = true;
+    auto result = f();
+    failed = false;
+    return result;
+  }
+
   xgrammar::GrammarMatcher matcher;
   std::vector<int> n_blanks{0};  // at the end of the text: now, and after each token before the last
+  bool failed = false;
 };
 
 Matcher::Matcher(std::shared_ptr<const Grammar> grammar) : impl_(std::make_unique<Impl>(std::move(grammar))) {}
@@ -183,7 +217,7 @@ void Matcher::allowed(TokenMask* mask) {
   }
   int64_t shape = 0;
   DLTensor tensor = tensor_of(mask->words, &shape);
-  impl_->matcher.FillNextTokenBitmask(&tensor);
+  impl_->guarded([&] { return impl_->matcher.FillNextTokenBitmask(&tensor); });
   for (size_t i = 0; i < permitted.size(); ++i) mask->words[i] &= permitted[i];
   if (impl_->grammar->impl_->is_json && impl_->n_blanks.back() >= kMaxBlanks) {
     const std::vector<uint32_t>& blanks = impl_->grammar->impl_->vocabulary->blanks;
@@ -195,7 +229,7 @@ void Matcher::allowed(TokenMask* mask) {
 }
 
 bool Matcher::accept(TokenId token) {
-  if (ended() || !impl_->matcher.AcceptToken(token)) return false;
+  if (ended() || !impl_->guarded([&] { return impl_->matcher.AcceptToken(token); })) return false;
   const std::string& text = impl_->grammar->impl_->vocabulary->info->GetDecodedVocab()[static_cast<size_t>(token)];
   const auto last = std::find_if_not(text.rbegin(), text.rend(), is_blank);
   const int n = static_cast<int>(last - text.rbegin());
@@ -204,17 +238,17 @@ bool Matcher::accept(TokenId token) {
 }
 
 void Matcher::rollback(int n) {
-  if (n <= 0) return;
+  if (n <= 0 || impl_->failed) return;
   impl_->matcher.Rollback(n);
   impl_->n_blanks.resize(impl_->n_blanks.size() - static_cast<size_t>(n));
 }
 
 bool Matcher::complete() const {
-  return impl_->matcher.IsCompleted();
+  return !impl_->failed && impl_->matcher.IsCompleted();
 }
 
 bool Matcher::ended() const {
-  return impl_->matcher.IsTerminated();
+  return !impl_->failed && impl_->matcher.IsTerminated();
 }
 
 GrammarCompiler::GrammarCompiler(const Tokenizer& tokenizer)
@@ -271,36 +305,32 @@ std::shared_ptr<const Grammar> GrammarCompiler::compile_new(const GrammarSource&
   vocabulary_->prepare(tokenizer_);
   const Clock::time_point start = Clock::now();
   std::shared_ptr<Grammar> grammar(new Grammar);
-  try {
-    XGrammarLimits limits(kMaxCompileBytes, kMaxCompileSeconds, closed_);
-    // Grammars are kept here, by what is asked for. One thread: errors of others would end the process.
-    xgrammar::GrammarCompiler compiler(*vocabulary_->info, 1, false);
-    std::optional<xgrammar::CompiledGrammar> compiled;
-    switch (source.kind) {
-      case GrammarKind::kJson: compiled = compiler.CompileBuiltinJSONGrammar(); break;
-      case GrammarKind::kJsonSchema:
-        compiled = compiler.CompileJSONSchema(source.text, true, std::nullopt, std::nullopt, false);
-        break;
-      case GrammarKind::kRegex: compiled = compiler.CompileRegex(source.text); break;
-      case GrammarKind::kEbnf: compiled = compiler.CompileGrammar(source.text, source.root); break;
-      case GrammarKind::kStructuralTag: compiled = compiler.CompileStructuralTag(source.text); break;
+  // The masks of all places are made now, so that none takes long later; of a grammar where that takes too long, each is
+  // made when an answer comes there first.
+  for (const bool lazy : {false, true}) {
+    try {
+      XGrammarLimits limits(kMaxCompileBytes, kMaxCompileSeconds, closed_);
+      grammar->impl_ =
+          std::make_unique<Grammar::Impl>(vocabulary_, compile_by_library(*vocabulary_->info, source, lazy),
+                                          source.kind == GrammarKind::kJson || source.kind == GrammarKind::kJsonSchema);
+      limits.check();
+      break;
+    } catch (const std::bad_alloc&) {
+      throw;
+    } catch (const Error& error) {
+      if (!lazy && error.code() == ErrorCode::kInvalidArgument) continue;
+      throw error.with_message(std::string(name_of(source.kind)) + ": " + error.what());
+    } catch (const std::exception& error) {
+      throw Error(ErrorCode::kInvalidArgument, detail_of(source.kind),
+                  std::string(name_of(source.kind)) + ": " + error.what());
     }
-    limits.check();
-    grammar->impl_ = std::make_unique<Grammar::Impl>(
-        vocabulary_, std::move(*compiled),
-        source.kind == GrammarKind::kJson || source.kind == GrammarKind::kJsonSchema);
-    grammar->bytes_ = grammar->impl_->compiled.MemorySizeBytes() + grammar->impl_->permitted.size() * sizeof(uint32_t);
-    Matcher matcher(grammar);
-    TokenMask first;
-    matcher.allowed(&first);
-    if (first.n_allowed == 0) throw Error(ErrorCode::kInvalidArgument, detail_of(source.kind), "no text satisfies it");
-  } catch (const std::bad_alloc&) {
-    throw;
-  } catch (const Error& error) {
-    throw error.with_message(std::string(name_of(source.kind)) + ": " + error.what());
-  } catch (const std::exception& error) {
+  }
+  grammar->bytes_ = grammar->impl_->compiled.MemorySizeBytes() + grammar->impl_->permitted.size() * sizeof(uint32_t);
+  TokenMask first;
+  Matcher(grammar).allowed(&first);
+  if (first.n_allowed == 0) {
     throw Error(ErrorCode::kInvalidArgument, detail_of(source.kind),
-                std::string(name_of(source.kind)) + ": " + error.what());
+                std::string(name_of(source.kind)) + ": no text satisfies it");
   }
   grammar->compile_ms_ = std::chrono::duration<double, std::milli>(Clock::now() - start).count();
   return grammar;

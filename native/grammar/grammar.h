@@ -65,8 +65,9 @@ class Grammar {
   double compile_ms_ = 0;
 };
 
-// A place in a text of a grammar. Not for several threads at a time. What a grammar of hostile make costs here is
-// limited by what compile() lets through.
+// A place in a text of a grammar. Not for several threads at a time. allowed() and accept() throw Error:
+// kInvalidArgument, GRAMMAR_TOO_LARGE where a place takes too much time or memory; std::bad_alloc. A matcher is of no use
+// after that.
 class Matcher {
  public:
   explicit Matcher(std::shared_ptr<const Grammar> grammar);
@@ -98,7 +99,7 @@ class GrammarCompiler {
   explicit GrammarCompiler(const Tokenizer& tokenizer);
   ~GrammarCompiler();
 
-  // Blocking; gives up after kMaxCompileSeconds. *cached: whether it was kept.
+  // Blocking, for a second at most of a processor's time. *cached: whether it was kept.
   // Throws Error: kInvalidArgument with BAD_SCHEMA, BAD_REGEX, BAD_GRAMMAR or BAD_STRUCTURAL_TAG for a source that is
   // not one or that allows no text, GRAMMAR_TOO_LARGE where it passes a limit of size, depth, time or memory;
   // kOutOfMemory; kDisposed after close().
@@ -128,7 +129,9 @@ class GrammarCompiler {
 // Limits of a source, and of its compilation. Fractions of them are what large schemas that people use need.
 inline constexpr size_t kMaxGrammarBytes = 1 << 20;
 inline constexpr int kMaxGrammarDepth = 200;  // of brackets
-inline constexpr double kMaxCompileSeconds = 0.8;  // of a processor
+// Of a processor: for each of the two ways of compiling, and for a call of a matcher.
+inline constexpr double kMaxCompileSeconds = 0.4;
+inline constexpr double kMaxMaskSeconds = 0.3;
 inline constexpr size_t kMaxCompileBytes = size_t{512} << 20;
 inline constexpr size_t kMaxKeptGrammarBytes = size_t{64} << 20;
 

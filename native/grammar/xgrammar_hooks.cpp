@@ -61,7 +61,7 @@ struct XGrammarMemory {
                   "the grammar takes more than " + std::to_string(current->max_bytes_ >> 20) +
                       " MiB to compile: expected fewer or simpler parts");
     }
-    if (++current->n_calls_ % 1024 == 0) current->check();  // a look at the clock costs as much as ten allocations
+    if (++current->n_calls_ % 256 == 0) current->check();  // a look at the clock costs as much as some allocations
     void* const memory = ::operator new(size);
     current->bytes_ += static_cast<ptrdiff_t>(size);
     return memory;

@@ -49,6 +49,7 @@ test('holds what it needs and no more', () => {
       'package.json',
       'README.md',
       'LICENSE',
+      'NOTICE',
       'dist/index.js',
       'dist/index.mjs',
       'dist/index.d.ts',
@@ -60,7 +61,7 @@ test('holds what it needs and no more', () => {
   );
   expect(
     files.filter(
-      (path) => !/^(dist\/|prebuilds\/|models\/|package\.json$|README\.md$|CHANGELOG\.md$|LICENSE$)/.test(path),
+      (path) => !/^(dist\/|prebuilds\/|models\/|package\.json$|README\.md$|CHANGELOG\.md$|LICENSE$|NOTICE$)/.test(path),
     ),
   ).toEqual([]);
 });

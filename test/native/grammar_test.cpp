@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <cctype>
+#include <iterator>
 #include <random>
 #include <set>
+#include <thread>
 #include <utility>
 
 #include "check.h"
@@ -68,7 +70,8 @@ void check_walk(const std::shared_ptr<const Grammar>& grammar, const std::functi
       bool want = tokenizer().is_end(token) && whole;
       if (!tokenizer().is_end(token) && !tokenizer().is_control(token))
         want = look(text + std::string(tokenizer().token_bytes(token))) != Text::kNone;
-      if (want && no_blank && std::string(" \n\r\t").find(tokenizer().token_bytes(token)[0]) != std::string::npos) want = false;
+      if (want && no_blank && std::string(" \n\r\t").find(tokenizer().token_bytes(token)[0]) != std::string::npos)
+        want = false;
       if (mask.allows(token) == want) continue;
       std::string bytes;
       for (const char c : text + std::string(tokenizer().token_bytes(token, true)))
@@ -242,7 +245,8 @@ TEST("the reader of JSON that others are held against") {
     CHECK(json(text) == Text::kWhole);
   for (const char* text : {"", "{", "[1", "[-", "[1.", "[1e", "{\"a", "{\"a\"", "{\"a\":tr", "[\"\\u12", "[\"\xC3"})
     CHECK(json(text) == Text::kBeginning);
-  for (const char* text : {"1", "{,", "[01", "[1.e", "[--", "{\"a\"1", "[\"\\x", "[\"\xC3\"", "[\n1,]", "{} ", "[\"\n", "[tx"})
+  for (const char* text :
+       {"1", "{,", "[01", "[1.e", "[--", "{\"a\"1", "[\"\\x", "[\"\xC3\"", "[\n1,]", "{} ", "[\"\n", "[tx"})
     CHECK(json(text) == Text::kNone);
 }
 
@@ -281,6 +285,21 @@ TEST("allowed tokens are those that lead on: JSON") {
   std::mt19937 rng(6);
   const std::shared_ptr<const Grammar> grammar = compile(compiler, GrammarKind::kJson, "");
   for (int run = 0; run < 20; ++run) check_walk(grammar, json, rng, 60, 40);
+  // Nothing in a string that JSON would have escaped, whatever says what the string is.
+  for (const char* rule :
+       {"", ", \"maxLength\": 30", ", \"minLength\": 2", ", \"pattern\": \".*\"", ", \"pattern\": \"[^a]{3,9}\""}) {
+    Matcher matcher(compile(compiler, GrammarKind::kJsonSchema, std::string("{\"type\": \"string\"") + rule + "}"));
+    CHECK(matcher.accept(token_of("\"")));
+    TokenMask mask;
+    for (int i = 0; i < 4; ++i) {
+      matcher.allowed(&mask);
+      for (const TokenId token : listed(mask)) {
+        std::string text = "[\"xxx" + std::string(tokenizer().token_bytes(token));
+        CHECK(json(text) != Text::kNone);
+      }
+      CHECK(matcher.accept(token_of("b")));
+    }
+  }
 }
 
 TEST("control tokens are allowed where they are named, and only there") {
@@ -289,10 +308,11 @@ TEST("control tokens are allowed where they are named, and only there") {
   const std::string turn = std::to_string(special.start_of_turn);
   const std::string image = std::to_string(special.start_of_image);
   // Text, then perhaps a call between two control tokens, of which the second is to be nowhere else.
-  const std::string tags = R"({"type": "structural_tag", "format": {"type": "token_triggered_tags", "trigger_tokens": [)" + turn +
-                           R"(], "tags": [{"type": "tag", "begin": {"type": "token", "token": )" + turn +
-                           R"(}, "content": {"type": "regex", "pattern": "[0-9]{2}"}, "end": {"type": "token", "token": )" +
-                           image + "}}], \"exclude_tokens\": [" + image + "]}}";
+  const std::string tags =
+      R"({"type": "structural_tag", "format": {"type": "token_triggered_tags", "trigger_tokens": [)" + turn +
+      R"(], "tags": [{"type": "tag", "begin": {"type": "token", "token": )" + turn +
+      R"(}, "content": {"type": "regex", "pattern": "[0-9]{2}"}, "end": {"type": "token", "token": )" + image +
+      "}}], \"exclude_tokens\": [" + image + "]}}";
   Matcher matcher(compile(compiler, GrammarKind::kStructuralTag, tags));
   TokenMask mask;
   const auto controls = [&] {
@@ -368,8 +388,8 @@ TEST("sources that are none are refused with what is wrong") {
       {GrammarKind::kEbnf, "root ::= \"a", "BAD_GRAMMAR"},
       {GrammarKind::kEbnf, "root ::= root", "BAD_GRAMMAR"},
       {GrammarKind::kStructuralTag, "{}", "BAD_STRUCTURAL_TAG"},
-      {GrammarKind::kStructuralTag, "{\"type\": \"structural_tag\", \"format\": {\"type\": \"token\", \"token\": 99999999}}",
-       "BAD_STRUCTURAL_TAG"},
+      {GrammarKind::kStructuralTag,
+       "{\"type\": \"structural_tag\", \"format\": {\"type\": \"token\", \"token\": 99999999}}", "BAD_STRUCTURAL_TAG"},
       {GrammarKind::kStructuralTag, "{\"type\": \"structural_tag\", \"format\": {\"type\": \"token\", \"token\": -5}}",
        "BAD_STRUCTURAL_TAG"},
   };
@@ -405,6 +425,200 @@ TEST("grammars are kept by their source, the last used first, up to a size") {
   CHECK(!cached);
   CHECK(compiler.compile({GrammarKind::kRegex, "a+"}, &cached) == first && cached);
   CHECK(compiler.made(*first) && !GrammarCompiler(tokenizer()).made(*first));
+}
+
+// ---- the engine
+
+std::shared_ptr<const Grammar> compile(Engine& engine, GrammarKind kind, const std::string& text) {
+  bool cached = false;
+  return engine.compile_grammar({kind, text}, &cached);
+}
+
+std::shared_ptr<Generation> run(Engine& engine, GenerateParams p) {
+  auto g = start(engine, std::move(p));
+  g->ended.wait();
+  return g;
+}
+
+GenerateParams bound(GenerateParams p, std::shared_ptr<const Grammar> grammar, DraftMode draft = DraftMode::kOff) {
+  p.grammar = std::move(grammar);
+  p.draft = draft;
+  return p;
+}
+
+const char* const kSchema =
+    R"({"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}, "kind": {"enum": ["alpha", "alphabet", "beta"]},)"
+    R"( "n": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 5}}, "required": ["name", "kind", "n"],)"
+    R"( "additionalProperties": false})";
+
+TEST("an answer is a text of its grammar, whatever the sampling, and says whether it is whole") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  const std::shared_ptr<const Grammar> object = compile(*engine, GrammarKind::kJsonSchema, kSchema);
+  const std::shared_ptr<const Grammar> words =
+      compile(*engine, GrammarKind::kRegex, "(yes|no|maybe)( and (yes|no)){1,3}");
+  const auto look = [&] {
+    std::set<std::string> texts;
+    for (const char* a : {"yes", "no", "maybe"}) {
+      for (int n = 1; n <= 3; ++n) {
+        for (int bits = 0; bits < 1 << n; ++bits) {
+          std::string text = a;
+          for (int i = 0; i < n; ++i) text += (bits >> i & 1) != 0 ? " and yes" : " and no";
+          texts.insert(text);
+        }
+      }
+    }
+    return finite(texts);
+  }();
+  int n_whole = 0;
+  for (uint64_t seed = 0; seed < 25; ++seed) {
+    GenerateParams p = sampled(some_tokens(9, static_cast<int>(seed)), 40, seed);
+    p.sampling.temperature = seed % 2 == 0 ? 2.0f : 0.0f;
+    p.sampling.top_k = seed % 3 == 0 ? 0 : 40;
+    if (seed % 5 == 0) p.sampling.repetition_penalty = 1.4f;
+    if (seed % 5 == 1) p.sampling.logit_bias = {{token_of("y"), -30.0f}, {token_of("m"), 2.0f}, {token_of("x"), 50.0f}};
+    if (seed % 5 == 2) p.sampling.n_logprobs = 3;
+    const auto w = run(*engine, bound(p, words));
+    CHECK(w->finish.reason == FinishReason::kStop && w->finish.has_grammar && w->finish.grammar_complete);
+    CHECK(look(w->text) == Text::kWhole && engine->tokenizer().is_end(w->tokens.back()));
+    p.max_tokens = 150;
+    const auto o = run(*engine, bound(p, object));
+    const bool whole = json(o->text) == Text::kWhole;
+    if (json(o->text) == Text::kNone || o->finish.grammar_complete != whole)
+      fail(__FILE__, __LINE__, "no beginning of JSON, or taken for whole: " + o->text);
+    CHECK(whole || (o->finish.reason == FinishReason::kLength && o->tokens.size() == 150));
+    n_whole += whole;
+    // Cut in the middle.
+    p.max_tokens = 2;
+    const auto cut = run(*engine, bound(p, words));
+    CHECK(cut->finish.reason == FinishReason::kLength && cut->tokens.size() == 2);
+    CHECK(cut->finish.grammar_complete == (look(cut->text) == Text::kWhole));
+    CHECK(std::equal(cut->tokens.begin(), cut->tokens.end(), w->tokens.begin()));
+  }
+  CHECK(n_whole > 0);
+  const auto free_run = run(*engine, greedy(some_tokens(9), 3));
+  CHECK(!free_run->finish.has_grammar && !free_run->finish.grammar_complete);
+}
+
+TEST("a stop sequence, a stop token and a limit end a bound answer where they do others") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  const std::shared_ptr<const Grammar> grammar = compile(*engine, GrammarKind::kRegex, "(ab){2,30}cd?");
+  GenerateParams p = bound(greedy(some_tokens(9), 60), grammar);
+  p.stop_sequences = {"bab"};
+  const auto stopped = run(*engine, p);
+  CHECK(stopped->text == "a" && stopped->finish.matched_stop == "bab" && !stopped->finish.grammar_complete);
+  // Many tokens follow without being sampled; none too many comes.
+  const std::shared_ptr<const Grammar> only = compile(*engine, GrammarKind::kRegex, "(xyz1){20}");
+  p = greedy(some_tokens(9), 200);
+  const auto all = run(*engine, bound(p, only));
+  CHECK(all->finish.grammar_complete && all->text.size() == 80 && all->finish.reason == FinishReason::kStop);
+  for (const int n : {1, 2, 7, static_cast<int>(all->tokens.size()) - 1}) {
+    p.max_tokens = n;
+    p.max_unread = n == 7 ? 3 : 0;
+    const auto g = start(*engine, bound(p, only));
+    read_all({g});
+    CHECK(static_cast<int>(g->tokens.size()) == n && g->finish.reason == FinishReason::kLength);
+    CHECK(std::equal(g->tokens.begin(), g->tokens.end(), all->tokens.begin()));
+  }
+  p = greedy(some_tokens(9), 200);
+  p.stop_tokens = {all->tokens[4]};
+  const auto token = run(*engine, bound(p, only));
+  CHECK(token->tokens.back() == all->tokens[4] && token->finish.reason == FinishReason::kStop);
+  CHECK(!token->finish.grammar_complete);
+  // No token at all.
+  p = greedy(some_tokens(9), 0);
+  CHECK(run(*engine, bound(p, only))->tokens.empty() && !run(*engine, bound(p, only))->finish.grammar_complete);
+}
+
+TEST("whatever is guessed, a bound answer is that without guessing") {
+  LoadOptions o = options("text-a-f16.gguf");
+  o.draft_path = data("text-a-q4_0.gguf");
+  const std::shared_ptr<Engine> engine = Engine::load(o);
+  const std::shared_ptr<const Grammar> grammars[] = {compile(*engine, GrammarKind::kJsonSchema, kSchema),
+                                                     compile(*engine, GrammarKind::kJson, ""),
+                                                     compile(*engine, GrammarKind::kRegex, "((the|a|in|of) ){4,30}end"),
+                                                     compile(*engine, GrammarKind::kRegex, "(abcabd){3,9}")};
+  int n_accepted = 0;
+  for (uint64_t seed = 0; seed < 24; ++seed) {
+    GenerateParams p = sampled(some_tokens(20, static_cast<int>(seed)), 60, seed);
+    p.sampling.temperature = seed % 3 == 0 ? 0.0f : 0.8f;
+    p.sampling.top_k = 5;
+    if (seed % 4 == 1) p.sampling.n_logprobs = 2;
+    if (seed % 4 == 2) p.sampling.repetition_penalty = 1.2f;
+    const auto& grammar = grammars[seed % std::size(grammars)];
+    const auto plain = run(*engine, bound(p, grammar));
+    for (const DraftMode mode : {DraftMode::kPromptLookup, DraftMode::kModel}) {
+      for (const int n : {-1, 1, 7}) {
+        p.n_draft = n;
+        const auto drafted = run(*engine, bound(p, grammar, mode));
+        CHECK(same(*drafted, *plain) && drafted->finish.grammar_complete == plain->finish.grammar_complete);
+        n_accepted += drafted->finish.n_accepted;
+      }
+    }
+  }
+  CHECK(n_accepted > 50);
+}
+
+TEST("eight answers with eight grammars beside each other, and free ones, are each alone's") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-q4_0.gguf"));
+  std::vector<GenerateParams> params;
+  for (int i = 0; i < 8; ++i) {
+    const std::string letters(1, static_cast<char>('a' + i));
+    const auto grammar = i == 0 ? compile(*engine, GrammarKind::kJson, "")
+                         : i == 1
+                             ? compile(*engine, GrammarKind::kJsonSchema, kSchema)
+                             : compile(*engine, GrammarKind::kRegex, "(" + letters + "{2,5}-[0-9]+,){3,12}" + letters);
+    params.push_back(bound(sampled(some_tokens(5 + 9 * i, i + 1), 50 + i, static_cast<uint64_t>(i)), grammar,
+                           i % 2 == 0 ? DraftMode::kOff : DraftMode::kAuto));
+    if (i % 3 == 0) params.push_back(sampled(some_tokens(7 + i, i), 70, 3));
+  }
+  std::vector<std::shared_ptr<Generation>> alone;
+  for (const GenerateParams& p : params) alone.push_back(run(*engine, p));
+  std::vector<std::shared_ptr<Generation>> together;
+  for (const GenerateParams& p : params) together.push_back(start(*engine, p));
+  for (size_t i = 0; i < params.size(); ++i) {
+    together[i]->ended.wait();
+    CHECK(same(*together[i], *alone[i]) && together[i]->finish.grammar_complete == alone[i]->finish.grammar_complete);
+  }
+}
+
+TEST("a paused answer whose pages went to others goes on in its grammar") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  const std::shared_ptr<const Grammar> grammar = compile(*engine, GrammarKind::kRegex, "(abc[0-9]){30}x");
+  GenerateParams p = bound(sampled(some_tokens(33), 70, 4), grammar, DraftMode::kAuto);
+  const auto want = run(*engine, p);
+  p.max_unread = 6;
+  const auto g = start(*engine, p);
+  lose_pages(*engine, *g);
+  read_all({g});
+  CHECK(same(*g, *want));
+}
+
+TEST("cancelled, closed and foreign") {
+  std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  const std::shared_ptr<Engine> other = Engine::load(options("text-a-f16.gguf"));
+  const std::shared_ptr<const Grammar> grammar = compile(*engine, GrammarKind::kJson, "");
+  CHECK_THROWS(kInvalidArgument, "OTHER_MODEL",
+               other->generate(bound(greedy(some_tokens(3), 5), grammar), [](auto&&) {}));
+  const auto g = start(*engine, bound(sampled(some_tokens(9), 2000, 1), grammar));
+  wait_until([&] { return g->n_tokens > 3; });
+  g->request->cancel();
+  g->ended.wait();
+  CHECK(g->finish.reason == FinishReason::kCancelled && g->finish.has_grammar && json(g->text) != Text::kNone);
+  // Compiling while it closes ends with one or the other.
+  std::thread closing([&] { engine->close(); });
+  for (int i = 0;; ++i) {
+    try {
+      compile(*engine, GrammarKind::kRegex, "[a-z]{" + std::to_string(i + 1) + "}");
+    } catch (const Error& error) {
+      CHECK(error.code() == ErrorCode::kDisposed);
+      break;
+    }
+  }
+  closing.join();
+  engine.reset();
+  // A grammar outlives its model.
+  Matcher matcher(grammar);
+  CHECK(matcher.accept(token_of("[")));
 }
 
 }  // namespace

@@ -333,6 +333,32 @@ TEST("closing needs no memory") {
   }
 }
 
+TEST("grammars") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  const Tokenizer& tokenizer = engine->tokenizer();
+  bool cached = false;
+  for (const GrammarSource& source : {GrammarSource{GrammarKind::kRegex, "a(bc?|d){2}"},
+                                      GrammarSource{GrammarKind::kJsonSchema, R"({"enum": ["a", 1]})"}}) {
+    GrammarCompiler compiler(tokenizer);
+    compiler.compile({GrammarKind::kEbnf, "root ::= \"x\""}, &cached);  // the vocabulary is there
+    size_t n_compiled = 0;
+    sweep(
+        "compiling",
+        [&] {
+          GrammarSource other = source;
+          other.root = std::to_string(++n_compiled);  // which is another source, and means nothing to these kinds
+          compiler.compile(other, &cached);
+        },
+        [] {});
+  }
+  sweep("a vocabulary", [&] { GrammarCompiler(tokenizer).compile({GrammarKind::kRegex, "a"}, &cached); }, [] {});
+  const std::shared_ptr<const Grammar> grammar =
+      engine->compile_grammar({GrammarKind::kRegex, "(ab[0-9]){2,5}x"}, &cached);
+  GenerateParams p = greedy(some_tokens(8), 20);
+  p.grammar = grammar;
+  sweep_engine("generate in a grammar", *engine, [&] { generate(*engine, p); });
+}
+
 TEST("text to tokens and back") {
   const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
   const Tokenizer& tokenizer = engine->tokenizer();

@@ -417,6 +417,81 @@ TEST("the logits that wanted() asks for give the token that all of them give") {
   }
 }
 
+TEST(
+    "of allowed tokens, those that wanted() asks for give the token that a full row gives; the only one needs no "
+    "draw") {
+  constexpr int kVocab = 5003;
+  const std::vector<TokenId> banned = {5, 77, 2999};
+  std::mt19937 rng(32);
+  for (int run = 0; run < 200; ++run) {
+    SamplingParams p;
+    p.temperature = run % 3 == 0 ? 0.0f : 0.7f;
+    p.top_k = run % 4 == 0 ? 0 : 1 + static_cast<int>(rng() % 40);
+    p.seed = rng();
+    if (run % 2 == 0) p.repetition_penalty = 1.3f, p.frequency_penalty = 0.2f;
+    if (run % 5 < 3) p.logit_bias = {{77, 9.0f}, {12, 4.0f}, {2000, -kInf}};
+    Sampler dense(p, banned);
+    Sampler sparse(p, banned);
+    for (int step = 0; step < 6; ++step) {
+      // Few, one, many.
+      TokenMask mask;
+      mask.words.resize((kVocab + 31) / 32);
+      const int n = step % 3 == 0 ? 20 : step % 3 == 1 ? 1 : kVocab / 2 + 500;
+      for (int i = 0; i < n; ++i) {
+        const size_t token = rng() % kVocab;
+        mask.words[token / 32] |= 1u << token % 32;
+      }
+      mask.words[6 / 32] |= n > 1 ? 1u << 6 : 0;
+      for (TokenId id = 0; id < kVocab; ++id) mask.n_allowed += mask.allows(id);
+      std::vector<float> all(kVocab);
+      for (float& x : all) x = static_cast<float>(rng() % 64) / 8;
+      std::vector<float> row = all;
+      if (n == 1 && dense.bans(mask.first())) {
+        CHECK_THROWS(kInvalidArgument, "ALL_BANNED", dense.sample(Logits{row, {}, 0}, &mask));
+        continue;
+      }
+      const TokenId want = dense.sample(Logits{row, {}, 0}, &mask).token;
+      CHECK(mask.allows(want) && std::find(banned.begin(), banned.end(), want) == banned.end());
+      std::vector<TokenId> always;
+      const TopRows top = sparse.wanted({}, mask, &always);
+      CHECK(std::all_of(top.always.begin(), top.always.end(), [&](TokenId id) { return mask.allows(id); }));
+      CHECK(top.only_always == (mask.n_allowed <= TokenMask::kMostCounted));
+      CHECK(!top.only_always || top.always.size() == mask.n_allowed);
+      std::vector<int32_t> tokens(top.always.begin(), top.always.end());
+      std::vector<float> values;
+      if (!top.only_always && top.n_best == 0) {  // all of them
+        CHECK(sparse.sample(Logits{all, {}, 0}, &mask).token == want);
+      } else {
+        for (TokenId id = 0; id < kVocab && !top.only_always; ++id) {
+          if (mask.allows(id) && std::find(top.always.begin(), top.always.end(), id) == top.always.end() &&
+              std::find(top.never.begin(), top.never.end(), id) == top.never.end())
+            tokens.push_back(id);
+        }
+        for (const int32_t id : tokens) values.push_back(all[static_cast<size_t>(id)]);
+        CHECK(sparse.sample(Logits{values, tokens, top.always.size()}, &mask).token == want);
+      }
+      dense.accept(want);
+      sparse.accept(want);
+    }
+  }
+  // As many draws with the only token in between as without.
+  SamplingParams p;
+  p.seed = 9;
+  Sampler one(p, {});
+  Sampler other(p, {});
+  TokenMask only;
+  only.words = {1u << 3};
+  only.n_allowed = 1;
+  for (int i = 0; i < 50; ++i) {
+    std::vector<float> logits(40);
+    for (float& x : logits) x = static_cast<float>(rng() % 64) / 8;
+    std::vector<float> same = logits;
+    std::vector<float> bound = logits;
+    CHECK(one.sample(Logits{bound, {}, 0}, &only).token == 3);
+    CHECK(one.sample(logits).token == other.sample(same).token);
+  }
+}
+
 TEST("parameters outside of their range") {
   const auto refuse = [](auto change) {
     SamplingParams p;

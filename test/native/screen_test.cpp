@@ -264,6 +264,51 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
         // Random weights of one length are the worst case: the best stand out by little.
         if (is_float_type(type)) CHECK(n_computed < kRows * kOut / 4);
       }
+      // Few rows allowed, all of them wanted by name; many allowed, in one row the best of all not; all allowed.
+      std::vector<uint32_t> few((kOut + 31) / 32);
+      for (const int32_t row : always) few[static_cast<size_t>(row) / 32] |= 1u << row % 32;
+      std::vector<uint32_t> many(few.size(), 0xf0ff0fffu);
+      const auto best = [&](int i) {
+        const auto row = want.begin() + i * kOut;
+        return static_cast<size_t>(std::max_element(row, row + kOut) - row);
+      };
+      many[best(1) / 32] = 0x000f0000u;
+      const std::vector<uint32_t> every(few.size(), ~0u);
+      const std::vector<TopRows> masked = {{1, always, {}, few, true}, {9, {}, {}, many}, {1, always, {}, few, true},
+                                           {3, {}, never, every},      {1, {}, {}, many}, {1, always, {}, few, true}};
+      std::vector<float> memory(kRoom);
+      std::vector<TopProducts> kept(kRows);
+      backend->top_linear(*output, memory.data(), x.data(), kRows, masked, kept);
+      for (size_t i = 0; i < kRows; ++i) {
+        const TopRows& top = masked[i];
+        const std::span<const float> w = std::span(want).subspan(i * kOut, kOut);
+        CHECK(!kept[i].all && kept[i].rows.size() == kept[i].values.size());
+        std::vector<bool> is_here(kOut);
+        for (size_t r = 0; r < kept[i].rows.size(); ++r) {
+          const size_t row = static_cast<size_t>(kept[i].rows[r]);
+          CHECK((top.allowed[row / 32] >> row % 32 & 1u) != 0 && !is_here[row] &&
+                test::same_bits(kept[i].values[r], w[row]));
+          is_here[row] = true;
+        }
+        if (top.only_always) {
+          CHECK(std::equal(always.begin(), always.end(), kept[i].rows.begin(), kept[i].rows.end()));
+          continue;
+        }
+        std::vector<float> others;
+        for (size_t row = 0; row < kOut; ++row) {
+          const bool is_out =
+              std::find(top.never.begin(), top.never.end(), static_cast<int32_t>(row)) != top.never.end();
+          if (!is_out && (top.allowed[row / 32] >> row % 32 & 1u) != 0) others.push_back(w[row]);
+        }
+        const auto kth = others.begin() + (top.n_best - 1);
+        std::nth_element(others.begin(), kth, others.end(), std::greater<>());
+        for (const float product : others) {
+          if (product < *kth) continue;
+          const auto found = std::find(kept[i].values.begin(), kept[i].values.end(), product);
+          if (found == kept[i].values.end())
+            test::fail(__FILE__, __LINE__, what + ": a best allowed product is missing");
+        }
+      }
       // One row that wants everything.
       wanted[2].n_best = 0;
       std::vector<float> got(kRoom, test::kUntouched);
