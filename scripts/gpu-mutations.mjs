@@ -913,4 +913,11 @@ export const mutations = [
     from: 'multiply_floats(job, x, n, std::min(bulk.n_rows, n));',
     to: 'multiply_floats(job, x, n, bulk.n_rows > 0 ? n : 0);',
   },
+  // ---- the largest of many
+  {
+    name: 'top_mask: every other word of a mask is not looked at',
+    file: 'top.h',
+    from: 'if (mask < 0 || at >= n_words) return;',
+    to: 'if (mask < 0 || at >= n_words || at % 2 == 1) return;',
+  },
 ];

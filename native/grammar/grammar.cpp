@@ -136,7 +136,8 @@ struct GrammarVocabulary {
 
 namespace {
 
-xgrammar::CompiledGrammar compile_by_library(const xgrammar::TokenizerInfo& info, const GrammarSource& source, bool lazy) {
+xgrammar::CompiledGrammar compile_by_library(const xgrammar::TokenizerInfo& info, const GrammarSource& source,
+                                             bool lazy) {
   // Grammars are kept here, by what is asked for. One thread: errors of others would end the process.
   xgrammar::GrammarCompiler compiler(info, 1, false, -1, lazy);
   switch (source.kind) {
@@ -309,9 +310,9 @@ std::shared_ptr<const Grammar> GrammarCompiler::compile_new(const GrammarSource&
   for (const bool lazy : {false, true}) {
     try {
       XGrammarLimits limits(kMaxCompileBytes, kMaxCompileSeconds, closed_);
-      grammar->impl_ = std::make_unique<Grammar::Impl>(
-          vocabulary_, compile_by_library(*vocabulary_->info, source, lazy),
-          source.kind == GrammarKind::kJson || source.kind == GrammarKind::kJsonSchema);
+      grammar->impl_ =
+          std::make_unique<Grammar::Impl>(vocabulary_, compile_by_library(*vocabulary_->info, source, lazy),
+                                          source.kind == GrammarKind::kJson || source.kind == GrammarKind::kJsonSchema);
       limits.check();
       break;
     } catch (const std::bad_alloc&) {

@@ -42,9 +42,8 @@ class GenerateRequest final : public SequenceRequest {
   std::optional<DraftRequest> draft_request() override {
     if (!draft_) return std::nullopt;
     if (!decoding()) return DraftRequest{draft_.get(), std::span(tokens_).first(static_cast<size_t>(n_done_))};
-    return DraftRequest{draft_.get(),   tokens_,        matcher_.get(),
-                        &sampler_,      n_max_ahead(),  params_.n_draft,
-                        stops_at_end()};
+    return DraftRequest{draft_.get(),  tokens_,         matcher_.get(), &sampler_,
+                        n_max_ahead(), params_.n_draft, stops_at_end()};
   }
 
   int n_guesses() const override { return draft_ ? static_cast<int>(draft_->guesses().size()) : 0; }
@@ -131,7 +130,8 @@ class GenerateRequest final : public SequenceRequest {
   // the guesses.
   SequenceInput decode_input(int n_more) {
     step_tokens_.assign(1, tokens_.back());
-    const std::span<const TokenId> guesses = draft_ ? std::span<const TokenId>(draft_->guesses()) : std::span<const TokenId>();
+    const std::span<const TokenId> guesses =
+        draft_ ? std::span<const TokenId>(draft_->guesses()) : std::span<const TokenId>();
     if (matcher_) {
       plan_guided(guesses, std::min(static_cast<int>(guesses.size()) + n_more, n_max_ahead()));
     } else {
@@ -266,9 +266,9 @@ class GenerateRequest final : public SequenceRequest {
   GenerateParams params_;
   OnGenerateEvent on_event_;
   Sampler sampler_;
-  std::unique_ptr<Matcher> matcher_;  // behind the tokens that were sampled; null: the answer is free
+  std::unique_ptr<Matcher> matcher_;            // behind the tokens that were sampled; null: the answer is free
   std::vector<std::unique_ptr<Guide>> guides_;  // of the step's wanted rows, one more perhaps
-  bool prompt_accepted_ = false;  // by the sampler
+  bool prompt_accepted_ = false;                // by the sampler
   TextStream text_;
   int max_output_ = 0;
   int n_output_ = 0;

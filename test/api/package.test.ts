@@ -49,6 +49,7 @@ test('holds what it needs and no more', () => {
       'package.json',
       'README.md',
       'LICENSE',
+      'NOTICE',
       'dist/index.js',
       'dist/index.mjs',
       'dist/index.d.ts',

@@ -996,8 +996,7 @@ TEST("top_linear: none but those that are allowed, few or many") {
   const std::vector<int32_t> named = {0, 31, 32, 4999, kOut - 1};
   for (const int32_t row : named) few[static_cast<size_t>(row) / 32] |= 1u << row % 32;
   const std::vector<int32_t> never = {static_cast<int32_t>(best_of(3)), 7};
-  const std::vector<TopRows> wanted = {
-      {3, {}, {}, all}, {17, {}, {}, half}, {1, named, {}, few, true}, {5, {}, never}};
+  const std::vector<TopRows> wanted = {{3, {}, {}, all}, {17, {}, {}, half}, {1, named, {}, few, true}, {5, {}, never}};
   for_each_chip([&](Chip& chip) {
     const Weight weight = chip.backend->load_weight(TensorType::kQ8_0, kOut, kIn, weights.data());
     const Floats in(chip, x);
@@ -1032,8 +1031,9 @@ TEST("the largest of a vocabulary in slices of 64, of one value, with NaN, infin
       const Floats maxima(chip, static_cast<size_t>(n_slices));
       const Array<gpu::TopHeader> headers(chip, size_t{1});
       const Array<gpu::TopEntry> entries(chip, size_t{kCapacity});
-      const gpu::TopArguments a{products.data(), requests.data(), nullptr,  nullptr, maxima.data(), headers.data(),
-                                entries.data(),  1,               n_out,    n_slices, slice,        kCapacity};
+      const gpu::TopArguments a{products.data(), requests.data(), nullptr,        nullptr,
+                                maxima.data(),   headers.data(),  entries.data(), 1,
+                                n_out,           n_slices,        slice,          kCapacity};
       const auto blocks = [](int n, int per_block) { return static_cast<unsigned>((n + per_block - 1) / per_block); };
       chip.device->launch(Kernel::top_maxima, {blocks(n_slices, 4)}, gpu::kThreads, &a);
       chip.device->launch(Kernel::top_threshold, {1}, gpu::kThreads, &a);

@@ -70,7 +70,8 @@ void check_walk(const std::shared_ptr<const Grammar>& grammar, const std::functi
       bool want = tokenizer().is_end(token) && whole;
       if (!tokenizer().is_end(token) && !tokenizer().is_control(token))
         want = look(text + std::string(tokenizer().token_bytes(token))) != Text::kNone;
-      if (want && no_blank && std::string(" \n\r\t").find(tokenizer().token_bytes(token)[0]) != std::string::npos) want = false;
+      if (want && no_blank && std::string(" \n\r\t").find(tokenizer().token_bytes(token)[0]) != std::string::npos)
+        want = false;
       if (mask.allows(token) == want) continue;
       std::string bytes;
       for (const char c : text + std::string(tokenizer().token_bytes(token, true)))
@@ -244,7 +245,8 @@ TEST("the reader of JSON that others are held against") {
     CHECK(json(text) == Text::kWhole);
   for (const char* text : {"", "{", "[1", "[-", "[1.", "[1e", "{\"a", "{\"a\"", "{\"a\":tr", "[\"\\u12", "[\"\xC3"})
     CHECK(json(text) == Text::kBeginning);
-  for (const char* text : {"1", "{,", "[01", "[1.e", "[--", "{\"a\"1", "[\"\\x", "[\"\xC3\"", "[\n1,]", "{} ", "[\"\n", "[tx"})
+  for (const char* text :
+       {"1", "{,", "[01", "[1.e", "[--", "{\"a\"1", "[\"\\x", "[\"\xC3\"", "[\n1,]", "{} ", "[\"\n", "[tx"})
     CHECK(json(text) == Text::kNone);
 }
 
@@ -284,7 +286,8 @@ TEST("allowed tokens are those that lead on: JSON") {
   const std::shared_ptr<const Grammar> grammar = compile(compiler, GrammarKind::kJson, "");
   for (int run = 0; run < 20; ++run) check_walk(grammar, json, rng, 60, 40);
   // Nothing in a string that JSON would have escaped, whatever says what the string is.
-  for (const char* rule : {"", ", \"maxLength\": 30", ", \"minLength\": 2", ", \"pattern\": \".*\"", ", \"pattern\": \"[^a]{3,9}\""}) {
+  for (const char* rule :
+       {"", ", \"maxLength\": 30", ", \"minLength\": 2", ", \"pattern\": \".*\"", ", \"pattern\": \"[^a]{3,9}\""}) {
     Matcher matcher(compile(compiler, GrammarKind::kJsonSchema, std::string("{\"type\": \"string\"") + rule + "}"));
     CHECK(matcher.accept(token_of("\"")));
     TokenMask mask;
@@ -305,10 +308,11 @@ TEST("control tokens are allowed where they are named, and only there") {
   const std::string turn = std::to_string(special.start_of_turn);
   const std::string image = std::to_string(special.start_of_image);
   // Text, then perhaps a call between two control tokens, of which the second is to be nowhere else.
-  const std::string tags = R"({"type": "structural_tag", "format": {"type": "token_triggered_tags", "trigger_tokens": [)" + turn +
-                           R"(], "tags": [{"type": "tag", "begin": {"type": "token", "token": )" + turn +
-                           R"(}, "content": {"type": "regex", "pattern": "[0-9]{2}"}, "end": {"type": "token", "token": )" +
-                           image + "}}], \"exclude_tokens\": [" + image + "]}}";
+  const std::string tags =
+      R"({"type": "structural_tag", "format": {"type": "token_triggered_tags", "trigger_tokens": [)" + turn +
+      R"(], "tags": [{"type": "tag", "begin": {"type": "token", "token": )" + turn +
+      R"(}, "content": {"type": "regex", "pattern": "[0-9]{2}"}, "end": {"type": "token", "token": )" + image +
+      "}}], \"exclude_tokens\": [" + image + "]}}";
   Matcher matcher(compile(compiler, GrammarKind::kStructuralTag, tags));
   TokenMask mask;
   const auto controls = [&] {
@@ -384,8 +388,8 @@ TEST("sources that are none are refused with what is wrong") {
       {GrammarKind::kEbnf, "root ::= \"a", "BAD_GRAMMAR"},
       {GrammarKind::kEbnf, "root ::= root", "BAD_GRAMMAR"},
       {GrammarKind::kStructuralTag, "{}", "BAD_STRUCTURAL_TAG"},
-      {GrammarKind::kStructuralTag, "{\"type\": \"structural_tag\", \"format\": {\"type\": \"token\", \"token\": 99999999}}",
-       "BAD_STRUCTURAL_TAG"},
+      {GrammarKind::kStructuralTag,
+       "{\"type\": \"structural_tag\", \"format\": {\"type\": \"token\", \"token\": 99999999}}", "BAD_STRUCTURAL_TAG"},
       {GrammarKind::kStructuralTag, "{\"type\": \"structural_tag\", \"format\": {\"type\": \"token\", \"token\": -5}}",
        "BAD_STRUCTURAL_TAG"},
   };
@@ -450,7 +454,8 @@ const char* const kSchema =
 TEST("an answer is a text of its grammar, whatever the sampling, and says whether it is whole") {
   const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
   const std::shared_ptr<const Grammar> object = compile(*engine, GrammarKind::kJsonSchema, kSchema);
-  const std::shared_ptr<const Grammar> words = compile(*engine, GrammarKind::kRegex, "(yes|no|maybe)( and (yes|no)){1,3}");
+  const std::shared_ptr<const Grammar> words =
+      compile(*engine, GrammarKind::kRegex, "(yes|no|maybe)( and (yes|no)){1,3}");
   const auto look = [&] {
     std::set<std::string> texts;
     for (const char* a : {"yes", "no", "maybe"}) {
@@ -528,10 +533,10 @@ TEST("whatever is guessed, a bound answer is that without guessing") {
   LoadOptions o = options("text-a-f16.gguf");
   o.draft_path = data("text-a-q4_0.gguf");
   const std::shared_ptr<Engine> engine = Engine::load(o);
-  const std::shared_ptr<const Grammar> grammars[] = {
-      compile(*engine, GrammarKind::kJsonSchema, kSchema), compile(*engine, GrammarKind::kJson, ""),
-      compile(*engine, GrammarKind::kRegex, "((the|a|in|of) ){4,30}end"),
-      compile(*engine, GrammarKind::kRegex, "(abcabd){3,9}")};
+  const std::shared_ptr<const Grammar> grammars[] = {compile(*engine, GrammarKind::kJsonSchema, kSchema),
+                                                     compile(*engine, GrammarKind::kJson, ""),
+                                                     compile(*engine, GrammarKind::kRegex, "((the|a|in|of) ){4,30}end"),
+                                                     compile(*engine, GrammarKind::kRegex, "(abcabd){3,9}")};
   int n_accepted = 0;
   for (uint64_t seed = 0; seed < 24; ++seed) {
     GenerateParams p = sampled(some_tokens(20, static_cast<int>(seed)), 60, seed);
@@ -592,7 +597,8 @@ TEST("cancelled, closed and foreign") {
   std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
   const std::shared_ptr<Engine> other = Engine::load(options("text-a-f16.gguf"));
   const std::shared_ptr<const Grammar> grammar = compile(*engine, GrammarKind::kJson, "");
-  CHECK_THROWS(kInvalidArgument, "OTHER_MODEL", other->generate(bound(greedy(some_tokens(3), 5), grammar), [](auto&&) {}));
+  CHECK_THROWS(kInvalidArgument, "OTHER_MODEL",
+               other->generate(bound(greedy(some_tokens(3), 5), grammar), [](auto&&) {}));
   const auto g = start(*engine, bound(sampled(some_tokens(9), 2000, 1), grammar));
   wait_until([&] { return g->n_tokens > 3; });
   g->request->cancel();

@@ -351,9 +351,9 @@ TEST("grammars") {
         },
         [] {});
   }
-  sweep(
-      "a vocabulary", [&] { GrammarCompiler(tokenizer).compile({GrammarKind::kRegex, "a"}, &cached); }, [] {});
-  const std::shared_ptr<const Grammar> grammar = engine->compile_grammar({GrammarKind::kRegex, "(ab[0-9]){2,5}x"}, &cached);
+  sweep("a vocabulary", [&] { GrammarCompiler(tokenizer).compile({GrammarKind::kRegex, "a"}, &cached); }, [] {});
+  const std::shared_ptr<const Grammar> grammar =
+      engine->compile_grammar({GrammarKind::kRegex, "(ab[0-9]){2,5}x"}, &cached);
   GenerateParams p = greedy(some_tokens(8), 20);
   p.grammar = grammar;
   sweep_engine("generate in a grammar", *engine, [&] { generate(*engine, p); });

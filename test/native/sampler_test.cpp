@@ -417,7 +417,9 @@ TEST("the logits that wanted() asks for give the token that all of them give") {
   }
 }
 
-TEST("of allowed tokens, those that wanted() asks for give the token that a full row gives; the only one needs no draw") {
+TEST(
+    "of allowed tokens, those that wanted() asks for give the token that a full row gives; the only one needs no "
+    "draw") {
   constexpr int kVocab = 5003;
   const std::vector<TokenId> banned = {5, 77, 2999};
   std::mt19937 rng(32);

@@ -286,7 +286,8 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
         std::vector<bool> is_here(kOut);
         for (size_t r = 0; r < kept[i].rows.size(); ++r) {
           const size_t row = static_cast<size_t>(kept[i].rows[r]);
-          CHECK((top.allowed[row / 32] >> row % 32 & 1u) != 0 && !is_here[row] && test::same_bits(kept[i].values[r], w[row]));
+          CHECK((top.allowed[row / 32] >> row % 32 & 1u) != 0 && !is_here[row] &&
+                test::same_bits(kept[i].values[r], w[row]));
           is_here[row] = true;
         }
         if (top.only_always) {
@@ -295,7 +296,8 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
         }
         std::vector<float> others;
         for (size_t row = 0; row < kOut; ++row) {
-          const bool is_out = std::find(top.never.begin(), top.never.end(), static_cast<int32_t>(row)) != top.never.end();
+          const bool is_out =
+              std::find(top.never.begin(), top.never.end(), static_cast<int32_t>(row)) != top.never.end();
           if (!is_out && (top.allowed[row / 32] >> row % 32 & 1u) != 0) others.push_back(w[row]);
         }
         const auto kth = others.begin() + (top.n_best - 1);
@@ -303,7 +305,8 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
         for (const float product : others) {
           if (product < *kth) continue;
           const auto found = std::find(kept[i].values.begin(), kept[i].values.end(), product);
-          if (found == kept[i].values.end()) test::fail(__FILE__, __LINE__, what + ": a best allowed product is missing");
+          if (found == kept[i].values.end())
+            test::fail(__FILE__, __LINE__, what + ": a best allowed product is missing");
         }
       }
       // One row that wants everything.

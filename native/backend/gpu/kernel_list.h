@@ -310,9 +310,9 @@ struct TopArguments {
   const TopRequest* requests;
   const int32_t* ids;
   const uint32_t* masks;  // [., (n_out + 31) / 32]: a bit for each product that is allowed
-  float* maxima;       // [n, n_slices]
-  TopHeader* headers;  // [n]
-  TopEntry* entries;   // [n, capacity]
+  float* maxima;          // [n, n_slices]
+  TopHeader* headers;     // [n]
+  TopEntry* entries;      // [n, capacity]
   int n;
   int n_out;
   int n_slices;

@@ -1,0 +1,117 @@
+// Grammars at the border to native code: what compileGrammar() takes and refuses, and answers that are bound. What masks allow, and the
+// engine under them, is tested natively (test/native/grammar_test.cpp); the public options in structured.test.ts.
+import { GemmaError } from '../../lib/index.js';
+import {
+  addon,
+  type NativeGenerateEvent,
+  type NativeGenerateParams,
+  type NativeGrammarSource,
+  type NativeModel,
+} from '../../lib/native.js';
+import { rejection, tiny } from './helpers.js';
+
+type Finish = Extract<NativeGenerateEvent, { kind: 'finish' }>;
+
+let model: NativeModel;
+let tokens: Int32Array;
+
+function open(): Promise<NativeModel> {
+  return new Promise((resolve, reject) => {
+    addon().load({ path: tiny }, (event) => {
+      if (event.kind === 'loaded') resolve(event.model);
+      if (event.kind === 'failed') reject(new Error('not loaded', { cause: event.error }));
+    });
+  });
+}
+
+function generate(params: object): Promise<Finish & { all: string; tokens: number[] }> {
+  return new Promise((resolve) => {
+    let all = '';
+    const made: number[] = [];
+    const wanted = {
+      tokens,
+      temperature: 0,
+      maxOutputTokens: 60,
+      maxUnread: 0,
+      stopTokens: new Int32Array(0),
+      ...params,
+    };
+    model.generate(wanted as unknown as NativeGenerateParams, (event) => {
+      if (event.kind === 'token') made.push(event.token);
+      if (event.kind !== 'prefill') all += event.text;
+      if (event.kind === 'finish') resolve({ ...event, all, tokens: made });
+    });
+  });
+}
+
+beforeAll(async () => {
+  model = await open();
+  tokens = await model.encode([0, 'hello there'], false, new Int32Array(1));
+});
+afterAll(() => model.close());
+
+test('an answer is a text of its grammar, and says whether it is whole', async () => {
+  const sources: [NativeGrammarSource, RegExp][] = [
+    [{ kind: 'regex', text: '(yes|no)( and (yes|no)){2}' }, /^(yes|no)( and (yes|no)){2}$/],
+    [{ kind: 'ebnf', text: 'answer ::= "a"{3} | "b"', root: 'answer' }, /^(aaa|b)$/],
+    [{ kind: 'jsonSchema', text: '{"enum":["on","off",3]}' }, /^("on"|"off"|3)$/],
+  ];
+  for (const [source, form] of sources) {
+    const grammar = await model.compileGrammar(source);
+    expect(grammar.bytes).toBeGreaterThan(0);
+    for (const seed of [1, 2, 3]) {
+      const { all, reason, grammarComplete } = await generate({ grammar, temperature: 2, seed, topK: 0 });
+      expect([reason, grammarComplete]).toEqual(['stop', true]);
+      expect(all).toMatch(form);
+    }
+    const cut = await generate({ grammar, maxOutputTokens: 1 });
+    expect([cut.reason, cut.tokens.length]).toEqual(['length', 1]);
+  }
+  expect((await generate({})).grammarComplete).toBeUndefined();
+});
+
+test('a source is compiled once', async () => {
+  const source: NativeGrammarSource = { kind: 'regex', text: 'once[0-9]' };
+  const [first, second] = await Promise.all([model.compileGrammar(source), model.compileGrammar({ ...source })]);
+  expect([first.compileMs, second.compileMs].filter((ms) => ms === 0)).toHaveLength(1);
+  expect((await model.compileGrammar(source)).compileMs).toBe(0);
+});
+
+test('what is no grammar is refused', async () => {
+  const compile = (source: unknown) => rejection((async () => model.compileGrammar(source as NativeGrammarSource))());
+  for (const [source, detail] of [
+    [{ kind: 'regex', text: '(' }, 'BAD_REGEX'],
+    [{ kind: 'jsonSchema', text: '{' }, 'BAD_SCHEMA'],
+    [{ kind: 'jsonSchema', text: 'false' }, 'BAD_SCHEMA'],
+    [{ kind: 'ebnf', text: 'root ::= none' }, 'BAD_GRAMMAR'],
+    [{ kind: 'structuralTag', text: '[]' }, 'BAD_STRUCTURAL_TAG'],
+    [{ kind: 'regex', text: 'a'.repeat(2 ** 20 + 1) }, 'GRAMMAR_TOO_LARGE'],
+    [{ kind: 'jsonSchema', text: '['.repeat(300) }, 'GRAMMAR_TOO_LARGE'],
+  ] as const) {
+    const error = await compile(source);
+    expect(error).toBeInstanceOf(GemmaError);
+    expect(error).toMatchObject({ code: 'ERR_INVALID_ARGUMENT', detail });
+  }
+  for (const source of [undefined, {}, { kind: 'xml', text: '' }, { kind: 'regex' }, { kind: 'regex', text: 1 }]) {
+    expect(await compile(source)).toMatchObject({ name: 'TypeError' }); // of the addon's own realm
+  }
+  for (const grammar of [null, {}, 1, await model.compileGrammar({ kind: 'json', text: '' }).then((g) => ({ ...g }))]) {
+    expect(() => model.generate({ tokens, grammar } as unknown as NativeGenerateParams, () => undefined)).toThrow(
+      /^grammar: expected/,
+    );
+  }
+});
+
+test('a grammar of another model, and of one that was closed', async () => {
+  const other = await open();
+  const grammar = await other.compileGrammar({ kind: 'json', text: '' });
+  const compiling = other.compileGrammar({ kind: 'regex', text: '[a-z]{100}' }).then(
+    () => 'compiled',
+    (error: unknown) => (error as GemmaError).code,
+  );
+  await other.close();
+  expect(['compiled', 'ERR_DISPOSED']).toContain(await compiling);
+  expect(() => model.generate({ tokens, grammar } as unknown as NativeGenerateParams, () => undefined)).toThrow(
+    expect.objectContaining({ code: 'ERR_INVALID_ARGUMENT', detail: 'OTHER_MODEL' }) as Error,
+  );
+});
