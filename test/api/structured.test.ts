@@ -270,7 +270,8 @@ describe('answers at random meet their schemas', () => {
   };
   const ajv = independentValidator();
   // No grammar enforces uniqueItems, oneOf of overlapping schemas and fractions without bounds. Numbers may be larger than a double.
-  const unsure = /array-unique|one-of$|multiple-of-fraction/;
+  // Three bytes that spell half of a character are one character to XGrammar and three U+FFFD in the text.
+  const unsure = /array-unique|one-of$|multiple-of-fraction|^length$/;
 
   test.each(cases.map(({ name, schema }) => [name, schema] as const))('%s', async (name, schema) => {
     const check = ajv.compile(schema);
