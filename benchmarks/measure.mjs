@@ -21,8 +21,16 @@ const greedy = (maxOutputTokens) => ({ temperature: 0, maxOutputTokens, draft: f
 // Tokens before a decode is at its full speed: what makes logits cheap is built during the first ones.
 const WARM_UP = 24;
 
+// Without a prefix cache: what is measured is computed.
 function load(contextSize) {
-  return Gemma.load(model, { mmproj: false, contextSize, device, ...(threads && { threads }), ...(isa && { isa }) });
+  return Gemma.load(model, {
+    mmproj: false,
+    contextSize,
+    device,
+    prefixCacheBytes: 0,
+    ...(threads && { threads }),
+    ...(isa && { isa }),
+  });
 }
 
 // Ids from the whole vocabulary, so that reading the embedding is not easier than for a text. <bos> in front, as in every prompt.

@@ -9,6 +9,7 @@ import {
   type GenerateOptions,
   type PromptSettings,
 } from './options.js';
+import type { StandardSchema } from './schema.js';
 import { show } from './values.js';
 
 /** What no longer fits into the context. */
@@ -58,6 +59,16 @@ export interface TurnOptions extends Omit<GenerateOptions, 'raw' | 'bos' | 'onOv
   prefill?: string;
   /** True asks this instead of the last question: that and its answer go when the new answer is there. Default false. */
   replace?: boolean;
+}
+
+/** Options of a turn whose schema tells the type of `result.object`. */
+export interface TurnBySchema<S extends StandardSchema> extends Omit<TurnOptions, 'schema'> {
+  schema: S;
+}
+
+/** Options of a turn whose choices tell the type of `result.object`. */
+export interface TurnByChoices<T extends string> extends Omit<TurnOptions, 'choices'> {
+  choices: readonly T[];
 }
 
 const overflows = custom((name, value): 'error' | 'truncate' | 'shift' | SummarizeOverflow =>

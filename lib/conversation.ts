@@ -8,6 +8,8 @@ import {
   type ChatDefaults,
   type ChatOptions,
   type RestoreChatOptions,
+  type TurnByChoices,
+  type TurnBySchema,
   type TurnOptions,
   type TurnSettings,
 } from './chat-options.js';
@@ -24,6 +26,7 @@ import { strip, stripEnd } from './python-text.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { GemmaStream, type StreamSink } from './stream.js';
 import { rowsOf, chatText, restoredChat } from './saved-chat.js';
+import type { OutputOf, StandardSchema } from './schema.js';
 import { answerWithTools, type AskModel, type Bound } from './tool-loop.js';
 import { decodeTokens, encodeParts } from './token-text.js';
 import { inSlices, nextTurn, type Sliced } from './turns.js';
@@ -144,12 +147,18 @@ export class Conversation {
    *
    * @throws as `generate`; `ERR_DISPOSED` also after `dispose()` of the conversation
    */
+  send<S extends StandardSchema>(input: TurnInput, options: TurnBySchema<S>): Promise<GenerateResult<OutputOf<S>>>;
+  send<const T extends string>(input: TurnInput, options: TurnByChoices<T>): Promise<GenerateResult<T>>;
+  send(input: TurnInput, options?: TurnOptions): Promise<GenerateResult>;
   async send(input: TurnInput, options: TurnOptions = {}): Promise<GenerateResult> {
     const settings = turnOptions(this.#defaults, options);
     return this.#run(settings, this.#asking(input, settings), new Cancellation());
   }
 
   /** As `send`, piece by piece: see `gemma.stream`. */
+  stream<S extends StandardSchema>(input: TurnInput, options: TurnBySchema<S>): GemmaStream<OutputOf<S>>;
+  stream<const T extends string>(input: TurnInput, options: TurnByChoices<T>): GemmaStream<T>;
+  stream(input: TurnInput, options?: TurnOptions): GemmaStream;
   stream(input: TurnInput, options: TurnOptions = {}): GemmaStream {
     const settings = turnOptions(this.#defaults, options);
     return this.#stream(settings, () => this.#asking(input, settings));

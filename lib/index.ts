@@ -10,7 +10,15 @@ export {
 export type { Backend } from './backends.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
 export { Conversation, type TurnInput } from './conversation.js';
-export type { ChatOptions, Overflow, RestoreChatOptions, SummarizeOverflow, TurnOptions } from './chat-options.js';
+export type {
+  ChatOptions,
+  Overflow,
+  RestoreChatOptions,
+  SummarizeOverflow,
+  TurnByChoices,
+  TurnBySchema,
+  TurnOptions,
+} from './chat-options.js';
 export { GemmaStream } from './stream.js';
 export type {
   MalformedCallStreamPart,

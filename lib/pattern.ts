@@ -16,6 +16,9 @@ const MAX_WORK = 100_000; // steps of making sets, for a pattern or a match
 const MAX_WRITING = 20_000; // the same, for an intersection that is written out
 const MAX_STATES = 400; // of an automaton that is written out
 const MAX_TEXT = 16_000; // characters of what is written out
+// XGrammar looks through the vocabulary once for each place in a pattern; long where words fit.
+const WIDE = 40; // characters of a class
+const MAX_WIDE = 16; // such places
 
 /** Code points: first and last of each range in turn, in order, with gaps between. */
 export type Ranges = readonly number[];
@@ -616,9 +619,16 @@ export class Patterns {
     return result;
   }
 
+  /** The least and the most characters, where a set is all texts of such lengths, line ends perhaps left out. */
+  lengthsOf({ kind, parts, min, max }: Language): [number, number] | undefined {
+    const [run] = parts;
+    const isRun = kind === 'repeat' && run?.kind === 'chars';
+    return isRun && complement(union([...run.ranges, ...LINE_ENDS])).length === 0 ? [min, max] : undefined;
+  }
+
   /** @internal */
   automaton(language: Language): Automaton {
-    if (this.#known.size + this.#sequences.size > 4 * MAX_WORK) {
+    if (this.#known.size + this.#sequences.size > MAX_WORK) {
       // Sets that were made before stay what they are; new ones are only no longer the same objects.
       this.#known = new Map();
       this.#sequences = new Map();
@@ -858,6 +868,7 @@ const AS_IT_STANDS = '\u00e9{0}';
 
 class Writer {
   readonly #isJson: boolean;
+  #nWide = 0;
   readonly #sizes = new Map<Language, number>();
 
   constructor(isJson: boolean) {
@@ -897,13 +908,20 @@ class Writer {
         const texts = parts.map((part) => this.#of(part)).filter((text) => text !== undefined);
         const some = texts.filter((text) => text !== '');
         if (some.length === 0) return texts[0];
-        const choice = some.length === 1 ? group(some[0] as string) : `(${some.join('|')})`;
-        return some.length < texts.length ? `(${choice})?` : choice;
+        if (some.length < texts.length) return optional(some.join('|'));
+        return some.length === 1 ? group(some[0] as string) : `(${some.join('|')})`;
       }
       case 'repeat': {
-        const text = this.#of(parts[0] as Language);
+        const [run] = parts as [Language];
+        const before = this.#nWide;
+        const text = this.#of(run);
         if (text === undefined || text === '') return min === 0 || text === '' ? '' : undefined;
-        return group(text) + quantifier(min, max);
+        const most = max === Infinity ? Math.max(min, 1) : max;
+        if (this.#nWide === before || most <= MAX_WIDE / 2) {
+          this.#nWide = before + (this.#nWide - before) * most;
+          return min === 0 && max === 1 ? optional(text) : group(text) + quantifier(min, max);
+        }
+        return group(text) + quantifier(Math.min(min, 1), Infinity); // how many is left to the check
       }
       default:
         return undefined;
@@ -911,6 +929,9 @@ class Writer {
   }
 
   #chars(ranges: Ranges): string | undefined {
+    let size = 0;
+    for (let i = 0; i < ranges.length; i += 2) size += (ranges[i + 1] as number) - (ranges[i] as number) + 1;
+    if (size > WIDE && ++this.#nWide > MAX_WIDE) throw new PatternError('too many wide classes');
     const raw = intersection(ranges, this.#isJson ? RAW : ANY);
     const escapes = [...(this.#isJson ? ESCAPES : [])]
       .filter(([code]) => contains(ranges, code))
@@ -939,9 +960,13 @@ class Writer {
   }
 }
 
+// Not by a question mark: behind a group that ends with a repetition, XGrammar 0.2.9 takes it for leave to begin in that repetition.
+function optional(text: string): string {
+  return `(${text}|)`;
+}
+
 function quantifier(min: number, max: number): string {
   if (max === Infinity) return min === 0 ? '*' : min === 1 ? '+' : `{${min},}`;
-  if (min === 0 && max === 1) return '?';
   return min === max ? `{${min}}` : `{${min},${max}}`;
 }
 

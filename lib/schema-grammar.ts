@@ -27,7 +27,7 @@ type Form =
   | { kind: 'choice'; of: readonly Form[] }
   | { kind: 'later'; of: Later }
   | { kind: 'number'; schema: Record<string, Json> }
-  | { kind: 'string'; pattern?: string }
+  | { kind: 'string'; pattern?: string; min?: number; max?: number }
   | { kind: 'array'; prefix: readonly Form[]; rest: Form; min: number; max: number; isUnique: boolean }
   | {
       kind: 'object';
@@ -415,9 +415,11 @@ class Translator {
     const { patterns } = this.#graph;
     const exact: Language[] = [];
     const loose: Language[] = [];
+    // A pattern of the whole text, as schema libraries give it beside a format, is stricter than the format. Both together are large.
+    const hasWhole = nodes.some(({ pattern }) => /^\^.*\$$/s.test(pattern?.text ?? ''));
     for (const { pattern, format, not, values } of nodes) {
       for (const rule of [pattern, format]) {
-        if (!rule) continue;
+        if (!rule || (rule === format && hasWhole)) continue;
         exact.push(rule.language);
         loose.push(rule.loose ?? rule.language);
       }
@@ -453,6 +455,8 @@ class Translator {
     const { patterns } = this.#graph;
     for (const language of this.#languages(nodes)) {
       if (language === patterns.all) return { kind: 'string' };
+      const [min, max] = patterns.lengthsOf(language) ?? [];
+      if (min !== undefined && max !== undefined) return { kind: 'string', min, max };
       const text = yield* patterns.write(language);
       if (text === null) return language.nullable ? { kind: 'values', values: [''] } : NEVER;
       if (text !== undefined) return { kind: 'string', pattern: text };
@@ -553,7 +557,8 @@ class Translator {
         const has = (rule: (typeof rules)[number]) => ((chosen >> rules.indexOf(rule)) & 1) === 1;
         const parts = rules.map((rule) => (has(rule) ? rule.language : patterns.not(rule.language)));
         const form = valueOf(undefined, has);
-        if (form.kind !== 'never') rest.push({ names: patterns.both([allowed[0] as Language, ...parts]), form });
+        const allowedNames = patterns.both([allowed[0] as Language, ...parts]);
+        if (form.kind !== 'never') rest.push({ names: allowedNames === patterns.all ? undefined : allowedNames, form });
       }
     }
     const max = smallest(nodes, 'maxProperties');
@@ -651,6 +656,15 @@ function isSmall(form: Form): boolean {
   );
 }
 
+function stringSchema({ pattern, min = 0, max = Infinity }: { pattern?: string; min?: number; max?: number }): Json {
+  return {
+    type: 'string',
+    ...(pattern !== undefined && { pattern }),
+    ...(min > 0 && { minLength: min }),
+    ...(max < Infinity && { maxLength: max }),
+  };
+}
+
 /** Writes forms as JSON Schema. */
 class Writer {
   readonly #graph: SchemaGraph;
@@ -695,7 +709,7 @@ class Writer {
       case 'number':
         return form.schema;
       case 'string':
-        return { type: 'string', ...(form.pattern !== undefined && { pattern: form.pattern }) };
+        return stringSchema(form);
       case 'array':
         return yield* this.#array(form, level);
       case 'object':
@@ -751,10 +765,12 @@ class Writer {
     if (min > required.length) schema.minProperties = min;
     if (max < Infinity) schema.maxProperties = max;
     const [first] = others;
+    const lengths = first?.names && patterns.lengthsOf(first.names);
     if (!first) schema.additionalProperties = false;
-    else if (others.length === 1 && !first.names && !isWithout)
+    else if (others.length === 1 && (!first.names || lengths) && !isWithout) {
+      if (lengths) schema.propertyNames = stringSchema({ min: lengths[0], max: lengths[1] });
       schema.additionalProperties = yield* this.#of(first.form, level + 1);
-    else {
+    } else {
       const notNamed = patterns.not(patterns.either(named.map(({ name }) => patterns.text(name))));
       const byName = Object.create(null) as Record<string, Json>;
       let isWritten = true;

@@ -97,7 +97,7 @@ class Prepared {
 }
 
 // Schemas that were prepared lately, by their text: the same one comes with every call.
-const KEPT = 32;
+const KEPT = 16;
 const kept = new Map<string, Prepared>();
 
 function prepared(schema: Json, where: string): Prepared {

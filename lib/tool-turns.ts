@@ -4,7 +4,7 @@ import { GemmaError } from './errors.js';
 import type { Turn } from './messages.js';
 import { strip } from './python-text.js';
 import type { DeclaredTool, ToolFormat, ToolFormatName } from './tool-formats/format.js';
-import { plainSchema } from './tool-formats/functiongemma-grammar.js';
+import { plainSchema } from './tool-formats/functiongemma-schema.js';
 import { spacedJson } from './tool-formats/json-text.js';
 import { plain } from './values.js';
 

@@ -159,6 +159,16 @@ export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (ge
   }
 }
 
+/** What a file of JSON says; flag: what names the file. */
+export function jsonFrom(file: string, flag: string): unknown {
+  const text = readFileSync(file, 'utf8');
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new UsageError(`${flag}: expected JSON in ${file}: ${(error as Error).message}`);
+  }
+}
+
 /** The text of an argument, of --file, or of standard input. */
 export async function textFrom(argument: string | undefined, file: string | undefined, what: string): Promise<string> {
   if (argument !== undefined && file !== undefined)

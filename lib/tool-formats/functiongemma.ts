@@ -5,7 +5,8 @@ import { floatText, strip } from '../python-text.js';
 import type { Part } from '../messages.js';
 import type { PromptPart } from '../native.js';
 import type { CallParser, DeclaredTool, Found, ToolFormat } from './format.js';
-import { functionGemmaGrammar, plainSchema, sortedEntries } from './functiongemma-grammar.js';
+import { functionGemmaGrammar } from './functiongemma-grammar.js';
+import { plainSchema, sortedEntries } from './functiongemma-schema.js';
 
 export const ESCAPE = '<escape>';
 const START_DECLARATION = '<start_function_declaration>';
@@ -398,10 +399,7 @@ export const functiongemma: ToolFormat = {
       number,
       number,
     ];
-    const grammar = functionGemmaGrammar(
-      tools.map(({ name, schema }) => ({ name, schema: schema.schema })),
-      escape,
-    );
+    const grammar = functionGemmaGrammar(tools, escape);
     const tag = {
       type: 'tag',
       begin: { type: 'token', token: open },

@@ -114,6 +114,58 @@ describe('--json', () => {
     expect((await run([...args, '--json', '--prompt-lookup', '--draft', tiny, prompt])).code).toBe(2);
   });
 
+  test('run bound to a schema, choices or a grammar', async () => {
+    const file = (name: string, text: string) => {
+      writeFileSync(join(folder, name), text);
+      return join(folder, name);
+    };
+    const properties = { ripe: { type: 'boolean' }, n: { type: 'integer', minimum: 3, maximum: 40 } };
+    const schema = file('schema.json', JSON.stringify({ type: 'object', properties, required: ['ripe', 'n'] }));
+    const args = ['run', '--model', tiny, '--seed', '3', '--max-tokens', '2000'];
+    const { object, text } = await succeed([...args, '--schema', schema, 'A fruit']);
+    expect(object).toEqual(JSON.parse(text as string));
+    expect(object).toEqual({ ripe: expect.any(Boolean), n: expect.any(Number) });
+    expect(await succeed([...args, '--choice', 'yes', '--choice', 'no', 'x'])).toMatchObject({
+      text: expect.stringMatching(/^(yes|no)$/),
+    });
+    const grammar = file('grammar.ebnf', 'root ::= "<" [0-9] [0-9] ">"\n');
+    expect((await run([...args, '--grammar', grammar, 'x'])).stdout).toMatch(/^<\d\d>\n$/);
+
+    const none = file('broken.json', '{');
+    const wrong = file('wrong.json', '{"type": "integre"}');
+    expect(await run([...args, '--schema', none, 'x'])).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining(none),
+    });
+    expect((await run([...args, '--schema', schema, '--regex', 'a', 'x'])).code).toBe(2);
+    expect((await run([...args, '--schema', join(folder, 'missing.json'), 'x'])).code).toBe(1);
+    expect(json(await run([...args, '--json', '--schema', wrong, 'x']))).toMatchObject({
+      error: { code: 'ERR_INVALID_ARGUMENT', detail: 'BAD_SCHEMA' },
+    });
+  });
+
+  test('run with tools prints what the model calls', async () => {
+    const inputSchema = {
+      type: 'object',
+      properties: { city: { enum: ['Rome', 'Oslo'] } },
+      required: ['city'],
+      additionalProperties: false,
+    };
+    const tools = join(folder, 'tools.json');
+    writeFileSync(tools, JSON.stringify({ weather: { description: 'Of a city', inputSchema } }));
+    const args = ['run', '--model', tiny, '--seed', '3', '--max-tokens', '200', '--tools', tools, '--tool-choice'];
+    for (const choice of ['required', 'weather']) {
+      const { toolCalls, finishReason } = await succeed([...args, choice, 'Is it cold?']);
+      expect((toolCalls as unknown[])[0]).toMatchObject({
+        name: 'weather',
+        input: { city: expect.stringMatching(/^(Rome|Oslo)$/) },
+      });
+      expect(['tool-calls', 'length']).toContain(finishReason);
+    }
+    expect((await run([...args, 'weather', 'Is it cold?'])).stdout).toMatch(/^weather \{"city":"(Rome|Oslo)"\}\n/);
+    expect((await run([...args, 'wether', 'Is it cold?'])).code).not.toBe(0);
+  });
+
   test('tokenize and detokenize', async () => {
     const text = 'Hello, world! <start_of_turn>';
     const { tokens } = await succeed(['tokenize', '--model', tiny, '--bos', '--special', text]);

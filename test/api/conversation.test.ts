@@ -169,6 +169,23 @@ describe('turns', () => {
     });
   });
 
+  test('with answers of a given form', async () => {
+    await withBoth(tiny, async (gemma, fresh) => {
+      const chat = gemma.chat({ maxOutputTokens: 40, seed: 1 });
+      const choices = ['yes', 'no'] as const;
+      const { object, tokens } = await ask(fresh, chat, 'Well?', { choices, seed: 1, maxOutputTokens: 40 });
+      const typed: 'yes' | 'no' | undefined = (await chat.send('Well?', { choices })).object;
+      expect(choices).toContain(object);
+      expect(chat.messages.at(-1)).toEqual({ role: 'assistant', content: typed });
+      const ids = chat.tokens;
+      await ask(fresh, chat, 'And now?', { seed: 2, maxOutputTokens: 5 });
+      expect(chat.tokens.slice(0, ids.length)).toEqual(ids);
+      expect(ids.join(' ')).toContain(tokens.slice(0, -1).join(' '));
+      const stream = chat.stream('An object?', { schema: { type: 'boolean' } });
+      expect(typeof (await stream.result).object).toBe('boolean');
+    });
+  });
+
   test('a history, and messages said elsewhere', async () => {
     await withBoth(tiny, async (gemma, fresh) => {
       const history: Message[] = [

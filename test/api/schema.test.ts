@@ -357,6 +357,12 @@ describe('what the grammar gets', () => {
     expect(rest({ properties: a, additionalProperties: integer })).toEqual(integer);
     expect(rest({ properties: a, unevaluatedProperties: integer })).toEqual(integer);
     expect(rest({})).toEqual({});
+    expect(rest({ propertyNames: string, additionalProperties: integer })).toEqual(integer); // zod's records
+    expect(written({ propertyNames: { type: 'string', maxLength: 9 }, additionalProperties: integer })).toEqual({
+      type: 'object',
+      propertyNames: { type: 'string', maxLength: 9 },
+      additionalProperties: integer,
+    });
     expect(rest({ properties: a, minProperties: 2 })).toEqual({});
   });
 
@@ -416,9 +422,16 @@ describe('what the grammar gets', () => {
     expect(matches({ pattern: 'b' }, 'ac')).toBe(false);
     expect(matches({ pattern: '^".$' }, '"\n')).toBe(false);
     expect(matches({ pattern: '^"\\s\\\\$' }, '"\n\\')).toBe(true);
-    expect(matches({ minLength: 2, maxLength: 3 }, '"\\')).toBe(true);
-    expect(matches({ minLength: 2, maxLength: 3 }, '"')).toBe(false);
-    expect(matches({ maxLength: 2 }, '🙂🙂')).toBe(true);
+    for (const schema of [
+      { minLength: 2, maxLength: 3 },
+      { pattern: '^.{2,3}$' },
+      { pattern: '^.*$', minLength: 2, maxLength: 3 },
+    ]) {
+      expect(written({ type: 'string', ...schema })).toEqual({ type: 'string', minLength: 2, maxLength: 3 });
+    }
+    // How often a word may come is left to the check.
+    expect(pattern({ pattern: '^[A-Za-z ]{1,50}$' })).toMatch(/^\[ A-Za-z\]\+/);
+    expect(pattern({ pattern: '^[a-f]{1,50}$' })).toMatch(/^\[a-f\]\{1,50\}/);
     expect(matches({ pattern: '^(?!b)[a-c]$' }, 'b')).toBe(false);
     expect(matches({ pattern: '^(?!b)[a-c]$' }, 'c')).toBe(true);
     expect(pattern({})).toBeUndefined();

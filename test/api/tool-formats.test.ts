@@ -14,7 +14,8 @@ import {
   responsePieces,
   type Piece,
 } from '../../lib/tool-formats/functiongemma.js';
-import { plainSchema } from '../../lib/tool-formats/functiongemma-grammar.js';
+import { functionGemmaGrammar, integerRange, patternGrammar } from '../../lib/tool-formats/functiongemma-grammar.js';
+import { plainSchema } from '../../lib/tool-formats/functiongemma-schema.js';
 import { formatOf, toolFormat } from '../../lib/tool-formats/formats.js';
 import { data } from './helpers.js';
 
@@ -329,6 +330,56 @@ describe('calls as text', () => {
       expect.objectContaining({ type: 'broken', reason: expect.stringMatching(reason) as string }),
     );
     expect(found.map((each) => (each.type === 'call' ? '' : each.text)).join('')).toBe(`Well. ${output}`);
+  });
+});
+
+describe('the grammar of FunctionGemma’s calls', () => {
+  // EBNF of literals, classes and groups is nearly a regular expression.
+  const matcher = (grammar: string) => {
+    const plain = grammar.replace(/"([^"]*)"/g, (_, text: string) => text.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'));
+    return new RegExp(`^(?:${plain.replaceAll(' ', '')})$`, 'u');
+  };
+
+  test('integers of a range', () => {
+    const random = generator(5);
+    for (let i = 0; i < 300; ++i) {
+      const least = random(3000) - 1500;
+      const most = least + random([3, 50, 2500][i % 3] as number);
+      const matches = matcher(integerRange(least, most));
+      const wrong: number[] = [];
+      for (let n = least - 150; n <= most + 150; n += 1 + random(9)) {
+        if (matches.test(String(n)) !== (n >= least && n <= most)) wrong.push(n);
+      }
+      expect([least, most, wrong]).toEqual([least, most, []]);
+      for (const n of [least - 1, least, most, most + 1]) expect(matches.test(String(n))).toBe(n >= least && n <= most);
+    }
+    expect(matcher(integerRange(104, Infinity)).test('103')).toBe(false);
+    expect(matcher(integerRange(-Infinity, -7)).test('-6')).toBe(false);
+    for (const n of ['104', '999', '1000', '999999999999999'])
+      expect(matcher(integerRange(104, Infinity)).test(n)).toBe(true);
+  });
+
+  test('patterns', () => {
+    const written = (pattern: string) =>
+      (JSON.parse(prepareSchema({ type: 'string', pattern }, 'x').json) as { pattern: string }).pattern;
+    const cases: [string, string[], string[]][] = [
+      ['^(foo|ba[rz])(-[a-f0-9]+)?$', ['foo', 'bar-0a', 'baz'], ['foo-', 'foo0', 'ba']],
+      ['^[äöü]+[^a-z]$', ['äü1', 'üü'], ['ä', 'ür', 'üä\u0001']],
+      ['^a{2,3}\\.x*$', ['aa.', 'aaa.xx'], ['a.', 'aab']],
+    ];
+    for (const [pattern, good, bad] of cases) {
+      const matches = matcher(patternGrammar(written(pattern)));
+      for (const text of good) expect([pattern, text, matches.test(text)]).toEqual([pattern, text, true]);
+      for (const text of bad) expect([pattern, text, matches.test(text)]).toEqual([pattern, text, false]);
+    }
+  });
+
+  test('a schema of too many rules is refused', () => {
+    const properties = Object.fromEntries(Array.from({ length: 9000 }, (_, i) => [`k${i}`, { type: 'null' }]));
+    const bound = JSON.stringify({ type: 'object', properties });
+    expect(() => functionGemmaGrammar([{ name: 'f', bound }], 9)).toThrow(
+      expect.objectContaining({ code: 'ERR_INVALID_ARGUMENT', detail: 'GRAMMAR_TOO_LARGE' }),
+    );
   });
 });
 

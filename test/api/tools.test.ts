@@ -3,6 +3,7 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { gunzipSync } from 'node:zlib';
 import {
   Gemma,
@@ -491,6 +492,31 @@ describe('tools that are run', () => {
     expect(restored.messages).toEqual(open.messages);
     expect(restored.tokens).toEqual(open.tokens);
     expect((await open.undo()).length).toBe(4);
+  });
+
+  test('a conversation drops calls with their results, and keeps the tokens of calls', async () => {
+    await own(); // writes the file
+    const gemma = await Gemma.load(join(folder, 'own.gguf'), { mmproj: false, contextSize: 700 });
+    const settings = { toolFormat: 'functiongemma', ...wild, maxOutputTokens: 40 } as const;
+    const chat = gemma.chat({ system: 'S', tools: runs(() => 1), onOverflow: 'shift', ...settings });
+    let shifts = 0;
+    let agreed = 0;
+    for (let seed = 0; seed < 16; ++seed) {
+      const before = chat.tokens;
+      const result = await chat.send('Hi', { seed, ...(seed % 2 === 0 && { toolChoice: { tool: 'add' } }) });
+      const { dropped = [] } = result;
+      if (dropped.length > 0) ++shifts;
+      for (const messages of [dropped, chat.messages.slice(1)]) {
+        const calls = messages.flatMap((message) => (message.role === 'assistant' ? (message.toolCalls ?? []) : []));
+        const answered = messages.flatMap((message) => (message.role === 'tool' ? [message.toolCallId] : []));
+        expect(answered).toEqual(calls.map(({ id }) => id));
+        expect(messages[0]?.role).toBe(messages.length > 0 ? 'user' : undefined);
+      }
+      if (dropped.length === 0 && isDeepStrictEqual(chat.tokens.slice(0, before.length), before)) ++agreed;
+    }
+    expect(shifts).toBeGreaterThan(0);
+    expect(agreed).toBeGreaterThan(5); // not where a call was cut off: it is written as text
+    await gemma.dispose();
   });
 
   test('a model that is disposed meanwhile', async () => {

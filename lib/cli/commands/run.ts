@@ -1,8 +1,10 @@
 // gemma-native run: answers or continues a prompt, piece by piece.
-import type { Input } from '../../index.js';
+import { readFileSync } from 'node:fs';
+import type { GenerateOptions, Input, StreamPart, ToolChoice, Tools } from '../../index.js';
 import {
   collect,
   imageOptions,
+  jsonFrom,
   number,
   samplingOptions,
   textFrom,
@@ -24,6 +26,47 @@ interface RunFlags extends ModelFlags, ImageFlags, SamplingFlags {
   raw?: boolean;
   system?: string;
   draft?: string | false;
+  schema?: string;
+  regex?: string;
+  choice?: string[];
+  grammar?: string;
+  tools?: string;
+  toolChoice?: string;
+}
+
+function toolChoiceOf(text: string): ToolChoice {
+  return text === 'auto' || text === 'none' || text === 'required' ? text : { tool: text };
+}
+
+/** What the answer is bound to, and what it may call. */
+function structureOf({ schema, regex, choice, grammar, tools, toolChoice }: RunFlags): GenerateOptions {
+  return {
+    ...(schema !== undefined && { schema: jsonFrom(schema, '--schema') as object }),
+    ...(regex !== undefined && { regex }),
+    ...(choice && { choices: choice }),
+    ...(grammar !== undefined && { grammar: readFileSync(grammar, 'utf8') }),
+    ...(tools !== undefined && { tools: jsonFrom(tools, '--tools') as Tools }),
+    ...(toolChoice !== undefined && { toolChoice: toolChoiceOf(toolChoice) }),
+  };
+}
+
+/** Writes an answer as it comes; calls of tools are lines of their own. */
+async function show(stream: AsyncIterable<StreamPart>, onPart: () => void): Promise<void> {
+  let isEmpty = true; // the line
+  let isOpen = true; // the answer's last line
+  for await (const part of stream) {
+    onPart();
+    if (part.type === 'tool-call') {
+      process.stdout.write(`${isEmpty ? '' : '\n'}${part.name} ${JSON.stringify(part.input)}\n`);
+      isEmpty = true;
+      isOpen = false;
+    } else if (part.text !== '') {
+      process.stdout.write(part.text);
+      isEmpty = part.text.endsWith('\n');
+      isOpen = true;
+    }
+  }
+  if (isOpen) process.stdout.write('\n');
 }
 
 function speed(tokens: number, ms: number, rate: number): string {
@@ -53,6 +96,7 @@ async function run(argument: string | undefined, flags: RunFlags, signal: AbortS
   if (flags.raw && flags.system !== undefined) throw new UsageError('--system: raw text has no system message');
   const prompt = await textFrom(argument, undefined, 'prompt');
   const input = inputOf(prompt, flags);
+  const structure = structureOf(flags);
   const { images, ...seen } = imageOptions(flags);
   await using(flags, signal, async (gemma) => {
     const progress = promptProgress(!!flags.json);
@@ -63,16 +107,11 @@ async function run(argument: string | undefined, flags: RunFlags, signal: AbortS
       onProgress: progress.update,
       ...(flags.raw !== undefined && { raw: flags.raw }),
       ...samplingOptions(flags),
+      ...structure,
     });
     let result;
     try {
-      if (!flags.json) {
-        for await (const part of stream) {
-          progress.stop();
-          process.stdout.write(part.text);
-        }
-        process.stdout.write('\n');
-      }
+      if (!flags.json) await show(stream, progress.stop);
       result = await stream.result;
     } finally {
       progress.stop();
@@ -80,8 +119,20 @@ async function run(argument: string | undefined, flags: RunFlags, signal: AbortS
     const { usage, timings } = result;
     const { loadMs, chat } = gemma.info;
     if (flags.json) {
-      const { text, finishReason, tokens, seed, stopSequence } = result;
-      printJson({ text, finishReason, usage, timings: { loadMs, ...timings }, tokens, seed, stopSequence, chat });
+      const { text, object, toolCalls, malformedCalls, finishReason, tokens, seed, stopSequence } = result;
+      printJson({
+        text,
+        object,
+        toolCalls,
+        malformedCalls,
+        finishReason,
+        usage,
+        timings: { loadMs, ...timings },
+        tokens,
+        seed,
+        stopSequence,
+        chat,
+      });
     } else {
       note(
         `\nprompt: ${speed(usage.inputTokens - usage.cachedInputTokens, timings.prefillMs, timings.prefillTokensPerSecond)}, ` +
@@ -98,6 +149,12 @@ export function addRun(command: DefineCommand, signal: AbortSignal): void {
     .option('--raw', 'continue the text, also with an instruction-tuned model')
     .option('--no-raw', 'take the text as a user turn, also without a chat template')
     .option('--system <text>', 'system message')
+    .option('--schema <file>', 'the answer is JSON that meets the JSON Schema in this file')
+    .option('--regex <pattern>', 'the answer matches this regular expression')
+    .option('--choice <text>', 'the answer is one of these texts; as often as wanted', collect)
+    .option('--grammar <file>', 'the answer is what the EBNF in this file allows')
+    .option('--tools <file>', 'tools the model may call: { name: { description, inputSchema } } in a file of JSON')
+    .option('--tool-choice <how>', 'auto, none, required, or the name of the tool to call')
     .option('--image <file>', 'a picture to look at, before the prompt; as often as wanted', collect)
     .option('--video <file>', 'a video to look at; as often as wanted', collect)
     .option('--fps <n>', 'frames of a video per second, instead of evenly spaced ones', number)
