@@ -95,13 +95,7 @@ size_t count(std::span<const uint32_t> words) {
 
 DLTensor tensor_of(std::vector<uint32_t>& words, int64_t* shape) {
   *shape = static_cast<int64_t>(words.size());
-  DLTensor tensor{};
-  tensor.data = words.data();
-  tensor.device = {kDLCPU, 0};
-  tensor.ndim = 1;
-  tensor.dtype = xgrammar::GetBitmaskDLType();
-  tensor.shape = shape;
-  return tensor;
+  return {words.data(), {kDLCPU, 0}, 1, xgrammar::GetBitmaskDLType(), shape, nullptr, 0};
 }
 
 }  // namespace

@@ -208,15 +208,18 @@ class CpuBackend final : public Backend {
       return all_rows();
     }
     // Exact products are of the rounded x, so the screen sees the same.
-    QuantizedRows quantized;
-    if (!is_float_type(weight.type)) quantized = quantize(x, n, weight.n_in);
+    const bool is_float = is_float_type(weight.type);
+    const QuantizedRows quantized = is_float ? QuantizedRows() : quantize(x, n, weight.n_in);
     if (n_queries > 0) {
       const size_t n_in = static_cast<size_t>(weight.n_in);
       float* screened_x = screen.input(n_queries).data();
       for (const int row : queries_) {
         const size_t first = static_cast<size_t>(row) * n_in;
-        for (size_t i = first; i < first + n_in; ++i)
-          *screened_x++ = is_float_type(weight.type) ? x[i] : quantized.d[i / 32] * quantized.q[i];
+        if (is_float) {
+          screened_x = std::copy_n(x + first, n_in, screened_x);
+        } else {
+          for (size_t i = first; i < first + n_in; ++i) *screened_x++ = quantized.d[i / 32] * quantized.q[i];
+        }
       }
       if (!screen.bound(kernels_, pool_, n_queries, out)) return all_rows();
     }
