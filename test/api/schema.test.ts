@@ -434,6 +434,15 @@ describe('what the grammar gets', () => {
     }
   });
 
+  test('a pattern that takes too much work to match names', async () => {
+    const patternProperties = { [`^${'x?'.repeat(4000)}$`]: true };
+    const schema = { type: 'object', properties: { xx: { type: 'integer' } }, patternProperties };
+    expect(await rejection(prepareSchema(schema, 'schema').grammar())).toMatchObject({
+      code: 'ERR_INVALID_ARGUMENT',
+      detail: 'SCHEMA_LIMIT',
+    });
+  });
+
   test('patterns find, and spell what JSON escapes', () => {
     const pattern = (schema: object) =>
       (written({ type: 'string', ...schema }) as { pattern?: string }).pattern as string;
