@@ -17,7 +17,7 @@ import { GemmaError } from './errors.js';
 import type { Sink } from './generation.js';
 import { joined, keptAnswer } from './kept-tokens.js';
 import { messageOf, type ContentPart, type Message, type Turn } from './messages.js';
-import { localPath } from './local-file.js';
+import { localPath, replaceablePath } from './local-file.js';
 import type { ImageEmbedding } from './media.js';
 import { MARKER_BOS, type NativeImage, type PromptPart } from './native.js';
 import { beginning, lastQuestion, withRoom, type Asked, type Asker, type State } from './overflow.js';
@@ -210,15 +210,17 @@ export class Conversation {
   /**
    * Writes the conversation to a file that `gemma.restoreChat` reads: messages, token ids, options but for functions, tools and schemas,
    * embeddings of pictures, and keys and values as far as the prefix cache has them (`positions`). A file that is there is replaced
-   * when all is written.
+   * when all is written; where it is a link, the file that it leads to.
    *
    * @param file path or `file:` URL
    * @throws GemmaError `ERR_FILE`, `ERR_CONTEXT_FULL` (more tokens than the context has room for), `ERR_DISPOSED`
    */
   async save(file: string | URL): Promise<{ bytes: number; positions: number }> {
-    const path = localPath(file, 'file', { allowLocal: true }, 'ERR_FILE');
-    checkWritable(path);
+    const named = localPath(file, 'file', { allowLocal: true }, 'ERR_FILE');
+    checkWritable(named);
     return this.#inTurn(async () => {
+      const path = await replaceablePath(named);
+      checkWritable(path);
       const { prompts } = this.#asker;
       const { turns } = this.#state;
       let { kept } = this.#state;

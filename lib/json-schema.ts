@@ -3,7 +3,7 @@
 import { GemmaError } from './errors.js';
 import { PatternError, Patterns, type Language } from './pattern.js';
 import { FORMATS } from './string-formats.js';
-import { plain, reasonOf, show } from './values.js';
+import { opaqueName, plain, reasonOf, show } from './values.js';
 
 export type JsonType = 'null' | 'boolean' | 'integer' | 'number' | 'string' | 'array' | 'object';
 const TYPES: readonly string[] = ['null', 'boolean', 'integer', 'number', 'string', 'array', 'object'];
@@ -136,6 +136,8 @@ export function copyJson(value: unknown, where: string): Json {
         if (values + length > MAX_VALUES) throw bad(where, `expected at most ${MAX_VALUES} values, found more`);
         return Array.from({ length }, (_, i) => copy((found as unknown[])[i], `${path}/${i}`));
       }
+      const opaque = opaqueName(found);
+      if (opaque !== undefined) throw bad(where + path, `expected JSON, found ${opaque}`);
       const object = Object.create(null) as JsonObject;
       for (const key of Object.keys(found)) {
         const member = (found as Record<string, unknown>)[key];

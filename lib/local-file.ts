@@ -1,8 +1,9 @@
 // Files of this machine that callers name, by path or URL. Whatever would make the system ask another machine is refused: on
 // Windows \\host\share sends this user's credentials to host.
+import { realpath, stat } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { GemmaError } from './errors.js';
-import { plain } from './values.js';
+import { plain, show } from './values.js';
 
 /** Whether Windows looks for a path elsewhere: on another machine, or among its devices. */
 export function isElsewhere(path: string, platform: NodeJS.Platform = process.platform): boolean {
@@ -12,7 +13,7 @@ export function isElsewhere(path: string, platform: NodeJS.Platform = process.pl
 /**
  * The path of a file that is named by its path or by a `file:` URL. `name` begins the messages of errors.
  *
- * @throws TypeError for URLs that name no file; GemmaError `code`/`LOCAL_BLOCKED` where the file would be on another machine, and for
+ * @throws TypeError for what is no path, and for URLs that name no file; GemmaError `code`/`LOCAL_BLOCKED` where the file would be on another machine, and for
  * every path without `allowLocal`
  */
 export function localPath(
@@ -24,7 +25,10 @@ export function localPath(
   const blocked = (reason: string) =>
     new GemmaError(code, `${name}: ${plain(String(file))}: ${reason}`, 'LOCAL_BLOCKED');
   if (!allowLocal) throw blocked('files of this machine are not read (option allowLocal)');
-  let path = String(file);
+  let path: string = file as string;
+  if (!(file instanceof URL) && (typeof file !== 'string' || file === '')) {
+    throw new TypeError(`${name}: expected a path or a file: URL, found ${show(file)}`);
+  }
   if (file instanceof URL || /^file:/i.test(path)) {
     try {
       const url = new URL(file);
@@ -40,4 +44,19 @@ export function localPath(
   }
   if (isElsewhere(path)) throw blocked('a file of another machine');
   return path;
+}
+
+/**
+ * The path of a file that another one may take the place of: the end of a link, or the path itself where nothing is there yet. A
+ * rename would put a file in the place of a link, and of a device such as /dev/null.
+ *
+ * @throws GemmaError `ERR_FILE` for a device, a pipe or a socket
+ */
+export async function replaceablePath(path: string): Promise<string> {
+  const found = await stat(path).catch(() => undefined);
+  if (!found) return path;
+  if (!found.isFile() && !found.isDirectory()) {
+    throw new GemmaError('ERR_FILE', `${plain(path)}: cannot be written (not a regular file)`);
+  }
+  return realpath(path).catch(() => path);
 }

@@ -3,7 +3,7 @@
 import type { ImageEmbedding, ImageInput } from './media.js';
 import type { ToolCall } from './tools.js';
 import type { Sliced } from './turns.js';
-import { plain, show } from './values.js';
+import { opaqueName, plain, show } from './values.js';
 import type { Picture } from './vision.js';
 
 /** Fields of parts and messages that a chat template of the model's own may want, such as `source_lang_code`. Plain data. */
@@ -219,6 +219,8 @@ function copyData(value: unknown, where: string, budget = UNLIMITED, depth = 0):
   if (typeof value !== 'object' || ArrayBuffer.isView(value)) {
     throw new TypeError(`${where}: expected plain data (as in JSON), found ${describe(value)}`);
   }
+  const opaque = opaqueName(value);
+  if (opaque !== undefined) throw new TypeError(`${where}: expected plain data (as in JSON), found ${opaque}`);
   const copy: [string, unknown][] = [];
   for (const [key, item] of Object.entries(value)) {
     take(key);

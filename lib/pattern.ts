@@ -82,7 +82,7 @@ function unicodeProperty(name: string): Ranges {
   try {
     one = new RegExp(`^\\p{${name}}$`, 'u');
   } catch {
-    throw new PatternError(`there is no Unicode property ${plain(name, 40)}`);
+    throw new PatternError(`an unknown Unicode property, ${plain(name, 40)}`);
   }
   const found: number[] = [];
   for (let character = 0; character < 0x32000; ++character) {
@@ -356,6 +356,19 @@ export interface Language {
   readonly max: number;
 }
 
+// A set is nested as deep as its pattern is long.
+function isOverflow(error: unknown): boolean {
+  return error instanceof RangeError && error.message.includes('call stack');
+}
+
+function withinStack<T>(work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw isOverflow(error) ? new PatternError('too many parts') : error;
+  }
+}
+
 /** Makes sets of strings, and the automata that decide them. */
 export class Patterns {
   readonly none: Language;
@@ -517,16 +530,19 @@ export class Patterns {
   search(pattern: string, looks = true): Language {
     this.#left = MAX_WORK;
     const tree = new Parser(pattern).parse();
-    const fromStart = this.#of(tree, this.all, true, looks);
-    const later = this.#of(tree, this.all, false, looks);
-    if (later === fromStart) return this.then(this.all, later);
-    return this.either([fromStart, this.then(this.lengths(1, Infinity), later)]);
+    return withinStack(() => {
+      const fromStart = this.#of(tree, this.all, true, looks);
+      const later = this.#of(tree, this.all, false, looks);
+      if (later === fromStart) return this.then(this.all, later);
+      return this.either([fromStart, this.then(this.lengths(1, Infinity), later)]);
+    });
   }
 
   /** The strings that a pattern matches from their beginning to their end. Otherwise as `search`. */
   whole(pattern: string, looks = true): Language {
     this.#left = MAX_WORK;
-    return this.#of(new Parser(pattern).parse(), this.empty, true, looks);
+    const tree = new Parser(pattern).parse();
+    return withinStack(() => this.#of(tree, this.empty, true, looks));
   }
 
   /** What begins with the tree, followed by `rest`. */
@@ -647,14 +663,16 @@ export class Patterns {
    */
   has(language: Language, text: string): boolean {
     if (language === this.all) return true;
-    const automaton = this.automaton(language);
-    let state = language;
-    for (const character of text) {
-      state = automaton.next(state, character.codePointAt(0) as number);
-      if (state === this.none) return false;
-      if (state === this.all) return true;
-    }
-    return state.nullable;
+    return withinStack(() => {
+      const automaton = this.automaton(language);
+      let state = language;
+      for (const character of text) {
+        state = automaton.next(state, character.codePointAt(0) as number);
+        if (state === this.none) return false;
+        if (state === this.all) return true;
+      }
+      return state.nullable;
+    });
   }
 
   /**
@@ -669,7 +687,7 @@ export class Patterns {
       const text = new Writer(as === 'json').write(flat);
       return text === undefined || text.length <= MAX_TEXT ? (text ?? null) : undefined;
     } catch (error) {
-      if (error instanceof PatternError) return undefined;
+      if (error instanceof PatternError || isOverflow(error)) return undefined;
       throw error;
     }
   }

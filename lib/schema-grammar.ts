@@ -380,6 +380,12 @@ class Translator {
       return { kind: 'values', values: this.#meeting(multiples, nodes) };
     }
     if (!isInteger) {
+      // XGrammar writes at most six decimals, and nothing at all where no such number lies between the bounds.
+      const nearest = Math.floor(low * 1e6);
+      const written = [...Array(12).keys()].map((i) => (nearest - 1 + i) / 1e6);
+      if (high - low < 2e-6 && this.#meeting(written, nodes).length === 0) {
+        return { kind: 'values', values: this.#meeting([...new Set([low, (low + high) / 2, high])], nodes) };
+      }
       const schema: Record<string, Json> = { type: 'number' };
       if (min > -Infinity && min > above) schema.minimum = min;
       if (above > -Infinity && above >= min) schema.exclusiveMinimum = above;

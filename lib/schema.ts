@@ -3,8 +3,9 @@
 import { GemmaError } from './errors.js';
 import { copyJson, readSchema, type Json, type SchemaGraph } from './json-schema.js';
 import { grammarSchema } from './schema-grammar.js';
+import { PatternError } from './pattern.js';
 import { problemsOf } from './schema-validator.js';
-import { atOnce, inSlices } from './turns.js';
+import { atOnce, inSlices, type Sliced } from './turns.js';
 import { plain, reasonOf, show } from './values.js';
 
 /** What a schema library's `validate` returns (Standard Schema). */
@@ -79,12 +80,23 @@ class Prepared {
     return (this.#json = JSON.stringify(schema));
   }
 
+  // Names of properties are matched while the schema is rewritten.
+  *#rewritten(): Sliced<Json | undefined> {
+    try {
+      return yield* grammarSchema(this.#graph);
+    } catch (error) {
+      if (!(error instanceof PatternError)) throw error;
+      const message = `${this.#where}: matching names with a pattern: ${error.message}`;
+      throw new GemmaError('ERR_INVALID_ARGUMENT', message, 'SCHEMA_LIMIT');
+    }
+  }
+
   get json(): string {
-    return this.#json ?? this.#written(atOnce(grammarSchema(this.#graph)));
+    return this.#json ?? this.#written(atOnce(this.#rewritten()));
   }
 
   async grammar(): Promise<string> {
-    return this.#json ?? this.#written(await inSlices(grammarSchema(this.#graph)));
+    return this.#json ?? this.#written(await inSlices(this.#rewritten()));
   }
 
   validate(value: unknown): string[] {

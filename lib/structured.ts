@@ -133,7 +133,14 @@ function regexStructure(value: unknown): Structure {
     assembler: () => new TextAssembler(),
     objectOf: (answer) => {
       // In what was too much for the grammar: lookaheads, long repetitions.
-      if (!patterns.has(exact, answer)) {
+      let isMatch: boolean;
+      try {
+        isMatch = patterns.has(exact, answer);
+      } catch (error) {
+        if (error instanceof PatternError) throw bad(`the pattern has ${error.message}`);
+        throw error;
+      }
+      if (!isMatch) {
         throw new GemmaError(
           'ERR_OUTPUT_INVALID',
           `the answer does not match the regex: ${show(answer)}`,

@@ -186,6 +186,7 @@ function readChoice(value: unknown, tools: readonly PreparedTool[]): { force: Fo
     if (typeof name !== 'string') {
       throw new TypeError(`toolChoice: expected 'auto', 'none', 'required' or { tool: name }, found ${show(value)}`);
     }
+    if (tools.length === 0) throw new TypeError('toolChoice: expected tools beside it, found none');
     if (!tool) {
       throw new RangeError(
         `toolChoice.tool: expected one of ${tools.map((each) => each.name).join(', ')}, found ${show(name)}`,

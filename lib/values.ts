@@ -35,12 +35,22 @@ export function show(value: unknown): string {
   return value === null ? 'null' : Array.isArray(value) ? 'an array' : typeof value;
 }
 
+/** What an object is called that keeps its data where JSON does not look, such as a Date, a Map or a promise; else undefined. */
+export function opaqueName(value: object): string | undefined {
+  const name = Object.prototype.toString.call(value).slice('[object '.length, -1);
+  return name === 'Object' || Array.isArray(value) || Object.keys(value).length > 0 ? undefined : plain(name, 40);
+}
+
 /** The message of an error, or what was thrown instead of one; without the path that the system's errors repeat. */
 export function reasonOf(error: unknown): string {
-  const { message, syscall } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
-  if (typeof message !== 'string') return plain(String(error));
-  const end = syscall === undefined ? -1 : message.indexOf(`, ${syscall}`);
-  return plain(end < 0 ? message : message.slice(0, end), 400);
+  try {
+    const { message, syscall } = (error ?? {}) as Partial<NodeJS.ErrnoException>;
+    if (typeof message !== 'string') return plain(String(error));
+    const end = syscall === undefined ? -1 : message.indexOf(`, ${syscall}`);
+    return plain(end < 0 ? message : message.slice(0, end), 400);
+  } catch {
+    return 'an error that cannot be read'; // its getters, its proxy or its toString throw
+  }
 }
 
 /** A number that `accepts` takes; `expected` describes these. */

@@ -1,5 +1,14 @@
 // Conversations against the path without a state: each turn is what a model without a cache makes of the same token ids.
-import { copyFileSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
+import {
+  copyFileSync,
+  lstatSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -803,6 +812,26 @@ describe('saved and restored', () => {
       // Over the old one.
       await other.save(file('a'));
       expect((await gemma.restoreChat(file('a'))).messages).toEqual(other.messages);
+    });
+  });
+
+  const onUnix = process.platform === 'win32' ? test.skip : test;
+  onUnix('to the end of a link, and not in the place of a device', async () => {
+    await withBoth(tiny, async (gemma) => {
+      const chat = gemma.chat(options);
+      await chat.send('One');
+      symlinkSync('target', file('link'));
+      writeFileSync(file('target'), '');
+      await chat.save(file('link'));
+      expect([lstatSync(file('link')).isSymbolicLink(), statSync(file('target')).size > 0]).toEqual([true, true]);
+      expect((await gemma.restoreChat(file('link'))).tokens).toEqual(chat.tokens);
+      symlinkSync('/dev/null', file('device'));
+      expect(await rejection(chat.save(file('device')))).toMatchObject({ code: 'ERR_FILE' });
+      expect([lstatSync(file('device')).isSymbolicLink(), statSync('/dev/null').isFile()]).toEqual([true, false]);
+      for (const path of [undefined, null, '', 5]) {
+        expect(await rejection(chat.save(path as string))).toMatchObject({ name: 'TypeError' });
+        expect(await rejection(gemma.restoreChat(path as string))).toMatchObject({ name: 'TypeError' });
+      }
     });
   });
 

@@ -413,6 +413,42 @@ describe('what the grammar gets', () => {
     expect(await rejection(prepareSchema(schema, 'schema').grammar())).toMatchObject({ detail: 'BAD_SCHEMA' });
   });
 
+  // XGrammar writes six decimals at most.
+  test.each([
+    [{ minimum: 0.1234567, maximum: 0.1234569 }, [0.1234567, 0.1234568, 0.1234569]],
+    [{ exclusiveMinimum: 0, maximum: 1e-7 }, [5e-8, 1e-7]],
+    [{ exclusiveMinimum: 0, exclusiveMaximum: 1e-7 }, [5e-8]],
+    [{ minimum: -1e-9, maximum: -1e-9 }, [-1e-9]],
+  ])('bounds with no number of six decimals between them: %j', (bounds, values) => {
+    expect(written({ type: 'number', ...bounds })).toEqual({ enum: values });
+  });
+
+  test('patterns of very many parts are too large, or are checked', async () => {
+    for (const part of ['x*', 'x?', '[a-b]', 'x']) {
+      const pattern = `^${part.repeat(Math.floor(9000 / part.length))}$`;
+      const prepared = prepareSchema({ type: 'string', pattern }, 'schema');
+      await prepared.grammar();
+      for (const text of ['', 'x'.repeat(5000), 'y']) {
+        let isMatch: boolean | undefined;
+        try {
+          isMatch = prepared.validate(text).length === 0;
+        } catch (error) {
+          expect(error).toMatchObject({ code: 'ERR_INVALID_ARGUMENT', detail: 'SCHEMA_LIMIT' });
+        }
+        if (isMatch !== undefined) expect([part, isMatch]).toEqual([part, new RegExp(pattern, 'u').test(text)]);
+      }
+    }
+  });
+
+  test('a pattern that takes too much work to match names', async () => {
+    const patternProperties = { [`^${'x?'.repeat(4000)}$`]: true };
+    const schema = { type: 'object', properties: { xx: { type: 'integer' } }, patternProperties };
+    expect(await rejection(prepareSchema(schema, 'schema').grammar())).toMatchObject({
+      code: 'ERR_INVALID_ARGUMENT',
+      detail: 'SCHEMA_LIMIT',
+    });
+  });
+
   test('patterns find, and spell what JSON escapes', () => {
     const pattern = (schema: object) =>
       (written({ type: 'string', ...schema }) as { pattern?: string }).pattern as string;
@@ -530,6 +566,8 @@ describe('bad schemas', () => {
 
   test.each<[string, unknown, string]>([
     ['a circle', circle, 'contains itself'],
+    ['a schema that was not awaited', Promise.resolve({ type: 'string' }), 'found Promise'],
+    ['a date', { const: { at: new Date(0) } }, 'schema/const/at: expected JSON, found Date'],
     ['a getter that throws', { get type() { throw new Error('no'); } }, 'cannot be read'],
     ['a proxy that throws', new Proxy({}, { ownKeys() { throw new Error('no'); } }), 'cannot be read'],
     ['depth', deep, '100 levels'],

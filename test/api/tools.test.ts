@@ -167,6 +167,7 @@ describe('what is wrong is said at once', () => {
     ['no such tool', { tools, toolChoice: { tool: 'x' } }, 'RangeError'],
     ['a choice that is none', { tools, toolChoice: 'any' }, 'RangeError'],
     ['a choice without tools', { toolChoice: 'required' }, 'TypeError'],
+    ['a tool without tools', { toolChoice: { tool: 'x' } }, 'TypeError'],
     ['steps', { tools, maxSteps: 0 }, 'RangeError'],
     ['a format that is none', { tools, toolFormat: 'x' }, 'RangeError'],
     ['raw text', { tools, raw: true }, 'TypeError'],
@@ -393,6 +394,14 @@ describe('tools that are run', () => {
       /no network/,
     ],
     ['rejects with no error', () => Promise.reject('so'), /so/], // eslint-disable-line @typescript-eslint/prefer-promise-reject-errors
+    [
+      'throws what cannot be read',
+      () => {
+        throw Object.defineProperty(new Error(), 'message', { get: () => JSON.parse('{') as unknown });
+      },
+      /cannot be read/,
+    ],
+    ['returns a date in its data', () => ({ at: new Date(0) }), /add\.at: expected plain data .* found Date/],
     ['returns a function', () => () => 1, /plain data/],
     ['returns too much', () => 'x'.repeat(1 << 20), /less data/],
   ];
