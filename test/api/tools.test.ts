@@ -331,7 +331,8 @@ describe('calls fit their schemas', () => {
       maxSteps: 1,
     };
     let [calls, texts] = [0, 0];
-    for (const seed of seeds) {
+    // As many as make it all but sure that some of these answers reach the end of a call.
+    for (let seed = 1; seed <= 20; ++seed) {
       const { toolCalls = [], text } = await gemma.generate('Hi', { ...given, seed });
       expect(toolCalls.filter((call) => !fits(call))).toEqual([]);
       const streamed = await partsOf(gemma.stream('Hi', { ...given, seed }));
