@@ -137,7 +137,8 @@ TEST("random bytes with right checksums never crash") {
   std::mt19937 random(7);
   for (int round = 0; round < 20000; ++round) {
     std::vector<uint8_t> input(1 + file.size());
-    std::memcpy(&input[1], file.data(), file.size());
+    std::transform(file.begin(), file.end(), input.begin() + 1,
+                   [](std::byte byte) { return static_cast<uint8_t>(byte); });
     input[0] = 1;
     for (uint32_t n = 1 + random() % 4; n > 0; --n) input[1 + random() % file.size()] = static_cast<uint8_t>(random());
     if (random() % 4 == 0) input.resize(1 + random() % file.size());
