@@ -89,7 +89,7 @@ struct TopRows {
   std::span<const int32_t> never;   // these not; they do not count either
   // Where it is not empty, none but the rows whose bit is 1: row r has bit r % 32 of allowed[r / 32]. Those of always are
   // among them.
-  std::span<const uint32_t> allowed{};
+  std::span<const uint32_t> allowed;
   bool only_always = false;  // n_best >= 1 besides, but all that is allowed is in always
 };
 

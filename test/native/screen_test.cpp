@@ -215,7 +215,7 @@ TEST("top_linear: what is asked for equals linear bit for bit, nothing larger is
       std::sort(never.begin(), never.end());
       never.erase(std::unique(never.begin(), never.end()), never.end());
       std::vector<TopRows> wanted;
-      for (int i = 0; i < kRows; ++i) wanted.push_back({i % 2 == 0 ? 1 : 40, always, never});
+      for (int i = 0; i < kRows; ++i) wanted.push_back({i % 2 == 0 ? 1 : 40, always, never, {}});
       for (int call = 0; call < Screen::kSlices + 2; ++call) {
         std::vector<float> got(kRoom, test::kUntouched);
         std::vector<TopProducts> found(kRows);
@@ -328,7 +328,7 @@ TEST("top_linear: x or weights with NaN or infinity take the exhaustive path") {
   std::vector<std::byte> data = matrix(rng, TensorType::kF32, kOut, kIn);
   std::vector<float> x = activations(rng, 1, kIn);
   const std::unique_ptr<Backend> backend = make_cpu_backend("", 2);
-  const TopRows wanted{3, {}, {}};
+  const TopRows wanted{3, {}, {}, {}};
   for (const bool in_weights : {false, true}) {
     if (in_weights) {
       const float bad = std::numeric_limits<float>::infinity();
@@ -365,7 +365,7 @@ TEST("top_linear: the widest rows a model may have fit into the working memory")
   const std::unique_ptr<Backend> backend = make_cpu_backend("", 2);
   const Weight weight = backend->load_weight(TensorType::kQ8_0, kOut, kIn, data.data());
   const std::unique_ptr<OutputMatrix> output = backend->make_output(weight, true, 1);
-  const TopRows wanted{7, {}, {}};
+  const TopRows wanted{7, {}, {}, {}};
   std::vector<float> got(kOut + kOutputLanes - 1);
   TopProducts found;
   for (int call = 0; call < Screen::kSlices; ++call)
