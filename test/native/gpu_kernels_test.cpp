@@ -808,7 +808,7 @@ TEST("linear: jobs of mixed types share x; fewer rows than are stored; top_linea
       const auto output = chip.backend->make_output(loaded[0], screened, 3);
       const Floats out(chip, 3 * kOut);
       std::vector<TopRows> wanted(3);
-      if (!screened) wanted.assign(3, TopRows{1, {}, {}});
+      if (!screened) wanted.assign(3, TopRows{1, {}, {}, {}});
       std::vector<TopProducts> found(3);
       for (TopProducts& row : found) row = {false, {1}, {2.0f}};
       chip.backend->top_linear(*output, out.data(), in.data(), 3, wanted, found);
@@ -938,7 +938,7 @@ TEST("top_linear: the best, those wanted by name, none of the unwanted; all wher
   const std::vector<int32_t> order2 = order_of(2);
   const std::vector<int32_t> always = {order1[0], order1[7], order1[kOut - 1]};
   const std::vector<int32_t> never = {order2[0], order2[1], order2[3], order2[kOut - 1], kOut - 1};
-  const std::vector<TopRows> wanted = {{1, {}, {}}, {40, always, {}}, {7, {}, never}};
+  const std::vector<TopRows> wanted = {{1, {}, {}, {}}, {40, always, {}, {}}, {7, {}, never, {}}};
   for_each_chip([&](Chip& chip) {
     const Weight weight = chip.backend->load_weight(TensorType::kQ8_0, kOut, kIn, weights.data());
     const Floats in(chip, x);
@@ -996,7 +996,8 @@ TEST("top_linear: none but those that are allowed, few or many") {
   const std::vector<int32_t> named = {0, 31, 32, 4999, kOut - 1};
   for (const int32_t row : named) few[static_cast<size_t>(row) / 32] |= 1u << row % 32;
   const std::vector<int32_t> never = {static_cast<int32_t>(best_of(3)), 7};
-  const std::vector<TopRows> wanted = {{3, {}, {}, all}, {17, {}, {}, half}, {1, named, {}, few, true}, {5, {}, never}};
+  const std::vector<TopRows> wanted = {
+      {3, {}, {}, all}, {17, {}, {}, half}, {1, named, {}, few, true}, {5, {}, never, {}}};
   for_each_chip([&](Chip& chip) {
     const Weight weight = chip.backend->load_weight(TensorType::kQ8_0, kOut, kIn, weights.data());
     const Floats in(chip, x);

@@ -235,7 +235,7 @@ TEST("what a GPU is planned to hold is what it holds, with a vision encoder and 
     KvSequence kv(model.kv_pool());
     const std::vector<TokenId> tokens = some_tokens(64);
     std::vector<WantedRow> wanted;
-    for (int i = 0; i < 64; ++i) wanted.push_back({i, {1, {}, {}}});
+    for (int i = 0; i < 64; ++i) wanted.push_back({i, {1, {}, {}, {}}});
     const SequenceInput input{&kv, 512 - 64, tokens, wanted, {}, true};
     model.forward({&input, 1}, [] { return false; }, [](size_t, int, const Logits&) {});
     const uint64_t on_host = sizeof(float) * host_logits_floats(config);

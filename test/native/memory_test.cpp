@@ -150,7 +150,7 @@ class Work {
   // n_layers: that are computed; -1: all, and the logits.
   void step(int begin, int n, bool is_prompt, int n_layers) {
     const std::vector<int32_t> tokens(static_cast<size_t>(n), 5);
-    const WantedRow last{n - 1, {1, {}, {}}};
+    const WantedRow last{n - 1, {1, {}, {}, {}}};
     const SequenceInput input{&kv_, begin, tokens, {&last, 1}, {}, is_prompt};
     const auto should_stop = [&] { return n_layers >= 0 && n_layers-- == 0; };
     model_.forward({&input, 1}, should_stop, [](size_t, int, const Logits&) {});
