@@ -9,6 +9,9 @@
 
 namespace gemma {
 
+// splitmix64's step between states.
+inline constexpr uint64_t kGoldenRatio = 0x9e3779b97f4a7c15u;
+
 // The finalizer of splitmix64 (public domain, Sebastiano Vigna): every bit of x changes half of the result's.
 inline uint64_t mix_bits(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -21,7 +24,7 @@ inline uint64_t hash_bytes(uint64_t hash, std::span<const std::byte> data) {
   for (size_t i = 0; i < data.size(); i += sizeof(uint64_t)) {
     uint64_t word = 0;
     std::memcpy(&word, data.data() + i, std::min(sizeof word, data.size() - i));
-    hash = mix_bits((hash ^ word) + 0x9e3779b97f4a7c15u);
+    hash = mix_bits((hash ^ word) + kGoldenRatio);
   }
   return hash;
 }

@@ -26,6 +26,7 @@
 
 #include "backend/backend.h"
 #include "base/error.h"
+#include "base/hash.h"
 
 namespace gemma {
 namespace {
@@ -119,13 +120,6 @@ void exclude_others(std::span<float> logits, const TokenMask& mask) {
   }
 }
 
-uint64_t splitmix64(uint64_t* state) {
-  uint64_t z = *state += 0x9E3779B97F4A7C15u;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return z ^ (z >> 31);
-}
-
 }  // namespace
 
 Sampler::Sampler(const SamplingParams& params, std::span<const TokenId> banned)
@@ -150,7 +144,7 @@ Sampler::Sampler(const SamplingParams& params, std::span<const TokenId> banned)
     if (!(bias <= kMaxFloat)) bad_sampling("logitBias", "a number or -infinity", bias);
   }
   uint64_t state = p.seed;
-  for (uint64_t& word : rng_state_) word = splitmix64(&state);
+  for (uint64_t& word : rng_state_) word = mix_bits(state += kGoldenRatio);
 }
 
 double Sampler::next_uniform() {
