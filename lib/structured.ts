@@ -46,11 +46,6 @@ function parseJson(answer: string): unknown {
   try {
     return JSON.parse(answer);
   } catch {
-    // XGrammar lets control characters stand in strings of limited length, where JSON wants them escaped.
-    const reader = new PartialJson();
-    reader.push(answer);
-    const found = reader.take();
-    if (found) return found.value;
     throw new GemmaError('ERR_OUTPUT_INVALID', `the answer is no JSON: ${show(answer)}`, 'SCHEMA_MISMATCH');
   }
 }
