@@ -71,8 +71,9 @@ function messagesOf(input: unknown, images: readonly unknown[]): unknown {
  * not tokenised again, so each turn's prompt begins with all that the model has read and written before.
  *
  * A turn counts when its answer has ended and, of a stream, its reader has taken all of it. One that fails or is aborted, or whose
- * stream's reader leaves, leaves the conversation as it was. Calls that change it or wait for it (`send`, `stream`, `regenerate`, `append`, `undo`, `save`) happen one after the other in
- * the order in which they were made, a stream's from when it is first read; `messages`, `tokens` and `fork` show what is there now.
+ * stream's reader leaves, leaves the conversation as it was. Calls that change it or wait for it (`send`, `stream`, `regenerate`,
+ * `append`, `undo`, `save`) happen one after the other in the order in which they were made, a stream's from when it is first read;
+ * `messages`, `tokens` and `fork` show what is there now.
  */
 export class Conversation {
   readonly #asker: Asker;

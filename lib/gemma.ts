@@ -28,7 +28,7 @@ import {
   type PromptPart,
   type TokenScore,
 } from './native.js';
-import { outcomeOf, runOperation } from './operation.js';
+import { runOperation, runReporting } from './operation.js';
 import * as check from './options.js';
 import type { Asker } from './overflow.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
@@ -317,8 +317,8 @@ export class Gemma {
    *
    * @throws GemmaError `ERR_CONTEXT_FULL` (prompt and output do not fit), `ERR_UNSUPPORTED_INPUT`, `ERR_CHAT_TEMPLATE` (the model's
    * own template refuses the messages, or cannot be used), `ERR_INVALID_ARGUMENT` (roles out of order, a token id past the
-   * vocabulary; with tools `UNKNOWN_CALL`, `UNANSWERED_CALL`), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see `maxQueue`), `ERR_FILE` (`FILE_CHANGED`),
-   * `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
+   * vocabulary; with tools `UNKNOWN_CALL`, `UNANSWERED_CALL`), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see
+   * `maxQueue`), `ERR_FILE` (`FILE_CHANGED`), `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
    * enforce), `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR`, `GRAMMAR_TOO_LARGE`); the signal's reason after an abort
    */
   generate<S extends StandardSchema>(input: Input, options: TypedBySchema<S>): Promise<GenerateResult<OutputOf<S>>>;
@@ -708,18 +708,8 @@ export class Gemma {
     cancellation: Cancellation,
     onScores: (event: Extract<NativeScoreEvent, { kind: 'scores' }>) => void,
   ): Promise<void> {
-    return runOperation(
-      {
-        start: (listener: (event: NativeScoreEvent) => void) => this.#live().score(params, listener),
-        stop: (id) => this.#model.cancel(id),
-        onEvent: (event) => {
-          if (event.kind === 'finish') return outcomeOf(event.error);
-          if (!cancellation.cancelled) onScores(event);
-          return undefined;
-        },
-      },
-      cancellation,
-    );
+    const start = (listener: (event: NativeScoreEvent) => void) => this.#live().score(params, listener);
+    return runReporting({ start, stop: (id) => this.#model.cancel(id) }, onScores, cancellation);
   }
 
   #evaluate(
@@ -727,18 +717,8 @@ export class Gemma {
     cancellation: Cancellation,
     onPosition: (event: Extract<NativeEvaluateEvent, { kind: 'position' }>) => void,
   ): Promise<void> {
-    return runOperation(
-      {
-        start: (listener: (event: NativeEvaluateEvent) => void) => this.#live().evaluate(params, listener),
-        stop: (id) => this.#model.cancel(id),
-        onEvent: (event) => {
-          if (event.kind === 'finish') return outcomeOf(event.error);
-          if (!cancellation.cancelled) onPosition(event);
-          return undefined;
-        },
-      },
-      cancellation,
-    );
+    const start = (listener: (event: NativeEvaluateEvent) => void) => this.#live().evaluate(params, listener);
+    return runReporting({ start, stop: (id) => this.#model.cancel(id) }, onPosition, cancellation);
   }
 }
 

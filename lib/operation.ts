@@ -5,11 +5,6 @@ import type { Cancellation } from './cancellation.js';
 /** How an operation ended. The error is a GemmaError made by native code, or what a callback of the caller threw. */
 export type Outcome<T> = { value: T } | { error: unknown };
 
-/** The outcome that the last event of an operation without a value tells of. */
-export function outcomeOf(error: unknown): Outcome<undefined> {
-  return error === undefined ? { value: undefined } : { error };
-}
-
 export interface Operation<Event, T> {
   /** Starts it and returns its id. May throw, which is then the rejection. */
   start(onEvent: (event: Event) => void): number;
@@ -45,4 +40,24 @@ export async function runOperation<Event, T>(operation: Operation<Event, T>, can
   });
   if ('error' in outcome) throw outcome.error;
   return outcome.value;
+}
+
+/**
+ * The same for an operation without a value: its last event, of kind `finish`, says at most an error. onReport gets the others, and
+ * none after a cancellation.
+ */
+export function runReporting<Event extends { kind: string }>(
+  { start, stop }: Pick<Operation<Event, undefined>, 'start' | 'stop'>,
+  onReport: (event: Exclude<Event, { kind: 'finish' }>) => void,
+  cancellation: Cancellation,
+): Promise<void> {
+  const onEvent = (event: Event): Outcome<undefined> | undefined => {
+    if (event.kind === 'finish') {
+      const { error } = event as { error?: unknown };
+      return error === undefined ? { value: undefined } : { error };
+    }
+    if (!cancellation.cancelled) onReport(event as Exclude<Event, { kind: 'finish' }>);
+    return undefined;
+  };
+  return runOperation({ start, stop, onEvent }, cancellation);
 }
