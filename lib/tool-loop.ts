@@ -7,9 +7,10 @@ import type { PartAssembler } from './parts.js';
 import type { PromptSettings } from './options.js';
 import type { Input, PromptBuilder } from './prompt.js';
 import type { GenerateResult, GenerateStep } from './result.js';
-import type { Force, MarkerId, ToolFormat } from './tool-formats/format.js';
+import type { BoundTool, Force, MarkerId, ToolFormat } from './tool-formats/format.js';
 import { ToolAssembler } from './tool-parts.js';
 import type { PreparedTool, ToolCall, ToolResult, ToolSettings } from './tools.js';
+import { Pace } from './turns.js';
 import { reasonOf, show } from './values.js';
 
 /** What an answer is bound to, and who looks for parts in it. */
@@ -36,8 +37,12 @@ async function grammarOf(
   force: Force,
   tokenId: MarkerId,
 ): Promise<NativeGrammar> {
-  const bound = [];
-  for (const tool of tools) bound.push({ ...tool, bound: await tool.schema.grammar() });
+  const bound: BoundTool[] = [];
+  const pace = new Pace();
+  for (const tool of tools) {
+    bound.push({ ...tool, bound: JSON.parse(await tool.schema.grammar()) as unknown });
+    if (pace.due) await pace.turn();
+  }
   const structure = format.structure(bound, force, tokenId);
   return model.compileGrammar({
     kind: 'structuralTag',

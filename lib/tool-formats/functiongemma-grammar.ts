@@ -103,9 +103,9 @@ class Writer {
   }
 
   /** A grammar of calls of some tools. */
-  write(tools: readonly { name: string; bound: string }[]): string {
+  write(tools: readonly { name: string; bound: unknown }[]): string {
     const calls = tools.map((tool) => {
-      const schema: unknown = JSON.parse(tool.bound);
+      const schema = tool.bound;
       this.#root = isSchema(schema) ? schema : {};
       return `${literal(`call:${tool.name}`)} ${this.#value(schema, 0)}`;
     });
@@ -251,6 +251,6 @@ class Writer {
  *
  * @throws GemmaError `ERR_INVALID_ARGUMENT`/`GRAMMAR_TOO_LARGE`
  */
-export function functionGemmaGrammar(tools: readonly { name: string; bound: string }[], escapeId: number): string {
+export function functionGemmaGrammar(tools: readonly { name: string; bound: unknown }[], escapeId: number): string {
   return new Writer(escapeId).write(tools);
 }

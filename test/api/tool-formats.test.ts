@@ -376,7 +376,7 @@ describe('the grammar of FunctionGemma’s calls', () => {
 
   test('a schema of too many rules is refused', () => {
     const properties = Object.fromEntries(Array.from({ length: 9000 }, (_, i) => [`k${i}`, { type: 'null' }]));
-    const bound = JSON.stringify({ type: 'object', properties });
+    const bound = { type: 'object', properties };
     expect(() => functionGemmaGrammar([{ name: 'f', bound }], 9)).toThrow(
       expect.objectContaining({ code: 'ERR_INVALID_ARGUMENT', detail: 'GRAMMAR_TOO_LARGE' }),
     );
