@@ -75,6 +75,8 @@ export interface SchemaNode {
 
 /** A schema that was read. */
 export interface SchemaGraph {
+  /** begins messages */
+  readonly where: string;
   readonly root: SchemaNode;
   readonly patterns: Patterns;
   /** some schema asks what others have looked at */
@@ -210,7 +212,7 @@ class Reader implements SchemaGraph {
   readonly patterns = new Patterns();
   root!: SchemaNode;
   hasUnevaluated = false;
-  readonly #where: string;
+  readonly where: string;
   readonly #nodes = new Map<JsonObject, SchemaNode>();
   readonly #bases = new Map<Json, string>();
   readonly #byUri = new Map<string, { raw: Json; path: string }>();
@@ -219,7 +221,7 @@ class Reader implements SchemaGraph {
   #ids = 0;
 
   constructor(where: string) {
-    this.#where = where;
+    this.where = where;
   }
 
   *read(schema: Json): Sliced<this> {
@@ -246,7 +248,7 @@ class Reader implements SchemaGraph {
       const { $id, $anchor, $dynamicAnchor } = raw;
       if (typeof $id === 'string' && !$id.startsWith('#')) {
         const uri = resolve($id, base);
-        if (uri === undefined) throw bad(`${this.#where}${path}/$id`, `expected a URI, found ${show($id)}`);
+        if (uri === undefined) throw bad(`${this.where}${path}/$id`, `expected a URI, found ${show($id)}`);
         here = uri;
         if (!this.#byUri.has(uri)) this.#byUri.set(uri, { raw, path });
       }
@@ -265,7 +267,7 @@ class Reader implements SchemaGraph {
   #nodeOf(raw: Json | undefined, path: string): SchemaNode {
     if (typeof raw === 'boolean') return this.node(raw ? {} : { never: true }, path);
     if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
-      throw bad(this.#where + path, `expected a schema (an object, true or false), found ${show(raw)}`);
+      throw bad(this.where + path, `expected a schema (an object, true or false), found ${show(raw)}`);
     }
     let node = this.#nodes.get(raw);
     if (!node) {
@@ -280,7 +282,7 @@ class Reader implements SchemaGraph {
     const uri = resolve(reference, this.#bases.get(raw) ?? BASE);
     const found = uri === undefined ? undefined : this.#lookUp(uri);
     if (!found) {
-      throw bad(`${this.#where}${path}/$ref`, `${show(reference)} is not in the schema, and others are not fetched`);
+      throw bad(`${this.where}${path}/$ref`, `${show(reference)} is not in the schema, and others are not fetched`);
     }
     return this.#nodeOf(found.raw, found.path);
   }
@@ -309,7 +311,7 @@ class Reader implements SchemaGraph {
 
   *#read(raw: JsonObject, node: SchemaNode): Sliced<void> {
     const { path } = node;
-    const at = (keyword: string) => `${this.#where}${path}/${pointerToken(keyword)}`;
+    const at = (keyword: string) => `${this.where}${path}/${pointerToken(keyword)}`;
     const has = (keyword: string) => Object.hasOwn(raw, keyword);
     const wrong = (keyword: string, expected: string) =>
       bad(at(keyword), `expected ${expected}, found ${show(raw[keyword])}`);
@@ -498,10 +500,10 @@ class Reader implements SchemaGraph {
           open.delete(top.node);
           done.add(top.node);
         } else if (open.has(next)) {
-          throw bad(`${this.#where}${next.path}`, 'the schema refers to itself without going deeper into the value');
+          throw bad(`${this.where}${next.path}`, 'the schema refers to itself without going deeper into the value');
         } else if (!done.has(next)) {
           if (stack.length > MAX_DEPTH)
-            throw bad(`${this.#where}${next.path}`, `more than ${MAX_DEPTH} schemas in a row`);
+            throw bad(`${this.where}${next.path}`, `more than ${MAX_DEPTH} schemas in a row`);
           stack.push({ node: next, rest: inPlace(next) });
           open.add(next);
         }

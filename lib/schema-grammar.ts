@@ -9,6 +9,7 @@ import { type Json, type JsonType, type SchemaGraph, type SchemaNode } from './j
 import type { Language } from './pattern.js';
 import { meets } from './schema-validator.js';
 import type { Sliced } from './turns.js';
+import { plain } from './values.js';
 
 const MAX_FORMS = 4000;
 const MAX_PRODUCT = 128; // sets that alternatives make together
@@ -68,6 +69,7 @@ class Translator {
   readonly #impossible: SchemaNode;
   readonly #made = new Map<string, SchemaNode>();
   readonly #lone = new Map<SchemaNode, SchemaNode>();
+  #contradiction: string | undefined; // the first that was found between bounds
 
   constructor(graph: SchemaGraph) {
     this.#graph = graph;
@@ -75,15 +77,21 @@ class Translator {
     this.#impossible = graph.node({ never: true }, '');
   }
 
-  /** Undefined: no value meets the schema. */
-  *translate(): Sliced<Json | undefined> {
+  *translate(): Sliced<Json> {
     const root = this.#later([this.#graph.root]);
     for (let next = this.#pending.pop(); next; next = this.#pending.pop()) {
       yield;
       next.form = yield* this.#form(next.nodes);
     }
     yield* this.#findPossible();
-    if (!this.#isPossible(root)) return undefined;
+    if (!this.#isPossible(root)) {
+      const why = this.#contradiction === undefined ? '' : ` (${this.#contradiction})`;
+      throw new GemmaError(
+        'ERR_INVALID_ARGUMENT',
+        `${this.#graph.where}: no value meets the schema${why}`,
+        'BAD_SCHEMA',
+      );
+    }
     return yield* new Writer(this.#graph, (form) => this.#isPossible(form)).write(root);
   }
 
@@ -380,7 +388,19 @@ class Translator {
     const below = smallest(nodes, 'exclusiveMaximum');
     const low = Math.max(min, above);
     const high = Math.min(max, below);
-    if (low > high || (low === high && (low === above || high === below))) return NEVER;
+    if (low > high || (low === high && (low === above || high === below))) return this.#contradicting(nodes);
+    // No double beyond has a unit's place.
+    if (low > Number.MAX_SAFE_INTEGER || high < Number.MIN_SAFE_INTEGER) {
+      const isLow = low > Number.MAX_SAFE_INTEGER;
+      const { node, keyword, bound } = boundsOf(nodes).find(({ keyword: found, bound: value }) =>
+        isLow ? !found.endsWith('aximum') && value === low : found.endsWith('aximum') && value === high,
+      ) as Bound;
+      throw new GemmaError(
+        'ERR_UNSUPPORTED_INPUT',
+        `${this.#graph.where}${node.path}/${keyword}: expected ${isLow ? 'at most 2^53 - 1' : 'at least -(2^53 - 1)'}, found ${bound}`,
+        'SCHEMA_KEYWORD',
+      );
+    }
     const fraction = divisors.find((divisor) => !Number.isInteger(divisor));
     if (fraction !== undefined && !isInteger && (high - low) / fraction < MAX_LISTED) {
       const decimals = /e-(\d+)$/.exec(fraction.toExponential())?.[1] ?? '0';
@@ -399,16 +419,18 @@ class Translator {
         return { kind: 'values', values: yield* this.#meeting([...new Set([low, (low + high) / 2, high])], nodes) };
       }
       const schema: Record<string, Json> = { type: 'number' };
-      if (min > -Infinity && min > above) schema.minimum = min;
-      if (above > -Infinity && above >= min) schema.exclusiveMinimum = above;
-      if (max < Infinity && max < below) schema.maximum = max;
-      if (below < Infinity && below <= max) schema.exclusiveMaximum = below;
+      // XGrammar writes bounds with so many digits; those beyond are left to the check.
+      const [least, most] = [Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER];
+      if (min >= least && min > above) schema.minimum = min;
+      if (above >= least && above >= min) schema.exclusiveMinimum = above;
+      if (max <= most && max < below) schema.maximum = max;
+      if (below <= most && below <= max) schema.exclusiveMaximum = below;
       return { kind: 'number', schema };
     }
     const schema: Record<string, Json> = { type: 'integer' };
     const first = Math.max(Math.ceil(min), Math.floor(above) + 1);
     const last = Math.min(Math.floor(max), Math.ceil(below) - 1);
-    if (first > last) return NEVER;
+    if (first > last) return this.#contradicting(nodes);
     const whole = divisors.filter(Number.isInteger);
     if (whole.length > 0) {
       const divisor = whole.reduce(leastCommonMultiple);
@@ -421,11 +443,18 @@ class Translator {
       return { kind: 'number', schema: { ...schema, multipleOf: divisor } };
     }
     // Beyond that a double does not hold every integer.
-    if (first <= Number.MAX_SAFE_INTEGER && last >= Number.MIN_SAFE_INTEGER) {
-      schema.minimum = Math.max(first, Number.MIN_SAFE_INTEGER);
-      schema.maximum = Math.min(last, Number.MAX_SAFE_INTEGER);
-    }
+    schema.minimum = Math.max(first, Number.MIN_SAFE_INTEGER);
+    schema.maximum = Math.min(last, Number.MAX_SAFE_INTEGER);
     return { kind: 'number', schema };
+  }
+
+  #contradicting(nodes: readonly SchemaNode[]): Form {
+    const bounds = boundsOf(nodes).map(({ node, keyword, bound }) => `${node.path}/${keyword} ${bound}`);
+    this.#contradiction ??= plain(
+      `no ${bounds.length > 1 ? 'number lies between' : 'integer meets'} ${bounds.join(', ')}`,
+      200,
+    );
+    return NEVER;
   }
 
   /** The strings that the schemas allow, in steps from exact to easier to write. */
@@ -589,6 +618,21 @@ class Translator {
       nodes.some((node) => node.unevaluatedProperties);
     return { kind: 'object', named, rest: isOpen ? rest : [], min, max: max > MAX_COUNT ? Infinity : max };
   }
+}
+
+interface Bound {
+  node: SchemaNode;
+  keyword: string;
+  bound: number;
+}
+
+function boundsOf(nodes: readonly SchemaNode[]): Bound[] {
+  return nodes.flatMap((node) =>
+    (['minimum', 'exclusiveMinimum', 'maximum', 'exclusiveMaximum'] as const).flatMap((keyword) => {
+      const bound = node[keyword];
+      return bound === undefined ? [] : [{ node, keyword, bound }];
+    }),
+  );
 }
 
 function largest(
@@ -812,10 +856,11 @@ class Writer {
 }
 
 /**
- * The schema for XGrammar 0.2.9 (`strict_mode` off), or undefined where no value meets the schema.
+ * The schema for XGrammar 0.2.9 (`strict_mode` off).
  *
- * @throws GemmaError `ERR_INVALID_ARGUMENT` (`SCHEMA_LIMIT`)
+ * @throws GemmaError `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA` where no value meets the schema, `SCHEMA_LIMIT`), `ERR_UNSUPPORTED_INPUT`
+ * (`SCHEMA_KEYWORD`) for a bound that leaves only numbers which a double does not hold exactly
  */
-export function grammarSchema(graph: SchemaGraph): Sliced<Json | undefined> {
+export function grammarSchema(graph: SchemaGraph): Sliced<Json> {
   return new Translator(graph).translate();
 }

@@ -107,14 +107,12 @@ class Prepared {
     return this.#found();
   }
 
-  #written(schema: Json | undefined): string {
-    if (schema === undefined)
-      throw new GemmaError('ERR_INVALID_ARGUMENT', `${this.#where}: no value meets the schema`, 'BAD_SCHEMA');
+  #written(schema: Json): string {
     return (this.#json = JSON.stringify(schema));
   }
 
   // Names of properties are matched while the schema is rewritten.
-  *#rewritten(graph: SchemaGraph): Sliced<Json | undefined> {
+  *#rewritten(graph: SchemaGraph): Sliced<Json> {
     try {
       return yield* grammarSchema(graph);
     } catch (error) {

@@ -1,6 +1,7 @@
 // Answers with tools: the model is asked, what it calls is run, its results are put behind the conversation, and it is asked again.
 import type { Cancellation } from './cancellation.js';
 import type { Sink } from './generation.js';
+import { compileGrammar } from './grammar-compiler.js';
 import { plainData, type Message } from './messages.js';
 import type { NativeGrammar, NativeModel } from './native.js';
 import type { PartAssembler } from './parts.js';
@@ -36,6 +37,7 @@ async function grammarOf(
   tools: readonly PreparedTool[],
   force: Force,
   tokenId: MarkerId,
+  signal: AbortSignal,
 ): Promise<NativeGrammar> {
   const bound: BoundTool[] = [];
   const pace = new Pace();
@@ -44,10 +46,8 @@ async function grammarOf(
     if (pace.due) await pace.turn();
   }
   const structure = format.structure(bound, force, tokenId);
-  return model.compileGrammar({
-    kind: 'structuralTag',
-    text: JSON.stringify({ type: 'structural_tag', format: structure }),
-  });
+  const text = JSON.stringify({ type: 'structural_tag', format: structure });
+  return compileGrammar(model, { kind: 'structuralTag', text }, signal);
 }
 
 async function run(
@@ -152,7 +152,7 @@ export async function answerWithTools(
   for (;;) {
     const isFirst = steps.length === 0;
     const bound = isFirst ? callable : tools;
-    const grammar = await grammarOf(model, format, bound, isFirst ? force : 'auto', tokenId);
+    const grammar = await grammarOf(model, format, bound, isFirst ? force : 'auto', tokenId, cancellation.signal);
     cancellation.signal.throwIfAborted();
     const assembler = new ToolAssembler(format, markers, bound);
     const answer = await ask(conversation.slice(asked), { grammar, assembler }, stepSink);

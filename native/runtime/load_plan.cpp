@@ -1,5 +1,7 @@
 #include "runtime/load_plan.h"
 
+#include "grammar/grammar.h"
+
 namespace gemma {
 namespace {
 
@@ -25,6 +27,7 @@ MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, cons
   planner.add_model(sources.tensors, sources.config, limits);
   add_beside(planner, sources, limits, options);
   planner.add_prefix_cache(options.prefix_cache_bytes);
+  planner.add_grammars(grammar_vocabulary_bytes(sources.config.n_vocab));
   return planner.plan();
 }
 

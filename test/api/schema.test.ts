@@ -440,6 +440,44 @@ describe('what the grammar gets', () => {
     expect(await rejection(prepareSchema(schema, 'schema').grammar())).toMatchObject({ detail: 'BAD_SCHEMA' });
   });
 
+  test.each([
+    [{ type: 'integer', minimum: 5, maximum: 3 }, 'no number lies between /minimum 5, /maximum 3'],
+    [{ type: 'number', exclusiveMinimum: 1, maximum: 1 }, '/exclusiveMinimum 1, /maximum 1'],
+    [{ type: 'integer', minimum: 0.2, maximum: 0.8 }, '/minimum 0.2, /maximum 0.8'],
+    [
+      { allOf: [{ type: 'integer', minimum: 9 }, { exclusiveMaximum: -1e300 }] },
+      '/allOf/0/minimum 9, /allOf/1/exclusiveMaximum',
+    ],
+  ])('contradicting bounds are named: %j', (schema, message) => {
+    expect(() => written(schema)).toThrow(
+      expect.objectContaining({ detail: 'BAD_SCHEMA', message: expect.stringContaining(message) as string }),
+    );
+  });
+
+  test.each([
+    [{ type: 'integer', minimum: 1e20 }, '/minimum: expected at most'],
+    [{ type: 'integer', exclusiveMinimum: 2 ** 63 }, '/exclusiveMinimum: expected at most'],
+    [{ type: 'integer', maximum: -1e20 }, '/maximum: expected at least'],
+    [{ type: 'number', minimum: 1e300 }, '/minimum: expected at most'],
+    [{ type: 'number', exclusiveMaximum: -(2 ** 54) }, '/exclusiveMaximum: expected at least'],
+    [{ properties: { a: { allOf: [{ type: 'integer' }, { minimum: 1e19 }] } } }, '/properties/a/allOf/1/minimum'],
+  ])('bounds beyond what a double holds are refused: %j', (schema, message) => {
+    expect(() => written(schema)).toThrow(
+      expect.objectContaining({
+        code: 'ERR_UNSUPPORTED_INPUT',
+        detail: 'SCHEMA_KEYWORD',
+        message: expect.stringContaining(message) as string,
+      }),
+    );
+  });
+
+  test('wide bounds are those of a double', () => {
+    const [minimum, maximum] = [Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER];
+    expect(written({ type: 'integer', maximum: 1e20 })).toEqual({ type: 'integer', minimum, maximum });
+    expect(written({ type: 'integer', minimum: maximum })).toEqual({ type: 'integer', minimum: maximum, maximum });
+    expect(written({ type: 'number', minimum: -1e300, maximum: 7 })).toEqual({ type: 'number', maximum: 7 });
+  });
+
   // XGrammar writes six decimals at most.
   test.each([
     [{ minimum: 0.1234567, maximum: 0.1234569 }, [0.1234567, 0.1234568, 0.1234569]],
@@ -517,12 +555,7 @@ describe('work on large schemas is done in small steps', () => {
     ['properties', { type: 'object', properties: named(3000, (i) => ({ type: 'integer', minimum: i })) }, 6000, 9000],
     ['values', { enum: Array.from({ length: 19_000 }, (_, i) => `v${i}`) }, 500, 500],
     ['alternatives', { anyOf: Array.from({ length: 3000 }, (_, i) => ({ const: i })) }, 3000, 3000],
-    [
-      'names',
-      { type: 'object', properties: named(2000, () => true), additionalProperties: { type: 'null' } },
-      1,
-      2000,
-    ],
+    ['names', { type: 'object', properties: named(2000, () => true), additionalProperties: { type: 'null' } }, 1, 2000],
     ['values that are not', { type: 'string', not: { enum: Array.from({ length: 900 }, (_, i) => `v${i}`) } }, 20, 900],
     ['a long pattern', { type: 'string', pattern: 'ab'.repeat(4000) }, 2000, 1],
     ['properties of Unicode', { type: 'string', pattern: '[\\p{Lo}\\p{Sm}\\p{Nl}\\p{Zs}]' }, 100, 1],
