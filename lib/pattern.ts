@@ -971,6 +971,15 @@ const RAW = complement(union([0, 0x1f, 0x22, 0x22, 0x5c, 0x5c, 0xd800, 0xdfff]))
 // here is written escaped. So a character beyond ASCII occurs, no time.
 const AS_IT_STANDS = '\u00e9{0}';
 
+// A range goes on across the surrogates, as none stands in a text: with the gap, XGrammar 0.2.9 may refuse a token behind one that
+// a grammar names, after its mask has allowed it.
+function withoutGap(ranges: Ranges): Ranges {
+  const before = ranges.indexOf(0xd7ff);
+  return before >= 0 && ranges[before + 1] === 0xe000
+    ? [...ranges.slice(0, before), ...ranges.slice(before + 2)]
+    : ranges;
+}
+
 class Writer {
   readonly #isJson: boolean;
   #nWide = 0;
@@ -1037,7 +1046,7 @@ class Writer {
     let size = 0;
     for (let i = 0; i < ranges.length; i += 2) size += (ranges[i + 1] as number) - (ranges[i] as number) + 1;
     if (size > WIDE && ++this.#nWide > MAX_WIDE) throw new PatternError('too many wide classes');
-    const raw = intersection(ranges, this.#isJson ? RAW : ANY);
+    const raw = withoutGap(intersection(ranges, this.#isJson ? RAW : ANY));
     const escapes = [...(this.#isJson ? ESCAPES : [])]
       .filter(([code]) => contains(ranges, code))
       .map(([, letter]) => letter);

@@ -24,7 +24,7 @@ function literal(text: string): string {
  * Exported for tests.
  */
 export function patternGrammar(pattern: string): string {
-  const plain = pattern.replace(/\|\\\\(\[[^\]]*\]|[bfnrt])/g, '').replaceAll('-\ud7ff\ue000-', '-'); // text has no surrogates
+  const plain = pattern.replace(/\|\\\\(\[[^\]]*\]|[bfnrt])/g, '');
   const pieces = plain.match(/\\.|\[(?:\\.|[^\]\\])*\]|\{[0-9,]+\}|./gsu) ?? [];
   return pieces
     .map((piece, i) => {
