@@ -9,6 +9,7 @@ import type { NativeModel, NativeModelInfo } from './native.js';
 import type { PromptSettings } from './options.js';
 import type { Input, Prompt, PromptBuilder } from './prompt.js';
 import { encodeCandidates, endToken, type Candidates } from './score.js';
+import { Pace } from './turns.js';
 import { show } from './values.js';
 
 interface Decided {
@@ -217,4 +218,65 @@ export async function decide(
   const priors = ofNothing.map(softmax);
   const prior = labels.map((_, i) => (priors.length === 0 ? 1 : sum(priors.map((p) => p[i] ?? NaN)) / priors.length));
   return decisionOf(asked, ofInput, prior);
+}
+
+/** A decision whose right answer is known: for `boolean` `'true'` or `'false'`, for `score` the number. */
+export interface LabelledDecision {
+  decision: Decision;
+  answer: string | number | boolean;
+}
+
+// Of the option `temperature`.
+const LEAST = 0.01;
+const MOST = 100;
+
+function logsAndPlace({ decision, answer }: LabelledDecision, i: number): { logs: number[]; right: number } {
+  const entries: [string, number][] =
+    'distribution' in decision
+      ? decision.distribution.map(({ value, probability }) => [String(value), probability])
+      : Object.entries(decision.probabilities as Record<string, number>);
+  const right = entries.findIndex(([name]) => name === String(answer));
+  if (right < 0)
+    throw new RangeError(`examples[${i}].answer: expected one of the decision's answers, found ${show(answer)}`);
+  return { logs: entries.map(([, p]) => Math.log(Math.max(p, Number.MIN_VALUE))), right };
+}
+
+/**
+ * The `temperature` that makes the probabilities of decisions fit best how often they are right (temperature scaling, Guo et al. 2017): of
+ * decisions that were made with temperature 1 and otherwise the same options, about inputs whose answers are known. Some dozens are
+ * enough. It changes no answer but the mean of a scale.
+ *
+ * @throws RangeError for an empty list, or an answer that the decision does not know
+ */
+export async function fitTemperature(examples: readonly LabelledDecision[]): Promise<number> {
+  if (!Array.isArray(examples)) throw new TypeError(`examples: expected an array, found ${show(examples)}`);
+  if (examples.length === 0) throw new RangeError('examples: expected at least one, found none');
+  const known = (examples as readonly LabelledDecision[]).map(logsAndPlace);
+  const pace = new Pace();
+  // The negative log-likelihood is convex in 1 / T, so it has one minimum in log T too.
+  const loss = async (logT: number) => {
+    const beta = Math.exp(-logT);
+    let total = 0;
+    for (const { logs, right } of known) {
+      total -= Math.log(Math.max(softmax(logs.map((x) => x * beta))[right] ?? NaN, Number.MIN_VALUE));
+      if (pace.due) await pace.turn();
+    }
+    return total;
+  };
+  const ratio = (Math.sqrt(5) - 1) / 2;
+  let [low, high] = [Math.log(LEAST), Math.log(MOST)];
+  let [a, b] = [high - ratio * (high - low), low + ratio * (high - low)];
+  let [lossA, lossB] = [await loss(a), await loss(b)];
+  while (high - low > 1e-4) {
+    if (lossA <= lossB) {
+      [high, b, lossB] = [b, a, lossA];
+      a = high - ratio * (high - low);
+      lossA = await loss(a);
+    } else {
+      [low, a, lossA] = [a, b, lossB];
+      b = low + ratio * (high - low);
+      lossB = await loss(b);
+    }
+  }
+  return Math.exp((low + high) / 2);
 }

@@ -34,6 +34,7 @@ export type { DeepPartial } from './partial-json.js';
 export type { OutputOf, StandardResult, StandardSchema } from './schema.js';
 export type { StructuredOptions } from './structured.js';
 export type { CandidateScore } from './score.js';
+export { fitTemperature, type LabelledDecision } from './decide.js';
 export type { BooleanDecision, ChoiceDecision, Decision, ScoreDecision } from './decide.js';
 export type { RankedDocument } from './rerank.js';
 export type { ImageSafety, PolicyResult } from './image-safety.js';
