@@ -1,14 +1,13 @@
 // Values -> blocks of the types whose arithmetic is fixed: a scale from the largest value of a block, then rounding.
-// Source of the arithmetic: ggml's quantize_row_*_ref, whose bytes these are;
+// Types with a search are in quantize_k.cpp. Source of the arithmetic: ggml's quantize_row_*_ref, whose bytes these are;
 // the block structures as in dequantize.cpp.
 #include "quant/quantize.h"
 
 #include <cmath>
 #include <cstring>
-#include <string>
 
-#include "base/error.h"
 #include "base/half.h"
+#include "quant/quantize_k.h"
 
 namespace gemma {
 namespace {
@@ -186,7 +185,7 @@ bool can_quantize(TensorType type) {
     case TensorType::kQ4_1:
     case TensorType::kQ5_0:
     case TensorType::kQ5_1: return true;
-    default: return false;
+    default: return can_search(type);
   }
 }
 
@@ -210,7 +209,7 @@ bool quantize_row(TensorType type, const float* src, void* dst, int64_t n, const
       default: break;
     }
   }
-  throw Error(ErrorCode::kInternal, "", std::string("nothing quantises to ") + traits.name);
+  return quantize_row_by_search(type, src, out, n, importance);
 }
 
 }  // namespace gemma
