@@ -28,7 +28,11 @@ const FLAGS: Record<string, string> = {
 
 /** What Node's permission model has refused, and the flag that allows it; undefined for another error. */
 export function refusedBy(error: unknown): GemmaError | undefined {
-  const { code, permission = '', resource } = (error ?? {}) as { code?: string; permission?: string; resource?: string };
+  const {
+    code,
+    permission = '',
+    resource,
+  } = (error ?? {}) as { code?: string; permission?: string; resource?: string };
   if (code !== 'ERR_ACCESS_DENIED') return undefined;
   const flag = FLAGS[permission] ?? permission;
   const value = resource && permission !== 'Net' ? `=${resource}` : '';

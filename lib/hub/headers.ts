@@ -17,8 +17,8 @@ const COPY_BYTES = 1 << 20;
 interface Headed {
   readonly selection: Selection<RepoFile>;
   readonly scene: { readonly name: { readonly repo: string } };
-  /** Has the first bytes of a file, or all of it, and says where. */
-  head(file: RepoFile, bytes: number): Promise<string>;
+  /** Has the first bytes of a file, or all of it, and hands over where. */
+  head(file: RepoFile, bytes: number, use: (path: string) => Promise<void>): Promise<void>;
 }
 
 /** A file of `size` bytes that begins like another one and takes no room for the rest. */
@@ -49,10 +49,9 @@ async function layOut(order: Headed, folder: string, bytes: number): Promise<{ p
     // What is small is wanted whole: a configuration, a vocabulary.
     const isWeights = /\.(?:gguf|safetensors)$/i.test(file.name);
     const wanted = isWeights ? Math.min(bytes, file.bytes) : file.bytes;
-    const from = await order.head(file, wanted);
     const to = join(folder, ...file.name.split('/'));
     await mkdir(dirname(to), { recursive: true });
-    await copyHead(from, to, wanted, file.bytes);
+    await order.head(file, wanted, (from) => copyHead(from, to, wanted, file.bytes));
     return to;
   };
   const paths: string[] = [];
@@ -84,7 +83,8 @@ export async function withHeaders<T>(
         summary = await addon().inspect({ path, contexts: [0], ...(mmproj !== undefined && { mmproj }) });
       } catch (error) {
         // A header that is longer than what is here goes on with zeros, which is not a header.
-        const mayBeCut = error instanceof GemmaError && error.code === 'ERR_GGUF_INVALID' && error.detail !== 'BAD_MAGIC';
+        const mayBeCut =
+          error instanceof GemmaError && error.code === 'ERR_GGUF_INVALID' && error.detail !== 'BAD_MAGIC';
         if (!mayBeCut || bytes >= MOST_BYTES) throw error;
         await rm(folder, { recursive: true, force: true });
         continue;

@@ -71,7 +71,9 @@ export function proxyFor(url: URL, env: NodeJS.ProcessEnv = process.env): URL | 
   const full = /^[a-z][a-z0-9+.-]*:\/\//i.test(text) ? text : `http://${text}`;
   const proxy = URL.canParse(full) ? new URL(full) : undefined;
   if (!proxy || !/^https?:$/.test(proxy.protocol)) {
-    throw new TypeError(`the proxy in the environment: expected an http: or https: URL, found ${proxy?.protocol ?? 'none'}`);
+    throw new TypeError(
+      `the proxy in the environment: expected an http: or https: URL, found ${proxy?.protocol ?? 'none'}`,
+    );
   }
   return proxy;
 }
@@ -175,12 +177,16 @@ export function connectionError(error: unknown, where: string, signal: AbortSign
 
 function nextHop(location: string, from: URL, endpoint: URL): URL {
   const url = URL.canParse(location, from.href) ? new URL(location, from) : undefined;
-  if (!url || location.includes('\\')) throw downloadError('BAD_RESPONSE', `${shown(from)}: redirects to what is no URL`);
+  if (!url || location.includes('\\'))
+    throw downloadError('BAD_RESPONSE', `${shown(from)}: redirects to what is no URL`);
   if (url.protocol === 'https:') return url;
   // http is for whoever wrote it into HF_ENDPOINT, and stays possible from there on; never after https.
   const mayBePlain = endpoint.protocol === 'http:' && from.protocol === 'http:';
   if (url.protocol === 'http:' && mayBePlain) return url;
-  throw downloadError('BAD_RESPONSE', `${shown(from)}: redirects from https: to ${plain(url.protocol)}, which is not followed`);
+  throw downloadError(
+    'BAD_RESPONSE',
+    `${shown(from)}: redirects from https: to ${plain(url.protocol)}, which is not followed`,
+  );
 }
 
 /**
@@ -207,7 +213,8 @@ export async function get(hub: Hub, first: URL, headers: Record<string, string>,
       return { status, message, where, isElsewhere: !isHub };
     }
     message.destroy();
-    if (redirects === MAX_REDIRECTS) throw downloadError('BAD_RESPONSE', `${where}: more than ${MAX_REDIRECTS} redirects`);
+    if (redirects === MAX_REDIRECTS)
+      throw downloadError('BAD_RESPONSE', `${where}: more than ${MAX_REDIRECTS} redirects`);
     url = nextHop(location, url, hub.endpoint);
   }
 }

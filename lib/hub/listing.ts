@@ -123,4 +123,3 @@ export async function fetchListing(hub: Hub, repo: string, revision: string, sig
     throw error;
   }
 }
-

@@ -112,6 +112,8 @@ function lmStudioName(name: string, model: string): LmStudioName {
  * @throws TypeError; GemmaError `ERR_DOWNLOAD`, `PATH_REJECTED`
  */
 export function parseModelName(model: string, name = 'model'): ModelName {
-  if (model.startsWith('hf:')) return hubName(name, model);
-  return model.startsWith('ollama:') ? ollamaName(name, model) : lmStudioName(name, model);
+  const [, scheme] = SCHEME.exec(model) ?? [];
+  if (scheme === undefined) throw wrong(name, model, 'hf:org/repo, ollama:model or lmstudio:org/repo');
+  if (scheme === 'hf') return hubName(name, model);
+  return scheme === 'ollama' ? ollamaName(name, model) : lmStudioName(name, model);
 }

@@ -86,7 +86,9 @@ export async function lmStudioFolders(): Promise<string[]> {
   const home = pointer || join(homedir(), '.lmstudio');
   let chosen: unknown;
   try {
-    const settings = JSON.parse((await smallText(join(home, 'settings.json'))) ?? '{}') as { downloadsFolder?: unknown };
+    const settings = JSON.parse((await smallText(join(home, 'settings.json'))) ?? '{}') as {
+      downloadsFolder?: unknown;
+    };
     chosen = settings.downloadsFolder;
   } catch {
     // not JSON: LM Studio's business

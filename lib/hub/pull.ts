@@ -7,8 +7,8 @@ import { RepoCache } from './cache.js';
 import { cacheError, downloadError } from './failure.js';
 import { withHeaders } from './headers.js';
 import type { Hub } from './http.js';
-import { fetchListing, pageOf, type Listing, type RepoFile } from './listing.js';
-import { isModelName, parseModelName, type HubName } from './names.js';
+import { fetchListing, type Listing, type RepoFile } from './listing.js';
+import { type HubName } from './names.js';
 import { hubCache, hubEndpoint, hubToken, isOffline } from './places.js';
 import { selectFiles, type Selection } from './select.js';
 import { fetchFile, fetchHead, patiently, TUNING, withLock, type Tuning } from './transfer.js';
@@ -94,7 +94,11 @@ interface Scene {
 }
 
 async function sceneOf(name: HubName, settings: PullSettings, signal: AbortSignal, tuning: Tuning): Promise<Scene> {
-  const hub = { endpoint: hubEndpoint(settings.endpoint), token: await hubToken(settings.token), idleMs: tuning.idleMs };
+  const hub = {
+    endpoint: hubEndpoint(settings.endpoint),
+    token: await hubToken(settings.token),
+    idleMs: tuning.idleMs,
+  };
   return { name, hub, cache: new RepoCache(hubCache(settings.cacheDir), name.repo), settings, signal, tuning };
 }
 
@@ -264,16 +268,17 @@ class Order {
     return withLock(cache.lock(file.hash), signal, () => this.report('wait', file), work);
   }
 
-  /** Has the first bytes of a file, and says where they are. */
-  async head(file: RepoFile, bytes: number): Promise<string> {
+  /** Has the first bytes of a file, and hands over where they are. */
+  async head(file: RepoFile, bytes: number, use: (path: string) => Promise<void>): Promise<void> {
     const { cache } = this.scene;
     const pointer = cache.pointer(this.listing.commit, file.name);
-    if (await this.isHere(file)) return pointer;
-    if (await cache.has(cache.blob(file.hash), file.bytes)) return cache.blob(file.hash);
-    return this.#locked(file, async () => {
-      if (await cache.has(cache.blob(file.hash), file.bytes)) return cache.blob(file.hash);
+    if (await this.isHere(file)) return use(pointer);
+    const blob = cache.blob(file.hash);
+    if (await cache.has(blob, file.bytes)) return use(blob);
+    await this.#locked(file, async () => {
+      if (await cache.has(blob, file.bytes)) return use(blob);
       await fetchHead(this.#job(file), file, bytes);
-      return cache.partial(file.hash);
+      await use(cache.partial(file.hash));
     });
   }
 
@@ -362,5 +367,3 @@ export async function withHubHeaders<T>(
   await order.prepare();
   return withHeaders(order, signal, work);
 }
-
-export { isModelName, pageOf, parseModelName, type Order };

@@ -19,7 +19,8 @@ export interface Selection<F extends Named> {
 }
 
 // What most people want, first: good at its size, then smaller loss, then what is larger or worse.
-const ORDER = 'Q4_K_M Q4_0 Q5_K_M Q4_K_S Q6_K Q8_0 Q5_K_S Q4_1 IQ4_XS IQ4_NL Q5_0 Q5_1 Q4_K_L Q3_K_M BF16 F16 F32'.split(' ');
+const ORDER =
+  'Q4_K_M Q4_0 Q5_K_M Q4_K_S Q6_K Q8_0 Q5_K_S Q4_1 IQ4_XS IQ4_NL Q5_0 Q5_1 Q4_K_L Q3_K_M BF16 F16 F32'.split(' ');
 
 const QUANT = /(?:^|[-._/])(I?Q\d(?:_[A-Z0-9]+)*|BF16|FP?16|FP?32)(?=$|[-._/])/gi;
 const PART = /-(\d{5})-of-(\d{5})$/;
@@ -33,6 +34,8 @@ interface Candidate<F> {
   quant: string;
   /** the stem without it: equal for one model in several quantisations */
   title: string;
+  /** some of its parts are not there */
+  missing: boolean;
 }
 
 function isGguf({ name }: Named): boolean {
@@ -53,7 +56,7 @@ function titleOf(stem: string): string {
   return base.toLowerCase().replace(QUANT, '').replace(/[-._](?:ud|qat|i1|imat|imatrix)(?=$|[-._])/g, ''); // prettier-ignore
 }
 
-function candidatesOf<F extends Named>(files: readonly F[], where: string): Candidate<F>[] {
+function groupsOf<F extends Named>(files: readonly F[]): Candidate<F>[] {
   const groups = new Map<string, F[]>();
   for (const file of files) {
     if (!isGguf(file) || isVision(file) || /imatrix[^/]*$/i.test(file.name)) continue;
@@ -67,10 +70,8 @@ function candidatesOf<F extends Named>(files: readonly F[], where: string): Cand
     const stem = whole.replace(PART, '');
     const [, , count] = PART.exec(whole) ?? [];
     const isWhole = parts.every(({ name }, i) => count === undefined || Number(PART.exec(name.replace(/\.gguf$/i, ''))?.[1]) === i + 1); // prettier-ignore
-    if (count !== undefined && (parts.length !== Number(count) || !isWhole)) {
-      throw downloadError('NOT_FOUND', `${where}: ${plain(stem)}: expected ${Number(count)} parts, found ${parts.length}`);
-    }
-    return { files: parts, stem, quant: quantOf(stem), title: titleOf(stem) };
+    const missing = count !== undefined && (parts.length !== Number(count) || !isWhole);
+    return { files: parts, stem, quant: quantOf(stem), title: titleOf(stem), missing };
   });
 }
 
@@ -98,7 +99,11 @@ function byDefault<F extends Named>(candidates: readonly Candidate<F>[], where: 
   return ambiguous(candidates, where, 'holds several files, none of a common quantisation');
 }
 
-function bySelector<F extends Named>(candidates: readonly Candidate<F>[], selector: string, where: string): Candidate<F> {
+function bySelector<F extends Named>(
+  candidates: readonly Candidate<F>[],
+  selector: string,
+  where: string,
+): Candidate<F> {
   const wanted = selector.toLowerCase().replace(/\.gguf$/, '');
   const quant = wanted.toUpperCase().replace(/^FP/, 'F');
   const delimited = new RegExp(`(?:^|[-._/])${wanted.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}(?=$|[-._/])`, 'i');
@@ -162,7 +167,8 @@ export function selectFiles<F extends Named>(
 ): Selection<F> {
   const chosen = choose(files, selector, where, mmproj);
   for (const { name } of [...chosen.model, ...(chosen.mmproj ? [chosen.mmproj] : [])]) {
-    if (!isSafePath(name)) throw downloadError('PATH_REJECTED', `${where}: ${plain(name)}: not a name that a file may have`);
+    if (!isSafePath(name))
+      throw downloadError('PATH_REJECTED', `${where}: ${plain(name)}: not a name that a file may have`);
   }
   return chosen;
 }
@@ -177,7 +183,7 @@ function choose<F extends Named>(
   const vision = files.filter((file) => isGguf(file) && isVision(file));
   const named = vision.find(({ name }) => name.toLowerCase() === lower);
   if (named) return { kind: 'gguf', model: [named] };
-  const candidates = candidatesOf(files, where);
+  const candidates = groupsOf(files);
   if (candidates.length === 0 || lower === 'safetensors') {
     const model = checkpointOf(files, where);
     const hasOther = selector !== undefined && lower !== 'safetensors';
@@ -188,12 +194,37 @@ function choose<F extends Named>(
         `found ${files.length === 0 ? 'no files' : plain(files.map(({ name }) => name).join(', '), 300)}`,
     );
   }
-  const { files: model, stem } = selector === undefined ? byDefault(candidates, where) : bySelector(candidates, selector, where);
+  const one = selector === undefined ? byDefault(candidates, where) : bySelector(candidates, selector, where);
+  if (one.missing) {
+    const parts = one.files.map(({ name }) => name.slice(name.lastIndexOf('/') + 1)).join(', ');
+    throw downloadError(
+      'NOT_FOUND',
+      `${where}: ${plain(one.stem)}: not all of its parts are there, only ${plain(parts, 300)}`,
+    );
+  }
+  const encoder = mmproj ? encoderOf(one, vision) : undefined;
+  return { kind: 'gguf', model: one.files, ...(encoder && { mmproj: encoder }) };
+}
+
+// In the model's folder, else in the root.
+function encoderOf<F extends Named>({ stem }: Candidate<F>, vision: readonly F[]): F | undefined {
   const folder = stem.slice(0, stem.lastIndexOf('/') + 1);
   const near = (prefix: string) => vision.filter(({ name }) => name.slice(0, name.lastIndexOf('/') + 1) === prefix);
   const beside = folder !== '' && near(folder).length > 0 ? near(folder) : near('');
   const title = stem.slice(folder.length);
-  const [best] = visionCandidates(beside.map(({ name }) => name.slice(name.lastIndexOf('/') + 1)), title);
-  const encoder = beside.find(({ name }) => name.endsWith(best ?? '\0'));
-  return { kind: 'gguf', model, ...(mmproj && encoder && { mmproj: encoder }) };
+  const [best] = visionCandidates(
+    beside.map(({ name }) => name.slice(name.lastIndexOf('/') + 1)),
+    title,
+  );
+  return best === undefined ? undefined : beside.find(({ name }) => name.slice(name.lastIndexOf('/') + 1) === best);
+}
+
+/** All models of GGUF among files, each with its parts and its vision encoder; of a split one that is not whole none. */
+export function ggufModels<F extends Named>(files: readonly F[]): Selection<F>[] {
+  const vision = files.filter((file) => isGguf(file) && isVision(file));
+  return groupsOf(files).flatMap((group) => {
+    if (group.missing) return [];
+    const encoder = encoderOf(group, vision);
+    return [{ kind: 'gguf', model: group.files, ...(encoder && { mmproj: encoder }) }];
+  });
 }

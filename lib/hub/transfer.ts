@@ -55,7 +55,7 @@ export async function patiently<T>(
   signal: AbortSignal,
   progress: () => number = () => 0,
 ): Promise<T> {
-  for (let failures = 0, before = progress(); ; ) {
+  for (let failures = 0, before = progress(); ;) {
     try {
       return await work();
     } catch (error) {
@@ -109,7 +109,8 @@ function hasherOf({ hash, bytes }: RepoFile): Hash {
 function spanOf({ status, message, where }: Reply, file: RepoFile, position: number, until: number) {
   const bad = (what: string) => downloadError('BAD_RESPONSE', `${where}: ${what}`);
   const { 'content-encoding': encoding, 'content-length': length } = message.headers;
-  if (encoding !== undefined && encoding !== 'identity') throw bad(`expected bytes as they are, found ${plain(encoding)}`);
+  if (encoding !== undefined && encoding !== 'identity')
+    throw bad(`expected bytes as they are, found ${plain(encoding)}`);
   if (status === 200) {
     if (length !== undefined && Number(length) !== file.bytes) throw bad(`expected ${file.bytes} bytes, found ${plain(length)}`); // prettier-ignore
     return { at: 0, end: file.bytes };
@@ -206,7 +207,8 @@ class Transfer {
 
   async #read(reply: Reply, until: number, hasher: Hash | undefined, signal: AbortSignal): Promise<void> {
     const { where, message } = reply;
-    let { at, end } = spanOf(reply, this.#file, this.position, until);
+    const { at: begin, end } = spanOf(reply, this.#file, this.position, until);
+    let at = begin;
     try {
       for await (const chunk of message as AsyncIterable<Uint8Array>) {
         if (at + chunk.length > end) throw downloadError('BAD_RESPONSE', `${where}: more than the ${end} bytes that it should have`); // prettier-ignore
@@ -225,7 +227,9 @@ class Transfer {
       throw connectionError(error, where, signal);
     }
     if (this.position < until) {
-      throw new Passing(downloadError('NETWORK', `${where}: the connection ended after ${this.position} of ${until} bytes`));
+      throw new Passing(
+        downloadError('NETWORK', `${where}: the connection ended after ${this.position} of ${until} bytes`),
+      );
     }
   }
 }
@@ -300,7 +304,8 @@ export async function fetchFile(job: Job, file: RepoFile): Promise<void> {
       );
     }
   }).catch(async (error: unknown) => {
-    if (error instanceof Error && 'detail' in error && error.detail === 'HASH_MISMATCH') await rm(path, { force: true });
+    if (error instanceof Error && 'detail' in error && error.detail === 'HASH_MISMATCH')
+      await rm(path, { force: true });
     throw error;
   });
   await putInPlace(path, cache.blob(file.hash)).catch((error: unknown) => {
