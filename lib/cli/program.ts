@@ -7,8 +7,10 @@ import { addDetokenize } from './commands/detokenize.js';
 import { addDevices } from './commands/devices.js';
 import { addEmbedImage } from './commands/embed-image.js';
 import { addInspect } from './commands/inspect.js';
+import { addList } from './commands/list.js';
 import { addLogits } from './commands/logits.js';
 import { addPerplexity } from './commands/perplexity.js';
+import { addPull } from './commands/pull.js';
 import { addRun } from './commands/run.js';
 import { addScore } from './commands/score.js';
 import { addTokenize } from './commands/tokenize.js';
@@ -41,6 +43,8 @@ function build(signal: AbortSignal): Command {
   addInspect(command);
   addCrops(command, signal);
   addDevices(command);
+  addPull(command, signal);
+  addList(command, signal);
   return program;
 }
 
