@@ -395,7 +395,7 @@ const INSPECT = {
   signal: signals,
 } as const satisfies TableOf<InspectOptions>;
 
-const RAW = {
+export const RAW = {
   raw: booleans,
   bos: or(booleans, true),
   images: or(
@@ -636,8 +636,8 @@ export interface PromptSettings {
   tools?: ToolSettings;
 }
 
-// Looks at the options of a prompt among others.
-function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
+/** Looks at the options of a prompt among others. */
+export function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
   const tools = toolSettings(options);
   return {
     ...valuesOf(RAW, options),
