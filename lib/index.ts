@@ -34,6 +34,7 @@ export type { DeepPartial } from './partial-json.js';
 export type { OutputOf, StandardResult, StandardSchema } from './schema.js';
 export type { StructuredOptions } from './structured.js';
 export type { CandidateScore } from './score.js';
+export type { Embeddings, EmbeddingTask } from './embed.js';
 export type { ChatInfo } from './chat.js';
 export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
@@ -45,6 +46,7 @@ export type {
   CropsOptions,
   DetokenizeOptions,
   EmbedImageOptions,
+  EmbedOptions,
   EstimateOptions,
   GenerateOptions,
   ImageCacheOptions,

@@ -21,6 +21,7 @@ export interface ModelFlags {
   screen?: boolean;
   draft?: string | false;
   mmproj?: string | false;
+  denseLayers?: 'required' | 'optional';
 }
 
 export interface ImageFlags {
@@ -146,6 +147,7 @@ export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (ge
     ...(flags.mmap === false && { mmap: false }),
     ...(flags.screen === false && { screenLogits: false }),
     ...(flags.draft && { draft: flags.draft }),
+    ...(flags.denseLayers && { denseLayers: flags.denseLayers }),
     ...(flags.mmproj !== undefined && { mmproj: flags.mmproj }),
     signal,
   };

@@ -5,6 +5,7 @@ import { addChat } from './commands/chat.js';
 import { addCrops } from './commands/crops.js';
 import { addDetokenize } from './commands/detokenize.js';
 import { addDevices } from './commands/devices.js';
+import { addEmbed } from './commands/embed.js';
 import { addEmbedImage } from './commands/embed-image.js';
 import { addInspect } from './commands/inspect.js';
 import { addLogits } from './commands/logits.js';
@@ -36,6 +37,7 @@ function build(signal: AbortSignal): Command {
   addDetokenize(command, signal);
   addLogits(command, signal);
   addScore(command, signal);
+  addEmbed(command, signal);
   addEmbedImage(command, signal);
   addPerplexity(command, signal);
   addInspect(command);
