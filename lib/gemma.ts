@@ -24,6 +24,7 @@ import {
   type RerankOptions,
   type ScoreQuestion,
 } from './decision-options.js';
+import { embedTexts, textList, type Embeddings } from './embed.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
 import { runGeneration, type Sink } from './generation.js';
@@ -78,6 +79,7 @@ import type {
   CropsOptions,
   DetokenizeOptions,
   EmbedImageOptions,
+  EmbedOptions,
   EstimateOptions,
   GenerateOptions,
   InspectOptions,
@@ -665,6 +667,25 @@ export class Gemma {
       const nll = sum / ids.length;
       return { perplexity: Math.exp(nll), nll, tokens: ids.length };
     });
+  }
+
+  /**
+   * Embeddings of texts: vectors that lie close together where the texts mean something alike. For search, clustering and
+   * classification, with EmbeddingGemma; of a Gemma 3 that writes texts it is the mean of a text's rows after the last norm, each of
+   * which knows what stands before it. Any number of texts in one call costs no padding, and an embedding does not depend on the others.
+   * (Of pictures: `embedImage`.)
+   *
+   * @param texts one or several, at most 65536 with 2^24 tokens in all
+   * @throws GemmaError `ERR_CONTEXT_FULL` for a text that is longer than the context (`truncate: true` cuts it), `ERR_UNSUPPORTED_INPUT`
+   * (`NO_TASKS`: a task for a model that is no embedding model), `ERR_NON_FINITE`, `ERR_QUEUE_FULL`, `ERR_FILE` (`FILE_CHANGED`),
+   * `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`; the signal's reason after an abort
+   */
+  async embed(texts: string | readonly string[], options: EmbedOptions = {}): Promise<Embeddings> {
+    const settings = check.embedOptions(options, this.info.config.embeddingDim);
+    const list = textList(texts);
+    return this.#call(options.signal, (cancellation) =>
+      embedTexts(this.#live(), this.info, list, settings, options.onProgress, cancellation),
+    );
   }
 
   /**

@@ -51,6 +51,7 @@ export type {
   RerankOptions,
   ScoreQuestion,
 } from './decision-options.js';
+export type { Embeddings, EmbeddingTask } from './embed.js';
 export type { ChatInfo } from './chat.js';
 export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
@@ -62,6 +63,7 @@ export type {
   CropsOptions,
   DetokenizeOptions,
   EmbedImageOptions,
+  EmbedOptions,
   EstimateOptions,
   GenerateOptions,
   ImageCacheOptions,

@@ -22,6 +22,7 @@ export interface ModelFlags {
   screen?: boolean;
   draft?: string | false;
   mmproj?: string | false;
+  denseLayers?: 'required' | 'optional';
 }
 
 export interface ImageFlags {
@@ -156,6 +157,7 @@ export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (ge
     ...(flags.mmap === false && { mmap: false }),
     ...(flags.screen === false && { screenLogits: false }),
     ...(flags.draft && { draft: flags.draft }),
+    ...(flags.denseLayers && { denseLayers: flags.denseLayers }),
     ...(flags.mmproj !== undefined && { mmproj: flags.mmproj }),
     signal,
   };

@@ -7,6 +7,7 @@ import { addCrops } from './commands/crops.js';
 import { addDecide } from './commands/decide.js';
 import { addDetokenize } from './commands/detokenize.js';
 import { addDevices } from './commands/devices.js';
+import { addEmbed } from './commands/embed.js';
 import { addEmbedImage } from './commands/embed-image.js';
 import { addInspect } from './commands/inspect.js';
 import { addList } from './commands/list.js';
@@ -43,6 +44,7 @@ function build(signal: AbortSignal): Command {
   addScore(command, signal);
   addDecide(command, signal);
   addRerank(command, signal);
+  addEmbed(command, signal);
   addEmbedImage(command, signal);
   addClassifyImage(command, signal);
   addPerplexity(command, signal);
