@@ -163,7 +163,7 @@ class Pictures:
             flat = [s for _, squares in rows for s in squares]
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
                 parts = [pooled(model, normalised(np.stack(flat[i : i + 50]))) @ projection.bfloat16() for i in range(0, len(flat), 50)]
-            features, first = torch.cat(parts).half(), 0
+            features, first = torch.cat(parts).bfloat16(), 0
             kinds[kind] = []
             for scene, squares in rows:
                 kinds[kind].append((scene, features[first : first + len(squares)].clone()))
@@ -256,7 +256,7 @@ class Lessons:
             ids[i, :n], place[i, :n], branch[i, :n] = torch.tensor(r.ids), torch.tensor(r.place), torch.tensor(r.branch)
             learn[i, :n] = torch.tensor(r.learn)
             assert (ids[i] == self.soft).sum() == r.n_pictures * TOKENS_PER_IMAGE, "a row without room for its pictures"
-        return ids, learn, place, branch, torch.cat(features).float() if features else None
+        return ids, learn, place, branch, torch.cat(features) if features else None
 
 
 def masks(ids, place, branch, soft: int, dtype) -> dict[str, torch.Tensor]:
