@@ -42,7 +42,7 @@ import {
 import { drawCrops, prepareImage, readImage } from './image.js';
 import { checkShield, policyTexts, violations, type ImageSafety } from './image-safety.js';
 import type { Crop, ImageEmbedding, ImageInput } from './media.js';
-import { demoModel, findModelFile, findVisionFile, type VisionFile } from './model-files.js';
+import { demoAdapter, demoModel, findModelFile, findVisionFile, type VisionFile } from './model-files.js';
 import {
   addon,
   MARKER_BOS,
@@ -200,6 +200,12 @@ export class Gemma {
    * of coloured shapes, reads short words, and knows a few sentences; it is a demonstration, not Google's Gemma.
    */
   static readonly demoModel: string = demoModel;
+
+  /**
+   * Path of an adapter for that model inside this package, with which it describes its pictures as JSON and calls two tools:
+   * `load('demo', { adapters: { tools: Gemma.demoAdapter } })`, then `adapter: 'tools'`. See the guide to the demonstration model.
+   */
+  static readonly demoAdapter: string = demoAdapter;
 
   /** Where the model runs and what it is. */
   readonly info: ModelInfo;
