@@ -24,13 +24,25 @@ import {
   type RerankOptions,
   type ScoreQuestion,
 } from './decision-options.js';
+import { embedTexts, textList, type Embeddings } from './embed.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
 import { runGeneration, type Sink } from './generation.js';
+import { listLocalModels, type LocalModel } from './hub/local.js';
+import { locateModel, withModelHeaders, type ModelFiles } from './hub/locate.js';
+import { parseModelName } from './hub/names.js';
+import { pullModel, type PulledModel } from './hub/pull.js';
+import {
+  hubOptions,
+  localModelsOptions,
+  pullOptions,
+  type LocalModelsOptions,
+  type PullOptions,
+} from './hub-options.js';
 import { drawCrops, prepareImage, readImage } from './image.js';
 import { checkShield, policyTexts, violations, type ImageSafety } from './image-safety.js';
 import type { Crop, ImageEmbedding, ImageInput } from './media.js';
-import { demoModel, findModelFile, findVisionFile, type VisionFile } from './model-files.js';
+import { demoAdapter, demoModel, findModelFile, findVisionFile, type VisionFile } from './model-files.js';
 import {
   addon,
   MARKER_BOS,
@@ -67,6 +79,7 @@ import type {
   CropsOptions,
   DetokenizeOptions,
   EmbedImageOptions,
+  EmbedOptions,
   EstimateOptions,
   GenerateOptions,
   InspectOptions,
@@ -149,6 +162,16 @@ function chatInfo({ template, reason, toolFormat }: Chat): { chat: ChatInfo; ins
   return { chat: { template, reason, toolFormat }, instructionTuned: template !== 'none' };
 }
 
+/** Works with files that have the headers at least of the models that are named. */
+function withHeaders<T>(
+  model: string | URL,
+  options: EstimateOptions,
+  work: (files: ModelFiles) => Promise<T>,
+): Promise<T> {
+  const hub = hubOptions(options.hub);
+  return abortable(options.signal, ({ signal }) => withModelHeaders(model, options, hub, signal, work));
+}
+
 function visionSettings({ path, wanted }: VisionFile): { mmproj?: string; vision: boolean } {
   return { ...(path !== undefined && { mmproj: path }), vision: wanted };
 }
@@ -177,6 +200,12 @@ export class Gemma {
    * of coloured shapes, reads short words, and knows a few sentences; it is a demonstration, not Google's Gemma.
    */
   static readonly demoModel: string = demoModel;
+
+  /**
+   * Path of an adapter for that model inside this package, with which it describes its pictures as JSON and calls two tools:
+   * `load('demo', { adapters: { tools: Gemma.demoAdapter } })`, then `adapter: 'tools'`. See the guide to the demonstration model.
+   */
+  static readonly demoAdapter: string = demoAdapter;
 
   /** Where the model runs and what it is. */
   readonly info: ModelInfo;
@@ -215,19 +244,23 @@ export class Gemma {
    * Loads a model.
    *
    * @param model path or `file:` URL of a GGUF file (of a split model the first), or of a folder that holds one model; `'demo'` is the
-   * demonstration model inside this package (`Gemma.demoModel`), `'./demo'` a folder of that name
+   * demonstration model inside this package (`Gemma.demoModel`), `'./demo'` a folder of that name; `'hf:org/repo'`, with `@revision`
+   * and `:file` or `:quantisation` behind it where wanted, is downloaded from the Hugging Face hub unless it is here;
+   * `'ollama:gemma3:4b'` and `'lmstudio:org/repo'` are what these programs have downloaded
    * @throws GemmaError `ERR_FILE`, `ERR_GGUF_INVALID` (with a detail), `ERR_UNSUPPORTED_MODEL`, `ERR_OUT_OF_MEMORY`,
-   * `ERR_BACKEND_UNAVAILABLE`
+   * `ERR_BACKEND_UNAVAILABLE`, `ERR_DOWNLOAD` (with a detail)
    */
   static async load(model: string | URL, options: LoadOptions = {}): Promise<Gemma> {
     const { chatTemplate, ...settings } = check.loadOptions(options);
     const { maxBytes, folder } = check.imageCacheOptions(options);
     const queue = check.queueOptions(options);
+    const hub = hubOptions(options.hub);
     const { onProgress } = options;
     return abortable(options.signal, async (cancellation) => {
-      const path = await findModelFile(model);
-      const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
-      const vision = await findVisionFile(path, options.mmproj);
+      const files = await locateModel(model, options, hub, cancellation.signal);
+      const path = await findModelFile(files.model);
+      const draft = files.draft === undefined ? undefined : await findModelFile(files.draft, 'draft');
+      const vision = await findVisionFile(path, files.mmproj);
       const backend = await addonFor(settings.device ?? 'auto');
       // Of what embeddings depend on: the encoder's weights. Taken before and after, as the file may be replaced while it is loaded.
       const identify = async () =>
@@ -268,16 +301,18 @@ export class Gemma {
    */
   static async estimate(model: string | URL, options: EstimateOptions = {}): Promise<Estimate> {
     const { contextSize = 0, ...settings } = check.estimateOptions(options);
-    const path = await findModelFile(model);
-    const vision = visionSettings(await findVisionFile(path, options.mmproj));
-    const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
-    const summary = await addon().inspect({
-      prefixCacheBytes: defaultPrefixCache(),
-      path,
-      contexts: [contextSize],
-      ...(draft !== undefined && { draft }),
-      ...vision,
-      ...settings,
+    const summary = await withHeaders(model, options, async (files) => {
+      const path = await findModelFile(files.model);
+      const vision = visionSettings(await findVisionFile(path, files.mmproj));
+      const draft = files.draft === undefined ? undefined : await findModelFile(files.draft, 'draft');
+      return addon().inspect({
+        prefixCacheBytes: defaultPrefixCache(),
+        path,
+        contexts: [contextSize],
+        ...(draft !== undefined && { draft }),
+        ...vision,
+        ...settings,
+      });
     });
     const [plan] = summary.memory;
     if (!plan) throw new GemmaError('ERR_INTERNAL', 'no memory plan');
@@ -292,15 +327,41 @@ export class Gemma {
    */
   static async inspect(model: string | URL, options: InspectOptions = {}): Promise<ModelSummary> {
     const { contexts, ...settings } = check.inspectOptions(options);
-    const path = await findModelFile(model);
-    const vision = visionSettings(await findVisionFile(path, options.mmproj));
-    const ladder = contexts ?? DEFAULT_CONTEXT_LADDER;
-    const { chat, ...summary } = await addon().inspect({ path, contexts: ladder, ...vision, ...settings });
-    if (!contexts) {
-      const { trainedContext } = summary.config;
-      summary.memory = summary.memory.filter((plan) => plan.contextSize <= trainedContext);
-    }
-    return { ...summary, ...chatInfo(await decideChat(path, summary.config.name, chat, undefined)) };
+    return withHeaders(model, options, async (files) => {
+      const path = await findModelFile(files.model);
+      const vision = visionSettings(await findVisionFile(path, files.mmproj));
+      const ladder = contexts ?? DEFAULT_CONTEXT_LADDER;
+      const { chat, ...summary } = await addon().inspect({ path, contexts: ladder, ...vision, ...settings });
+      if (!contexts) {
+        const { trainedContext } = summary.config;
+        summary.memory = summary.memory.filter((plan) => plan.contextSize <= trainedContext);
+      }
+      return { ...summary, ...chatInfo(await decideChat(path, summary.config.name, chat, undefined)) };
+    });
+  }
+
+  /**
+   * Has a model of the Hugging Face hub on this machine, in the cache that Python's huggingface_hub has too: asks what there is, says it
+   * (`onProgress`), looks at the model's headers, and downloads what is missing. `load` does the same. What is downloaded is checked
+   * against its hash and takes its name when it is whole; a download that was cut, killed or aborted goes on from where it was.
+   *
+   * @param model `'hf:org/repo'`, with `@revision` and `:file` or `:quantisation` behind it where wanted
+   * @throws GemmaError `ERR_DOWNLOAD` (with a detail), `ERR_UNSUPPORTED_MODEL`, `ERR_GGUF_INVALID`, `ERR_FILE` (`PERMISSION`)
+   */
+  static async pull(model: string, options: PullOptions = {}): Promise<PulledModel> {
+    const settings = pullOptions(options);
+    const name = parseModelName(checkText('model', model));
+    if (name.scheme !== 'hf') throw new TypeError(`model: expected hf:org/repo, found ${show(model)}`);
+    return abortable(options.signal, ({ signal }) => pullModel(name, settings, signal));
+  }
+
+  /**
+   * The models on this machine that can be loaded: in the caches of the Hugging Face hub and of llama.cpp, of Ollama and LM Studio. Each
+   * one's headers are read, so it takes a fraction of a second for each.
+   */
+  static async localModels(options: LocalModelsOptions = {}): Promise<LocalModel[]> {
+    const { cacheDir } = localModelsOptions(options);
+    return abortable(options.signal, ({ signal }) => listLocalModels(cacheDir, signal));
   }
 
   /** What can be computed on here: the CPU, then GPUs, with the reason where one cannot be used. */
@@ -612,6 +673,25 @@ export class Gemma {
       const nll = sum / ids.length;
       return { perplexity: Math.exp(nll), nll, tokens: ids.length };
     });
+  }
+
+  /**
+   * Embeddings of texts: vectors that lie close together where the texts mean something alike. For search, clustering and
+   * classification, with EmbeddingGemma; of a Gemma 3 that writes texts it is the mean of a text's rows after the last norm, each of
+   * which knows what stands before it. Any number of texts in one call costs no padding, and an embedding does not depend on the others.
+   * (Of pictures: `embedImage`.)
+   *
+   * @param texts one or several, at most 65536 with 2^24 tokens in all
+   * @throws GemmaError `ERR_CONTEXT_FULL` for a text that is longer than the context (`truncate: true` cuts it), `ERR_UNSUPPORTED_INPUT`
+   * (`NO_TASKS`: a task for a model that is no embedding model), `ERR_NON_FINITE`, `ERR_QUEUE_FULL`, `ERR_FILE` (`FILE_CHANGED`),
+   * `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`; the signal's reason after an abort
+   */
+  async embed(texts: string | readonly string[], options: EmbedOptions = {}): Promise<Embeddings> {
+    const settings = check.embedOptions(options, this.info.config.embeddingDim);
+    const list = textList(texts);
+    return this.#call(options.signal, (cancellation) =>
+      embedTexts(this.#live(), this.info, list, settings, options.onProgress, cancellation),
+    );
   }
 
   /**

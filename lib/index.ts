@@ -8,6 +8,9 @@ export {
   type PerplexityResult,
 } from './gemma.js';
 export type { Backend } from './backends.js';
+export type { LocalModel } from './hub/local.js';
+export type { PulledModel, PullPlan, PullProgress } from './hub/pull.js';
+export type { HubOptions, LocalModelsOptions, PullOptions } from './hub-options.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
 export { Conversation, type TurnInput } from './conversation.js';
 export type {
@@ -48,6 +51,7 @@ export type {
   RerankOptions,
   ScoreQuestion,
 } from './decision-options.js';
+export type { Embeddings, EmbeddingTask } from './embed.js';
 export type { ChatInfo } from './chat.js';
 export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
@@ -59,6 +63,7 @@ export type {
   CropsOptions,
   DetokenizeOptions,
   EmbedImageOptions,
+  EmbedOptions,
   EstimateOptions,
   GenerateOptions,
   ImageCacheOptions,

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { text as readAll } from 'node:stream/consumers';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { Gemma, type GenerateOptions, type KvCacheType, type LoadOptions } from '../index.js';
+import { pullProgress } from './download-progress.js';
 import { UsageError, withProgress } from './output.js';
 
 /** Begins a command: its name with arguments, and what `--help` says of it. */
@@ -21,6 +22,7 @@ export interface ModelFlags {
   screen?: boolean;
   draft?: string | false;
   mmproj?: string | false;
+  denseLayers?: 'required' | 'optional';
 }
 
 export interface ImageFlags {
@@ -65,7 +67,10 @@ export function kvOption(): Option {
 
 export function withModel(command: Command): Command {
   return command
-    .requiredOption('--model <file>', 'GGUF file, or folder that holds one')
+    .requiredOption(
+      '--model <file>',
+      'GGUF file, or folder that holds one; hf:org/repo, ollama:model, lmstudio:org/repo',
+    )
     .option('--device <name>', 'auto, cpu, or as `gemma-native devices` lists them, with commas between (GEMMA_DEVICE)')
     .option('--gpu-layers <n>', 'so many of the last layers on GPUs; default: as memory allows', number)
     .option('--isa <name>', 'force an instruction set: amx_bf16, avx512_vnni, avx_vnni, avx2, ref (GEMMA_ISA)')
@@ -152,12 +157,19 @@ export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (ge
     ...(flags.mmap === false && { mmap: false }),
     ...(flags.screen === false && { screenLogits: false }),
     ...(flags.draft && { draft: flags.draft }),
+    ...(flags.denseLayers && { denseLayers: flags.denseLayers }),
     ...(flags.mmproj !== undefined && { mmproj: flags.mmproj }),
     signal,
   };
-  const gemma = await withProgress('Loading', !!flags.json, (onProgress) =>
-    Gemma.load(flags.model, { ...options, onProgress }),
-  );
+  const downloading = pullProgress(!!flags.json);
+  let gemma: Gemma;
+  try {
+    gemma = await withProgress('Loading', !!flags.json, (onProgress) =>
+      Gemma.load(flags.model, { ...options, onProgress, hub: { onProgress: downloading.update } }),
+    );
+  } finally {
+    downloading.stop();
+  }
   try {
     return await work(gemma);
   } finally {
