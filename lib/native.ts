@@ -422,6 +422,13 @@ export interface NativeAddon {
     box: Crop;
     imageSize: number;
   }): Promise<Uint8Array>;
+  /**
+   * Takes an exclusive lock of a file, which is made where it is not there; other processes, Python's `filelock` too, respect it. Null while
+   * somebody else has it: there is no waiting. It ends with the call of the function, or with the process.
+   *
+   * Rejects with `ERR_FILE`.
+   */
+  lockFile(path: string): Promise<(() => void) | null>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
   /** Stops a load by its id. */
   cancel(id: number): void;

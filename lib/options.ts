@@ -3,6 +3,7 @@
 // code (native.ts) are what the table yields. A new option of generate thus touches four files: this one, binding/convert.cpp,
 // which reads it, and the header and source below native/ that use it.
 import { randomInt } from 'node:crypto';
+import type { HubOptions } from './hub-options.js';
 import { EMBEDDING_TASKS, type EmbeddingTask, type EmbedSettings } from './embed.js';
 import type { ImageEmbedding, ImageInput } from './media.js';
 import {
@@ -124,7 +125,9 @@ export interface LoadOptions {
    * do not count. Default: 512.
    */
   maxQueue?: number;
-  /** Called with the fraction that is loaded, 0 to 1. */
+  /** How models are got that are named `hf:org/repo`. */
+  hub?: HubOptions;
+  /** Called with the fraction that is loaded, 0 to 1; of downloads `hub.onProgress` tells. */
   onProgress?: (fraction: number) => void;
   /** Aborting rejects `load` with the signal's reason. */
   signal?: AbortSignal;
@@ -149,6 +152,9 @@ export interface EstimateOptions {
   mmproj?: string | URL | false;
   visionPrecision?: 'int8' | 'exact';
   prefixCacheBytes?: number;
+  /** As in `load`. Of a model that is not here only the first bytes are downloaded. */
+  hub?: HubOptions;
+  signal?: AbortSignal;
 }
 
 export interface InspectOptions {
@@ -157,6 +163,9 @@ export interface InspectOptions {
   kvCache?: KvCacheType;
   /** As in `load`. */
   mmproj?: string | URL | false;
+  /** As in `estimate`. */
+  hub?: HubOptions;
+  signal?: AbortSignal;
 }
 
 export interface ToolOptions {
@@ -391,6 +400,7 @@ const LOAD = {
   imageCache: elsewhere, // imageCacheOptions()
   maxQueue: elsewhere, // queueOptions()
   prefixCacheBytes: MEMORY.prefixCacheBytes,
+  hub: elsewhere, // hubOptions()
   onProgress: callbacks,
   signal: signals,
 } as const satisfies TableOf<LoadOptions>;
@@ -400,7 +410,13 @@ const IMAGE_CACHE = {
   folder: strings,
 } as const satisfies TableOf<ImageCacheOptions>;
 
-const ESTIMATE = { ...MEMORY, draft: elsewhere, mmproj: elsewhere } as const satisfies TableOf<EstimateOptions>;
+const ESTIMATE = {
+  ...MEMORY,
+  draft: elsewhere,
+  mmproj: elsewhere,
+  hub: elsewhere, // hubOptions()
+  signal: signals,
+} as const satisfies TableOf<EstimateOptions>;
 
 const INSPECT = {
   contexts: custom((name, value) => {
@@ -410,9 +426,11 @@ const INSPECT = {
   }),
   kvCache: MEMORY.kvCache,
   mmproj: elsewhere,
+  hub: elsewhere, // hubOptions()
+  signal: signals,
 } as const satisfies TableOf<InspectOptions>;
 
-const RAW = {
+export const RAW = {
   raw: booleans,
   bos: or(booleans, true),
   images: or(
@@ -667,8 +685,8 @@ export interface PromptSettings {
   tools?: ToolSettings;
 }
 
-// Looks at the options of a prompt among others.
-function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
+/** Looks at the options of a prompt among others. */
+export function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
   const tools = toolSettings(options);
   return {
     ...valuesOf(RAW, options),
