@@ -215,6 +215,18 @@ async function inLlamaCpp(root: string): Promise<Found[]> {
   return modelsAmong(await filesBelow(root, 0), root, 'llama.cpp', (file) => join(root, file));
 }
 
+/** With what its headers say. A vision encoder beside it that does not fit is not its own. Throws GemmaError. */
+async function lookedAt(found: Found): Promise<LocalModel> {
+  const { mmproj, ...rest } = found;
+  checkReadable(found.path);
+  const look = (encoder: object) => addon().inspect({ path: found.path, contexts: [1], ...encoder });
+  const whole = mmproj === undefined ? undefined : await look({ mmproj }).catch(() => undefined);
+  const { config, vision, tensorTypes } = whole ?? (await look({}));
+  const { type = '' } = tensorTypes.toSorted((a, b) => b.bytes - a.bytes)[0] ?? {};
+  const own = whole ? found : rest;
+  return { ...own, title: plain(config.name, 100), size: config.size, type, vision: vision !== undefined };
+}
+
 /**
  * Every model on this machine that can be loaded, by what the headers of its file say. Links lead to one entry.
  *
@@ -234,12 +246,8 @@ export async function listLocalModels(cacheDir: string | undefined, signal: Abor
     const real = await realpath(found.path).catch(() => found.path);
     if (seen.has(real)) continue;
     seen.add(real);
-    const { path, mmproj } = found;
     try {
-      checkReadable(path);
-      const { config, vision, tensorTypes } = await addon().inspect({ path, contexts: [1], ...(mmproj !== undefined && { mmproj }) }); // prettier-ignore
-      const { type = '' } = tensorTypes.toSorted((a, b) => b.bytes - a.bytes)[0] ?? {};
-      models.push({ ...found, title: plain(config.name, 100), size: config.size, type, vision: vision !== undefined });
+      models.push(await lookedAt(found));
     } catch (error) {
       if (!(error instanceof GemmaError)) throw error; // of another kind, or damaged: not one of ours
     }

@@ -10,6 +10,12 @@ import { TUNING, type Tuning } from '../../lib/hub/transfer.js';
 import { data, rejection, tiny } from './helpers.js';
 import { COMMIT, FakeHub, hashOf } from './hub-server.js';
 
+let mockTemporary: string | undefined;
+jest.mock('node:os', () => {
+  const os = jest.requireActual<typeof import('node:os')>('node:os');
+  return { ...os, tmpdir: () => mockTemporary ?? os.tmpdir() };
+});
+
 let hub: FakeHub;
 let folder: string;
 beforeAll(async () => (hub = await new FakeHub().start()));
@@ -117,15 +123,13 @@ describe('a model', () => {
   test('of another kind is refused by its first bytes', async () => {
     const encoder = readFileSync(join(data, 'mmproj-mm-a-f16.gguf'));
     const padded = Buffer.concat([encoder, Buffer.alloc(9 << 20)]);
-    const { TMPDIR } = process.env;
-    process.env.TMPDIR = folder;
+    mockTemporary = folder;
     hub.add('org/model', { 'model.gguf': padded, 'text.gguf': 'GGUX'.repeat(1000) });
     expect(await detail(Gemma.pull('hf:org/model:model.gguf', own()))).toBe('ERR_UNSUPPORTED_MODEL undefined');
     expect(statSync(`${blob(hashOf(padded, true))}.incomplete`).size).toBeLessThan(padded.length);
     expect(await detail(Gemma.pull('hf:org/model:text.gguf', own()))).toBe('ERR_GGUF_INVALID BAD_MAGIC');
     expect(readdirSync(folder).filter((name) => name.startsWith('gemma-headers-'))).toEqual([]);
-    if (TMPDIR === undefined) delete process.env.TMPDIR;
-    else process.env.TMPDIR = TMPDIR;
+    mockTemporary = undefined;
   });
 });
 
