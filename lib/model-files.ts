@@ -13,6 +13,9 @@ const DEMO = 'demo';
 /** Path of the demonstration model that comes with the package, its vision encoder beside it. */
 export const demoModel = join(__dirname, '..', 'models', 'demo.gguf');
 
+/** Path of the adapter that comes with it, a folder as PEFT writes it. */
+export const demoAdapter = join(__dirname, '..', 'models', 'demo-tools');
+
 /** The file of a model that was named by path or URL, itself or its folder. Throws TypeError, GemmaError `ERR_FILE`. */
 export async function findModelFile(model: string | URL, name = 'model'): Promise<string> {
   let path: string;

@@ -4,6 +4,7 @@
 // which reads it, and the header and source below native/ that use it.
 import { randomInt } from 'node:crypto';
 import type { HubOptions } from './hub-options.js';
+import { EMBEDDING_TASKS, type EmbeddingTask, type EmbedSettings } from './embed.js';
 import type { ImageEmbedding, ImageInput } from './media.js';
 import {
   CROP,
@@ -104,6 +105,11 @@ export interface LoadOptions {
    * else `chat_template.jinja` or the one in `tokenizer_config.json` beside it, else Gemma 3's format. `gemma.info.chat` says which.
    */
   chatTemplate?: string;
+  /**
+   * Of an embedding model: `'required'` (default) refuses a file that was converted without the model's dense layers
+   * (`ERR_UNSUPPORTED_MODEL`, `NO_DENSE_LAYERS`); `'optional'` takes the mean of a text's rows then, which is another embedding.
+   */
+  denseLayers?: 'required' | 'optional';
   /** Where embeddings of pictures are kept, so that no picture is encoded twice. False: nowhere. */
   imageCache?: ImageCacheOptions | false;
   /**
@@ -272,6 +278,32 @@ export interface EmbedImageOptions extends ImageOptions, CropOptions {
   signal?: AbortSignal;
 }
 
+export interface EmbedOptions {
+  /**
+   * What the embeddings are for: EmbeddingGemma was trained with a prompt for each. `'document'` for texts that are to be found, the
+   * kind of search for what finds them. Default: the texts as they are.
+   */
+  task?: EmbeddingTask;
+  /** With `'document'`: the documents' title, or one for each text. Default: none. */
+  title?: string | readonly string[];
+  /**
+   * Numbers of an embedding, the first are kept: EmbeddingGemma was trained for 768, 512, 256 and 128. Default: all
+   * (`gemma.info.config.embeddingDim`).
+   */
+  dimensions?: number;
+  /**
+   * Default true: embeddings have a length of 1, also those that `dimensions` has shortened. (sentence-transformers'
+   * `truncate_dim` does not normalise again; what it returns are the first numbers of whole embeddings.) False: as the last layer
+   * makes them.
+   */
+  normalize?: boolean;
+  /** True cuts texts that are longer than the context at their end. Default false: they are `ERR_CONTEXT_FULL`. */
+  truncate?: boolean;
+  /** Called with the fraction of the tokens that is done, 0 to 1. */
+  onProgress?: (fraction: number) => void;
+  signal?: AbortSignal;
+}
+
 export interface CropsOptions extends ImageOptions, CropOptions {
   /** Also return the picture with a frame around each crop, as PNG. Default false. */
   draw?: boolean;
@@ -362,6 +394,7 @@ const LOAD = {
     }
     return template;
   }),
+  denseLayers: choices('required', 'optional'),
   imageCache: elsewhere, // imageCacheOptions()
   maxQueue: elsewhere, // queueOptions()
   prefixCacheBytes: MEMORY.prefixCacheBytes,
@@ -395,7 +428,7 @@ const INSPECT = {
   signal: signals,
 } as const satisfies TableOf<InspectOptions>;
 
-const RAW = {
+export const RAW = {
   raw: booleans,
   bos: or(booleans, true),
   images: or(
@@ -504,6 +537,20 @@ const EMBED_IMAGE = {
   onProgress: callbacks,
   signal: signals,
 } as const satisfies TableOf<EmbedImageOptions>;
+
+const EMBED = {
+  task: choices(...EMBEDDING_TASKS),
+  title: custom((name, value) => {
+    if (typeof value === 'string') return value;
+    if (!Array.isArray(value)) throw new TypeError(`${name}: expected a string or an array, found ${show(value)}`);
+    return value.slice() as unknown[];
+  }),
+  dimensions: integers(1),
+  normalize: or(booleans, true),
+  truncate: or(booleans, false),
+  onProgress: callbacks,
+  signal: signals,
+} as const satisfies TableOf<EmbedOptions>;
 
 const CROPS = {
   ...IMAGE,
@@ -636,8 +683,8 @@ export interface PromptSettings {
   tools?: ToolSettings;
 }
 
-// Looks at the options of a prompt among others.
-function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
+/** Looks at the options of a prompt among others. */
+export function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
   const tools = toolSettings(options);
   return {
     ...valuesOf(RAW, options),
@@ -714,6 +761,16 @@ export function embedImageOptions(options: EmbedImageOptions): {
 } {
   const { pooling } = checked(EMBED_IMAGE, options);
   return { limits: imageLimits(options), crops: cropParams(options), pooling };
+}
+
+/** @param embeddingDim the model's */
+export function embedOptions(options: EmbedOptions, embeddingDim: number): EmbedSettings {
+  const { task, title, dimensions = embeddingDim, normalize, truncate } = checked(EMBED, options);
+  if (title !== undefined && task !== 'document') {
+    throw new TypeError("title: only with task 'document'");
+  }
+  integer('dimensions', dimensions, 1, embeddingDim);
+  return { dimensions, normalize, truncate, ...(task && { task }), ...(title !== undefined && { title }) };
 }
 
 /** Pan & Scan is the default here. */

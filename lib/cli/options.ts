@@ -22,6 +22,7 @@ export interface ModelFlags {
   screen?: boolean;
   draft?: string | false;
   mmproj?: string | false;
+  denseLayers?: 'required' | 'optional';
 }
 
 export interface ImageFlags {
@@ -81,22 +82,28 @@ export function withModel(command: Command): Command {
     .option('--json', 'print one JSON object');
 }
 
-export function withImages(command: Command): Command {
+export function withVision(command: Command): Command {
   return command
     .option('--mmproj <file>', 'vision encoder; default: the one beside the model or inside of it')
-    .option('--no-mmproj', 'without vision encoder')
-    .option('--pan-and-scan', 'see wide and high pictures in crops as well')
-    .addOption(
-      new Option('--tile <n>', 'see pictures in tiles as well, so many along the shorter side')
-        .argParser(number)
-        .conflicts('panAndScan'),
-    )
-    .addOption(
-      new Option('--alpha <how>', 'what transparency becomes: the colours below it, or white').choices([
-        'drop',
-        'white',
-      ]),
-    );
+    .option('--no-mmproj', 'without vision encoder');
+}
+
+export function withAlpha(command: Command): Command {
+  return command.addOption(
+    new Option('--alpha <how>', 'what transparency becomes: the colours below it, or white').choices(['drop', 'white']),
+  );
+}
+
+export function withImages(command: Command): Command {
+  return withAlpha(
+    withVision(command)
+      .option('--pan-and-scan', 'see wide and high pictures in crops as well')
+      .addOption(
+        new Option('--tile <n>', 'see pictures in tiles as well, so many along the shorter side')
+          .argParser(number)
+          .conflicts('panAndScan'),
+      ),
+  );
 }
 
 export function withSampling(command: Command): Command {
@@ -150,6 +157,7 @@ export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (ge
     ...(flags.mmap === false && { mmap: false }),
     ...(flags.screen === false && { screenLogits: false }),
     ...(flags.draft && { draft: flags.draft }),
+    ...(flags.denseLayers && { denseLayers: flags.denseLayers }),
     ...(flags.mmproj !== undefined && { mmproj: flags.mmproj }),
     signal,
   };
@@ -167,6 +175,22 @@ export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (ge
   } finally {
     await gemma.dispose();
   }
+}
+
+/** NAME=TEXT as it is given to a flag. */
+export function pairOf(flag: string, text: string): [name: string, text: string] {
+  const at = text.indexOf('=');
+  if (at < 1) throw new UsageError(`${flag}: expected NAME=TEXT, found ${JSON.stringify(text.slice(0, 60))}`);
+  return [text.slice(0, at), text.slice(at + 1)];
+}
+
+/** Texts that are given as arguments, or one in each line of a file. */
+export function candidatesOf(what: string, given: readonly string[], file: string | undefined): readonly string[] {
+  if (file === undefined) return given;
+  if (given.length > 0) throw new UsageError(`${what}: give them as arguments or with --file, not both`);
+  return readFileSync(file, 'utf8')
+    .split(/\r?\n/)
+    .filter((line) => line !== '');
 }
 
 /** What a file of JSON says; flag: what names the file. */
