@@ -144,8 +144,8 @@ describe('what is chosen', () => {
     expect(choose(bartowski, q4)).toBe(`gguf | ${q4} | ${encoder}`);
     expect(choose(bartowski, q4.toLowerCase().replace('.gguf', ''))).toBe(`gguf | ${q4} | ${encoder}`);
     expect(choose(bartowski, 'mmproj-google_gemma-3-4b-it-bf16.gguf')).toBe('gguf | mmproj-google_gemma-3-4b-it-bf16.gguf'); // prettier-ignore
-    expect(choose(bartowski, 'Q4_K')).toMatch(/^NOT_FOUND: hf:o\/r: no file fits Q4_K; there are .*Q4_K_M/);
-    expect(choose(bartowski, 'Q5_K_M')).toMatch(/^NOT_FOUND/);
+    expect(choose(bartowski, 'Q4_K')).toMatch(/^AMBIGUOUS_MODEL: hf:o\/r: several files fit Q4_K: .*Q4_K_M.*Q4_K_S/);
+    expect(choose(bartowski, 'Q5_K_M')).toMatch(/^NOT_FOUND: hf:o\/r: no file fits Q5_K_M; there are .*Q4_K_M/);
     expect(choose(unsloth)).toBe('gguf | gemma-3-4b-it-Q4_K_M.gguf | mmproj-F16.gguf');
     expect(choose(unsloth, 'UD-Q4_K_XL')).toBe('gguf | gemma-3-4b-it-UD-Q4_K_XL.gguf | mmproj-F16.gguf');
     expect(choose(unsloth, 'q8_k_xl')).toBe('gguf | gemma-3-4b-it-UD-Q8_K_XL.gguf | mmproj-F16.gguf');
