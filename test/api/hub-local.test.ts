@@ -22,7 +22,8 @@ beforeAll(async () => (hub = await new FakeHub().start()));
 afterAll(() => hub.stop());
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), 'gemma-local-'));
-  for (const name of ['OLLAMA_MODELS', 'HF_HOME', 'HF_HUB_CACHE', 'LLAMA_CACHE', 'XDG_CACHE_HOME', 'HF_TOKEN']) delete process.env[name]; // prettier-ignore
+  for (const name of ['OLLAMA_MODELS', 'HF_HOME', 'HF_HUB_CACHE', 'LLAMA_CACHE', 'XDG_CACHE_HOME', 'HF_TOKEN'])
+    delete process.env[name];
   mockHome = folder;
 });
 afterEach(() => {
@@ -92,9 +93,11 @@ test("Ollama's manifests may hold anything", async () => {
     JSON.stringify({ layers: [{ ...layer, digest: 'sha256:../../../../etc/passwd' }] }),
     ' '.repeat(2 << 20),
   ]) {
-    // prettier-ignore
     put(manifest, text);
-    expect([text.slice(0, 60), await detail(Gemma.load('ollama:x'))]).toEqual([text.slice(0, 60), 'ERR_DOWNLOAD BAD_RESPONSE']); // prettier-ignore
+    expect([text.slice(0, 60), await detail(Gemma.load('ollama:x'))]).toEqual([
+      text.slice(0, 60),
+      'ERR_DOWNLOAD BAD_RESPONSE',
+    ]);
   }
   put(manifest, JSON.stringify({ layers: [layer] }));
   expect(await detail(Gemma.load('ollama:x'))).toBe('ERR_DOWNLOAD NOT_FOUND');
@@ -118,7 +121,9 @@ test("LM Studio's models", async () => {
   put(join(models, 'mmproj-m-f16.gguf'), readFileSync(encoder));
   put(join(models, 'm-Q8_0.gguf'), readFileSync(tiny));
   expect((await Gemma.inspect('lmstudio:o/r')).vision).toBeDefined();
-  expect((await Gemma.inspect('lmstudio:o/r/m-Q8_0.gguf', { mmproj: false })).config).toEqual((await Gemma.inspect(tiny)).config); // prettier-ignore
+  expect((await Gemma.inspect('lmstudio:o/r/m-Q8_0.gguf', { mmproj: false })).config).toEqual(
+    (await Gemma.inspect(tiny)).config,
+  );
   expect(await detail(Gemma.inspect('lmstudio:o/other'))).toBe('ERR_DOWNLOAD NOT_FOUND');
   expect(await detail(Gemma.inspect('lmstudio:o/r/none.gguf'))).toBe('ERR_DOWNLOAD NOT_FOUND');
   // Where its settings say.
@@ -181,7 +186,9 @@ test('pull and run on the command line', async () => {
   const first = await runNode([cli, 'pull', 'hf:org/model', ...args]);
   const path = join(folder, 'cache', 'models--org--model', 'snapshots', COMMIT, 'm.gguf');
   expect(first).toMatchObject({ code: 0, stdout: `${path}\n` });
-  expect(first.stderr).toMatch(/^org\/model@main \(c0ffeec\), licence: gemma \[31m\n {2}m.gguf {2}754 KiB\n754 KiB of 754 KiB to download\ntakes .*\n$/); // prettier-ignore
+  expect(first.stderr).toMatch(
+    /^org\/model@main \(c0ffeec\), licence: gemma \[31m\n {2}m.gguf {2}754 KiB\n754 KiB of 754 KiB to download\ntakes .*\n$/,
+  );
   const again = await runNode([cli, 'pull', '--json', 'hf:org/model', ...args]);
   expect(again).toMatchObject({ code: 0, stderr: '' });
   expect(JSON.parse(again.stdout)).toMatchObject({ path, downloadedBytes: 0 });
@@ -190,7 +197,10 @@ test('pull and run on the command line', async () => {
   expect(JSON.parse(none.stdout)).toMatchObject({ error: { code: 'ERR_DOWNLOAD', detail: 'NOT_FOUND' } });
   expect((await runNode([cli, 'pull', 'nothing', ...args])).code).toBe(2);
   const env = { HF_ENDPOINT: hub.endpoint, HF_HUB_CACHE: join(folder, 'fresh') };
-  const run = await runNode([cli, 'run', '--json', '--model', 'hf:org/model', '--max-tokens', '3', '--seed', '1', 'Hi'], { env }); // prettier-ignore
+  const run = await runNode(
+    [cli, 'run', '--json', '--model', 'hf:org/model', '--max-tokens', '3', '--seed', '1', 'Hi'],
+    { env },
+  );
   expect(JSON.parse(run.stdout)).toMatchObject({ usage: { outputTokens: expect.any(Number) } });
 });
 
@@ -226,7 +236,9 @@ test('a proxy is asked for everything, and not for what is excepted', async () =
     process.env.NO_PROXY = '127.0.0.1';
     await Gemma.pull('hf:org/model', { ...options, cacheDir: join(folder, 'direct'), check: false });
     expect(asked).toHaveLength(3);
-    const error = (await rejection(Gemma.pull('hf:org/model', { ...options, endpoint: 'https://hub.invalid', cacheDir: join(folder, 'none') }))) as GemmaError; // prettier-ignore
+    const error = (await rejection(
+      Gemma.pull('hf:org/model', { ...options, endpoint: 'https://hub.invalid', cacheDir: join(folder, 'none') }),
+    )) as GemmaError;
     expect(error).toMatchObject({ code: 'ERR_DOWNLOAD', detail: 'NETWORK' });
     expect(error.message).toContain(`the proxy 127.0.0.1:${port} answered 403`);
     expect(error.message).not.toContain('word');

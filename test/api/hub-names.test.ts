@@ -29,11 +29,38 @@ describe('names', () => {
       ['lmstudio:o/r/a.gguf', { scheme: 'lmstudio', repo: 'o/r', selector: 'a.gguf' }],
     ];
     for (const [name, expected] of names) expect([name, parseModelName(name)]).toEqual([name, expected]);
-    for (const path of ['model.gguf', './hf:o/r', 'HF:o/r', 'C:\\model.gguf', 'file:///a']) expect(isModelName(path)).toBe(false); // prettier-ignore
+    for (const path of ['model.gguf', './hf:o/r', 'HF:o/r', 'C:\\model.gguf', 'file:///a'])
+      expect(isModelName(path)).toBe(false);
   });
 
   test('that are none are refused', () => {
-    const wrong = ['hf:', 'hf:model', 'hf:a/b/c', 'hf:../b', 'hf:a/..', 'hf:a/b--c', 'hf:a/-b', 'hf:a/b@', 'hf:a/b@../x', 'hf:a/b@a//b', 'hf:a b/c', 'hf:a/b?x', 'hf:a/b#x', `hf:a/${'b'.repeat(97)}`, 'hf:a/b@x.lock', 'ollama:', 'ollama:..', 'ollama:a/../b', 'ollama:a/b/c/d', 'ollama:a:..', 'ollama:../b/c', 'lmstudio:a', 'lmstudio:../b', 'lmstudio:a\\b/c', 'gemma']; // prettier-ignore
+    const wrong = [
+      'hf:',
+      'hf:model',
+      'hf:a/b/c',
+      'hf:../b',
+      'hf:a/..',
+      'hf:a/b--c',
+      'hf:a/-b',
+      'hf:a/b@',
+      'hf:a/b@../x',
+      'hf:a/b@a//b',
+      'hf:a b/c',
+      'hf:a/b?x',
+      'hf:a/b#x',
+      `hf:a/${'b'.repeat(97)}`,
+      'hf:a/b@x.lock',
+      'ollama:',
+      'ollama:..',
+      'ollama:a/../b',
+      'ollama:a/b/c/d',
+      'ollama:a:..',
+      'ollama:../b/c',
+      'lmstudio:a',
+      'lmstudio:../b',
+      'lmstudio:a\\b/c',
+      'gemma',
+    ];
     for (const name of wrong) {
       let error: unknown;
       try {
@@ -52,8 +79,9 @@ describe('names', () => {
       'lmstudio:a/b/../c',
       'lmstudio:a/b//c',
     ]) {
-      // prettier-ignore
-      expect(() => parseModelName(name)).toThrow(expect.objectContaining({ code: 'ERR_DOWNLOAD', detail: 'PATH_REJECTED' })); // prettier-ignore
+      expect(() => parseModelName(name)).toThrow(
+        expect.objectContaining({ code: 'ERR_DOWNLOAD', detail: 'PATH_REJECTED' }),
+      );
     }
   });
 
@@ -80,7 +108,6 @@ describe('names', () => {
       'x'.repeat(201),
       'x/'.repeat(600),
     ]) {
-      // prettier-ignore
       expect([path, isSafePath(path)]).toEqual([path, false]);
     }
   });
@@ -129,8 +156,28 @@ describe('what is chosen', () => {
       return `${error.detail}: ${error.message}`;
     }
   };
-  const bartowski = ['google_gemma-3-4b-it-Q8_0.gguf', 'google_gemma-3-4b-it-Q4_K_M.gguf', 'google_gemma-3-4b-it-Q4_K_S.gguf', 'google_gemma-3-4b-it-IQ4_XS.gguf', 'google_gemma-3-4b-it-bf16.gguf', 'google_gemma-3-4b-it-imatrix.gguf', 'mmproj-google_gemma-3-4b-it-f16.gguf', 'mmproj-google_gemma-3-4b-it-bf16.gguf', 'README.md']; // prettier-ignore
-  const unsloth = ['gemma-3-4b-it-UD-Q4_K_XL.gguf', 'gemma-3-4b-it-Q4_K_M.gguf', 'gemma-3-4b-it-UD-Q8_K_XL.gguf', 'BF16/gemma-3-4b-it-BF16-00001-of-00002.gguf', 'BF16/gemma-3-4b-it-BF16-00002-of-00002.gguf', 'mmproj-BF16.gguf', 'mmproj-F16.gguf', 'mmproj-F32.gguf', 'config.json']; // prettier-ignore
+  const bartowski = [
+    'google_gemma-3-4b-it-Q8_0.gguf',
+    'google_gemma-3-4b-it-Q4_K_M.gguf',
+    'google_gemma-3-4b-it-Q4_K_S.gguf',
+    'google_gemma-3-4b-it-IQ4_XS.gguf',
+    'google_gemma-3-4b-it-bf16.gguf',
+    'google_gemma-3-4b-it-imatrix.gguf',
+    'mmproj-google_gemma-3-4b-it-f16.gguf',
+    'mmproj-google_gemma-3-4b-it-bf16.gguf',
+    'README.md',
+  ];
+  const unsloth = [
+    'gemma-3-4b-it-UD-Q4_K_XL.gguf',
+    'gemma-3-4b-it-Q4_K_M.gguf',
+    'gemma-3-4b-it-UD-Q8_K_XL.gguf',
+    'BF16/gemma-3-4b-it-BF16-00001-of-00002.gguf',
+    'BF16/gemma-3-4b-it-BF16-00002-of-00002.gguf',
+    'mmproj-BF16.gguf',
+    'mmproj-F16.gguf',
+    'mmproj-F32.gguf',
+    'config.json',
+  ];
   const google = ['gemma-3-4b-it-q4_0.gguf', 'mmproj-model-f16-4B.gguf', 'README.md'];
 
   test('in repositories as they are published', () => {
@@ -143,7 +190,9 @@ describe('what is chosen', () => {
     expect(choose(bartowski, 'iq4_xs')).toBe(`gguf | google_gemma-3-4b-it-IQ4_XS.gguf | ${encoder}`);
     expect(choose(bartowski, q4)).toBe(`gguf | ${q4} | ${encoder}`);
     expect(choose(bartowski, q4.toLowerCase().replace('.gguf', ''))).toBe(`gguf | ${q4} | ${encoder}`);
-    expect(choose(bartowski, 'mmproj-google_gemma-3-4b-it-bf16.gguf')).toBe('gguf | mmproj-google_gemma-3-4b-it-bf16.gguf'); // prettier-ignore
+    expect(choose(bartowski, 'mmproj-google_gemma-3-4b-it-bf16.gguf')).toBe(
+      'gguf | mmproj-google_gemma-3-4b-it-bf16.gguf',
+    );
     expect(choose(bartowski, 'Q4_K')).toMatch(/^AMBIGUOUS_MODEL: hf:o\/r: several files fit Q4_K: .*Q4_K_M.*Q4_K_S/);
     expect(choose(bartowski, 'Q5_K_M')).toMatch(/^NOT_FOUND: hf:o\/r: no file fits Q5_K_M; there are .*Q4_K_M/);
     expect(choose(unsloth)).toBe('gguf | gemma-3-4b-it-Q4_K_M.gguf | mmproj-F16.gguf');
@@ -176,7 +225,15 @@ describe('what is chosen', () => {
   });
 
   test('of a checkpoint: what belongs to it', () => {
-    const small = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja', 'preprocessor_config.json', 'model.safetensors.index.json']; // prettier-ignore
+    const small = [
+      'config.json',
+      'generation_config.json',
+      'tokenizer.json',
+      'tokenizer_config.json',
+      'chat_template.jinja',
+      'preprocessor_config.json',
+      'model.safetensors.index.json',
+    ];
     const weights = ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors'];
     const other = [
       'README.md',
@@ -187,13 +244,22 @@ describe('what is chosen', () => {
     ];
     expect(choose([...small, ...weights, ...other])).toBe(`checkpoint | ${[...small, ...weights].join(' ')}`);
     expect(choose([...small, weights[0]!])).toMatch(/^NOT_FOUND: .*expected 2 parts/);
-    const embedding = ['config.json', 'modules.json', '1_Pooling/config.json', '2_Dense/config.json', '2_Dense/model.safetensors', 'model.safetensors']; // prettier-ignore
+    const embedding = [
+      'config.json',
+      'modules.json',
+      '1_Pooling/config.json',
+      '2_Dense/config.json',
+      '2_Dense/model.safetensors',
+      'model.safetensors',
+    ];
     expect(choose(embedding)).toBe(`checkpoint | ${embedding.join(' ')}`);
     expect(choose([...embedding, 'm-Q8_0.gguf'])).toBe('gguf | m-Q8_0.gguf');
     expect(choose([...embedding, 'm-Q8_0.gguf'], 'safetensors')).toBe(`checkpoint | ${embedding.join(' ')}`);
     expect(choose(embedding, 'Q8_0')).toMatch(/^NOT_FOUND/);
     expect(choose(['model.safetensors'])).toMatch(/^NOT_FOUND/);
-    expect(choose(['adapter_config.json', 'adapter_model.safetensors', 'README.md'])).toBe('checkpoint | adapter_config.json adapter_model.safetensors'); // prettier-ignore
+    expect(choose(['adapter_config.json', 'adapter_model.safetensors', 'README.md'])).toBe(
+      'checkpoint | adapter_config.json adapter_model.safetensors',
+    );
   });
 });
 

@@ -1,6 +1,19 @@
 // Getting models from a hub: what is chosen, where it goes, and everything that may go wrong on the way.
 import { createHash, randomBytes } from 'node:crypto';
-import { existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, realpathSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'; // prettier-ignore
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Gemma, GemmaError, type PullOptions, type PullProgress } from '../../lib/index.js';
@@ -32,7 +45,15 @@ const pull = (name: string, options: PullOptions = {}) => Gemma.pull(name, { ...
 
 /** The same without waiting. */
 function hasty(name: string, tuning: Partial<Tuning> = {}, options: Partial<PullSettings> = {}, signal?: AbortSignal) {
-  const settings: PullSettings = { endpoint: hub.endpoint, cacheDir: folder, token: false, mmproj: true, check: false, onProgress: () => {}, ...options }; // prettier-ignore
+  const settings: PullSettings = {
+    endpoint: hub.endpoint,
+    cacheDir: folder,
+    token: false,
+    mmproj: true,
+    check: false,
+    onProgress: () => {},
+    ...options,
+  };
   const quick = { ...TUNING, backoffMs: 0, ...tuning };
   return pullModel(parseModelName(name) as HubName, settings, signal ?? new AbortController().signal, quick);
 }
@@ -116,7 +137,9 @@ describe('a model', () => {
     await gemma.dispose();
     expect([...new Set(stages)]).toEqual(['plan', 'download', 'done']);
     // And without the hub.
-    const offline = await Gemma.load('hf:org/model', { hub: { ...options.hub, endpoint: 'http://127.0.0.1:9', offline: true } }); // prettier-ignore
+    const offline = await Gemma.load('hf:org/model', {
+      hub: { ...options.hub, endpoint: 'http://127.0.0.1:9', offline: true },
+    });
     await offline.dispose();
   });
 
@@ -288,7 +311,8 @@ describe('the transfer', () => {
   test('says that the disk is full, and goes on when there is room', async () => {
     let room = 2;
     const write: Tuning['write'] = async (handle, bytes, position) => {
-      if (room-- <= 0) throw Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC', syscall: 'write' }); // prettier-ignore
+      if (room-- <= 0)
+        throw Object.assign(new Error('ENOSPC: no space left on device, write'), { code: 'ENOSPC', syscall: 'write' });
       await TUNING.write(handle, bytes, position);
     };
     expect(await detail(hasty(name, { write }))).toBe('ERR_DOWNLOAD NO_SPACE');
@@ -311,7 +335,8 @@ describe('the transfer', () => {
     const controller = new AbortController();
     hub.deliver = (response, body) => void response.write(body.subarray(0, 100_000));
     const onProgress = () => {
-      if (existsSync(`${blob(hash)}.incomplete`) && statSync(`${blob(hash)}.incomplete`).size >= 65_536) controller.abort(new Error('enough')); // prettier-ignore
+      if (existsSync(`${blob(hash)}.incomplete`) && statSync(`${blob(hash)}.incomplete`).size >= 65_536)
+        controller.abort(new Error('enough'));
     };
     const write: Tuning['write'] = async (...args) => {
       await TUNING.write(...args);
@@ -489,7 +514,10 @@ describe('the hub', () => {
         { sha: COMMIT, siblings: [{ ...sibling, lfs: { sha256: 'a'.repeat(40) } }] },
       ],
       ['a file twice', { sha: COMMIT, siblings: [sibling, sibling] }],
-      ['too many files', { sha: COMMIT, siblings: Array.from({ length: 20_001 }, (_, i) => ({ ...sibling, rfilename: `${i}` })) }], // prettier-ignore
+      [
+        'too many files',
+        { sha: COMMIT, siblings: Array.from({ length: 20_001 }, (_, i) => ({ ...sibling, rfilename: `${i}` })) },
+      ],
     ];
     for (const [what, answer] of answers) {
       hub.listing = () => answer;
@@ -506,7 +534,6 @@ describe('the hub', () => {
       `${'x'.repeat(300)}.gguf`,
       'a\u0000.gguf',
     ]) {
-      // prettier-ignore
       hub.listing = () => ({ sha: COMMIT, siblings: [{ ...sibling, rfilename: path }] });
       expect([path, await detail(hasty('hf:org/model'))]).toEqual([path, 'ERR_DOWNLOAD PATH_REJECTED']);
     }
