@@ -17,7 +17,6 @@ const CMAKE_OPTIONS = [
   '-DLLAMA_CURL=OFF',
   '-DLLAMA_OPENSSL=OFF',
   '-DLLAMA_BUILD_TESTS=OFF',
-  '-DLLAMA_BUILD_SERVER=OFF',
 ];
 const SUFFIX = process.platform === 'win32' ? '.exe' : '';
 
@@ -86,7 +85,7 @@ export async function buildLlamaCpp(log) {
   const tools = await buildTools(
     source,
     build,
-    ['llama-bench', 'llama-batched-bench', 'llama-completion', 'llama-mtmd-cli'],
+    ['llama-bench', 'llama-batched-bench', 'llama-completion', 'llama-mtmd-cli', 'llama-server'],
     log,
     process.platform === 'win32' ? [] : [`-DCMAKE_CXX_FLAGS=-include ${join(HERE, 'native', 'tile_intrinsics.h')}`],
   );
@@ -174,6 +173,12 @@ export async function batchedBench({ tools }, { model, sequences, decode, thread
 export async function decodeAt({ tools }, { model, context, portions, tokens, threads }) {
   const args = ['decode', model, threads, context, portions, tokens].map(String);
   return JSON.parse(await run(tools.own, args)).seconds.map((seconds) => tokens / seconds);
+}
+
+/** Seconds for the texts of a file, token ids in each line, and the first embeddings. */
+export async function embedTexts({ tools }, { model, ids, threads }) {
+  const { rows, seconds } = JSON.parse(await run(tools.own, ['embed', model, String(threads), ids]));
+  return { rows, seconds: seconds[0] };
 }
 
 /** From the start of the process to the first token of its output, and its peak of resident memory. No warm-up run. */
