@@ -389,7 +389,7 @@ class Translator {
     const low = Math.max(min, above);
     const high = Math.min(max, below);
     if (low > high || (low === high && (low === above || high === below))) return this.#contradicting(nodes);
-    // No double beyond has a unit's place.
+    // Beyond, not every integer is a double, and XGrammar writes no such bound.
     if (low > Number.MAX_SAFE_INTEGER || high < Number.MIN_SAFE_INTEGER) {
       const isLow = low > Number.MAX_SAFE_INTEGER;
       const { node, keyword, bound } = boundsOf(nodes).find(({ keyword: found, bound: value }) =>

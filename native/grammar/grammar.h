@@ -103,8 +103,8 @@ class GrammarCompiler {
   explicit GrammarCompiler(const Tokenizer& tokenizer);
   ~GrammarCompiler();
 
-  // Blocking. kQuick: for a quarter of a second of a processor's time at most; null where the grammar takes more. kFull: for a
-  // second, and while others are compiled so. *cached: whether it was kept.
+  // Blocking. kQuick: for a quarter of a second of a processor's time at most; null where the grammar takes more. kFull:
+  // for a second, and while others are compiled so. *cached: whether it was kept.
   // Throws Error: kInvalidArgument with BAD_SCHEMA, BAD_REGEX, BAD_GRAMMAR or BAD_STRUCTURAL_TAG for a source that is
   // not one or that allows no text, GRAMMAR_TOO_LARGE where it passes a limit of size, depth, time or memory;
   // kOutOfMemory; kDisposed after close().
