@@ -2,6 +2,7 @@
 // they are cut, and what is no call.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { gunzipSync } from 'node:zlib';
 import { prepareSchema } from '../../lib/schema.js';
 import type { Found, ToolFormat } from '../../lib/tool-formats/format.js';
@@ -237,7 +238,7 @@ describe('random declarations through FunctionGemma’s format', () => {
       const piece = pieces[i] as Piece;
       if (typeof piece === 'string') text += piece;
       else {
-        expect(pieces[i + 2]).toBe(piece);
+        if (!isDeepStrictEqual(pieces[i + 2], piece)) throw new Error('a string without its end');
         strings.push(pieces[i + 1] as string);
         text += '\0';
         i += 2;
