@@ -324,7 +324,8 @@ describe('random declarations through FunctionGemma’s format', () => {
       };
     };
     for (let i = 0; i < 100; ++i) {
-      const { description: _, ...parameters } = object(3);
+      const parameters = object(3);
+      delete parameters.description;
       const kept = plainSchema(parameters);
       const description = made(texts, random(8));
       const { name, declared } = read(declarationPieces(`tool_${i}`, description, kept));
