@@ -52,6 +52,14 @@ test('moderate.mjs', async () => {
   );
 });
 
+test('search.mjs', async () => {
+  for (const model of [join(data, 'embedding-f16.gguf'), join(data, 'text-a-f16.gguf')]) {
+    const exit = await runNode([join(root, 'examples', 'search.mjs'), model, 'Which leaves?']);
+    expect(exit).toMatchObject({ code: 0, stderr: '' });
+    expect(exit.stdout).toMatch(/^> Which leaves\?\n(-?[01]\.\d{3} {2}.+\.\n){5}$/);
+  }
+});
+
 // Those that the demonstration model and its adapter answer.
 const demonstrated: [string, RegExp][] = [
   [
