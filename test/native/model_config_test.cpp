@@ -265,6 +265,29 @@ TEST("class 16: other models") {
   }
 }
 
+TEST("relatives of another architecture are named") {
+  const auto message = [](const std::string& architecture) -> std::string {
+    try {
+      read(tiny_gemma3().set_string("general.architecture", architecture));
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  const std::pair<const char*, const char*> relatives[] = {
+      {"gemma", "this is Gemma 1 or CodeGemma,"},    {"gemma2", "this is Gemma 2,"},
+      {"gemma3n", "this is Gemma 3n,"},              {"gemma4", "this is Gemma 4,"},
+      {"gemma4-assistant", "this is Gemma 4,"},      {"paligemma", "this is PaliGemma,"},
+      {"t5gemma", "this is T5Gemma,"},               {"t5gemma2", "this is T5Gemma 2,"},
+      {"recurrent_gemma", "this is RecurrentGemma,"}};
+  for (const auto& [architecture, expected] : relatives) {
+    CHECK(message(architecture).find(std::string(expected) + " another architecture than Gemma 3") != std::string::npos);
+  }
+  for (const char* other : {"llama", "gemmaX", "gemma22", ""}) {
+    CHECK(message(other).find("this is") == std::string::npos);
+  }
+}
+
 TEST("class 18: tensors missing, extra, of another shape or type") {
   const GgufBuilder sound = tiny_gemma3();
   for (const GgufBuilder::Tensor& t : sound.tensors) {
