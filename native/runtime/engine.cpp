@@ -1,6 +1,6 @@
 // The scheduler: admits requests, forms each step's ragged batch, runs it, and gives every request its rows. What a
-// request wants of a step and makes of it is the request's own (sequence_request.h, embed_request.h, encode_request.h). Requests are
-// touched by the engine thread alone, except for what request.h says.
+// request wants of a step and makes of it is the request's own (sequence_request.h, embed_request.h, encode_request.h).
+// Requests are touched by the engine thread alone, except for what request.h says.
 #include "runtime/engine.h"
 
 #include <algorithm>
