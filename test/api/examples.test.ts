@@ -43,14 +43,6 @@ test.each(withPictures)('%s', async (name, args, output) => {
   expect(exit.stdout).toMatch(output);
 });
 
-test('search.mjs', async () => {
-  for (const model of [join(data, 'embedding-f16.gguf'), join(data, 'text-a-f16.gguf')]) {
-    const exit = await runNode([join(root, 'examples', 'search.mjs'), model, 'Which leaves?']);
-    expect(exit).toMatchObject({ code: 0, stderr: '' });
-    expect(exit.stdout).toMatch(/^> Which leaves\?\n(-?[01]\.\d{3} {2}.+\.\n){5}$/);
-  }
-});
-
 test('moderate.mjs', async () => {
   const args = [Gemma.demoModel, join(data, 'images'), '--force'];
   const exit = await runNode([join(root, 'examples', 'moderate.mjs'), ...args]);
@@ -58,6 +50,14 @@ test('moderate.mjs', async () => {
   expect(exit.stdout).toMatch(
     /^((LOOK AT|passes ) \S+: dangerous \d\.\d\d, sexual [^\n]*, violence [^\n]*, alcohol \d\.\d\d\n)+$/,
   );
+});
+
+test('search.mjs', async () => {
+  for (const model of [join(data, 'embedding-f16.gguf'), join(data, 'text-a-f16.gguf')]) {
+    const exit = await runNode([join(root, 'examples', 'search.mjs'), model, 'Which leaves?']);
+    expect(exit).toMatchObject({ code: 0, stderr: '' });
+    expect(exit.stdout).toMatch(/^> Which leaves\?\n(-?[01]\.\d{3} {2}.+\.\n){5}$/);
+  }
 });
 
 // Those that the demonstration model and its adapter answer.
