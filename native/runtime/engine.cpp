@@ -1,6 +1,6 @@
 // The scheduler: admits requests, forms each step's ragged batch, runs it, and gives every request its rows. What a
-// request wants of a step and makes of it is the request's own (sequence_request.h, embed_request.h, encode_request.h). Requests are
-// touched by the engine thread alone, except for what request.h says.
+// request wants of a step and makes of it is the request's own (sequence_request.h, embed_request.h, encode_request.h).
+// Requests are touched by the engine thread alone, except for what request.h says.
 #include "runtime/engine.h"
 
 #include <algorithm>
@@ -282,8 +282,7 @@ class Engine::Scheduler {
     bool done = false;
     if (!embeds_.back()->failed()) {
       try {
-        done = loaded_.model->pool(
-            text_inputs_, [this] { return should_stop(embedding_); }, text_sums_);
+        done = loaded_.model->pool(text_inputs_, [this] { return should_stop(embedding_); }, text_sums_);
         check_weights();
       } catch (...) {
         done = false;
@@ -496,7 +495,7 @@ class Engine::Scheduler {
   EngineStats stats_;            // guarded by signal_->mutex
   std::vector<Sequence> step_;   // whose step_inputs_ are
   std::vector<SequenceInput> step_inputs_;
-  size_t n_decoding_ = 0;  // of step_, the first
+  size_t n_decoding_ = 0;         // of step_, the first
   std::vector<Embed> embedding_;  // whose texts these are:
   std::vector<SequenceInput> text_inputs_;
   std::vector<double*> text_sums_;
