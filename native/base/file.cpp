@@ -230,8 +230,7 @@ int64_t nanoseconds_of(const struct stat& info) {
 PathKind path_kind(const std::string& path) {
   check_path(path);
   struct stat info;
-  if (::stat(path.c_str(), &info) != 0)
-    return errno == ENOENT || errno == ENOTDIR ? PathKind::kNone : PathKind::kOther;
+  if (::stat(path.c_str(), &info) != 0) return errno == ENOENT || errno == ENOTDIR ? PathKind::kNone : PathKind::kOther;
   return S_ISDIR(info.st_mode) ? PathKind::kFolder : PathKind::kOther;
 }
 

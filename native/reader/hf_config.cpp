@@ -211,8 +211,7 @@ ModelConfig model_config(const Text& text) {
     bad_hparam("num_key_value_heads", "expected a divisor of the " + std::to_string(text.n_heads) + " heads, found " +
                                           std::to_string(text.n_kv_heads));
   }
-  if (text.head_dim % 2 != 0)
-    bad_hparam("head_dim", "expected an even number, found " + std::to_string(text.head_dim));
+  if (text.head_dim % 2 != 0) bad_hparam("head_dim", "expected an even number, found " + std::to_string(text.head_dim));
   if (!text.is_local.empty() && text.is_local.size() != static_cast<size_t>(text.n_layers)) {
     bad_hparam("layer_types", "expected one entry for each of " + std::to_string(text.n_layers) + " layers, found " +
                                   std::to_string(text.is_local.size()));
@@ -225,9 +224,7 @@ ModelConfig model_config(const Text& text) {
   global.query_scale = static_cast<float>(1.0 / std::sqrt(text.query_scalar));
   LayerConfig local = global;
   const auto first_of = [](double a, double b, double otherwise) {
-    return static_cast<float>(a > 0   ? a
-                              : b > 0 ? b
-                                      : otherwise);
+    return static_cast<float>(a > 0 ? a : b > 0 ? b : otherwise);
   };
   global.rope_base = first_of(text.global.base, text.base, 1e6);
   global.rope_factor = static_cast<float>(text.global.factor);
@@ -312,9 +309,9 @@ VisionConfig vision_config(const Vision& vision, int n_tokens, int text_dim) {
   c.ffn_dim = vision.ffn_dim;
   c.n_heads = vision.n_heads;
   if (c.model_dim % c.n_heads != 0 || c.model_dim / c.n_heads > kMaxFullHeadDim) {
-    bad_hparam("vision_config.num_attention_heads",
-               "expected a divisor of the width " + std::to_string(c.model_dim) + " into heads of at most " +
-                   std::to_string(kMaxFullHeadDim) + ", found " + std::to_string(c.n_heads));
+    bad_hparam("vision_config.num_attention_heads", "expected a divisor of the width " + std::to_string(c.model_dim) +
+                                                        " into heads of at most " + std::to_string(kMaxFullHeadDim) +
+                                                        ", found " + std::to_string(c.n_heads));
   }
   c.head_dim = c.model_dim / c.n_heads;
   c.text_dim = text_dim;

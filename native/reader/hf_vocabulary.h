@@ -16,8 +16,8 @@ namespace gemma {
 struct HfVocabulary {
   explicit HfVocabulary(int n_rows);
 
-  Vocabulary tokens;             // its special ids, but for unk, are not set here
-  std::deque<std::string> text;  // of pieces that the file has escaped
+  Vocabulary tokens;                           // its special ids, but for unk, are not set here
+  std::deque<std::string> text;                // of pieces that the file has escaped
   TokenId find(std::string_view piece) const;  // the first id; -1: none. Looks at all of them.
 };
 

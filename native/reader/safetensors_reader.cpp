@@ -19,7 +19,7 @@
 namespace gemma {
 namespace {
 
-constexpr uint64_t kMaxConfigBytes = uint64_t{4} << 20;      // published files have below 10 KB
+constexpr uint64_t kMaxConfigBytes = uint64_t{4} << 20;       // published files have below 10 KB
 constexpr uint64_t kMaxTokenizerBytes = uint64_t{512} << 20;  // published files have 33 MB
 constexpr uint64_t kMaxIndexBytes = uint64_t{64} << 20;       // published files have 110 KB
 constexpr size_t kMaxFiles = 1024;                            // the 27B model has 12
@@ -135,11 +135,12 @@ void SafetensorsModel::open_weights(const FileOptions& options) {
   if (path_kind(index) != PathKind::kNone) return open_shards(index, options);
   const bool has_pickle = path_kind(path("pytorch_model.bin")) != PathKind::kNone ||
                           path_kind(path("pytorch_model.bin.index.json")) != PathKind::kNone;
-  throw Error(ErrorCode::kFile, "NO_WEIGHTS",
-              shown_path(folder_) + ": expected model.safetensors or model.safetensors.index.json beside config.json, " +
-                  (has_pickle ? "found pytorch_model.bin, which is a program and is not read; save the model again with "
-                                "save_pretrained"
-                              : "found neither"));
+  throw Error(
+      ErrorCode::kFile, "NO_WEIGHTS",
+      shown_path(folder_) + ": expected model.safetensors or model.safetensors.index.json beside config.json, " +
+          (has_pickle ? "found pytorch_model.bin, which is a program and is not read; save the model again with "
+                        "save_pretrained"
+                      : "found neither"));
 }
 
 void SafetensorsModel::open_shards(const std::string& index, const FileOptions& options) {
@@ -319,8 +320,8 @@ Vocabulary SafetensorsModel::vocabulary() const {
       const TokenId found = text->vocabulary.find(spelling);
       if (found >= 0 || id == -1) return found;
       if (id < 0 || id >= n_rows) {
-        invalid("BAD_VOCAB", std::string(name) + ": expected 0 to " + std::to_string(n_rows - 1) + ", found " +
-                                 std::to_string(id));
+        invalid("BAD_VOCAB",
+                std::string(name) + ": expected 0 to " + std::to_string(n_rows - 1) + ", found " + std::to_string(id));
       }
       return static_cast<TokenId>(id);
     };

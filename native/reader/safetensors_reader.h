@@ -21,8 +21,8 @@ namespace gemma {
 // holds (norms as 1 + w, tensors at addresses that no kernel reads from) are copies.
 struct SafetensorsWeights {
   std::vector<std::shared_ptr<const SafetensorsFile>> files;
-  std::vector<Tensor> tensors;                     // of the files, in their order; what nothing computes with left out
-  std::vector<std::string> names;                  // of each tensor in the model
+  std::vector<Tensor> tensors;     // of the files, in their order; what nothing computes with left out
+  std::vector<std::string> names;  // of each tensor in the model
   std::vector<std::unique_ptr<std::byte[]>> copies;
   uint64_t file_bytes = 0;
 };

@@ -141,8 +141,9 @@ void check_offsets(const std::vector<SafetensorsTensor>& tensors, uint64_t data_
       const std::string ends = before == nullptr
                                    ? "the data begin at 0"
                                    : "the tensor before, " + quoted(before->name) + ", ends at " + std::to_string(end);
-      invalid("BAD_HEADER", "tensor " + quoted(tensor->name) + ": its data begin at " + std::to_string(tensor->offset_in_data) +
-                                ", " + ends + (tensor->offset_in_data < end ? ": they overlap" : ": there is a hole"));
+      invalid("BAD_HEADER", "tensor " + quoted(tensor->name) + ": its data begin at " +
+                                std::to_string(tensor->offset_in_data) + ", " + ends +
+                                (tensor->offset_in_data < end ? ": they overlap" : ": there is a hole"));
     }
     end += tensor->bytes;
     before = tensor;

@@ -108,7 +108,9 @@ function hfName(name: string, layout: Layout): string {
       ? `${prefix.vision}encoder.layers.${layer}.${VISION_LAYER[field]}.${kind}`
       : `${prefix.text}layers.${layer}.${LAYER[field]}.${kind}`;
   }
-  return (name.startsWith('v.') ? prefix.vision : name.startsWith('mm.') ? prefix.projector : prefix.text) + OTHERS[name];
+  return (
+    (name.startsWith('v.') ? prefix.vision : name.startsWith('mm.') ? prefix.projector : prefix.text) + OTHERS[name]
+  );
 }
 
 const isNorm = (name: string) => !name.startsWith('v.') && name.endsWith('norm.weight');

@@ -62,8 +62,8 @@ describe('a checkpoint computes what its weights as GGUF do, to the bit', () => 
     const path = writeCheckpoint(join(folder, 'text'), checkpointOf(textGguf, undefined, { layout: 'text' }));
     expect(await outputs(path, {}, false)).toEqual(await outputs(textGguf, {}, false));
     const [folderSummary, fileSummary] = [await Gemma.inspect(path), await Gemma.inspect(textGguf)];
-    const { name: _, sizeLabel: __, ...config } = folderSummary.config;
-    expect(fileSummary.config).toMatchObject(config);
+    const anything = expect.any(String) as string;
+    expect(folderSummary.config).toEqual({ ...fileSummary.config, name: anything, size: anything });
     expect(folderSummary).toMatchObject({ architecture: 'gemma3_text', parameters: fileSummary.parameters });
     // Norms are copies, as 1 + w.
     const norms = 4 * (7 * (4 * 64 + 2 * 32) + 64);
@@ -234,7 +234,11 @@ describe('what is wrong with a checkpoint', () => {
     ['no model', invalid('BAD_VOCAB'), (path: string) => edit(path, 'tokenizer.json', '"model":', '"other":')],
     ['no vocabulary', invalid('BAD_VOCAB'), (path: string) => edit(path, 'tokenizer.json', '"vocab":', '"other":')],
     ['an id twice', invalid('BAD_VOCAB'), (path: string) => edit(path, 'tokenizer.json', '"<eos>":1', '"<eos>":2')],
-    ['an id that is none', invalid('BAD_VOCAB'), (path: string) => edit(path, 'tokenizer.json', '"<eos>":1', '"<eos>":-1')],
+    [
+      'an id that is none',
+      invalid('BAD_VOCAB'),
+      (path: string) => edit(path, 'tokenizer.json', '"<eos>":1', '"<eos>":-1'),
+    ],
     ['a piece twice', invalid('DUPLICATE'), (path: string) => edit(path, 'tokenizer.json', '"<eos>":1', '"<pad>":1')],
     ['an added token of another id', invalid('BAD_VOCAB'), (path: string) => edit(path, 'tokenizer.json', '{"id":5,', '{"id":300,')], // prettier-ignore
     ['a merge of one', invalid('BAD_VOCAB'), (path: string) => edit(path, 'tokenizer.json', '"merges":[[', '"merges":[["a"],[')], // prettier-ignore
