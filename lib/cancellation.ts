@@ -1,4 +1,5 @@
 // Stopping work from three sides with one object: an AbortSignal, a reader that leaves its loop, a callback that throws.
+import { setMaxListeners } from 'node:events';
 import { GemmaError } from './errors.js';
 
 export class Cancellation {
@@ -63,6 +64,7 @@ export async function inParallel<T, R>(
 ): Promise<R[]> {
   const results: R[] = [];
   const all = new AbortController();
+  setMaxListeners(2 * most, all.signal); // each item listens, and one that has ended for a moment longer
   const stop = () => all.abort(whole.signal.reason);
   whole.signal.throwIfAborted();
   whole.signal.addEventListener('abort', stop, { once: true });

@@ -1,5 +1,16 @@
 // Options of getting models, and their checks: of Gemma.pull, and under the name `hub` of load, estimate and inspect.
-import { booleans, callbacks, checked, custom, known, or, signals, strings, valuesOf, type TableOf } from './option-table.js'; // prettier-ignore
+import {
+  booleans,
+  callbacks,
+  checked,
+  custom,
+  known,
+  or,
+  signals,
+  strings,
+  valuesOf,
+  type TableOf,
+} from './option-table.js';
 import type { PullProgress, PullSettings } from './hub/pull.js';
 import { text } from './values.js';
 

@@ -117,7 +117,7 @@ export interface VisionFile {
   reason: string;
 }
 
-const PRECISIONS = ['f16', 'bf16', 'q8_0', 'f32']; // best first: what int8 arithmetic needs, then what is larger
+const PRECISIONS = [/(?<!b)f16/i, /bf16/i, /q8_0/i, /f32/i]; // best first: what int8 arithmetic needs, then what is larger
 
 function words(file: string): string[] {
   return file.toLowerCase().replace(/\.gguf$/, '').split(/[^a-z0-9]+/); // prettier-ignore
@@ -132,7 +132,7 @@ function mayBelong(file: string, model: string): boolean {
 
 /** The names among those of files that may be a model's vision encoder, best first. */
 export function visionCandidates(names: readonly string[], model: string): string[] {
-  const precision = (name: string) => PRECISIONS.findIndex((type) => name.toLowerCase().includes(type)) % 4;
+  const precision = (name: string) => PRECISIONS.findIndex((type) => type.test(name));
   return names
     .filter((name) => /mmproj/i.test(name) && name.toLowerCase().endsWith('.gguf') && mayBelong(name, model))
     .sort((a, b) => words(b).length - words(a).length || precision(a) - precision(b) || (a < b ? -1 : 1));

@@ -71,7 +71,9 @@ export interface LoadOptions {
   contextSize?: number;
   /** Rows of a batch, 1 or more. Default: 512. */
   batchSize?: number;
-  /** How keys and values are stored: `'f16'` (default), `'q8_0'` (half the memory) or `'f32'`. */
+  /**
+   * How keys and values are stored: `'f16'` (default; of an embedding model in floats `'f32'`), `'q8_0'` (half the memory) or `'f32'`.
+   */
   kvCache?: KvCacheType;
   /**
    * Default true: the weights are the file's own pages; a file that is written to while it is in use makes calls fail (`ERR_FILE`,

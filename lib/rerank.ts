@@ -35,12 +35,11 @@ async function rankingLayout(
   ranking: Ranking,
   document: string,
   i: number,
-  isTurn: boolean,
+  { isTurn, nAnswer }: { isTurn: boolean; nAnswer: number },
   signal: AbortSignal,
 ): Promise<Layout> {
   const { contextSize, longestToken } = info;
-  // One position is left: rows tell what follows them, and what is asked of the last has one token.
-  const room = contextSize - 1;
+  const room = contextSize - nAnswer;
   const layOut = (text: string) =>
     prompts.layOut(rankingText(ranking, text, isTurn), { ...ranking.prompt, raw: !isTurn }, { signal });
   const tooLong = (found: string) =>
@@ -84,12 +83,13 @@ export async function relevance(
 ): Promise<number[]> {
   const isTurn = scorer.isTurn('', ranking.prompt);
   const candidates = await encodeAnswers(scorer, ['Yes', 'No'], { isTurn, isContinued: !isTurn }, cancellation.signal);
+  const nAnswer = candidates.lengths.reduce((most, n) => Math.max(most, n), 0);
   let done = 0;
   return inParallel(
     documents,
     PROMPTS_AT_ONCE,
     async (document, i, each) => {
-      const layout = await rankingLayout(scorer, ranking, document, i, isTurn, each.signal);
+      const layout = await rankingLayout(scorer, ranking, document, i, { isTurn, nAnswer }, each.signal);
       const prompt = await scorer.prompts.fill(layout, each, () => {});
       const [yes = NaN] = softmax(wholeLogprobs(candidates, await scorer.score(prompt, candidates, each)));
       onProgress(++done / documents.length);

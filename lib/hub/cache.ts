@@ -5,7 +5,21 @@
 //   models--org--name/refs/REVISION              the commit of a branch or tag
 //   .locks/models--org--name/HASH.lock           held by who downloads
 import { randomBytes } from 'node:crypto';
-import { copyFile, link, lstat, mkdir, open, readdir, readFile, realpath, rename, rm, stat, symlink, writeFile } from 'node:fs/promises'; // prettier-ignore
+import {
+  copyFile,
+  link,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  stat,
+  symlink,
+  writeFile,
+} from 'node:fs/promises';
 import { dirname, join, relative, sep } from 'node:path';
 import { plain } from '../values.js';
 import { downloadError } from './failure.js';

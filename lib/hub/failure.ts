@@ -43,13 +43,17 @@ const IS_FULL = new Set(['ENOSPC', 'EDQUOT', 'EFBIG']);
 
 /** An error of the file system while something is put into a cache. */
 export function cacheError(error: unknown, path: string): unknown {
-  if (error instanceof GemmaError) return error.code === 'ERR_FILE' && error.detail === undefined ? downloadError('CACHE', error.message) : error; // prettier-ignore
+  if (error instanceof GemmaError)
+    return error.code === 'ERR_FILE' && error.detail === undefined ? downloadError('CACHE', error.message) : error;
   const refused = refusedBy(error);
   if (refused) return refused;
   const { code, syscall } = (error ?? {}) as NodeJS.ErrnoException;
   if (code === undefined || syscall === undefined) return error;
   if (IS_FULL.has(code)) {
-    return downloadError('NO_SPACE', `${path}: the disk is full (${reasonOf(error)}). What has come stays: the next attempt goes on from there`); // prettier-ignore
+    return downloadError(
+      'NO_SPACE',
+      `${path}: the disk is full (${reasonOf(error)}). What has come stays: the next attempt goes on from there`,
+    );
   }
   return downloadError(
     'CACHE',

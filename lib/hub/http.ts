@@ -233,14 +233,20 @@ export function refusal(reply: Reply, hub: Hub, what: string, page: string): Gem
   const code = String(message.headers['x-error-code'] ?? '');
   const said = plain(String(message.headers['x-error-message'] ?? ''));
   const because = said ? `: ${said}` : '';
-  const token = hub.token === undefined ? 'no token was sent: set HF_TOKEN or the option token' : 'the token that was sent has no access'; // prettier-ignore
+  const token =
+    hub.token === undefined
+      ? 'no token was sent: set HF_TOKEN or the option token'
+      : 'the token that was sent has no access';
   if (status === 429) {
     const afterMs = retryAfter(message);
     const wait = afterMs === undefined ? '' : `; it asks to wait ${Math.ceil(afterMs / 1000)} s`;
     return new Passing(downloadError('RATE_LIMITED', `${where}: too many requests${wait}${because}`), afterMs);
   }
   if (status >= 500 || status === 408) {
-    return new Passing(downloadError('NETWORK', `${where}: the server failed with status ${status}${because}`), retryAfter(message)); // prettier-ignore
+    return new Passing(
+      downloadError('NETWORK', `${where}: the server failed with status ${status}${because}`),
+      retryAfter(message),
+    );
   }
   // A signed URL is good for some minutes: the next attempt asks the hub for another.
   if (isElsewhere && (status === 401 || status === 403)) {

@@ -38,7 +38,12 @@ const MAX_MANIFEST = 1 << 20; // bytes
 const MAX_ENTRIES = 10_000;
 
 function titleOf({ parts: [host, namespace, model, tag] }: OllamaName): string {
-  const short = host === 'registry.ollama.ai' ? (namespace === 'library' ? model : `${namespace}/${model}`) : `${host}/${namespace}/${model}`; // prettier-ignore
+  const short =
+    host === 'registry.ollama.ai'
+      ? namespace === 'library'
+        ? model
+        : `${namespace}/${model}`
+      : `${host}/${namespace}/${model}`;
   return `ollama:${short}:${tag}`;
 }
 
@@ -55,7 +60,9 @@ function layersOf(json: string): Layer[] | undefined {
     const checked = (layers as unknown[]).map((layer) => {
       const { mediaType, digest, size } = layer as Partial<Layer>;
       const isDigest = typeof digest === 'string' && /^sha256[:-][0-9a-f]{64}$/.test(digest);
-      return typeof mediaType === 'string' && isDigest && typeof size === 'number' ? { mediaType, digest, size } : undefined; // prettier-ignore
+      return typeof mediaType === 'string' && isDigest && typeof size === 'number'
+        ? { mediaType, digest, size }
+        : undefined;
     });
     return checked.every((layer) => layer !== undefined) ? checked : undefined;
   } catch {
@@ -70,7 +77,8 @@ async function ollamaModel(folder: string, name: OllamaName): Promise<(Files & {
   const found = await stat(manifest).catch(() => undefined);
   if (!found?.isFile()) return undefined;
   checkReadable(manifest);
-  if (!(await isInside(manifest, folder))) throw downloadError('PATH_REJECTED', `${plain(manifest)}: leads out of ${plain(folder)}`); // prettier-ignore
+  if (!(await isInside(manifest, folder)))
+    throw downloadError('PATH_REJECTED', `${plain(manifest)}: leads out of ${plain(folder)}`);
   const layers = found.size > MAX_MANIFEST ? undefined : layersOf(await readFile(manifest, 'utf8'));
   if (!layers) throw downloadError('BAD_RESPONSE', `${plain(manifest)}: expected a manifest of Ollama`);
   const kind = (ending: string) =>
@@ -88,7 +96,8 @@ async function ollamaModel(folder: string, name: OllamaName): Promise<(Files & {
       throw downloadError('NOT_FOUND', `${title}: its file ${plain(path)} is missing: ollama pull gets it`);
     if (!(await isInside(path, folder)))
       throw downloadError('PATH_REJECTED', `${plain(path)}: leads out of ${plain(folder)}`);
-    if (file.size !== size) throw downloadError('HASH_MISMATCH', `${title}: ${plain(path)}: expected ${size} bytes, found ${file.size}`); // prettier-ignore
+    if (file.size !== size)
+      throw downloadError('HASH_MISMATCH', `${title}: ${plain(path)}: expected ${size} bytes, found ${file.size}`);
     return path;
   };
   const mmproj = projector && (await blob(projector));
@@ -103,7 +112,10 @@ export async function findOllama(name: OllamaName): Promise<Files> {
     const found = await ollamaModel(folder, name);
     if (found) return found;
   }
-  throw downloadError('NOT_FOUND', `${titleOf(name)}: is not in ${plain(folders.join(' or '))} (OLLAMA_MODELS names another folder); \`ollama pull\` gets it`); // prettier-ignore
+  throw downloadError(
+    'NOT_FOUND',
+    `${titleOf(name)}: is not in ${plain(folders.join(' or '))} (OLLAMA_MODELS names another folder); \`ollama pull\` gets it`,
+  );
 }
 
 /** The regular files below a folder, links followed, with their names relative to it. */
@@ -176,7 +188,8 @@ async function inHubCache(root: string): Promise<Found[]> {
         if (await isInside(cache.pointer(commit, file.name), root)) inside.push(file);
       }
       found.push(...modelsAmong(inside, cache.snapshot(commit), 'huggingface', (file) => `${at}:${file}`));
-      const isCheckpoint = inside.some(({ name }) => name === 'config.json') && inside.some(({ name }) => name.endsWith('.safetensors')); // prettier-ignore
+      const isCheckpoint =
+        inside.some(({ name }) => name === 'config.json') && inside.some(({ name }) => name.endsWith('.safetensors'));
       if (isCheckpoint) {
         const bytes = inside.reduce((sum, file) => sum + file.bytes, 0);
         found.push({ name: at, source: 'huggingface', path: cache.snapshot(commit), bytes });
@@ -215,6 +228,18 @@ async function inLlamaCpp(root: string): Promise<Found[]> {
   return modelsAmong(await filesBelow(root, 0), root, 'llama.cpp', (file) => join(root, file));
 }
 
+/** With what its headers say. A vision encoder beside it that does not fit is not its own. Throws GemmaError. */
+async function lookedAt(found: Found): Promise<LocalModel> {
+  const { mmproj, ...rest } = found;
+  checkReadable(found.path);
+  const look = (encoder: object) => addon().inspect({ path: found.path, contexts: [1], ...encoder });
+  const whole = mmproj === undefined ? undefined : await look({ mmproj }).catch(() => undefined);
+  const { config, vision, tensorTypes } = whole ?? (await look({}));
+  const { type = '' } = tensorTypes.toSorted((a, b) => b.bytes - a.bytes)[0] ?? {};
+  const own = whole ? found : rest;
+  return { ...own, title: plain(config.name, 100), size: config.size, type, vision: vision !== undefined };
+}
+
 /**
  * Every model on this machine that can be loaded, by what the headers of its file say. Links lead to one entry.
  *
@@ -234,12 +259,8 @@ export async function listLocalModels(cacheDir: string | undefined, signal: Abor
     const real = await realpath(found.path).catch(() => found.path);
     if (seen.has(real)) continue;
     seen.add(real);
-    const { path, mmproj } = found;
     try {
-      checkReadable(path);
-      const { config, vision, tensorTypes } = await addon().inspect({ path, contexts: [1], ...(mmproj !== undefined && { mmproj }) }); // prettier-ignore
-      const { type = '' } = tensorTypes.toSorted((a, b) => b.bytes - a.bytes)[0] ?? {};
-      models.push({ ...found, title: plain(config.name, 100), size: config.size, type, vision: vision !== undefined });
+      models.push(await lookedAt(found));
     } catch (error) {
       if (!(error instanceof GemmaError)) throw error; // of another kind, or damaged: not one of ours
     }

@@ -53,9 +53,7 @@ async function withAll<T>(
     what: string,
     own: PullSettings,
     next: (files: { path: Named | undefined; mmproj?: string }) => Promise<U>,
-  ) =>
-    // prettier-ignore
-    name === undefined ? next({ path: undefined }) : withFiles(name, what, own, signal, isHeaders, next);
+  ) => (name === undefined ? next({ path: undefined }) : withFiles(name, what, own, signal, isHeaders, next));
   return by(model, 'model', mmproj === undefined ? settings : alone, ({ path, mmproj: found }) =>
     by(mmproj === false ? undefined : mmproj, 'mmproj', alone, ({ path: named }) =>
       by(draft, 'draft', alone, ({ path: drafting }) =>

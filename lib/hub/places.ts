@@ -35,7 +35,8 @@ export function isOffline(option: boolean | undefined): boolean {
  * The hub, or its mirror. Throws TypeError.
  */
 export function hubEndpoint(option: string | undefined): URL {
-  const [name, text] = option === undefined ? ['HF_ENDPOINT', process.env.HF_ENDPOINT || 'https://huggingface.co'] : ['endpoint', option]; // prettier-ignore
+  const [name, text] =
+    option === undefined ? ['HF_ENDPOINT', process.env.HF_ENDPOINT || 'https://huggingface.co'] : ['endpoint', option];
   const url = URL.canParse(text) ? new URL(text) : undefined;
   const isPlain = url && /^https?:$/.test(url.protocol) && !url.username && !url.password && !url.search && !url.hash;
   if (!isPlain) throw new TypeError(`${name}: expected an http: or https: URL without user, query and fragment`);
@@ -94,7 +95,9 @@ export async function lmStudioFolders(): Promise<string[]> {
     // not JSON: LM Studio's business
   }
   const folders = [join(home, 'models'), join(homedir(), '.cache', 'lm-studio', 'models')];
-  return [...new Set([...(typeof chosen === 'string' && chosen !== '' ? [chosen] : []), ...folders].map((f) => resolve(f)))]; // prettier-ignore
+  return [
+    ...new Set([...(typeof chosen === 'string' && chosen !== '' ? [chosen] : []), ...folders].map((f) => resolve(f))),
+  ];
 }
 
 /** Where llama.cpp keeps what it downloads. */

@@ -135,7 +135,10 @@ async function fromCache(scene: Scene): Promise<PulledModel> {
   const commit = await cache.readRef(name.revision);
   const local = commit === undefined ? [] : await cache.localFiles(commit);
   if (commit === undefined || local.length === 0) {
-    throw downloadError('OFFLINE', `${where}: is not in ${plain(cache.root)}, and the hub is not asked (HF_HUB_OFFLINE, or the option offline)`); // prettier-ignore
+    throw downloadError(
+      'OFFLINE',
+      `${where}: is not in ${plain(cache.root)}, and the hub is not asked (HF_HUB_OFFLINE, or the option offline)`,
+    );
   }
   const selection = selectFiles(local, name.selector, where, { mmproj: settings.mmproj });
   const files = filesOf(selection);

@@ -53,7 +53,10 @@ function quantOf(stem: string): string {
 
 function titleOf(stem: string): string {
   const base = stem.slice(stem.lastIndexOf('/') + 1);
-  return base.toLowerCase().replace(QUANT, '').replace(/[-._](?:ud|qat|i1|imat|imatrix)(?=$|[-._])/g, ''); // prettier-ignore
+  return base
+    .toLowerCase()
+    .replace(QUANT, '')
+    .replace(/[-._](?:ud|qat|i1|imat|imatrix)(?=$|[-._])/g, '');
 }
 
 function groupsOf<F extends Named>(files: readonly F[]): Candidate<F>[] {
@@ -69,7 +72,9 @@ function groupsOf<F extends Named>(files: readonly F[]): Candidate<F>[] {
     const whole = (parts[0]?.name ?? '').replace(/\.gguf$/i, '');
     const stem = whole.replace(PART, '');
     const [, , count] = PART.exec(whole) ?? [];
-    const isWhole = parts.every(({ name }, i) => count === undefined || Number(PART.exec(name.replace(/\.gguf$/i, ''))?.[1]) === i + 1); // prettier-ignore
+    const isWhole = parts.every(
+      ({ name }, i) => count === undefined || Number(PART.exec(name.replace(/\.gguf$/i, ''))?.[1]) === i + 1,
+    );
     const missing = count !== undefined && (parts.length !== Number(count) || !isWhole);
     return { files: parts, stem, quant: quantOf(stem), title: titleOf(stem), missing };
   });

@@ -112,7 +112,8 @@ function spanOf({ status, message, where }: Reply, file: RepoFile, position: num
   if (encoding !== undefined && encoding !== 'identity')
     throw bad(`expected bytes as they are, found ${plain(encoding)}`);
   if (status === 200) {
-    if (length !== undefined && Number(length) !== file.bytes) throw bad(`expected ${file.bytes} bytes, found ${plain(length)}`); // prettier-ignore
+    if (length !== undefined && Number(length) !== file.bytes)
+      throw bad(`expected ${file.bytes} bytes, found ${plain(length)}`);
     return { at: 0, end: file.bytes };
   }
   const range = message.headers['content-range'] ?? '';
@@ -211,7 +212,8 @@ class Transfer {
     let at = begin;
     try {
       for await (const chunk of message as AsyncIterable<Uint8Array>) {
-        if (at + chunk.length > end) throw downloadError('BAD_RESPONSE', `${where}: more than the ${end} bytes that it should have`); // prettier-ignore
+        if (at + chunk.length > end)
+          throw downloadError('BAD_RESPONSE', `${where}: more than the ${end} bytes that it should have`);
         const fresh = chunk.subarray(Math.min(chunk.length, Math.max(0, this.position - at)), Math.max(0, until - at));
         at += chunk.length;
         if (fresh.length === 0) continue;

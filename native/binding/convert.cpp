@@ -239,7 +239,6 @@ KvType to_kv_type(const std::string& name) {
 
 LoadOptions to_load_options(const Napi::Object& options) {
   LoadOptions result;
-  std::string kv_cache = kv_type_name(result.kv_type);
   read(options, "path", &result.path);
   read(options, "draft", &result.draft_path);
   read(options, "device", &result.device);
@@ -262,8 +261,8 @@ LoadOptions to_load_options(const Napi::Object& options) {
   std::string precision = arithmetic_name(result.vision_arithmetic);
   read(options, "visionPrecision", &precision);
   result.vision_arithmetic = to_arithmetic(precision);
-  read(options, "kvCache", &kv_cache);
-  result.kv_type = to_kv_type(kv_cache);
+  read(options, "kvCache",
+       [&](const Napi::Value& value) { result.kv_type = to_kv_type(to_string(value, "kvCache")); });
   if (const char* chip = std::getenv("GEMMA_EMULATED_CHIP")) result.emulated_chip = chip;  // for tests
   return result;
 }

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "model/layer_tensors.h"
 #include "model/vision_tensors.h"
+#include "reader/family.h"
 #include "reader/gguf_keys.h"
 #include "reader/gguf_reader.h"
 #include "reader/hparam_limits.h"
@@ -39,8 +40,9 @@ std::string check_kind(const GgufFile& file) {
   const std::optional<std::string> architecture = file.find_string("general.architecture");
   if (!architecture) unsupported("the file names no architecture");
   if (*architecture == "clip") unsupported("this is a vision encoder (mmproj), which goes beside a text model");
-  if (*architecture != kDecoder && *architecture != kEncoder)
-    unsupported("the file's architecture is " + shown(*architecture));
+  if (*architecture != kDecoder && *architecture != kEncoder) {
+    unsupported("the file's architecture is " + shown(*architecture) + family_note(*architecture));
+  }
   const std::string type = file.find_string("general.type").value_or("model");
   if (type != "model") unsupported("the file's general.type is " + shown(type) + ", expected \"model\"");
   if (*architecture == kDecoder &&

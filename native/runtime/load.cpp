@@ -77,7 +77,6 @@ class Loader {
     loaded_->banned = find_banned(*loaded_->tokenizer, config_.n_vocab);
     progress(0.2);
     info_.n_ctx = in_file(options_.path, [&] { return choose_context(options_.n_ctx, config_); });
-    info_.kv_type = options_.kv_type;
     if (config_.is_encoder) in_file(options_.path, [&] { check_encoder(); });
     vision_ = open_vision(options_, file, config_, open_options_);
     if (vision_) info_.vision = vision_->config;
@@ -101,10 +100,11 @@ class Loader {
   // The layers on devices by what they take, and what all of it takes there.
   Placement place() {
     if (!options_.draft_path.empty()) draft_ = open_draft(options_.draft_path, open_options_);
-    limits_ = model_limits(options_, config_, info_.n_ctx, vision_);
+    const LoadSources sources{*tensors_, config_, vision_, draft_};
+    limits_ = model_limits(options_, sources, info_.n_ctx);
+    info_.kv_type = limits_.kv_type;
     loaded_->max_text_rows = std::min(wanted_rows(options_), limits_.max_batch);
     loaded_->max_image_rows = limits_.max_batch - kMaxRunning;
-    const LoadSources sources{*tensors_, config_, vision_, draft_};
     PlacementRequest request{.device = options_.device,
                              .n_gpu_layers = options_.n_gpu_layers,
                              .isa = options_.isa,

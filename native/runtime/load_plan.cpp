@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "model/layer_tensors.h"
+
 namespace gemma {
 namespace {
 
@@ -17,12 +19,16 @@ int wanted_rows(const LoadOptions& options) {
   return options.n_batch > 0 ? options.n_batch : kDefaultBatch;
 }
 
-ModelLimits model_limits(const LoadOptions& options, const ModelConfig& config, int n_ctx,
-                         const std::optional<VisionSource>& vision) {
-  const int n_rows = rows_per_step(wanted_rows(options), vision ? std::optional(vision->config) : std::nullopt);
+KvType default_kv_type(const TensorSource& tensors, const ModelConfig& config) {
+  return config.is_encoder && !has_quantized_weights(tensors, config) ? KvType::kF32 : KvType::kF16;
+}
+
+ModelLimits model_limits(const LoadOptions& options, const LoadSources& sources, int n_ctx) {
+  const int n_rows =
+      rows_per_step(wanted_rows(options), sources.vision ? std::optional(sources.vision->config) : std::nullopt);
   return {.n_ctx = n_ctx,
-          .kv_type = options.kv_type,
-          .max_batch = config.is_encoder ? std::max(n_rows, n_ctx) : n_rows,
+          .kv_type = options.kv_type.value_or(default_kv_type(sources.tensors, sources.config)),
+          .max_batch = sources.config.is_encoder ? std::max(n_rows, n_ctx) : n_rows,
           .screened = options.screen_logits};
 }
 
