@@ -243,7 +243,7 @@ export class Gemma {
   /**
    * Loads a model.
    *
-   * @param model path or `file:` URL of a GGUF file (of a split model the first), or of a folder that holds one model; `'demo'` is the
+   * @param model path or `file:` URL of a GGUF file (of a split model the first), or of a folder that holds one, or a Hugging Face checkpoint in safetensors; `'demo'` is the
    * demonstration model inside this package (`Gemma.demoModel`), `'./demo'` a folder of that name; `'hf:org/repo'`, with `@revision`
    * and `:file` or `:quantisation` behind it where wanted, is downloaded from the Hugging Face hub unless it is here;
    * `'ollama:gemma3:4b'` and `'lmstudio:org/repo'` are what these programs have downloaded

@@ -60,6 +60,19 @@ void File::fail(const std::string& what, const char* detail) const {
   throw Error(ErrorCode::kFile, detail, shown_path(path_) + ": " + what);
 }
 
+std::vector<std::byte> read_file(const std::string& path, uint64_t max_bytes) {
+  const std::shared_ptr<const File> file = File::open(path);
+  if (file->size() > max_bytes) {
+    file->fail("expected at most " + std::to_string(max_bytes) + " bytes, found " + std::to_string(file->size()),
+               "FILE_TOO_LARGE");
+  }
+  std::vector<std::byte> bytes;
+  in_file(path, [&] { bytes.resize(static_cast<size_t>(file->size())); });
+  file->read(0, bytes);
+  file->check_unchanged();
+  return bytes;
+}
+
 #ifdef _WIN32
 
 namespace {
@@ -88,6 +101,16 @@ std::string system_reason() {
                            MAKELANGID(LANG_ENGLISH, SUBLANG_ENGLISH_US), text, sizeof text, nullptr);
   while (n > 0 && (text[n - 1] == '\n' || text[n - 1] == '\r' || text[n - 1] == '.')) --n;
   return n > 0 ? std::string(text, n) : "system error " + std::to_string(code);
+}
+
+PathKind path_kind(const std::string& path) {
+  check_path(path);
+  const DWORD found = GetFileAttributesW(wide(path).c_str());
+  if (found == INVALID_FILE_ATTRIBUTES) {
+    const DWORD code = GetLastError();
+    return code == ERROR_FILE_NOT_FOUND || code == ERROR_PATH_NOT_FOUND ? PathKind::kNone : PathKind::kOther;
+  }
+  return (found & FILE_ATTRIBUTE_DIRECTORY) != 0 ? PathKind::kFolder : PathKind::kOther;
 }
 
 std::shared_ptr<const File> File::open(const std::string& path) {
@@ -203,6 +226,13 @@ int64_t nanoseconds_of(const struct stat& info) {
 }
 
 }  // namespace
+
+PathKind path_kind(const std::string& path) {
+  check_path(path);
+  struct stat info;
+  if (::stat(path.c_str(), &info) != 0) return errno == ENOENT || errno == ENOTDIR ? PathKind::kNone : PathKind::kOther;
+  return S_ISDIR(info.st_mode) ? PathKind::kFolder : PathKind::kOther;
+}
 
 std::shared_ptr<const File> File::open(const std::string& path) {
   check_path(path);

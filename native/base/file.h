@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 
@@ -49,6 +50,13 @@ class File {
   int64_t changed_s_ = 0, changed_ns_ = 0;  // time of the last change of its contents
 #endif
 };
+
+// What a path names. Links are followed. kOther is whatever is no folder, also what cannot be looked at.
+enum class PathKind { kNone, kFolder, kOther };
+PathKind path_kind(const std::string& path);
+
+// The bytes of a file that is small for its kind. Throws Error: kFile, FILE_TOO_LARGE above max_bytes; kOutOfMemory.
+std::vector<std::byte> read_file(const std::string& path, uint64_t max_bytes);
 
 // A file that takes the place of another once it is whole. Until then its bytes are in a file beside, which only this
 // user may read; that one goes with the writer.

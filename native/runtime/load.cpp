@@ -72,7 +72,7 @@ class Loader {
     config_ = file.config();
     tensors_ = file.decoder_tensors();
     vocabulary_ = file.vocabulary(config_.n_vocab);
-    loaded_->tokenizer = in_file(options_.path, [&] { return std::make_unique<Tokenizer>(vocabulary_); });
+    loaded_->tokenizer = file.make_tokenizer(vocabulary_);
     loaded_->grammars = std::make_unique<GrammarCompiler>(*loaded_->tokenizer);
     loaded_->banned = find_banned(*loaded_->tokenizer, config_.n_vocab);
     progress(0.2);
