@@ -1,5 +1,9 @@
 #include "runtime/load_plan.h"
 
+#include <algorithm>
+
+#include "model/layer_tensors.h"
+
 namespace gemma {
 namespace {
 
@@ -11,11 +15,20 @@ void add_beside(MemoryPlanner& planner, const LoadSources& sources, const ModelL
 
 }  // namespace
 
-ModelLimits model_limits(const LoadOptions& options, int n_ctx, const std::optional<VisionSource>& vision) {
-  const int n_batch = options.n_batch > 0 ? options.n_batch : kDefaultBatch;
+int wanted_rows(const LoadOptions& options) {
+  return options.n_batch > 0 ? options.n_batch : kDefaultBatch;
+}
+
+KvType default_kv_type(const TensorSource& tensors, const ModelConfig& config) {
+  return config.is_encoder && !has_quantized_weights(tensors, config) ? KvType::kF32 : KvType::kF16;
+}
+
+ModelLimits model_limits(const LoadOptions& options, const LoadSources& sources, int n_ctx) {
+  const int n_rows =
+      rows_per_step(wanted_rows(options), sources.vision ? std::optional(sources.vision->config) : std::nullopt);
   return {.n_ctx = n_ctx,
-          .kv_type = options.kv_type,
-          .max_batch = rows_per_step(n_batch, vision ? std::optional(vision->config) : std::nullopt),
+          .kv_type = options.kv_type.value_or(default_kv_type(sources.tensors, sources.config)),
+          .max_batch = sources.config.is_encoder ? std::max(n_rows, n_ctx) : n_rows,
           .screened = options.screen_logits};
 }
 
@@ -24,7 +37,7 @@ MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, cons
   MemoryPlanner planner(std::move(stages));
   planner.add_model(sources.tensors, sources.config, limits);
   add_beside(planner, sources, limits, options);
-  planner.add_prefix_cache(options.prefix_cache_bytes);
+  if (!sources.config.is_encoder) planner.add_prefix_cache(options.prefix_cache_bytes);
   return planner.plan();
 }
 
