@@ -152,6 +152,8 @@ const IMPORTANCE = {
   signal: signals,
 } satisfies TableOf<ImportanceOptions>;
 
+type Written<T> = Omit<T, 'path'>; // as native code tells it
+
 /** Runs native work that ends with a result. */
 function run<T extends object>(
   start: (onEvent: (event: NativeWorkEvent<T>) => void) => number,
@@ -221,7 +223,12 @@ export async function quantize(
     if (matrix !== undefined) checkReadable(matrix);
     const native = addon();
     const work = { path, output: to, type, ...settings, ...(matrix !== undefined && { importance: matrix }) };
-    const result = await run((listener) => native.quantize(work, listener), native, cancellation, onProgress);
+    const result = await run<Written<QuantizeResult>>(
+      (listener) => native.quantize(work, listener),
+      native,
+      cancellation,
+      onProgress,
+    );
     return { path: to, ...result };
   });
 }
@@ -244,7 +251,12 @@ export async function importance(
     const to = await outputPath(output);
     const native = addon();
     const work = { path, output: to, text: from, ...settings };
-    const result = await run((listener) => native.importance(work, listener), native, cancellation, options.onProgress);
+    const result = await run<Written<ImportanceResult>>(
+      (listener) => native.importance(work, listener),
+      native,
+      cancellation,
+      options.onProgress,
+    );
     return { path: to, ...result };
   });
 }
