@@ -28,9 +28,9 @@ class Completion final : public Task {
   using Work = Result (*)(const Options&);
   using Make = Napi::Object (*)(Napi::Env, Result&&);
 
-  Completion(uint64_t id, Work work, Make make) : id_(id), work_(work), make_(make) {}
+  Completion(uint64_t id, Work to_do, Make make_event) : id_(id), work_(to_do), make_(make_event) {}
 
-  void work(const Options& options) noexcept {
+  void run_work(const Options& options) noexcept {
     try {
       result_.emplace(work_(options));
     } catch (...) {
@@ -83,7 +83,7 @@ Napi::Value start_work(Environment& environment, const Napi::CallbackInfo& info,
     environment.find_operation(id)->thread =
         start_thread([mailbox, cancelled, options = std::move(options),
                       completion = std::make_unique<Completion<Options, Result>>(id, work, make)]() mutable {
-          completion->work(options);
+          completion->run_work(options);
           mailbox->post(std::move(completion));
         });
   } catch (...) {

@@ -41,7 +41,6 @@ test.each(QUANTIZATIONS)('%s: written, loaded, answers', async (type) => {
 test('a run that was killed goes on, to the same bytes', async () => {
   const whole = out('whole.gguf');
   await Gemma.quantize(source, whole, { type: 'iq4_xs', threads: 1 });
-  let resumed = 0;
   for (const fraction of [0, 0.2, 0.5, 0.8]) {
     const path = out(`killed-${fraction}.gguf`);
     const script = `
@@ -49,11 +48,9 @@ test('a run that was killed goes on, to the same bytes', async () => {
       Gemma.quantize(${JSON.stringify(source)}, ${JSON.stringify(path)}, { type: 'iq4_xs', threads: 1,
         onProgress: (f) => { if (f >= ${fraction}) process.kill(process.pid, 'SIGKILL'); } });`;
     expect((await runNode(['-e', script])).signal).toBe('SIGKILL');
-    const result = await Gemma.quantize(source, path, { type: 'iq4_xs', overwrite: true });
-    resumed += result.resumedTensors;
+    await Gemma.quantize(source, path, { type: 'iq4_xs', overwrite: true });
     expect(readFileSync(path).equals(readFileSync(whole))).toBe(true);
   }
-  expect(resumed).toBeGreaterThanOrEqual(0);
 });
 
 test('what was written of another plan, or damaged, does not count', async () => {

@@ -1,7 +1,11 @@
 // Quantisers against ggml's (libggml-base of llama.cpp, October 2026), which were run on the same rows: bytes where the
 // arithmetic is fixed, errors where there is a search. And which tensor gets which type.
 #include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -9,6 +13,7 @@
 #include "check.h"
 #include "quant/dequantize.h"
 #include "quant/quantize.h"
+#include "runtime/quantize_file.h"
 #include "runtime/quantize_types.h"
 
 using namespace gemma;
@@ -204,6 +209,55 @@ TEST("overrides: the first that names a tensor counts, one that names none is an
   }
   CHECK(find_file_quantization("q9") == nullptr);
   CHECK(!find_quantizable_type("q2_k") && find_quantizable_type("Q6_K") == TensorType::kQ6_K);
+}
+
+// ---- files
+
+std::string demo() {
+  return GEMMA_TEST_DATA "/../../demo/demo-f16.gguf";
+}
+
+std::string bytes_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST("a run that was ended at any moment goes on, to the same bytes") {
+  const std::filesystem::path folder = std::filesystem::temp_directory_path() / "gemma-quantize-test";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directory(folder);
+  QuantizeOptions options;
+  options.path = demo();
+  options.type = "iq4_xs";
+  options.n_threads = 2;
+  options.output = (folder / "whole.gguf").string();
+  CHECK(quantize_file(options).n_resumed == 0);
+  const std::string whole = bytes_of(options.output);
+  for (const double end : {0.0, 0.3, 0.6, 0.9, 1.0}) {
+    options.output = (folder / "ended.gguf").string();
+    options.overwrite = true;
+    options.on_progress = [&](double fraction) {
+      if (fraction >= end) throw std::runtime_error("ended");
+    };
+    bool has_ended = false;
+    try {
+      quantize_file(options);
+    } catch (const std::runtime_error&) {
+      has_ended = true;
+    }
+    CHECK(has_ended);
+    if (end == 0.6) {  // and a tensor that was written is damaged since
+      std::fstream part(options.output + ".part", std::ios::in | std::ios::out | std::ios::binary);
+      part.seekp(1 << 20);
+      part.write("damaged", 7);
+    }
+    options.on_progress = nullptr;
+    const QuantizeResult result = quantize_file(options);
+    CHECK((result.n_resumed > 0) == (end > 0));
+    CHECK(bytes_of(options.output) == whole);
+    CHECK(!std::filesystem::exists(options.output + ".part"));
+  }
+  std::filesystem::remove_all(folder);
 }
 
 }  // namespace
