@@ -261,8 +261,7 @@ LoadOptions to_load_options(const Napi::Object& options) {
   std::string precision = arithmetic_name(result.vision_arithmetic);
   read(options, "visionPrecision", &precision);
   result.vision_arithmetic = to_arithmetic(precision);
-  read(options, "kvCache",
-       [&](const Napi::Value& value) { result.kv_type = to_kv_type(to_string(value, "kvCache")); });
+  read(options, "kvCache", [&](const Napi::Value& value) { result.kv_type = to_kv_type(to_string(value, "kvCache")); });
   if (const char* chip = std::getenv("GEMMA_EMULATED_CHIP")) result.emulated_chip = chip;  // for tests
   return result;
 }

@@ -38,7 +38,8 @@ void add_columns(Importance& importance, const std::string& name, std::span<cons
   columns.reserve(sums.size());
   for (const float sum : sums) {
     const double mean = static_cast<double>(sum) / count;
-    if (!(mean >= 0) || !std::isfinite(mean)) damaged("tensor " + shown_path(name) + " has a value that is no mean of squares");
+    if (!(mean >= 0) || !std::isfinite(mean))
+      damaged("tensor " + shown_path(name) + " has a value that is no mean of squares");
     columns.push_back(static_cast<float>(mean));
   }
   importance.columns.insert_or_assign(name, std::move(columns));
@@ -127,8 +128,8 @@ class InputSquares {
 };
 
 // As llama-imatrix writes it.
-uint64_t write_importance(const std::string& path, const TensorSource& tensors, const InputSquares& squares, int n_chunk,
-                          uint64_t n_chunks, uint64_t* n_tensors) {
+uint64_t write_importance(const std::string& path, const TensorSource& tensors, const InputSquares& squares,
+                          int n_chunk, uint64_t n_chunks, uint64_t* n_tensors) {
   GgufMetadata metadata;
   metadata.set_string("general.type", "imatrix");
   metadata.set_strings("imatrix.datasets", std::vector<std::string>{"text"});
@@ -229,8 +230,8 @@ ImportanceResult compute_importance(const ImportanceOptions& options) {
     result.n_tokens += chunk.size();
     if (report) report(0.05 + 0.95 * static_cast<double>(i + 1) / static_cast<double>(result.n_chunks));
   }
-  result.bytes = write_importance(options.output, model.tensors(), squares, options.n_chunk, result.n_chunks,
-                                  &result.n_tensors);
+  result.bytes =
+      write_importance(options.output, model.tensors(), squares, options.n_chunk, result.n_chunks, &result.n_tensors);
   return result;
 }
 

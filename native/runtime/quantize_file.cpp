@@ -144,8 +144,7 @@ class Quantizer {
       check_tensor(tensor, plan[i].type);
       shapes.push_back({tensor.name, plan[i].type, tensor.shape});
       if (plan[i].type != plan[i].wanted) {
-        fallbacks_.push_back(
-            {tensor.name, type_traits(plan[i].wanted).name, type_traits(plan[i].type).name});
+        fallbacks_.push_back({tensor.name, type_traits(plan[i].wanted).name, type_traits(plan[i].type).name});
       }
     }
     layout_.emplace(metadata, shapes, alignment);
@@ -209,8 +208,7 @@ class Quantizer {
     for (const Output& output : outputs_) {
       const bool weighted = output.importance != nullptr;
       hash = hash_value(hash, weighted);
-      if (weighted)
-        hash = hash_bytes(hash, std::as_bytes(std::span(output.importance, static_cast<size_t>(output.n))));
+      if (weighted) hash = hash_bytes(hash, std::as_bytes(std::span(output.importance, static_cast<size_t>(output.n))));
     }
     return hash;
   }

@@ -17,10 +17,10 @@ struct QuantizeOptions {
   std::string output;
   std::string type;  // a FileQuantization's name
   std::vector<TypeOverride> overrides;
-  std::string importance_path;      // "": none
-  bool allow_requantize = false;    // tensors that are quantised already lose once more
-  bool overwrite = false;           // a file that is there
-  int n_threads = 0;                // 0: physical cores this process may use
+  std::string importance_path;                // "": none
+  bool allow_requantize = false;              // tensors that are quantised already lose once more
+  bool overwrite = false;                     // a file that is there
+  int n_threads = 0;                          // 0: physical cores this process may use
   std::function<void(double)> on_progress;    // fraction in 0..1, on the caller's thread
   const std::atomic<bool>* cancel = nullptr;  // looked at every few rows
 };

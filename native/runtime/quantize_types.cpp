@@ -9,11 +9,11 @@ namespace gemma {
 namespace {
 
 constexpr FileQuantization kQuantizations[] = {
-    {"f16", TensorType::kF16, false, 1},       {"bf16", TensorType::kBF16, false, 32},
-    {"q8_0", TensorType::kQ8_0, false, 7},     {"q4_0", TensorType::kQ4_0, false, 2},
-    {"q4_1", TensorType::kQ4_1, false, 3},     {"q5_0", TensorType::kQ5_0, false, 8},
-    {"q5_1", TensorType::kQ5_1, false, 9},     {"q4_k_m", TensorType::kQ4_K, true, 15},
-    {"q5_k_m", TensorType::kQ5_K, true, 17},   {"q6_k", TensorType::kQ6_K, false, 18},
+    {"f16", TensorType::kF16, false, 1},        {"bf16", TensorType::kBF16, false, 32},
+    {"q8_0", TensorType::kQ8_0, false, 7},      {"q4_0", TensorType::kQ4_0, false, 2},
+    {"q4_1", TensorType::kQ4_1, false, 3},      {"q5_0", TensorType::kQ5_0, false, 8},
+    {"q5_1", TensorType::kQ5_1, false, 9},      {"q4_k_m", TensorType::kQ4_K, true, 15},
+    {"q5_k_m", TensorType::kQ5_K, true, 17},    {"q6_k", TensorType::kQ6_K, false, 18},
     {"iq4_xs", TensorType::kIQ4_XS, false, 30},
 };
 
@@ -84,7 +84,8 @@ int layer_of(std::string_view name) {
   if (at == std::string_view::npos) return -1;
   int layer = 0;
   size_t i = at + 4;
-  for (; i < name.size() && name[i] >= '0' && name[i] <= '9' && layer < 100000; ++i) layer = 10 * layer + (name[i] - '0');
+  for (; i < name.size() && name[i] >= '0' && name[i] <= '9' && layer < 100000; ++i)
+    layer = 10 * layer + (name[i] - '0');
   return i > at + 4 ? layer : -1;
 }
 

@@ -15,10 +15,10 @@ namespace gemma {
 
 // What a whole file is asked to be.
 struct FileQuantization {
-  const char* name;     // "q4_k_m"
-  TensorType type;      // of most tensors
-  bool mixed;           // some tensors get more bits
-  uint32_t file_type;   // general.file_type
+  const char* name;    // "q4_k_m"
+  TensorType type;     // of most tensors
+  bool mixed;          // some tensors get more bits
+  uint32_t file_type;  // general.file_type
 };
 std::span<const FileQuantization> file_quantizations();
 // Any case. Null for another name.

@@ -1,5 +1,7 @@
 // Quantisers against ggml's (libggml-base of llama.cpp, October 2026), which were run on the same rows: bytes where the
 // arithmetic is fixed, errors where there is a search. And which tensor gets which type.
+#include "quant/quantize.h"
+
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -12,7 +14,6 @@
 #include "base/hash.h"
 #include "check.h"
 #include "quant/dequantize.h"
-#include "quant/quantize.h"
 #include "runtime/quantize_file.h"
 #include "runtime/quantize_types.h"
 
@@ -47,8 +48,7 @@ inline std::vector<float> make_rows(int64_t n) {
 
 std::vector<float> make_importance() {
   std::vector<float> importance(static_cast<size_t>(kRow));
-  for (size_t i = 0; i < importance.size(); ++i)
-    importance[i] = static_cast<float>(1 + (i * 2654435761u >> 20) % 97);
+  for (size_t i = 0; i < importance.size(); ++i) importance[i] = static_cast<float>(1 + (i * 2654435761u >> 20) % 97);
   return importance;
 }
 
@@ -93,12 +93,11 @@ TEST("searched types: errors no larger than those of ggml") {
     double plain;  // 0: fixed
     double weighted;
   };
-  const Golden goldens[] = {
-      {TensorType::kQ4_0, 0, 46.3368},           {TensorType::kQ4_1, 0, 22.9311},
-      {TensorType::kQ5_0, 0, 11.8827},           {TensorType::kQ5_1, 0, 5.32985},
-      {TensorType::kQ4_K, 0.524875, 23.9669},    {TensorType::kQ5_K, 0.135216, 6.19706},
-      {TensorType::kQ6_K, 0.040115, 1.7954},     {TensorType::kIQ4_XS, 0.727709, 33.0729},
-      {TensorType::kIQ4_NL, 0.70991, 31.8931}};
+  const Golden goldens[] = {{TensorType::kQ4_0, 0, 46.3368},        {TensorType::kQ4_1, 0, 22.9311},
+                            {TensorType::kQ5_0, 0, 11.8827},        {TensorType::kQ5_1, 0, 5.32985},
+                            {TensorType::kQ4_K, 0.524875, 23.9669}, {TensorType::kQ5_K, 0.135216, 6.19706},
+                            {TensorType::kQ6_K, 0.040115, 1.7954},  {TensorType::kIQ4_XS, 0.727709, 33.0729},
+                            {TensorType::kIQ4_NL, 0.70991, 31.8931}};
   const std::vector<float> x = make_rows(kValues);
   const std::vector<float> importance = make_importance();
   for (const Golden& golden : goldens) {
