@@ -73,7 +73,8 @@ uint64_t head_bytes(const ModelConfig& config, const ModelLimits& limits, const 
   uint64_t sum = 0;
   LogitsBuffers().each(config, limits,
                        [&](std::unique_ptr<Buffer>&, size_t bytes) { sum += traits.buffer_bytes(bytes); });
-  EmbeddingBuffers().each(config, [&](std::unique_ptr<Buffer>&, size_t bytes) { sum += traits.buffer_bytes(bytes); });
+  EmbeddingBuffers().each(config,
+                          [&](std::unique_ptr<Buffer>&, size_t bytes) { sum += traits.buffer_bytes(bytes); });
   return sum;
 }
 
@@ -145,8 +146,9 @@ void MemoryPlanner::add(const TensorSource& tensors, const ModelConfig& config, 
                  traits.workspace_bytes(is_last ? with_logits(work, config, limits) : work));
   }
   plan_.scratch_bytes += head_bytes(config, limits, last);
-  plan_.scratch_bytes += sizeof(float) * (carried_floats(config, stages.size(), limits.max_batch) +
-                                          host_logits_floats(config) + host_pooled_floats(config));
+  plan_.scratch_bytes +=
+      sizeof(float) * (carried_floats(config, stages.size(), limits.max_batch) + host_logits_floats(config) +
+                       host_pooled_floats(config));
   if (has_screen(config, limits))
     plan_.screen_bytes += last.output_bytes(config.n_vocab, config.model_dim, logit_rows(config, limits));
 }

@@ -282,7 +282,8 @@ class Engine::Scheduler {
     bool done = false;
     if (!embeds_.back()->failed()) {
       try {
-        done = loaded_.model->pool(text_inputs_, [this] { return should_stop(embedding_); }, text_sums_);
+        done = loaded_.model->pool(
+            text_inputs_, [this] { return should_stop(embedding_); }, text_sums_);
         check_weights();
       } catch (...) {
         done = false;
@@ -495,7 +496,7 @@ class Engine::Scheduler {
   EngineStats stats_;            // guarded by signal_->mutex
   std::vector<Sequence> step_;   // whose step_inputs_ are
   std::vector<SequenceInput> step_inputs_;
-  size_t n_decoding_ = 0;         // of step_, the first
+  size_t n_decoding_ = 0;  // of step_, the first
   std::vector<Embed> embedding_;  // whose texts these are:
   std::vector<SequenceInput> text_inputs_;
   std::vector<double*> text_sums_;

@@ -84,8 +84,8 @@ FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& c
   for (int n_ctx : contexts) {
     if (n_ctx == 0) n_ctx = default_context(config);
     const LoadSources sources{*tensors, config, vision, draft};
-    const MemoryPlan plan =
-        plan_load(sources, model_limits(options, sources, n_ctx), options, {{traits.get(), 0, config.n_layers()}});
+    const MemoryPlan plan = plan_load(sources, model_limits(options, sources, n_ctx), options,
+                                      {{traits.get(), 0, config.n_layers()}});
     summary.plans.push_back({n_ctx, plan});
   }
   return summary;
