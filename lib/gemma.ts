@@ -66,6 +66,14 @@ import * as check from './options.js';
 import type { Asker } from './overflow.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
 import { relevance, type RankedDocument } from './rerank.js';
+import {
+  importance,
+  quantize,
+  type ImportanceOptions,
+  type ImportanceResult,
+  type QuantizeOptions,
+  type QuantizeResult,
+} from './quantize.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { candidateList, encodeCandidates, endToken, scoresOf, type Candidates, type CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
@@ -362,6 +370,38 @@ export class Gemma {
   static async localModels(options: LocalModelsOptions = {}): Promise<LocalModel[]> {
     const { cacheDir } = localModelsOptions(options);
     return abortable(options.signal, ({ signal }) => listLocalModels(cacheDir, signal));
+  }
+
+  /**
+   * Writes a model, or its vision encoder, in other types: a GGUF file that llama.cpp reads too. Takes memory for a few rows only, on
+   * threads of its own. The output takes its name when it is whole; until then it is `OUTPUT.part`, and the same call goes on where an
+   * interrupted one was (`resumedTensors`).
+   *
+   * @param input as `load` takes it: of floats, unless `allowRequantize`
+   * @param output path or `file:` URL
+   * @throws GemmaError `ERR_FILE` (`FILE_EXISTS`, `IN_USE`: another process is writing it, `DISK_FULL`, `FILE_CHANGED`,
+   * `NOT_AN_IMPORTANCE_MATRIX`, `IMPORTANCE_DAMAGED`), `ERR_GGUF_INVALID`, `ERR_UNSUPPORTED_MODEL`, `ERR_UNSUPPORTED_INPUT`
+   * (`REQUANTIZE`), `ERR_INVALID_ARGUMENT` (`SAME_FILE`, `NO_SUCH_TENSOR`, `IMPORTANCE_SHAPE`), `ERR_NON_FINITE` (a value that is not
+   * finite in its type); the signal's reason after an abort
+   */
+  static async quantize(input: string | URL, output: string | URL, options: QuantizeOptions): Promise<QuantizeResult> {
+    return quantize(input, output, options);
+  }
+
+  /**
+   * Measures how much each input of a model's matrices counts, the mean of its square over a text, for `quantize`'s option `importance`.
+   * Writes a file in the format of llama.cpp's `llama-imatrix`. Computes on the CPU.
+   *
+   * @param text of at least one chunk; what is left after the last whole one is not read
+   * @throws GemmaError as `load`, `ERR_INVALID_ARGUMENT` (`EMPTY`: less than a chunk), `ERR_FILE`
+   */
+  static async importance(
+    model: string | URL,
+    text: string,
+    output: string | URL,
+    options: ImportanceOptions = {},
+  ): Promise<ImportanceResult> {
+    return importance(model, text, output, options);
   }
 
   /** What can be computed on here: the CPU, then GPUs, with the reason where one cannot be used. */

@@ -53,6 +53,14 @@ export type {
 } from './decision-options.js';
 export type { Embeddings, EmbeddingTask } from './embed.js';
 export type { ChatInfo } from './chat.js';
+export type {
+  ImportanceOptions,
+  ImportanceResult,
+  Quantization,
+  QuantizeOptions,
+  QuantizeResult,
+  TensorType,
+} from './quantize.js';
 export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
 export type { Input } from './prompt.js';

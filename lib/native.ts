@@ -8,6 +8,7 @@ import type { Crop } from './media.js';
 import type { CropParams } from './media-options.js';
 import type { GenerateParams, LoadParams, MemoryParams } from './options.js';
 import { mayRead, refusalIn, refusalOf } from './permission.js';
+import type { ImportanceResult, QuantizeResult } from './quantize.js';
 import { reasonOf } from './values.js';
 
 /** The options as the table in options.ts makes them, and the files. */
@@ -400,6 +401,10 @@ export interface NativeModel {
   close(): Promise<void>;
 }
 
+/** Of work that ends with a result. */
+export type NativeWorkEvent<T> =
+  { kind: 'progress'; fraction: number } | { kind: 'done'; result: T } | { kind: 'failed'; error: unknown };
+
 export interface NativeAddon {
   readonly backend: string;
   init(errorClass: typeof GemmaError): void;
@@ -430,7 +435,25 @@ export interface NativeAddon {
    */
   lockFile(path: string): Promise<(() => void) | null>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
-  /** Stops a load by its id. */
+  /** Writes a model file in other types. `importance`: path of a matrix. */
+  quantize(
+    options: {
+      path: string;
+      output: string;
+      type: string;
+      overrides?: { pattern: string; type: string }[];
+      importance?: string;
+      allowRequantize?: boolean;
+      overwrite?: boolean;
+      threads?: number;
+    },
+    onEvent: (event: NativeWorkEvent<Omit<QuantizeResult, 'path'>>) => void,
+  ): number;
+  importance(
+    options: { path: string; output: string; text: string; chunkSize: number; threads?: number },
+    onEvent: (event: NativeWorkEvent<Omit<ImportanceResult, 'path'>>) => void,
+  ): number;
+  /** Stops a load, quantize or importance by its id. */
   cancel(id: number): void;
 }
 

@@ -266,6 +266,43 @@ LoadOptions to_load_options(const Napi::Object& options) {
   return result;
 }
 
+QuantizeOptions to_quantize_options(const Napi::Object& options) {
+  QuantizeOptions result;
+  read(options, "path", &result.path);
+  read(options, "output", &result.output);
+  read(options, "type", &result.type);
+  read(options, "importance", &result.importance_path);
+  read(options, "allowRequantize", &result.allow_requantize);
+  read(options, "overwrite", &result.overwrite);
+  read(options, "threads", &result.n_threads, 0, kMaxThreads);
+  read(options, "overrides", [&](const Napi::Value& value) {
+    for_each(value, "overrides", [&](const Napi::Value& element) {
+      const Napi::Object item = to_object(element, "overrides");
+      TypeOverride added;
+      std::string type;
+      read(item, "pattern", &added.pattern);
+      read(item, "type", &type);
+      const std::optional<TensorType> found = find_quantizable_type(type);
+      if (!found) {
+        throw Error(ErrorCode::kInvalidArgument, "UNKNOWN_TYPE",
+                    "overrides: \"" + shown_path(type) + "\" is no type that a tensor can be given");
+      }
+      added.type = *found;
+      result.overrides.push_back(std::move(added));
+    });
+  });
+  return result;
+}
+
+ImportanceOptions to_importance_options(const Napi::Object& options) {
+  ImportanceOptions result;
+  result.model = to_load_options(options);
+  read(options, "text", &result.text);
+  read(options, "output", &result.output);
+  read(options, "chunkSize", &result.n_chunk, 8, kMaxBatch);
+  return result;
+}
+
 DraftMode to_draft_mode(const std::string& name) {
   if (name == "auto") return DraftMode::kAuto;
   if (name == "off") return DraftMode::kOff;
@@ -762,6 +799,41 @@ Napi::Object to_js(Napi::Env env, const GenerateEvent& event) {
       if (event.has_grammar) object["grammarComplete"] = event.grammar_complete;
       break;
   }
+  return object;
+}
+
+Napi::Value to_js(Napi::Env env, const QuantizeResult& result) {
+  Napi::Object object = Napi::Object::New(env);
+  object["bytes"] = static_cast<double>(result.bytes);
+  object["sourceBytes"] = static_cast<double>(result.source_bytes);
+  object["resumedTensors"] = static_cast<double>(result.n_resumed);
+  Napi::Array types = Napi::Array::New(env, result.types.size());
+  for (uint32_t i = 0; i < result.types.size(); ++i) {
+    Napi::Object type = Napi::Object::New(env);
+    type["type"] = result.types[i].type;
+    type["tensors"] = static_cast<double>(result.types[i].n_tensors);
+    type["bytes"] = static_cast<double>(result.types[i].bytes);
+    types.Set(i, type);
+  }
+  object["types"] = types;
+  Napi::Array fallbacks = Napi::Array::New(env, result.fallbacks.size());
+  for (uint32_t i = 0; i < result.fallbacks.size(); ++i) {
+    Napi::Object fallback = Napi::Object::New(env);
+    fallback["tensor"] = result.fallbacks[i].tensor;
+    fallback["wanted"] = result.fallbacks[i].wanted;
+    fallback["type"] = result.fallbacks[i].type;
+    fallbacks.Set(i, fallback);
+  }
+  object["fallbacks"] = fallbacks;
+  return object;
+}
+
+Napi::Value to_js(Napi::Env env, const ImportanceResult& result) {
+  Napi::Object object = Napi::Object::New(env);
+  object["bytes"] = static_cast<double>(result.bytes);
+  object["tokens"] = static_cast<double>(result.n_tokens);
+  object["chunks"] = static_cast<double>(result.n_chunks);
+  object["tensors"] = static_cast<double>(result.n_tensors);
   return object;
 }
 

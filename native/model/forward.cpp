@@ -127,6 +127,9 @@ void Model::begin_stage(size_t stage) {
 }
 
 void Model::project(const StageState& s, std::span<const LinearJob> jobs, const float* x) {
+  if (on_product_) {
+    for (const LinearJob& job : jobs) on_product_(*job.weight, x, batch_.n);
+  }
   s.backend->linear(jobs, x, batch_.n, batch_.bulk);
 }
 

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -73,6 +74,11 @@ class Model {
 
   // The body alone: its rows are in hidden() until the next step. should_stop and errors as above.
   bool run_layers(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop);
+  // Called with what comes into each product of a layer's weights: x[n_rows, weight.n_in], in the memory of the weight's
+  // backend. Set between steps; an empty function ends it.
+  using OnProduct = std::function<void(const Weight& weight, const float* x, int n_rows)>;
+  void watch_products(OnProduct on_product) { on_product_ = std::move(on_product); }
+
   // [rows of the step, model_dim] on the last stage's backend, a row for each token of each sequence in their order,
   // before the output norm.
   const float* hidden() const { return stages_.back().x->floats(); }
@@ -128,6 +134,7 @@ class Model {
   std::unique_ptr<LogitsHead> logits_head_;  // null: an encoder
   std::unique_ptr<EmbeddingHead> embedding_head_;
   bool computes_prompts_apart_ = false;
+  OnProduct on_product_;
 };
 
 }  // namespace gemma
