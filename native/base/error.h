@@ -15,6 +15,7 @@ enum class ErrorCode {
   kFile,              // ERR_FILE: cannot open or read
   kGgufInvalid,       // ERR_GGUF_INVALID: the file breaks the format or its own metadata
   kUnsupportedModel,  // ERR_UNSUPPORTED_MODEL: a valid file of another kind of model
+  kAdapterInvalid,    // ERR_ADAPTER_INVALID: an adapter that is damaged, or does not fit the model
   kUnsupportedInput,  // ERR_UNSUPPORTED_INPUT: input that this model or version does not support
   kImage,             // ERR_IMAGE: a picture that cannot be fetched or decoded, or is too large
   kVideo,             // ERR_VIDEO: a video that cannot be decoded, or is too large

@@ -126,7 +126,9 @@ class CpuBackend final : public Backend {
 
   bool computes_bulk_apart(TensorType type) const override { return traits_.has_bulk() && !is_float_type(type); }
 
-  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) override {
+  using Backend::linear;
+  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk,
+              std::span<const LowRank> added) override {
     const int n_in = jobs.front().weight->n_in;
     // Of a job's rows these many come first and are computed as single rows are.
     const auto n_exact = [&](const Weight& weight) {
@@ -150,7 +152,14 @@ class CpuBackend final : public Backend {
       job_chunks_.push_back({n_chunks, rows});
       n_chunks += (job.weight->n_out + rows - 1) / rows;
     }
+    // What adapters multiply x with comes in the same go.
+    const int n_base_chunks = n_chunks;
+    n_chunks += cut(added, [](const LowRank& part) {
+      return LowRankCut{kLowRankRows, kRowsOfA, part.a.data != nullptr ? part.a.n_out : 0};
+    });
     pool_.parallel_for(n_chunks, [&](int chunk, int thread) {
+      if (chunk >= n_base_chunks)
+        return multiply_low_rank(added, x, chunk - n_base_chunks, scratch_[static_cast<size_t>(thread)]);
       size_t j = jobs.size() - 1;
       while (job_chunks_[j].first_chunk > chunk) --j;
       const Weight& weight = *jobs[j].weight;
@@ -172,6 +181,42 @@ class CpuBackend final : public Backend {
         float* out = row_of(jobs[j].out, exact, weight.n_out);
         kernels_.bulk->multiply(rows, packed, n - exact, n_in, out, stride, scratch);
       }
+    });
+    if (!added.empty()) add_low_rank(added);
+  }
+
+  void add_low_rank(std::span<const LowRank> added) override {
+    // Parts of the same results are added by whoever has these results, in order.
+    const auto continues = [&](size_t i) {
+      return i > 0 && added[i].out == added[i - 1].out && added[i].first_row == added[i - 1].first_row;
+    };
+    size_t at = 0;
+    const int n_chunks = cut(added, [&](const LowRank& part) {
+      return LowRankCut{kLowRankRows, kColumnsOfB, continues(at++) ? 0 : part.n_out};
+    });
+    pool_.parallel_for(n_chunks, [&](int chunk, int /*thread*/) {
+      size_t i = find_cut(chunk);
+      const LowRankCut& part = cuts_[i];
+      const int first_row = (chunk - part.first_chunk) % part.n_row_chunks * part.rows;
+      const int first_column = (chunk - part.first_chunk) / part.n_row_chunks * part.columns;
+      do {
+        const LowRank& low_rank = added[i];
+        const int row = low_rank.first_row + first_row;
+        cpu::LowRankRows rows;
+        rows.rank = low_rank.b.n_out;
+        rows.t = row_of(low_rank.t, row, rows.rank);
+        rows.n_rows = std::min(part.rows, low_rank.n_rows - first_row);
+        rows.type = low_rank.b.type;
+        rows.b = low_rank.b.data;
+        rows.b_row_bytes = row_bytes(low_rank.b.type, low_rank.b.n_in);
+        rows.bias = low_rank.bias;
+        rows.norms = low_rank.norms;
+        rows.norms_stride = static_cast<size_t>(low_rank.b.n_in);
+        rows.scale = low_rank.scale;
+        rows.out = row_of(low_rank.out, row, low_rank.stride);
+        rows.out_stride = static_cast<size_t>(low_rank.stride);
+        kernels_.add_low_rank(rows, first_column, std::min(low_rank.n_out, first_column + part.columns));
+      } while (++i < added.size() && continues(i));
     });
   }
 
@@ -389,6 +434,18 @@ class CpuBackend final : public Backend {
     int first_chunk;
     int rows;
   };
+  // How the rows and columns of one result are cut.
+  struct LowRankCut {
+    int rows = 0;
+    int columns = 0;
+    int n_columns = 0;  // 0: nothing is computed here
+    int first_chunk = 0;
+    int n_row_chunks = 0;
+  };
+  // Rows of x or out; rows of a, columns of b: as much as fits near a core, and enough for all threads.
+  static constexpr int kLowRankRows = 64;
+  static constexpr int kRowsOfA = 8;
+  static constexpr int kColumnsOfB = 256;
   struct RowPart {  // of found[row].rows
     size_t row;
     size_t first;
@@ -405,6 +462,39 @@ class CpuBackend final : public Backend {
     pool_.parallel_for((n + rows_per_chunk - 1) / rows_per_chunk, [&](int chunk, int /*thread*/) {
       for (int i = chunk * rows_per_chunk; i < std::min(n, (chunk + 1) * rows_per_chunk); ++i) f(i);
     });
+  }
+
+  // Cuts each of added, and returns how many chunks there are.
+  template <class F>
+  int cut(std::span<const LowRank> added, const F& how) {
+    int n_chunks = 0;
+    cuts_.clear();
+    for (const LowRank& part : added) {
+      LowRankCut cut = how(part);
+      cut.first_chunk = n_chunks;
+      cut.n_row_chunks = (part.n_rows + cut.rows - 1) / cut.rows;
+      n_chunks += cut.n_row_chunks * ((cut.n_columns + cut.columns - 1) / cut.columns);
+      cuts_.push_back(cut);
+    }
+    return n_chunks;
+  }
+  size_t find_cut(int chunk) const {
+    const auto after = std::upper_bound(cuts_.begin(), cuts_.end(), chunk,
+                                        [](int value, const LowRankCut& cut) { return value < cut.first_chunk; });
+    return static_cast<size_t>(after - cuts_.begin()) - 1;
+  }
+  // A chunk of t = x a^T.
+  void multiply_low_rank(std::span<const LowRank> added, const float* x, int chunk, const Scratch& scratch) {
+    const size_t i = find_cut(chunk);
+    const LowRankCut& part = cuts_[i];
+    const Weight& a = added[i].a;
+    const int first = (chunk - part.first_chunk) % part.n_row_chunks * part.rows;
+    const int first_out = (chunk - part.first_chunk) / part.n_row_chunks * part.columns;
+    const int row = added[i].first_row + first;
+    const cpu::WeightRows rows{a.type, a.data, row_bytes(a.type, a.n_in), first_out,
+                               std::min(a.n_out, first_out + part.columns)};
+    kernels_.gemm_float(rows, row_of(x, row, a.n_in), std::min(part.rows, added[i].n_rows - first), a.n_in,
+                        row_of(added[i].t, row, a.n_out), static_cast<size_t>(a.n_out), scratch);
   }
 
   // Weight rows per chunk, of a product with n rows of x, of which the n_exact first are not bulk.
@@ -498,6 +588,7 @@ class CpuBackend final : public Backend {
   std::vector<RowPart> parts_;
   std::vector<int> queries_;  // of a call of top_linear(): rows of x that are screened
   std::vector<JobChunks> job_chunks_;
+  std::vector<LowRankCut> cuts_;
 };
 
 }  // namespace
