@@ -1,4 +1,5 @@
 import { freemem, totalmem } from 'node:os';
+import { adapterName, adapterPaths, findAdapter } from './adapters.js';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
@@ -13,6 +14,7 @@ import { demoModel, findModelFile, findVisionFile, type VisionFile } from './mod
 import {
   addon,
   MARKER_BOS,
+  type AdapterInfo,
   type Device,
   type EngineStats,
   type MemoryPlan,
@@ -36,7 +38,7 @@ import { emptyResult, type GenerateResult } from './result.js';
 import { candidateList, encodeCandidates, endToken, scoresOf, type CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
 import { answerWithTools, conversationOf, type AskModel, type Bound } from './tool-loop.js';
-import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
+import { decodeTokens, encodeParts, plainIds, stoppable, tokenIds } from './token-text.js';
 import { show, text as checkText } from './values.js';
 import type { OutputOf, StandardSchema } from './schema.js';
 import { embeddingOf, ImageEncoder } from './vision.js';
@@ -48,6 +50,7 @@ import type {
   EstimateOptions,
   GenerateOptions,
   InspectOptions,
+  LoadAdapterOptions,
   LoadOptions,
   LogitsOptions,
   PerplexityOptions,
@@ -193,17 +196,19 @@ export class Gemma {
    * @param model path or `file:` URL of a GGUF file (of a split model the first), or of a folder that holds one model; `'demo'` is the
    * demonstration model inside this package (`Gemma.demoModel`), `'./demo'` a folder of that name
    * @throws GemmaError `ERR_FILE`, `ERR_GGUF_INVALID` (with a detail), `ERR_UNSUPPORTED_MODEL`, `ERR_OUT_OF_MEMORY`,
-   * `ERR_BACKEND_UNAVAILABLE`
+   * `ERR_BACKEND_UNAVAILABLE`; of adapters as `loadAdapter`
    */
   static async load(model: string | URL, options: LoadOptions = {}): Promise<Gemma> {
     const { chatTemplate, ...settings } = check.loadOptions(options);
     const { maxBytes, folder } = check.imageCacheOptions(options);
     const queue = check.queueOptions(options);
+    const named = adapterPaths('adapters', options.adapters);
     const { onProgress } = options;
     return abortable(options.signal, async (cancellation) => {
       const path = await findModelFile(model);
       const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
       const vision = await findVisionFile(path, options.mmproj);
+      const adapters = await Promise.all(named.map(([name, file]) => findAdapter(name, file)));
       const backend = await addonFor(settings.device ?? 'auto');
       // Of what embeddings depend on: the encoder's weights. Taken before and after, as the file may be replaced while it is loaded.
       const identify = async () =>
@@ -218,6 +223,7 @@ export class Gemma {
           ...(draft !== undefined && { draft }),
           ...visionSettings(vision),
           ...settings,
+          adapters,
         },
         cancellation,
         onProgress,
@@ -247,10 +253,12 @@ export class Gemma {
     const path = await findModelFile(model);
     const vision = visionSettings(await findVisionFile(path, options.mmproj));
     const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
+    const named = adapterPaths('adapters', options.adapters);
     const summary = await addon().inspect({
       prefixCacheBytes: defaultPrefixCache(),
       path,
       contexts: [contextSize],
+      adapters: await Promise.all(named.map(([name, file]) => findAdapter(name, file))),
       ...(draft !== undefined && { draft }),
       ...vision,
       ...settings,
@@ -423,14 +431,14 @@ export class Gemma {
     const { all, rows, top, prompt } = check.logitsOptions(options);
     const { onRow } = options;
     return this.#call(options.signal, async (cancellation) => {
-      const { tokens, images } = await this.#promptFor(input, prompt, 0, {}, cancellation);
+      const { tokens, images, adapters } = await this.#promptFor(input, prompt, 0, {}, cancellation);
       const vocabulary = this.info.config.vocabularySize;
       const positions = all ? tokens.length : 1;
       const first = tokens.length - positions;
       const collect = rows && !onRow;
       const data = allocate(collect ? positions * vocabulary : 0);
       const best: TokenScore[][] = [];
-      await this.#evaluate({ tokens, images, all, rows, top, next: false }, cancellation, (event) => {
+      await this.#evaluate({ tokens, images, adapters, all, rows, top, next: false }, cancellation, (event) => {
         if (event.top) best.push(event.top);
         if (!event.row) return;
         if (collect) data.set(event.row, (event.position - first) * vocabulary);
@@ -471,12 +479,13 @@ export class Gemma {
       const end = includeEnd ? endToken(model, ofTurn) : undefined;
       const encoded = await encodeCandidates(model, list, this.info, end, signal);
       const longest = encoded.lengths.reduce((most, n) => Math.max(most, n), 0);
-      const { tokens, images } = await this.#promptFor(input, settings, longest, {}, cancellation);
+      const { tokens, images, adapters } = await this.#promptFor(input, settings, longest, {}, cancellation);
       const logprobs = new Float64Array(encoded.tokens.length);
       const likeliest = new Uint8Array(encoded.tokens.length);
       let n = 0;
       const { tokens: candidateTokens, lengths } = encoded;
-      await this.#score({ tokens, images, candidates: candidateTokens, lengths }, cancellation, (event) => {
+      const params = { tokens, images, adapters, candidates: candidateTokens, lengths };
+      await this.#score(params, cancellation, (event) => {
         logprobs.set(event.logprobs, n);
         likeliest.set(event.likeliest, n);
         n += event.logprobs.length;
@@ -493,7 +502,7 @@ export class Gemma {
    * @throws RangeError for an empty text; otherwise as `generate`
    */
   async perplexity(text: string | readonly number[], options: PerplexityOptions = {}): Promise<PerplexityResult> {
-    const { contextSize } = check.perplexityOptions(options, this.info.contextSize);
+    const { contextSize, adapter: adapters } = check.perplexityOptions(options, this.info.contextSize);
     return this.#call(options.signal, async (cancellation) => {
       const { signal } = cancellation;
       const ids =
@@ -509,7 +518,8 @@ export class Gemma {
         tokens.set(bos);
         tokens.set(chunk, bos.length);
         let scored = 0;
-        await this.#evaluate({ tokens, all: true, rows: false, top: 0, next: true }, cancellation, (event) => {
+        const params = { tokens, adapters, all: true, rows: false, top: 0, next: true };
+        await this.#evaluate(params, cancellation, (event) => {
           if (event.nextLogprob === undefined) return;
           sum -= event.nextLogprob;
           ++scored;
@@ -536,7 +546,7 @@ export class Gemma {
     image: ImageInput | readonly ImageInput[],
     options: EmbedImageOptions = {},
   ): Promise<ImageEmbedding | ImageEmbedding[]> {
-    const { limits, crops: cut, pooling } = check.embedImageOptions(options);
+    const { limits, crops: cut, pooling, adapter } = check.embedImageOptions(options);
     const several = Array.isArray(image);
     const images = (several ? image : [image]) as readonly ImageInput[];
     return this.#call(options.signal, async (cancellation) => {
@@ -555,6 +565,7 @@ export class Gemma {
         },
         cancellation,
         options.onProgress,
+        adapter,
       );
       const results: ImageEmbedding[] = [];
       for (const [i, rows] of squares.entries()) {
@@ -562,6 +573,41 @@ export class Gemma {
       }
       return several ? results : (results[0] as ImageEmbedding);
     });
+  }
+
+  /** The adapters that are loaded, in the order of their names. */
+  get adapters(): AdapterInfo[] {
+    return this.#live()
+      .adapters()
+      .map(({ name, rank, tensors, bytes, vision }) => ({ name, rank, tensors, bytes, vision }));
+  }
+
+  /**
+   * Loads an adapter (LoRA) beside the model, for calls that name it (option `adapter`). The model's weights stay as they are. Calls go on
+   * meanwhile.
+   *
+   * @param path a folder of Hugging Face PEFT (`adapter_config.json`, `adapter_model.safetensors`), or a GGUF file of llama.cpp's
+   * @throws GemmaError `ERR_ADAPTER_INVALID` (with a detail; the adapter is damaged, does not fit this model, or uses what is not
+   * supported), `ERR_INVALID_ARGUMENT` (`ADAPTER_EXISTS`), `ERR_FILE`, `ERR_GGUF_INVALID`, `ERR_SAFETENSORS_INVALID`, `ERR_OUT_OF_MEMORY`,
+   * `ERR_DISPOSED`; the signal's reason after an abort
+   */
+  async loadAdapter(name: string, path: string | URL, options: LoadAdapterOptions = {}): Promise<AdapterInfo> {
+    adapterName('name', name);
+    check.loadAdapterOptions(options);
+    return abortable(options.signal, async ({ signal }) => {
+      const source = await findAdapter(name, path);
+      const { rank, tensors, bytes, vision } = await stoppable(signal, (stop) => this.#live().loadAdapter(source, stop));
+      return { name, rank, tensors, bytes, vision };
+    });
+  }
+
+  /**
+   * Forgets an adapter. Calls that have begun, or wait, go on with it; its memory is given back after the last of them.
+   *
+   * @throws GemmaError `ERR_INVALID_ARGUMENT` (`UNKNOWN_ADAPTER`), `ERR_DISPOSED`
+   */
+  async unloadAdapter(name: string): Promise<void> {
+    this.#live().unloadAdapter(adapterName('name', name));
   }
 
   /** What the engine is doing now. */
@@ -666,7 +712,7 @@ export class Gemma {
   }
 
   async #generate(
-    { tokens, images, imageTokens }: Prompt,
+    { tokens, images, imageTokens, adapters }: Prompt,
     { stopTokens, structure, ...params }: check.AnswerParams & { maxUnread: number },
     { onProgress }: GenerateOptions,
     { grammar, assembler }: Bound,
@@ -678,7 +724,7 @@ export class Gemma {
     const held = grammar ?? (structure && (await this.#live().compileGrammar(await structure.source())));
     const { result, isWhole } = await runGeneration(
       this.#live(),
-      { ...params, stopTokens: stops, tokens, images, ...(held && { grammar: held }) },
+      { ...params, stopTokens: stops, tokens, images, adapters, ...(held && { grammar: held }) },
       imageTokens,
       cancellation,
       onPrompt,

@@ -104,7 +104,7 @@ class AdapterBuilder {
     piece.stage = stage;
     piece.offset = a_.stage_bytes_[stage];
     piece.n_bytes = n_bytes;
-    piece.address = reinterpret_cast<const std::byte**>(address);
+    piece.set = [address](std::byte* at) { *address = reinterpret_cast<const T*>(at); };
     if (reads()) {
       piece.data.resize(n_bytes);
       make(piece.data.data());
@@ -457,7 +457,7 @@ class AdapterBuilder {
     Adapter::Piece piece;
     piece.stage = stage;
     piece.offset = offset;
-    piece.address = reinterpret_cast<const std::byte**>(address);
+    piece.set = [address](std::byte* at) { *address = reinterpret_cast<float*>(at); };
     a_.pieces_.push_back(std::move(piece));
   }
 
@@ -477,6 +477,7 @@ Adapter::Adapter(const AdapterTensors& tensors, const AdapterTarget& target, con
         return next.fetch_add(1);
       }()) {
   AdapterBuilder(*this, tensors, target, &should_stop).run();
+  info_.hash = std::to_string(hash_);
 }
 
 uint64_t Adapter::planned_bytes(const AdapterTensors& tensors, const AdapterTarget& target) {
@@ -493,7 +494,7 @@ void Adapter::install(std::span<const Stage> stages) {
   for (Piece& piece : pieces_) {
     std::byte* at = memory[piece.stage]->data() + piece.offset;
     if (!piece.data.empty()) stages[piece.stage].backend->upload(at, piece.data.data(), piece.data.size());
-    *piece.address = at;
+    piece.set(at);
   }
   if (head_.has_token_rows && output_rows_.data == nullptr) output_rows_ = token_rows_;
   pieces_ = {};

@@ -83,6 +83,7 @@ struct AdapterInfo {
   uint64_t n_tensors = 0;  // of the file, those that count
   uint64_t bytes = 0;      // on the backends, working memory included
   bool has_vision = false;
+  std::string hash;  // of what it says: two that are equal compute alike
 };
 
 // An adapter in memory. Made in two steps: the first reads the file, checks everything and may take its time, on any
@@ -135,13 +136,13 @@ class Adapter {
  private:
   friend class AdapterBuilder;
   Adapter() : id_(0) {}
-  // A part of a stage's memory, where its address goes, and its bytes until install().
+  // A part of a stage's memory: its bytes until install(), and who is told where they are.
   struct Piece {
     size_t stage = 0;
     size_t offset = 0;
     size_t n_bytes = 0;
     std::vector<std::byte> data;  // none: working memory
-    const std::byte** address = nullptr;
+    std::function<void(std::byte* at)> set;
   };
   template <class Member>
   struct LayerChange {

@@ -13,6 +13,7 @@
 #include "model/adapter.h"
 #include "reader/adapter_file.h"
 #include "runtime/load_options.h"
+#include "runtime/prompt.h"
 
 namespace gemma {
 
