@@ -152,14 +152,9 @@ class CpuBackend final : public Backend {
       job_chunks_.push_back({n_chunks, rows});
       n_chunks += (job.weight->n_out + rows - 1) / rows;
     }
-    // What adapters multiply x with comes in the same go.
-    const int n_base_chunks = n_chunks;
-    n_chunks += cut(added, [](const LowRank& part) {
-      return LowRankCut{kLowRankRows, kRowsOfA, part.a.data != nullptr ? part.a.n_out : 0};
-    });
+    // Before: what is added is added to each chunk while that is near the core.
+    if (!added.empty()) multiply_low_rank(added, x);
     pool_.parallel_for(n_chunks, [&](int chunk, int thread) {
-      if (chunk >= n_base_chunks)
-        return multiply_low_rank(added, x, chunk - n_base_chunks, scratch_[static_cast<size_t>(thread)]);
       size_t j = jobs.size() - 1;
       while (job_chunks_[j].first_chunk > chunk) --j;
       const Weight& weight = *jobs[j].weight;
@@ -181,43 +176,16 @@ class CpuBackend final : public Backend {
         float* out = row_of(jobs[j].out, exact, weight.n_out);
         kernels_.bulk->multiply(rows, packed, n - exact, n_in, out, stride, scratch);
       }
+      for (const LowRank& part : added) {
+        if (part.out == jobs[j].out) add_columns(part, 0, part.n_rows, rows.row_begin, rows.row_end);
+      }
     });
-    if (!added.empty()) add_low_rank(added);
   }
 
   void add_low_rank(std::span<const LowRank> added) override {
-    // Parts of the same results are added by whoever has these results, in order.
-    const auto continues = [&](size_t i) {
-      return i > 0 && added[i].out == added[i - 1].out && added[i].first_row == added[i - 1].first_row;
-    };
-    size_t at = 0;
-    const int n_chunks = cut(added, [&](const LowRank& part) {
-      return LowRankCut{kLowRankRows, kColumnsOfB, continues(at++) ? 0 : part.n_out};
-    });
-    pool_.parallel_for(n_chunks, [&](int chunk, int /*thread*/) {
-      size_t i = find_cut(chunk);
-      const LowRankCut& part = cuts_[i];
-      const int first_row = (chunk - part.first_chunk) % part.n_row_chunks * part.rows;
-      const int first_column = (chunk - part.first_chunk) / part.n_row_chunks * part.columns;
-      do {
-        const LowRank& low_rank = added[i];
-        const int row = low_rank.first_row + first_row;
-        cpu::LowRankRows rows;
-        rows.rank = low_rank.b.n_out;
-        rows.t = row_of(low_rank.t, row, rows.rank);
-        rows.n_rows = std::min(part.rows, low_rank.n_rows - first_row);
-        rows.type = low_rank.b.type;
-        rows.b = low_rank.b.data;
-        rows.b_row_bytes = row_bytes(low_rank.b.type, low_rank.b.n_in);
-        rows.bias = low_rank.bias;
-        rows.norms = low_rank.norms;
-        rows.norms_stride = static_cast<size_t>(low_rank.b.n_in);
-        rows.scale = low_rank.scale;
-        rows.out = row_of(low_rank.out, row, low_rank.stride);
-        rows.out_stride = static_cast<size_t>(low_rank.stride);
-        kernels_.add_low_rank(rows, first_column, std::min(low_rank.n_out, first_column + part.columns));
-      } while (++i < added.size() && continues(i));
-    });
+    for (const LowRank& part : added) {
+      for_parts(part.n_rows, [&](int first, int n) { add_columns(part, first, n, 0, part.n_out); });
+    }
   }
 
   std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened, int max_rows) override {
@@ -434,18 +402,13 @@ class CpuBackend final : public Backend {
     int first_chunk;
     int rows;
   };
-  // How the rows and columns of one result are cut.
-  struct LowRankCut {
-    int rows = 0;
-    int columns = 0;
-    int n_columns = 0;  // 0: nothing is computed here
-    int first_chunk = 0;
-    int n_row_chunks = 0;
-  };
-  // Rows of x or out; rows of a, columns of b: as much as fits near a core, and enough for all threads.
+  // Of t = x a^T: rows of x in a chunk, and rows of a.
   static constexpr int kLowRankRows = 64;
   static constexpr int kRowsOfA = 8;
-  static constexpr int kColumnsOfB = 256;
+  struct LowRankChunks {
+    int first_chunk;
+    int n_row_chunks;
+  };
   struct RowPart {  // of found[row].rows
     size_t row;
     size_t first;
@@ -464,37 +427,66 @@ class CpuBackend final : public Backend {
     });
   }
 
-  // Cuts each of added, and returns how many chunks there are.
-  template <class F>
-  int cut(std::span<const LowRank> added, const F& how) {
+  // t = x a^T of each.
+  void multiply_low_rank(std::span<const LowRank> added, const float* x) {
     int n_chunks = 0;
-    cuts_.clear();
+    size_t n_products = 0;
+    low_rank_chunks_.clear();
     for (const LowRank& part : added) {
-      LowRankCut cut = how(part);
-      cut.first_chunk = n_chunks;
-      cut.n_row_chunks = (part.n_rows + cut.rows - 1) / cut.rows;
-      n_chunks += cut.n_row_chunks * ((cut.n_columns + cut.columns - 1) / cut.columns);
-      cuts_.push_back(cut);
+      const int n_row_chunks = (part.n_rows + kLowRankRows - 1) / kLowRankRows;
+      low_rank_chunks_.push_back({n_chunks, n_row_chunks});
+      n_chunks += n_row_chunks * ((part.a.n_out + kRowsOfA - 1) / kRowsOfA);
+      n_products +=
+          static_cast<size_t>(part.n_rows) * static_cast<size_t>(part.a.n_out) * static_cast<size_t>(part.a.n_in);
     }
-    return n_chunks;
+    const auto multiply = [&](int chunk, int thread) {
+      size_t i = added.size() - 1;
+      while (low_rank_chunks_[i].first_chunk > chunk) --i;
+      const Weight& a = added[i].a;
+      const int index = chunk - low_rank_chunks_[i].first_chunk;
+      const int first = index % low_rank_chunks_[i].n_row_chunks * kLowRankRows;
+      const int first_out = index / low_rank_chunks_[i].n_row_chunks * kRowsOfA;
+      const int row = added[i].first_row + first;
+      const cpu::WeightRows rows{a.type, a.data, row_bytes(a.type, a.n_in), first_out,
+                                 std::min(a.n_out, first_out + kRowsOfA)};
+      kernels_.gemm_float(rows, row_of(x, row, a.n_in), std::min(kLowRankRows, added[i].n_rows - first), a.n_in,
+                          row_of(added[i].t, row, a.n_out), static_cast<size_t>(a.n_out),
+                          scratch_[static_cast<size_t>(thread)]);
+    };
+    constexpr size_t kWorthWaking = 1 << 16;  // products
+    if (n_products < kWorthWaking) {
+      for (int chunk = 0; chunk < n_chunks; ++chunk) multiply(chunk, 0);
+    } else {
+      pool_.parallel_for(n_chunks, multiply);
+    }
   }
-  size_t find_cut(int chunk) const {
-    const auto after = std::upper_bound(cuts_.begin(), cuts_.end(), chunk,
-                                        [](int value, const LowRankCut& cut) { return value < cut.first_chunk; });
-    return static_cast<size_t>(after - cuts_.begin()) - 1;
+
+  // n of the rows, from the first-th on, and columns begin .. end - 1; begin a multiple of kOutputLanes.
+  void add_columns(const LowRank& part, int first, int n, int begin, int end) {
+    const int row = part.first_row + first;
+    cpu::LowRankRows rows;
+    rows.rank = part.b.n_out;
+    rows.t = row_of(part.t, row, rows.rank);
+    rows.n_rows = n;
+    rows.type = part.b.type;
+    rows.b = part.b.data;
+    rows.b_row_bytes = row_bytes(part.b.type, part.b.n_in);
+    rows.bias = part.bias;
+    rows.norms = part.norms;
+    rows.norms_stride = static_cast<size_t>(part.b.n_in);
+    rows.scale = part.scale;
+    rows.out = row_of(part.out, row, part.stride);
+    rows.out_stride = static_cast<size_t>(part.stride);
+    if (begin < part.n_out) kernels_.add_low_rank(rows, begin, std::min(part.n_out, end));
   }
-  // A chunk of t = x a^T.
-  void multiply_low_rank(std::span<const LowRank> added, const float* x, int chunk, const Scratch& scratch) {
-    const size_t i = find_cut(chunk);
-    const LowRankCut& part = cuts_[i];
-    const Weight& a = added[i].a;
-    const int first = (chunk - part.first_chunk) % part.n_row_chunks * part.rows;
-    const int first_out = (chunk - part.first_chunk) / part.n_row_chunks * part.columns;
-    const int row = added[i].first_row + first;
-    const cpu::WeightRows rows{a.type, a.data, row_bytes(a.type, a.n_in), first_out,
-                               std::min(a.n_out, first_out + part.columns)};
-    kernels_.gemm_float(rows, row_of(x, row, a.n_in), std::min(part.rows, added[i].n_rows - first), a.n_in,
-                        row_of(added[i].t, row, a.n_out), static_cast<size_t>(a.n_out), scratch);
+
+  // f(first, n) for runs of n_rows rows.
+  template <class F>
+  void for_parts(int n_rows, const F& f) {
+    constexpr int kPart = 16;
+    pool_.parallel_for((n_rows + kPart - 1) / kPart, [&](int chunk, int /*thread*/) {
+      f(chunk * kPart, std::min(kPart, n_rows - chunk * kPart));
+    });
   }
 
   // Weight rows per chunk, of a product with n rows of x, of which the n_exact first are not bulk.
@@ -588,7 +580,7 @@ class CpuBackend final : public Backend {
   std::vector<RowPart> parts_;
   std::vector<int> queries_;  // of a call of top_linear(): rows of x that are screened
   std::vector<JobChunks> job_chunks_;
-  std::vector<LowRankCut> cuts_;
+  std::vector<LowRankChunks> low_rank_chunks_;
 };
 
 }  // namespace

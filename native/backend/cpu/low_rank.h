@@ -1,8 +1,8 @@
 // What adapters add to products (kernels.h, add_low_rank), for any instruction set; internal to each file that includes
-// it. Sixteen columns of a few rows at a time: a value of b is read once for all rows.
+// it. Some columns of a few rows at a time: a value of b is read once for all rows.
 //
 // Isa has a vector type Float of kLanes floats with set1, load and store (unaligned), mul, div, root, fma, and F32, F16,
-// BF16, types of b that load kLanes values as floats; kRows: as many rows as it has registers for.
+// BF16, types of b that load kLanes values as floats; kRows rows of kColumns columns are as much as it has registers for.
 #pragma once
 
 #include "backend/cpu/kernels.h"
@@ -11,12 +11,12 @@
 namespace gemma::cpu {
 namespace {
 
-inline constexpr int kLowRankColumns = 16;
+inline constexpr int kLowRankColumns = 16;  // b has whole ones of
 
-template <class Isa, class Type, int kRows>
+template <class Isa, class Type, int kRows, int kColumns>
 inline void add_low_rank_tile(const LowRankRows& a, int row, size_t column, float* out, size_t out_stride) {
   using Float = typename Isa::Float;
-  constexpr int kVectors = kLowRankColumns / Isa::kLanes;
+  constexpr int kVectors = kColumns / Isa::kLanes;
   Float acc[kRows][kVectors];
   for (int i = 0; i < kVectors; ++i) {
     const Float bias = a.bias != nullptr ? Isa::load(a.bias + column + static_cast<size_t>(i * Isa::kLanes)) : Isa::set1(0);
@@ -54,15 +54,17 @@ template <class Isa, class Type, int kRows>
 inline void add_low_rank_rows(const LowRankRows& a, int row, int col_begin, int col_end) {
   float* out = row_of(a.out, row, static_cast<ptrdiff_t>(a.out_stride));
   int column = col_begin;
+  for (; column + Isa::kColumns <= col_end; column += Isa::kColumns)
+    add_low_rank_tile<Isa, Type, kRows, Isa::kColumns>(a, row, static_cast<size_t>(column), out + column, a.out_stride);
   for (; column + kLowRankColumns <= col_end; column += kLowRankColumns)
-    add_low_rank_tile<Isa, Type, kRows>(a, row, static_cast<size_t>(column), out + column, a.out_stride);
+    add_low_rank_tile<Isa, Type, kRows, kLowRankColumns>(a, row, static_cast<size_t>(column), out + column, a.out_stride);
   if (column == col_end) return;
   float part[kRows * kLowRankColumns] = {};
   for (int r = 0; r < kRows; ++r) {
     for (int j = column; j < col_end; ++j)
       part[r * kLowRankColumns + j - column] = row_of(out, r, static_cast<ptrdiff_t>(a.out_stride))[j];
   }
-  add_low_rank_tile<Isa, Type, kRows>(a, row, static_cast<size_t>(column), part, kLowRankColumns);
+  add_low_rank_tile<Isa, Type, kRows, kLowRankColumns>(a, row, static_cast<size_t>(column), part, kLowRankColumns);
   for (int r = 0; r < kRows; ++r) {
     for (int j = column; j < col_end; ++j)
       row_of(out, r, static_cast<ptrdiff_t>(a.out_stride))[j] = part[r * kLowRankColumns + j - column];
