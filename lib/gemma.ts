@@ -596,7 +596,9 @@ export class Gemma {
     check.loadAdapterOptions(options);
     return abortable(options.signal, async ({ signal }) => {
       const source = await findAdapter(name, path);
-      const { rank, tensors, bytes, vision } = await stoppable(signal, (stop) => this.#live().loadAdapter(source, stop));
+      const { rank, tensors, bytes, vision } = await stoppable(signal, (stop) =>
+        this.#live().loadAdapter(source, stop),
+      );
       return { name, rank, tensors, bytes, vision };
     });
   }

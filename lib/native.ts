@@ -442,7 +442,14 @@ export interface NativeAddon {
   init(errorClass: typeof GemmaError): void;
   devices(): Promise<Device[]>;
   inspect(
-    options: MemoryParams & { path: string; contexts: number[]; draft?: string; mmproj?: string; vision?: boolean; adapters?: NativeAdapterSource[] },
+    options: MemoryParams & {
+      path: string;
+      contexts: number[];
+      draft?: string;
+      mmproj?: string;
+      vision?: boolean;
+      adapters?: NativeAdapterSource[];
+    },
   ): Promise<NativeModelSummary>;
   cropBoxes(options: NativeCropOptions & { width: number; height: number }): Crop[];
   /**

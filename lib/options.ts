@@ -387,7 +387,12 @@ const IMAGE_CACHE = {
   folder: strings,
 } as const satisfies TableOf<ImageCacheOptions>;
 
-const ESTIMATE = { ...MEMORY, draft: elsewhere, mmproj: elsewhere, adapters: elsewhere } as const satisfies TableOf<EstimateOptions>;
+const ESTIMATE = {
+  ...MEMORY,
+  draft: elsewhere,
+  mmproj: elsewhere,
+  adapters: elsewhere,
+} as const satisfies TableOf<EstimateOptions>;
 
 const INSPECT = {
   contexts: custom((name, value) => {

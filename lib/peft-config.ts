@@ -57,7 +57,8 @@ type Fields = Readonly<Record<string, unknown>>;
 /** A file's beginning; of one that is longer undefined. */
 async function readSmall(path: string): Promise<string | undefined> {
   const file = await open(path, 'r').catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== 'ENOENT') throw new GemmaError('ERR_FILE', `${plain(path)}: cannot be opened (${reasonOf(error)})`);
+    if (error.code !== 'ENOENT')
+      throw new GemmaError('ERR_FILE', `${plain(path)}: cannot be opened (${reasonOf(error)})`);
     throw new GemmaError(
       'ERR_ADAPTER_INVALID',
       `${plain(path)}: missing; it says how the tensors beside it are to be read`,
@@ -138,7 +139,11 @@ class ConfigReader {
     if (!Array.isArray(value)) {
       const names = Object.keys(value);
       if (names.length !== 1 || names[0] !== 'embed_tokens') {
-        this.fail(key, `expected embed_tokens and no other module, found ${names.map((name) => plain(name, 60)).join(', ')}`, 'UNSUPPORTED');
+        this.fail(
+          key,
+          `expected embed_tokens and no other module, found ${names.map((name) => plain(name, 60)).join(', ')}`,
+          'UNSUPPORTED',
+        );
       }
       ids = (value as Fields).embed_tokens;
     }
@@ -158,7 +163,8 @@ class ConfigReader {
     const value = this.#value(key) ?? {};
     if (typeof value !== 'object' || Array.isArray(value)) this.fail(key, `expected patterns, found ${show(value)}`);
     const entries = Object.entries(value as Fields);
-    if (entries.length > MAX_PATTERNS) this.fail(key, `expected at most ${MAX_PATTERNS} patterns, found ${entries.length}`);
+    if (entries.length > MAX_PATTERNS)
+      this.fail(key, `expected at most ${MAX_PATTERNS} patterns, found ${entries.length}`);
     const patterns = new Patterns();
     const compiled = entries.map(([pattern, found]): [Language, number] => {
       const name = `${key}[${plain(pattern, 60)}]`;
@@ -187,12 +193,17 @@ class ConfigReader {
     if (bias !== 'none') this.fail('bias', `expected "none", found ${show(bias)}`, 'UNSUPPORTED');
     const start = this.#value('init_lora_weights');
     if (typeof start === 'string' && OTHER_BASE.test(start)) {
-      this.fail('init_lora_weights', `${show(start)} changes the base model too: save the adapter as plain LoRA (PEFT's path_initial_model_for_weight_conversion)`, 'UNSUPPORTED');
+      this.fail(
+        'init_lora_weights',
+        `${show(start)} changes the base model too: save the adapter as plain LoRA (PEFT's path_initial_model_for_weight_conversion)`,
+        'UNSUPPORTED',
+      );
     }
     for (const [key, value] of Object.entries(this.#fields)) {
       if (INERT.includes(key) || READ.includes(key)) continue;
       const isEmpty = typeof value === 'object' && value !== null && Object.keys(value).length === 0;
-      if (value !== null && value !== false && !isEmpty) this.fail(key, `${show(value)} is not supported`, 'UNSUPPORTED');
+      if (value !== null && value !== false && !isEmpty)
+        this.fail(key, `${show(value)} is not supported`, 'UNSUPPORTED');
     }
   }
 }

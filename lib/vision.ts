@@ -149,7 +149,11 @@ export class ImageEncoder {
   // Those of the adapters that change the encoder, and what tells their embeddings from others.
   #ofEncoder(adapters: readonly NativeAdapterUse[]): { uses: readonly NativeAdapterUse[]; key: string } {
     if (adapters.length === 0) return { uses: [], key: '' };
-    const known = new Map(this.#live().adapters().map((adapter) => [adapter.name, adapter]));
+    const known = new Map(
+      this.#live()
+        .adapters()
+        .map((adapter) => [adapter.name, adapter]),
+    );
     const uses = adapters.filter(({ name }) => known.get(name)?.vision);
     return { uses, key: uses.map(({ name, scale }) => ` ${known.get(name)?.hash} ${scale}`).join('') };
   }

@@ -89,8 +89,8 @@ struct Bulk {
 struct LowRank {
   int first_row = 0;  // of x, t and out
   int n_rows = 0;
-  Weight a;                      // [rank, n_in], floats; without data: t is there already
-  Weight b;                      // [rank, n_out up to a multiple of kOutputLanes], floats, as bias and norms zero behind n_out
+  Weight a;  // [rank, n_in], floats; without data: t is there already
+  Weight b;  // [rank, n_out up to a multiple of kOutputLanes], floats, as bias and norms zero behind n_out
   const float* bias = nullptr;   // null: none
   const float* norms = nullptr;  // [4, columns of b], null: none
   float scale = 0;

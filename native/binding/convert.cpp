@@ -551,7 +551,8 @@ std::vector<AdapterUse> to_adapter_uses(const Napi::Value& value) {
     const Napi::Object use = to_object(element, "adapters");
     const double scale = to_double(use.Get("scale"), "scale");
     constexpr double kMost = 1e6;
-    if (!(scale >= -kMost && scale <= kMost)) throw Napi::RangeError::New(use.Env(), "scale: expected a number from -1e6 to 1e6");
+    if (!(scale >= -kMost && scale <= kMost))
+      throw Napi::RangeError::New(use.Env(), "scale: expected a number from -1e6 to 1e6");
     uses.push_back({to_string(use.Get("name"), "name"), static_cast<float>(scale)});
   });
   return uses;

@@ -115,8 +115,8 @@ class AdapterBuilder {
 
   void check_shape(const std::string& name, const Tensor& tensor, const std::vector<int64_t>& expected) const {
     if (!is_float_type(tensor.type)) {
-      bad_adapter("BAD_TENSOR", tensor.name + ": expected a type of floats (F32, F16, BF16) for " + name + ", file has " +
-                                    type_traits(tensor.type).name);
+      bad_adapter("BAD_TENSOR", tensor.name + ": expected a type of floats (F32, F16, BF16) for " + name +
+                                    ", file has " + type_traits(tensor.type).name);
     }
     if (tensor.shape != expected) {
       bad_adapter("BAD_TENSOR", tensor.name + ": expected " + shape_text(expected) + " for " + name + ", file has " +
@@ -156,7 +156,8 @@ class AdapterBuilder {
     if (m.bias) check_shape(name, *m.bias, {n_out});
     if (m.magnitude) check_shape(name, *m.magnitude, {n_out});
     if (!std::isfinite(m.scale)) bad_adapter("NONFINITE", name + ": expected a finite scale (alpha / rank)");
-    if (is_table && m.magnitude) bad_adapter("UNSUPPORTED", m.magnitude->name + ": DoRA on the embedding is not supported");
+    if (is_table && m.magnitude)
+      bad_adapter("UNSUPPORTED", m.magnitude->name + ": DoRA on the embedding is not supported");
     if (is_table && m.bias) bad_adapter("UNSUPPORTED", m.bias->name + ": a bias on the embedding is not supported");
     if (m.magnitude && m.bias) bad_adapter("UNSUPPORTED", m.bias->name + ": a bias with DoRA is not supported");
     hash(name);
@@ -185,9 +186,8 @@ class AdapterBuilder {
     const size_t columns = padded_columns(out->n_out);
     const size_t size_b = element_bytes(m.b->type);
     out->b = {m.b->type, static_cast<int>(rank), static_cast<int>(columns), nullptr};
-    add(stage, n_rank * columns * size_b, &out->b.data, [&](std::byte* to) {
-      transpose(m.b->data, static_cast<size_t>(n_out), n_rank, size_b, to, columns);
-    });
+    add(stage, n_rank * columns * size_b, &out->b.data,
+        [&](std::byte* to) { transpose(m.b->data, static_cast<size_t>(n_out), n_rank, size_b, to, columns); });
     if (m.bias) {
       take(*m.bias);
       add(stage, columns * sizeof(float), &out->bias, [&](std::byte* to) {
@@ -206,7 +206,8 @@ class AdapterBuilder {
   static void transpose(const std::byte* from, size_t rows, size_t columns, size_t size, std::byte* to,
                         size_t to_columns) {
     for (size_t i = 0; i < rows; ++i) {
-      for (size_t j = 0; j < columns; ++j) std::memcpy(to + (j * to_columns + i) * size, from + (i * columns + j) * size, size);
+      for (size_t j = 0; j < columns; ++j)
+        std::memcpy(to + (j * to_columns + i) * size, from + (i * columns + j) * size, size);
     }
   }
 
@@ -319,9 +320,8 @@ class AdapterBuilder {
       const AdapterMatrix* m = matrix(tensor.name);
       if (m == nullptr) continue;
       // Products of the padded feed-forward part are as wide as it is computed.
-      const int64_t n_in = tensor.matrix == &VisionLayer::ffn_down
-                               ? vision_ffn_dim(config, target_.vision_requantizes)
-                               : tensor.shape[1];
+      const int64_t n_in = tensor.matrix == &VisionLayer::ffn_down ? vision_ffn_dim(config, target_.vision_requantizes)
+                                                                   : tensor.shape[1];
       auto& change = a_.vision_.emplace_back(
           Adapter::LayerChange<Weight VisionLayer::*>{layer, tensor.matrix, std::make_unique<LowRankWeights>()});
       const int rank = add_matrix(tensor.name, *m, tensor.shape[0], tensor.shape[1], last_stage(),
@@ -360,8 +360,8 @@ class AdapterBuilder {
       const Tensor* base = target_.tensors.find(config.has_output ? kOutput : kTokenEmbd);
       if (m->magnitude && base->shape[0] != config.n_vocab)
         bad_adapter("UNSUPPORTED", m->magnitude->name + ": DoRA on this output matrix is not supported");
-      const int rank =
-          add_matrix(kOutput, *m, config.n_vocab, config.model_dim, last_stage(), base, weights, config.model_dim, false);
+      const int rank = add_matrix(kOutput, *m, config.n_vocab, config.model_dim, last_stage(), base, weights,
+                                  config.model_dim, false);
       place(weights, last_stage(), 0, rank);
     }
   }
@@ -442,7 +442,8 @@ class AdapterBuilder {
   void add_scratch() {
     const size_t n_rows = static_cast<size_t>(target_.max_rows);
     for (const Place& place : places_) {
-      add_working_memory(place.stage, &place.weights->t, a_.stage_bytes_[place.stage] + n_rows * place.offset * sizeof(float));
+      add_working_memory(place.stage, &place.weights->t,
+                         a_.stage_bytes_[place.stage] + n_rows * place.offset * sizeof(float));
     }
     for (size_t s = 0; s < scratch_floats_.size(); ++s)
       a_.stage_bytes_[s] += aligned(n_rows * scratch_floats_[s] * sizeof(float));

@@ -150,8 +150,8 @@ void Model::embed() {
       if (own.b.data == nullptr) continue;
       LowRank added = own.of(rows.first, rows.n, use.scale * scale, s.x->floats(), config_.model_dim);
       added.a = {};
-      s.backend->embed(own.t + static_cast<size_t>(rows.first) * static_cast<size_t>(own.b.n_out), own.a, tokens, rows.n,
-                       1.0f);
+      s.backend->embed(own.t + static_cast<size_t>(rows.first) * static_cast<size_t>(own.b.n_out), own.a, tokens,
+                       rows.n, 1.0f);
       s.backend->add_low_rank({&added, 1});
     }
   }

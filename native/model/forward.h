@@ -94,8 +94,8 @@ class Model {
       int n;
       const float* embedding;
     };
-    std::vector<Image> images;  // rows that are no tokens
-    Bulk bulk;                  // rows of prompts
+    std::vector<Image> images;         // rows that are no tokens
+    Bulk bulk;                         // rows of prompts
     std::vector<AdaptedRows> adapted;  // in order; rows without adapters are in none
   };
   bool finds_prompts_apart() const;
@@ -117,12 +117,13 @@ class Model {
   // Calls f(first, n, weight) for runs of the batch's rows, each with its norm.
   template <class F>
   void for_norms(int layer, const float* LayerWeights::* norm, const F& f) {
-    for_norm_rows(batch_.adapted, batch_.n, weights_.layers[static_cast<size_t>(layer)].*norm,
-                  [&](const AdapterMix& mix) { return mix.find(layer, norm); }, f);
+    for_norm_rows(
+        batch_.adapted, batch_.n, weights_.layers[static_cast<size_t>(layer)].*norm,
+        [&](const AdapterMix& mix) { return mix.find(layer, norm); }, f);
   }
   void embed();
-  void attention_block(size_t stage, int layer);   // attention.cpp
-  void ffn_block(const StageState& s, int layer);  // ffn.cpp
+  void attention_block(size_t stage, int layer);                                          // attention.cpp
+  void ffn_block(const StageState& s, int layer);                                         // ffn.cpp
   void norm_rows(const StageState& s, int layer, const float* LayerWeights::* norm);      // h = norm(x)
   void add_norm_rows(const StageState& s, int layer, const float* LayerWeights::* norm);  // x += norm(h)
 

@@ -41,11 +41,12 @@ bool LogitsHead::run(const float* hidden, std::span<const LogitsRow> wanted, con
       if (row.adapters != nullptr) adapted_.push_back({static_cast<int>(n), 1, row.adapters});
     }
     backend_.gather_rows(x, hidden, rows, static_cast<int>(n), model_dim_);
-    for_norm_rows(adapted_, static_cast<int>(n), output_norm_, [](const AdapterMix& mix) { return mix.output_norm(); },
-                  [&](int first, int n_rows, const float* weight) {
-                    float* at = x + static_cast<size_t>(first) * dim;
-                    backend_.rms_norm(at, at, weight, n_rows, model_dim_, rms_eps_);
-                  });
+    for_norm_rows(
+        adapted_, static_cast<int>(n), output_norm_, [](const AdapterMix& mix) { return mix.output_norm(); },
+        [&](int first, int n_rows, const float* weight) {
+          float* at = x + static_cast<size_t>(first) * dim;
+          backend_.rms_norm(at, at, weight, n_rows, model_dim_, rms_eps_);
+        });
     const AdapterMix* mix = changed(begin);
     if (mix != nullptr) {
       multiply(*mix, static_cast<int>(n));
@@ -76,8 +77,7 @@ void LogitsHead::multiply(const AdapterMix& mix, int n) {
   for (const AdapterMix::Use& use : mix.uses) {
     const Adapter::Head& head = use.adapter->head();
     if (head.matrix.data != nullptr) job.weight = &head.matrix;
-    if (head.low_rank.b.data != nullptr)
-      added_.push_back(head.low_rank.of(0, n, use.scale, job.out, weight_.n_out));
+    if (head.low_rank.b.data != nullptr) added_.push_back(head.low_rank.of(0, n, use.scale, job.out, weight_.n_out));
   }
   backend_.linear({&job, 1}, x, n, {}, added_);
   for (const AdapterMix::Use& use : mix.uses) {

@@ -83,9 +83,9 @@ std::optional<std::string> tensor_of(std::string_view module) {
                               {"post_attention_layernorm", "post_attention_norm"},
                               {"pre_feedforward_layernorm", "ffn_norm"},
                               {"post_feedforward_layernorm", "post_ffw_norm"}};
-  constexpr Names kVisionLayer[] = {{"self_attn.q_proj", "attn_q"},     {"self_attn.k_proj", "attn_k"},
-                                    {"self_attn.v_proj", "attn_v"},     {"self_attn.out_proj", "attn_out"},
-                                    {"mlp.fc1", "ffn_up"},              {"mlp.fc2", "ffn_down"}};
+  constexpr Names kVisionLayer[] = {{"self_attn.q_proj", "attn_q"}, {"self_attn.k_proj", "attn_k"},
+                                    {"self_attn.v_proj", "attn_v"}, {"self_attn.out_proj", "attn_out"},
+                                    {"mlp.fc1", "ffn_up"},          {"mlp.fc2", "ffn_down"}};
   const auto look_up = [](const auto& names, std::string_view name) {
     const auto* const found =
         std::find_if(std::begin(names), std::end(names), [&](const Names& entry) { return entry.first == name; });
@@ -135,8 +135,9 @@ class PeftReader {
     if (file.tensors().empty()) bad_adapter("MISSING_TENSOR", "the file holds no tensors");
     for (const auto& [name, matrix] : adapter_.matrices) check_kind(name, matrix);
     if (adapter_.token_rows.has_value() != !settings_.token_ids.empty()) {
-      bad_adapter("MISSING_TENSOR", "trainable_token_indices: expected them in the configuration and their rows in the "
-                                    "file, found one without the other");
+      bad_adapter("MISSING_TENSOR",
+                  "trainable_token_indices: expected them in the configuration and their rows in the "
+                  "file, found one without the other");
     }
     adapter_.token_ids = settings_.token_ids;
     return std::move(adapter_);
@@ -158,9 +159,7 @@ class PeftReader {
     }
     switch (name.part) {
       case Part::kA:
-      case Part::kEmbeddingA:
-        put(&AdapterMatrix::a);
-        break;
+      case Part::kEmbeddingA: put(&AdapterMatrix::a); break;
       case Part::kB:
       case Part::kEmbeddingB:
         set_scale(name, *target, tensor);

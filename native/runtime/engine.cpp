@@ -452,8 +452,7 @@ class Engine::Scheduler {
   std::thread thread_;  // last: it uses all of the above
 };
 
-Engine::Engine(std::unique_ptr<LoadedModel> loaded)
-    : loaded_(std::move(loaded)) {
+Engine::Engine(std::unique_ptr<LoadedModel> loaded) : loaded_(std::move(loaded)) {
   for (const std::shared_ptr<const Adapter>& adapter : loaded_->adapters) adapters_.add(adapter);
   scheduler_ = std::make_unique<Scheduler>(*loaded_);
 }
@@ -491,8 +490,8 @@ std::shared_ptr<const Grammar> Engine::compile_grammar(const GrammarSource& sour
 std::shared_ptr<Request> Engine::generate(GenerateParams params, OnGenerateEvent on_event) {
   check_generate(params, *loaded_);
   auto adapters = adapters_.mix(params.adapters);
-  return scheduler_->submit(make_generate_request(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
-                                                  std::move(on_event)));
+  return scheduler_->submit(make_generate_request(scheduler_->signal(), *loaded_, std::move(adapters),
+                                                  std::move(params), std::move(on_event)));
 }
 
 std::shared_ptr<Request> Engine::logits(LogitsParams params, OnLogits on_row, OnDone on_done) {

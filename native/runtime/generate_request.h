@@ -80,7 +80,7 @@ using OnGenerateEvent = std::function<void(GenerateEvent&& event)>;
 // params must have passed check_generate(); loaded must live until the request is finished. Throws Error as Sampler
 // does.
 std::shared_ptr<SequenceRequest> make_generate_request(std::shared_ptr<Signal> signal, LoadedModel& loaded,
- std::shared_ptr<const AdapterMix> adapters,
+                                                       std::shared_ptr<const AdapterMix> adapters,
                                                        GenerateParams params, OnGenerateEvent on_event);
 
 }  // namespace gemma

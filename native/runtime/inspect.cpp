@@ -81,8 +81,8 @@ FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& c
   const std::unique_ptr<const BackendTraits> traits = cpu_traits(options.isa, cpu_threads(options));
   for (int n_ctx : contexts) {
     if (n_ctx == 0) n_ctx = default_context(config);
-    const MemoryPlan plan = plan_load({*tensors, config, vision, draft, adapters}, model_limits(options, n_ctx, vision), options,
-                                      {{traits.get(), 0, config.n_layers()}});
+    const MemoryPlan plan = plan_load({*tensors, config, vision, draft, adapters}, model_limits(options, n_ctx, vision),
+                                      options, {{traits.get(), 0, config.n_layers()}});
     summary.plans.push_back({n_ctx, plan});
   }
   return summary;

@@ -128,8 +128,8 @@ class Loader {
   void add_adapters() {
     const AdapterTarget target = loaded_->adapter_target(*tensors_, loaded_->vision_tensors.get());
     for (const NamedAdapter& source : options_.adapters) {
-      const std::shared_ptr<Adapter> adapter = prepare_adapter(
-          source, target, [this] { return options_.cancel != nullptr && options_.cancel->load(); });
+      const std::shared_ptr<Adapter> adapter =
+          prepare_adapter(source, target, [this] { return options_.cancel != nullptr && options_.cancel->load(); });
       loaded_->install(adapter);
     }
   }
@@ -176,10 +176,14 @@ void LoadedModel::release() {
 AdapterTarget LoadedModel::adapter_target(const TensorSource& model_tensors,
                                           const TensorSource* tensors_of_vision) const {
   const VisionConfig* vision = info.vision ? &*info.vision : nullptr;
-  return {planned(stages), config, adapter_rows(max_image_rows + kMaxRunning, vision), model_tensors, vision,
-          tensors_of_vision,
-          vision != nullptr &&
-              vision_requantizes(*vision, info.vision_arithmetic, backends.back()->traits().has_bulk())};
+  return {
+      planned(stages),
+      config,
+      adapter_rows(max_image_rows + kMaxRunning, vision),
+      model_tensors,
+      vision,
+      tensors_of_vision,
+      vision != nullptr && vision_requantizes(*vision, info.vision_arithmetic, backends.back()->traits().has_bulk())};
 }
 
 void LoadedModel::install(const std::shared_ptr<Adapter>& adapter) {

@@ -11,17 +11,17 @@ namespace {
 void add_beside(MemoryPlanner& planner, const LoadSources& sources, const ModelLimits& limits,
                 const LoadOptions& options, const std::vector<PlannedStage>& stages) {
   const VisionConfig* vision = sources.vision ? &sources.vision->config : nullptr;
-  const AdapterTarget target{stages,
-                             sources.config,
-                             adapter_rows(limits.max_batch, vision),
-                             sources.tensors,
-                             vision,
-                             sources.vision ? sources.vision->tensors.get() : nullptr,
-                             vision != nullptr && vision_requantizes(*vision, options.vision_arithmetic,
-                                                                     stages.back().traits->has_bulk())};
+  const AdapterTarget target{
+      stages,
+      sources.config,
+      adapter_rows(limits.max_batch, vision),
+      sources.tensors,
+      vision,
+      sources.vision ? sources.vision->tensors.get() : nullptr,
+      vision != nullptr && vision_requantizes(*vision, options.vision_arithmetic, stages.back().traits->has_bulk())};
   for (size_t i = 0; i < sources.adapters.size(); ++i) {
-    planner.add_adapter(in_file(options.adapters[i].source.path,
-                                [&] { return Adapter::planned_bytes(sources.adapters[i], target); }));
+    planner.add_adapter(
+        in_file(options.adapters[i].source.path, [&] { return Adapter::planned_bytes(sources.adapters[i], target); }));
   }
   if (sources.vision) planner.add_vision(*sources.vision->tensors, sources.vision->config, options.vision_arithmetic);
   if (sources.draft) planner.add_draft_model(*sources.draft->tensors, sources.draft->config, limits);

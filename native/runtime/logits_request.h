@@ -31,7 +31,7 @@ using OnDone = std::function<void(std::shared_ptr<const Error> error)>;
 
 // params must have passed check_prompt(); loaded must live until the request is finished.
 std::shared_ptr<SequenceRequest> make_logits_request(std::shared_ptr<Signal> signal, LoadedModel& loaded,
- std::shared_ptr<const AdapterMix> adapters,
-                                                     LogitsParams params, OnLogits on_row, OnDone on_done);
+                                                     std::shared_ptr<const AdapterMix> adapters, LogitsParams params,
+                                                     OnLogits on_row, OnDone on_done);
 
 }  // namespace gemma

@@ -20,8 +20,8 @@ bool same_embedding(const PromptImage& a, const PromptImage& b) {
 
 }  // namespace
 
-void hash_blocks(std::span<const TokenId> tokens, const std::vector<PromptImage>& images,
-                 std::vector<uint64_t>* hashes, uint64_t seed) {
+void hash_blocks(std::span<const TokenId> tokens, const std::vector<PromptImage>& images, std::vector<uint64_t>* hashes,
+                 uint64_t seed) {
   constexpr size_t kBlock = kPagePositions;
   auto image = std::lower_bound(
       images.begin(), images.end(), hashes->size() * kBlock,

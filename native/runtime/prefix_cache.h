@@ -23,8 +23,8 @@ namespace gemma {
 
 // Appends to hashes those of the full blocks of kPagePositions tokens that are missing. hashes[i] stands for all tokens
 // of the blocks 0 .. i, with the embeddings of the images that begin there. seed: of what else keys and values depend on.
-void hash_blocks(std::span<const TokenId> tokens, const std::vector<PromptImage>& images,
-                 std::vector<uint64_t>* hashes, uint64_t seed = 0);
+void hash_blocks(std::span<const TokenId> tokens, const std::vector<PromptImage>& images, std::vector<uint64_t>* hashes,
+                 uint64_t seed = 0);
 // How many positions two prompts have in common, by their hashes and, behind the last equal block, their tokens. May
 // say too much where an image stands there, and by a chance of 2^-64.
 int common_by_hashes(std::span<const uint64_t> a_hashes, std::span<const TokenId> a, std::span<const uint64_t> b_hashes,

@@ -43,7 +43,7 @@ using OnScores = std::function<void(const CandidateScores& scores)>;
 // params must have passed check_score(); loaded must live until the request is finished. on_done as of
 // make_logits_request().
 std::shared_ptr<SequenceRequest> make_score_request(std::shared_ptr<Signal> signal, LoadedModel& loaded,
- std::shared_ptr<const AdapterMix> adapters,
-                                                    ScoreParams params, OnScores on_scores, OnDone on_done);
+                                                    std::shared_ptr<const AdapterMix> adapters, ScoreParams params,
+                                                    OnScores on_scores, OnDone on_done);
 
 }  // namespace gemma

@@ -229,7 +229,8 @@ void SequenceRequest::leave_prefix(FinishReason reason) noexcept {
       tokens_.resize(n);
       hash_tokens();
       hashes_.resize(n / kPagePositions);
-      auto text = std::make_shared<const PrefixText>(PrefixText{std::move(tokens_), images_, std::move(hashes_), key_of(adapters_.get())});
+      auto text = std::make_shared<const PrefixText>(
+          PrefixText{std::move(tokens_), images_, std::move(hashes_), key_of(adapters_.get())});
       loaded_.prefixes->keep(std::move(kv_), static_cast<int>(n), std::move(text));
     } catch (const std::exception&) {
       loaded_.prefixes->clear();

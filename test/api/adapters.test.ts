@@ -55,7 +55,10 @@ describe('golden data', () => {
     await gemma.loadAdapter('again', join(folder, 'bf16'));
     const close = async (a: Record<string, number>, b: Record<string, number>) => {
       const [x, y] = await Promise.all([a, b].map((adapter) => gemma.logits(ids, { adapter })));
-      const worst = (x?.data ?? new Float32Array()).reduce((most, value, i) => Math.max(most, Math.abs(value - (y?.data[i] ?? NaN))), 0);
+      const worst = (x?.data ?? new Float32Array()).reduce(
+        (most, value, i) => Math.max(most, Math.abs(value - (y?.data[i] ?? NaN))),
+        0,
+      );
       expect(worst).toBeLessThan(5e-4);
     };
     await close({ bf16: 0.5, again: 0.5 }, { bf16: 1 });
@@ -120,10 +123,16 @@ describe('while it is in use', () => {
     controller.abort(new Error('within'));
     await expect(loading).rejects.toThrow('within');
     const stopped = new AbortController();
-    const running = gemma.generate(ids, { ...plainAnswer, adapter: 'dora', signal: stopped.signal });
-    while (gemma.stats().running === 0) await new Promise(setImmediate);
-    stopped.abort(new Error('later'));
-    await expect(running).rejects.toThrow('later');
+    const running = gemma.stream(ids, {
+      maxOutputTokens: 400,
+      temperature: 0,
+      adapter: 'dora',
+      signal: stopped.signal,
+    });
+    const reading = (async () => {
+      for await (const part of running) if (part.type === 'text') stopped.abort(new Error('later'));
+    })();
+    await expect(reading).rejects.toThrow('later');
     while (gemma.stats().running > 0) await new Promise(setImmediate);
     expect(gemma.adapters).toEqual(before);
   });
@@ -143,7 +152,8 @@ describe('caches', () => {
 
   test('what is kept of a prompt belongs to its adapters and scales', async () => {
     const cached = async (adapter: GenerateOptions['adapter']) =>
-      (await gemma.generate(long, { maxOutputTokens: 1, temperature: 0, adapter: adapter ?? {} })).usage.cachedInputTokens;
+      (await gemma.generate(long, { maxOutputTokens: 1, temperature: 0, adapter: adapter ?? {} })).usage
+        .cachedInputTokens;
     for (const adapter of ['bf16', { bf16: 0.5 }, 'head', {}, { bf16: 1, head: 1 }] as const) {
       expect(await cached(adapter)).toBe(0);
       expect(await cached(adapter)).toBeGreaterThan(100);
@@ -266,10 +276,16 @@ describe('refused', () => {
     const start = 8 + Number(bytes.readBigUInt64LE(0));
     const header = JSON.parse(bytes.toString('utf8', 8, start)) as Header;
     const tensors = new Map(
-      Object.entries(header).map(([name, { dtype, shape, data_offsets: [from, to] }]) => [
-        name,
-        { dtype, shape, bytes: bytes.subarray(start + from, start + to) },
-      ]),
+      Object.entries(header).map(
+        ([
+          name,
+          {
+            dtype,
+            shape,
+            data_offsets: [from, to],
+          },
+        ]) => [name, { dtype, shape, bytes: bytes.subarray(start + from, start + to) }],
+      ),
     );
     change(tensors);
     const written: Header = {};
@@ -315,14 +331,26 @@ describe('refused', () => {
     ['another prefix', rename(a.replace('base_model.', '')), {}, 'BAD_NAME'],
     ['a part that is unknown', rename(a.replace('lora_A', 'lora_C')), {}, 'BAD_NAME'],
     ['a layer too large for a number', rename(a.replace('layers.0', 'layers.99999999999')), {}, 'BAD_NAME'],
-    ['a vision tower that is not there', (t) => {
-      for (const name of [a, b]) {
-        const tensor = t.get(name);
-        const to = name.replace('model.layers', 'model.vision_tower.encoder.layers').replace('model.model.model.', 'model.model.');
-        if (tensor) t.set(to, tensor);
-      }
-    }, {}, 'BAD_TENSOR'],
-    ['a whole module that nobody named', (t) => t.set('base_model.model.model.norm.weight', { dtype: 'F32', shape: [32], bytes: Buffer.alloc(128) }), {}, 'BAD_NAME'],
+    [
+      'a vision tower that is not there',
+      (t) => {
+        for (const name of [a, b]) {
+          const tensor = t.get(name);
+          const to = name
+            .replace('model.layers', 'model.vision_tower.encoder.layers')
+            .replace('model.model.model.', 'model.model.');
+          if (tensor) t.set(to, tensor);
+        }
+      },
+      {},
+      'BAD_TENSOR',
+    ],
+    [
+      'a whole module that nobody named',
+      (t) => t.set('base_model.model.model.norm.weight', { dtype: 'F32', shape: [32], bytes: Buffer.alloc(128) }),
+      {},
+      'BAD_NAME',
+    ],
     ['integers', change(a, { dtype: 'I32' }), {}, 'BAD_TENSOR'],
     ['a scalar', (t) => t.set(a, { dtype: 'F32', shape: [], bytes: Buffer.alloc(4) }), {}, 'BAD_TENSOR'],
     ['no tensors', (t) => t.clear(), {}, 'MISSING_TENSOR'],
@@ -331,7 +359,12 @@ describe('refused', () => {
     ['a rank of 0', nothing, { r: 0 }, 'BAD_CONFIG'],
     ['a rank that is no number', nothing, { r: '2' }, 'BAD_CONFIG'],
     ['alpha that is no number', nothing, { lora_alpha: null }, 'BAD_CONFIG'],
-    ['an infinite scale', nothing, (text: string) => text.replace(/"lora_alpha": \S+,/, '"lora_alpha": 1e308,'), 'NONFINITE'],
+    [
+      'an infinite scale',
+      nothing,
+      (text: string) => text.replace(/"lora_alpha": \S+,/, '"lora_alpha": 1e308,'),
+      'NONFINITE',
+    ],
     ['no JSON', nothing, () => '{', 'BAD_CONFIG'],
     ['a list', nothing, () => '[]', 'BAD_CONFIG'],
     ['a file without end', nothing, (text: string) => text + ' '.repeat(1 << 20), 'BAD_CONFIG'],
@@ -341,7 +374,12 @@ describe('refused', () => {
     ['a beginning that changes the model', nothing, { init_lora_weights: 'pissa_niter_4' }, 'UNSUPPORTED'],
     ['transposed weights', nothing, { fan_in_fan_out: true }, 'UNSUPPORTED'],
     ['what is not known yet', nothing, { use_something: true }, 'UNSUPPORTED'],
-    ['rows of tokens that are not there', nothing, { trainable_token_indices: { embed_tokens: [1] } }, 'MISSING_TENSOR'],
+    [
+      'rows of tokens that are not there',
+      nothing,
+      { trainable_token_indices: { embed_tokens: [1] } },
+      'MISSING_TENSOR',
+    ],
     ['rows of other modules', nothing, { trainable_token_indices: { lm_head: [1] } }, 'UNSUPPORTED'],
     ['a pattern that is none', nothing, { rank_pattern: { '(': 2 } }, 'UNSUPPORTED'],
     ['a pattern that looks back', nothing, { alpha_pattern: { '(?<=x)q_proj': 2 } }, 'UNSUPPORTED'],
@@ -364,7 +402,9 @@ describe('refused', () => {
     rmSync(join(cut, 'adapter_model.safetensors'));
     await expect(gemma.loadAdapter('bad', cut)).rejects.toMatchObject({ code: 'ERR_FILE' });
     await expect(gemma.loadAdapter('bad', base)).rejects.toMatchObject({ detail: 'BAD_KIND' });
-    await expect(gemma.loadAdapter('bad', join(folder, 'adapters.json'))).rejects.toMatchObject({ code: 'ERR_GGUF_INVALID' });
+    await expect(gemma.loadAdapter('bad', join(folder, 'adapters.json'))).rejects.toMatchObject({
+      code: 'ERR_GGUF_INVALID',
+    });
   });
 
   test('an adapter with the model that is refused leaves no model', async () => {

@@ -335,11 +335,17 @@ TEST("backend linear with adapters: near double arithmetic; any set, batch and n
             if (begin >= end) continue;
             const int n_out = c.kOut[p.job];
             const int columns = (n_out + kOutputLanes - 1) / kOutputLanes * kOutputLanes;
-            added.push_back({begin - first, end - begin, {p.type, p.rank, c.kCols, p.a.data()},
-                             {p.type, p.rank, columns, p.b.data()}, p.has_bias ? p.bias.data() : nullptr,
-                             p.has_norms ? p.norms.data() : nullptr, p.scale,
-                             t.data() + i * static_cast<size_t>(c.kRows * 16), jobs[static_cast<size_t>(p.job)].out,
-                             n_out, n_out});
+            added.push_back({begin - first,
+                             end - begin,
+                             {p.type, p.rank, c.kCols, p.a.data()},
+                             {p.type, p.rank, columns, p.b.data()},
+                             p.has_bias ? p.bias.data() : nullptr,
+                             p.has_norms ? p.norms.data() : nullptr,
+                             p.scale,
+                             t.data() + i * static_cast<size_t>(c.kRows * 16),
+                             jobs[static_cast<size_t>(p.job)].out,
+                             n_out,
+                             n_out});
           }
           backend->linear(jobs, c.x.data() + first * c.kCols, n, {}, added);
         };

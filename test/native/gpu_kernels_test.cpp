@@ -437,9 +437,17 @@ TEST("what adapters add to rows: the CPU's results, and nothing beside them") {
     const std::vector<float> before = random_floats(rng, static_cast<size_t>(c.kRows * n_out));
     std::vector<float> t = random_floats(rng, static_cast<size_t>(c.kRows * p.rank));
     std::vector<float> want = before;
-    LowRank added{p.first_row, p.n_rows, {}, {p.type, p.rank, columns, p.b.data()},
-                  p.has_bias ? p.bias.data() : nullptr, p.has_norms ? p.norms.data() : nullptr, p.scale, t.data(),
-                  want.data(), n_out, n_out};
+    LowRank added{p.first_row,
+                  p.n_rows,
+                  {},
+                  {p.type, p.rank, columns, p.b.data()},
+                  p.has_bias ? p.bias.data() : nullptr,
+                  p.has_norms ? p.norms.data() : nullptr,
+                  p.scale,
+                  t.data(),
+                  want.data(),
+                  n_out,
+                  n_out};
     cpu->add_low_rank({&added, 1});
     std::vector<double> near(want.begin(), want.end());
     std::vector<double> tolerance;

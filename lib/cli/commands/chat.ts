@@ -298,7 +298,9 @@ async function chat(flags: ChatFlags, signal: AbortSignal): Promise<void> {
 
 export function addChat(command: DefineCommand, signal: AbortSignal): void {
   withAdapters(
-    withSampling(withImages(withModel(command('chat', 'talk with a model; a question in each line where nobody types')))),
+    withSampling(
+      withImages(withModel(command('chat', 'talk with a model; a question in each line where nobody types'))),
+    ),
   )
     .option('--system <text>', 'system message')
     .option('--load <file>', 'go on with a conversation that /save has written')

@@ -484,9 +484,8 @@ class CpuBackend final : public Backend {
   template <class F>
   void for_parts(int n_rows, const F& f) {
     constexpr int kPart = 16;
-    pool_.parallel_for((n_rows + kPart - 1) / kPart, [&](int chunk, int /*thread*/) {
-      f(chunk * kPart, std::min(kPart, n_rows - chunk * kPart));
-    });
+    pool_.parallel_for((n_rows + kPart - 1) / kPart,
+                       [&](int chunk, int /*thread*/) { f(chunk * kPart, std::min(kPart, n_rows - chunk * kPart)); });
   }
 
   // Weight rows per chunk, of a product with n rows of x, of which the n_exact first are not bulk.

@@ -9,9 +9,9 @@
 #include <cstring>
 
 #include "backend/cpu/float_products.h"
-#include "backend/cpu/low_rank.h"
 #include "backend/cpu/gemm_panels_avx2.h"
 #include "backend/cpu/kernels_avx2.h"
+#include "backend/cpu/low_rank.h"
 
 namespace gemma::cpu {
 namespace {

@@ -7,9 +7,9 @@
 #include <immintrin.h>
 
 #include "backend/cpu/float_products.h"
-#include "backend/cpu/low_rank.h"
 #include "backend/cpu/inlining.h"
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/low_rank.h"
 #include "backend/cpu/products_avx512.h"
 #include "backend/cpu/small_math.h"
 #include "backend/cpu/unpack_avx512.h"

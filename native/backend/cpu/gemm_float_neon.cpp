@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "backend/cpu/float_products.h"
-#include "backend/cpu/low_rank.h"
 #include "backend/cpu/kernels_neon.h"
+#include "backend/cpu/low_rank.h"
 #include "backend/cpu/unrolled.h"
 
 namespace gemma::cpu {

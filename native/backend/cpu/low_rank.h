@@ -19,7 +19,8 @@ inline void add_low_rank_tile(const LowRankRows& a, int row, size_t column, floa
   constexpr int kVectors = kColumns / Isa::kLanes;
   Float acc[kRows][kVectors];
   for (int i = 0; i < kVectors; ++i) {
-    const Float bias = a.bias != nullptr ? Isa::load(a.bias + column + static_cast<size_t>(i * Isa::kLanes)) : Isa::set1(0);
+    const Float bias =
+        a.bias != nullptr ? Isa::load(a.bias + column + static_cast<size_t>(i * Isa::kLanes)) : Isa::set1(0);
     for (int r = 0; r < kRows; ++r) acc[r][i] = bias;
   }
   const float* t = row_of(a.t, row, a.rank);
@@ -57,7 +58,8 @@ inline void add_low_rank_rows(const LowRankRows& a, int row, int col_begin, int 
   for (; column + Isa::kColumns <= col_end; column += Isa::kColumns)
     add_low_rank_tile<Isa, Type, kRows, Isa::kColumns>(a, row, static_cast<size_t>(column), out + column, a.out_stride);
   for (; column + kLowRankColumns <= col_end; column += kLowRankColumns)
-    add_low_rank_tile<Isa, Type, kRows, kLowRankColumns>(a, row, static_cast<size_t>(column), out + column, a.out_stride);
+    add_low_rank_tile<Isa, Type, kRows, kLowRankColumns>(a, row, static_cast<size_t>(column), out + column,
+                                                         a.out_stride);
   if (column == col_end) return;
   float part[kRows * kLowRankColumns] = {};
   for (int r = 0; r < kRows; ++r) {

@@ -127,9 +127,9 @@ struct LowRankArguments {
   int type;  // of b
   int rank;
   int n_out;
-  int stride;        // of out
-  int n_columns;     // of b, bias and norms
-  const void* b;     // [rank][n_columns]
+  int stride;     // of out
+  int n_columns;  // of b, bias and norms
+  const void* b;  // [rank][n_columns]
   const float* bias;
   const float* norms;  // [4][n_columns]
   const float* t;
