@@ -175,6 +175,12 @@ export async function decodeAt({ tools }, { model, context, portions, tokens, th
   return JSON.parse(await run(tools.own, args)).seconds.map((seconds) => tokens / seconds);
 }
 
+/** Seconds for the texts of a file, token ids in each line, and the first embeddings. */
+export async function embedTexts({ tools }, { model, ids, threads }) {
+  const { rows, seconds } = JSON.parse(await run(tools.own, ['embed', model, String(threads), ids]));
+  return { rows, seconds: seconds[0] };
+}
+
 /** From the start of the process to the first token of its output, and its peak of resident memory. No warm-up run. */
 export async function complete({ tools }, { model, text, file, context, threads }) {
   const prompt = file ? ['-f', file] : ['-p', text];

@@ -1,30 +1,33 @@
-// A function that the model calls. It is made to call it first, and then answers with what came back. Use an instruction-tuned model.
-// node examples/tools.mjs model-it.gguf
+// Functions that the model calls, and its answers with what came back. The demonstration model knows these two by its adapter; any
+// instruction-tuned model may be named instead.
+// node examples/tools.mjs [model-it.gguf]
 import { Gemma } from 'gemma-native';
 
-const weather = {
-  description: 'The weather of a city now',
+const add = {
+  description: 'Adds two numbers',
   inputSchema: {
     type: 'object',
-    properties: { city: { type: 'string', maxLength: 40, description: 'Name of the city' } },
-    required: ['city'],
-    additionalProperties: false,
+    properties: { a: { type: 'integer' }, b: { type: 'integer' } },
+    required: ['a', 'b'],
   },
-  execute: async ({ city }) => ({ sky: 'clear', celsius: city.length }),
+  execute: ({ a, b }) => a + b,
+};
+const weather = {
+  description: 'The weather in a city',
+  inputSchema: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] },
+  execute: async ({ city }) => ({ sky: 'clear', celsius: 12 + city.length }),
 };
 
-const gemma = await Gemma.load(process.argv[2]);
-const stream = gemma.stream('How is the weather in Paris?', {
-  tools: { weather },
-  toolChoice: { tool: 'weather' },
-  maxOutputTokens: 60,
-  temperature: 0,
-});
-let call;
-for await (const part of stream) {
-  if (part.type === 'tool-call') call = `${part.name}(${JSON.stringify(part.input)})`;
-  if (part.type === 'tool-result') console.log(`${call} = ${JSON.stringify(part.output)}`);
-  process.stdout.write(part.text);
+const model = process.argv[2];
+const gemma = model ? await Gemma.load(model) : await Gemma.load('demo', { adapters: { tools: Gemma.demoAdapter } });
+const options = { tools: { add, weather }, maxOutputTokens: 60, temperature: 0, ...(!model && { adapter: 'tools' }) };
+for (const question of ['What is 417 plus 311?', 'How is the weather in Paris?', 'What is the capital of France?']) {
+  console.log(`> ${question}`);
+  for await (const part of gemma.stream(question, options)) {
+    if (part.type === 'tool-call') process.stdout.write(`${part.name}(${JSON.stringify(part.input)})`);
+    if (part.type === 'tool-result') console.log(` = ${JSON.stringify(part.output)}`);
+    process.stdout.write(part.text);
+  }
+  console.log();
 }
-console.log();
 await gemma.dispose();

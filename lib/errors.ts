@@ -23,6 +23,7 @@ export const ERROR_CODES = [
   'ERR_QUEUE_FULL',
   'ERR_STALLED',
   'ERR_OUTPUT_INVALID',
+  'ERR_DOWNLOAD',
   'ERR_INTERNAL',
 ] as const;
 

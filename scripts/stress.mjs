@@ -181,8 +181,7 @@ async function mixed({ Gemma, operations, minutes, random }) {
   const rss = [];
   let done = 0;
   const start = performance.now();
-  const progress = () =>
-    minutes === undefined ? done / operations : (performance.now() - start) / (60_000 * minutes);
+  const progress = () => (minutes === undefined ? done / operations : (performance.now() - start) / (60_000 * minutes));
   const client = async () => {
     for (; progress() < 1; ++done) {
       const at = Math.floor(random() * asked.length);

@@ -105,7 +105,7 @@ function packOf(cwd) {
 
 function checkContents({ files, unpackedSize, size }) {
   const allowed =
-    /^(dist\/.*\.(js|mjs|d\.ts|d\.mts)|prebuilds\/[\w-]+\/gemma-native(\.glibc|\.musl)?\.node|models\/([\w.-]+\.gguf|pictures\/\w+\.png)|package\.json|README\.md|CHANGELOG\.md|LICENSE|NOTICE)$/;
+    /^(dist\/.*\.(js|mjs|d\.ts|d\.mts)|prebuilds\/[\w-]+\/gemma-native(\.glibc|\.musl)?\.node|models\/([\w.-]+\.gguf|demo-tools\/adapter_(config\.json|model\.safetensors)|pictures\/\w+\.png)|package\.json|README\.md|CHANGELOG\.md|LICENSE|NOTICE)$/;
   const strangers = files.map(({ path }) => path).filter((path) => !allowed.test(path));
   expect(strangers.length === 0, `unexpected files: ${strangers.join(', ')}`);
   for (const needed of [

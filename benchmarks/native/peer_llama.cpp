@@ -4,11 +4,16 @@
 //       {"tokens":N,"seconds":[...]}: the text of a file to ids, each round anew
 //   peer_llama decode MODEL THREADS CONTEXT PORTIONS TOKENS
 //       {"seconds":[...]}: PORTIONS times TOKENS greedy tokens, with CONTEXT positions in the cache before
+//   peer_llama embed MODEL THREADS IDS
+//       {"rows":[[...]],"seconds":[S]}: the first embeddings, and the time for all texts of a file, a text of token ids in
+//       each line. As many whole texts as fit into a batch of 512 tokens, the server's default, go through together: what
+//       the server does, without HTTP, JSON and its slots.
 //
 // The cache is not filled by evaluating a prompt of CONTEXT tokens, which takes minutes: 512 tokens are evaluated,
 // saved and restored again and again at later positions. What decode costs depends on how many positions are there, not
 // on what they hold; `llama-bench -d` measures the same rates.
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -105,13 +110,86 @@ int decode(llama_model* model, int threads, int context, int portions, int token
   return 0;
 }
 
+int embed(llama_model* model, int threads, const char* file) {
+  constexpr int kBatch = 512;
+  std::vector<std::vector<llama_token>> texts;
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    std::vector<llama_token>& ids = texts.emplace_back();
+    for (const char* p = line.c_str(); *p != '\0';) {
+      char* end = nullptr;
+      ids.push_back(static_cast<llama_token>(std::strtol(p, &end, 10)));
+      if (end == p) return 1;
+      p = *end == ' ' ? end + 1 : end;
+    }
+    if (ids.empty() || ids.size() > kBatch) return 1;
+  }
+  llama_context_params params = llama_context_default_params();
+  params.n_ctx = kBatch;
+  params.n_batch = params.n_ubatch = kBatch;
+  params.n_seq_max = 64;
+  params.kv_unified = true;
+  params.n_threads = params.n_threads_batch = threads;
+  params.embeddings = true;
+  params.no_perf = true;
+  llama_context* ctx = llama_init_from_model(model, params);
+  if (ctx == nullptr) return 1;
+  llama_batch batch = llama_batch_init(kBatch, 0, 1);
+  const size_t dim = static_cast<size_t>(llama_model_n_embd(model));
+  std::vector<float> rows(texts.size() * dim);
+  const auto run = [&](size_t n_texts) {
+    for (size_t first = 0; first < n_texts;) {
+      size_t next = first;
+      batch.n_tokens = 0;
+      while (next < n_texts && next - first < 64 &&
+             static_cast<size_t>(batch.n_tokens) + texts[next].size() <= kBatch) {
+        for (size_t i = 0; i < texts[next].size(); ++i) {
+          const int at = batch.n_tokens++;
+          batch.token[at] = texts[next][i];
+          batch.pos[at] = static_cast<llama_pos>(i);
+          batch.n_seq_id[at] = 1;
+          batch.seq_id[at][0] = static_cast<llama_seq_id>(next - first);
+          batch.logits[at] = 1;
+        }
+        ++next;
+      }
+      if (llama_encode(ctx, batch) != 0) return false;
+      for (size_t t = first; t < next; ++t) {
+        const float* row = llama_get_embeddings_seq(ctx, static_cast<llama_seq_id>(t - first));
+        if (row == nullptr) return false;
+        double square = 0;
+        for (size_t i = 0; i < dim; ++i) square += static_cast<double>(row[i]) * static_cast<double>(row[i]);
+        for (size_t i = 0; i < dim; ++i) rows[t * dim + i] = static_cast<float>(row[i] / std::sqrt(square));
+      }
+      first = next;
+    }
+    return true;
+  };
+  const size_t n_first = texts.size() < 4 ? texts.size() : 4;
+  if (!run(n_first)) return 1;
+  std::printf("{\"rows\":[");
+  for (size_t t = 0; t < n_first; ++t) {
+    for (size_t i = 0; i < dim; ++i)
+      std::printf("%s%.8g", i > 0 ? "," : (t > 0 ? ",[" : "["), static_cast<double>(rows[t * dim + i]));
+    std::printf("]");
+  }
+  std::printf("],");
+  const auto start = Clock::now();
+  if (!run(texts.size())) return 1;
+  print_seconds({seconds_since(start)});
+  llama_batch_free(batch);
+  llama_free(ctx);
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const std::string mode = argc > 2 ? argv[1] : "";
-  if (!(mode == "tokenize" && argc == 5) && !(mode == "decode" && argc == 7)) {
+  if (!(mode == "tokenize" && argc == 5) && !(mode == "decode" && argc == 7) && !(mode == "embed" && argc == 5)) {
     std::fprintf(stderr,
-                 "usage: peer_llama tokenize MODEL FILE ROUNDS | decode MODEL THREADS CONTEXT PORTIONS TOKENS\n");
+                 "usage: peer_llama tokenize MODEL FILE ROUNDS | decode MODEL THREADS CONTEXT PORTIONS TOKENS | "
+                 "embed MODEL THREADS IDS\n");
     return 2;
   }
   llama_log_set(
@@ -124,9 +202,14 @@ int main(int argc, char** argv) {
   params.vocab_only = mode == "tokenize";
   llama_model* model = llama_model_load_from_file(argv[2], params);
   if (model == nullptr) return 1;
-  const int result = mode == "tokenize" ? tokenize(model, argv[3], std::atoi(argv[4]))
-                                        : decode(model, std::atoi(argv[3]), std::atoi(argv[4]), std::atoi(argv[5]),
-                                                 std::atoi(argv[6]));
+  int result = 0;
+  if (mode == "tokenize") {
+    result = tokenize(model, argv[3], std::atoi(argv[4]));
+  } else if (mode == "embed") {
+    result = embed(model, std::atoi(argv[3]), argv[4]);
+  } else {
+    result = decode(model, std::atoi(argv[3]), std::atoi(argv[4]), std::atoi(argv[5]), std::atoi(argv[6]));
+  }
   llama_model_free(model);
   return result;
 }

@@ -24,6 +24,7 @@ const char* error_code_name(ErrorCode code) {
     case ErrorCode::kQueueFull: return "ERR_QUEUE_FULL";
     case ErrorCode::kStalled: return "ERR_STALLED";
     case ErrorCode::kOutputInvalid: return "ERR_OUTPUT_INVALID";
+    case ErrorCode::kDownload: return "ERR_DOWNLOAD";
     case ErrorCode::kInternal: return "ERR_INTERNAL";
   }
   return "ERR_INTERNAL";

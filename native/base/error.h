@@ -30,6 +30,7 @@ enum class ErrorCode {
   kQueueFull,           // ERR_QUEUE_FULL: as many calls wait as may
   kStalled,             // ERR_STALLED: the reader of a stream took nothing for too long
   kOutputInvalid,       // ERR_OUTPUT_INVALID: an answer does not meet the schema that it was asked for with
+  kDownload,            // ERR_DOWNLOAD: a model cannot be got from where it is published (lib/hub)
   kInternal,            // ERR_INTERNAL: a bug in gemma-native
 };
 

@@ -239,7 +239,6 @@ KvType to_kv_type(const std::string& name) {
 
 LoadOptions to_load_options(const Napi::Object& options) {
   LoadOptions result;
-  std::string kv_cache = kv_type_name(result.kv_type);
   read(options, "path", &result.path);
   read(options, "draft", &result.draft_path);
   read(options, "device", &result.device);
@@ -258,11 +257,17 @@ LoadOptions to_load_options(const Napi::Object& options) {
   });
   read(options, "mmproj", &result.mmproj_path);
   read(options, "vision", &result.vision);
+  std::string dense = "required";
+  read(options, "denseLayers", &dense);
+  if (dense != "required" && dense != "optional") {
+    throw Error(ErrorCode::kInvalidArgument, "", "denseLayers: expected required or optional, found " + dense);
+  }
+  result.needs_dense = dense == "required";
   std::string precision = arithmetic_name(result.vision_arithmetic);
   read(options, "visionPrecision", &precision);
   result.vision_arithmetic = to_arithmetic(precision);
-  read(options, "kvCache", &kv_cache);
-  result.kv_type = to_kv_type(kv_cache);
+  read(options, "kvCache",
+       [&](const Napi::Value& value) { result.kv_type = to_kv_type(to_string(value, "kvCache")); });
   if (const char* chip = std::getenv("GEMMA_EMULATED_CHIP")) result.emulated_chip = chip;  // for tests
   return result;
 }
@@ -568,6 +573,15 @@ SaveParams to_save_params(const Napi::Object& params) {
   return result;
 }
 
+EmbedParams to_embed_params(const Napi::Object& params) {
+  EmbedParams result;
+  result.tokens = to_tokens(params.Get("tokens"));
+  result.lengths = to_tokens(params.Get("lengths"));
+  result.n_dims = to_int(params, "dimensions");
+  result.normalize = to_bool(params.Get("normalize"), "normalize");
+  return result;
+}
+
 EncodeParams to_encode_params(const Napi::Object& params) {
   EncodeParams result;
   result.n_images = to_int(params, "n");
@@ -618,6 +632,9 @@ Napi::Value to_js(Napi::Env env, const ModelDescription& model) {
   object["ropeBaseLocal"] = model.rope_base_local;
   object["ropeFactorGlobal"] = model.rope_factor_global;
   object["finalSoftcap"] = model.final_softcap;
+  object["encoder"] = model.is_encoder;
+  object["denseLayers"] = model.has_dense;
+  object["embeddingDim"] = model.embedding_dim;
   return object;
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "model/vision_tensors.h"
+#include "reader/family.h"
 #include "reader/gguf_keys.h"
 #include "reader/gguf_reader.h"
 
@@ -108,12 +109,16 @@ void check_kind(const GgufFile& file) {
     if (!has_vision(file)) unsupported("this is a text model without one");
     return;
   }
-  if (architecture != "clip") unsupported("the file's architecture is " + shown(architecture));
+  if (architecture != "clip") {
+    unsupported("the file's architecture is " + shown(architecture) + family_note(architecture));
+  }
   if (!file.find_bool("clip.has_vision_encoder").value_or(true)) unsupported("the file says it has none");
   std::optional<std::string> projector = file.find_string("clip.projector_type");
   if (!projector) projector = file.find_string("clip.vision.projector_type");
   if (!projector) unsupported("the file names no projector type");
-  if (*projector != "gemma3") unsupported("the file's projector type is " + shown(*projector));
+  if (*projector != "gemma3") {
+    unsupported("the file's projector type is " + shown(*projector) + family_note(*projector));
+  }
 }
 
 // Patches along a side of a token.

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "runtime/adapters.h"
+#include "runtime/embed_request.h"
 #include "runtime/encode_request.h"
 #include "runtime/generate_request.h"
 #include "runtime/load_options.h"
@@ -76,6 +77,9 @@ class Engine {
   // Requests that have it keep it. Throws Error: kInvalidArgument, UNKNOWN_ADAPTER; kDisposed.
   void unload_adapter(const std::string& name);
   std::vector<AdapterInfo> adapters() const;
+  // Embeddings of texts, of an embedding model as of any other: of these the mean of the rows after the output norm.
+  // on_done as of logits(). Throws Error as check_embed(); kDisposed.
+  std::shared_ptr<Request> embed(EmbedParams params, OnTexts on_texts, OnDone on_done);
 
   // Writes tokens, images and metadata to a file, with the keys and values of the longest beginning that the prefix cache
   // holds. The file takes its name when it is whole. Blocking, for as long as the engine needs to come to it and the

@@ -31,11 +31,12 @@ struct LoadOptions {
   std::string isa;              // "" best; "avx512_vnni", "avx2", "ref": forced, error when unknown or not here
   int n_threads = 0;            // 0: physical cores this process may use
   int n_ctx = 0;                // positions per sequence; 0: min(model's, 32768)
-  KvType kv_type = KvType::kF16;
-  int n_batch = 0;         // rows per step; 0: default (512). With vision at least an image and 64.
+  std::optional<KvType> kv_type;  // nothing: as default_kv_type() says
+  int n_batch = 0;         // rows per step; 0: default (512). With vision at least an image and 64, of an encoder at least n_ctx
   std::string draft_path;  // a smaller model of the same vocabulary that guesses tokens ahead; "": none
   bool mmap = true;
   std::string mmproj_path;  // the model's vision encoder; "": the one in the model file, if it holds one
+  bool needs_dense = true;  // an embedding model without its dense layers is an error
   bool vision = true;       // false: none, whatever the model file holds
   // kExact: the encoder's float weights as they are stored, in float32. kFast: requantised to Q8_0, int8 products.
   Arithmetic vision_arithmetic = Arithmetic::kFast;

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "model/heads.h"
+#include "model/layer_tensors.h"
 
 namespace gemma {
 namespace {
@@ -40,11 +41,20 @@ int adapter_rows(int max_batch, const VisionConfig* vision) {
   return vision != nullptr ? std::max(rows, vision_chunk_rows(*vision, vision_images_per_pass(*vision))) : rows;
 }
 
-ModelLimits model_limits(const LoadOptions& options, int n_ctx, const std::optional<VisionSource>& vision) {
-  const int n_batch = options.n_batch > 0 ? options.n_batch : kDefaultBatch;
+int wanted_rows(const LoadOptions& options) {
+  return options.n_batch > 0 ? options.n_batch : kDefaultBatch;
+}
+
+KvType default_kv_type(const TensorSource& tensors, const ModelConfig& config) {
+  return config.is_encoder && !has_quantized_weights(tensors, config) ? KvType::kF32 : KvType::kF16;
+}
+
+ModelLimits model_limits(const LoadOptions& options, const LoadSources& sources, int n_ctx) {
+  const int n_rows =
+      rows_per_step(wanted_rows(options), sources.vision ? std::optional(sources.vision->config) : std::nullopt);
   return {.n_ctx = n_ctx,
-          .kv_type = options.kv_type,
-          .max_batch = rows_per_step(n_batch, vision ? std::optional(vision->config) : std::nullopt),
+          .kv_type = options.kv_type.value_or(default_kv_type(sources.tensors, sources.config)),
+          .max_batch = sources.config.is_encoder ? std::max(n_rows, n_ctx) : n_rows,
           .screened = options.screen_logits};
 }
 
@@ -53,7 +63,7 @@ MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, cons
   MemoryPlanner planner(stages);
   planner.add_model(sources.tensors, sources.config, limits);
   add_beside(planner, sources, limits, options, stages);
-  planner.add_prefix_cache(options.prefix_cache_bytes);
+  if (!sources.config.is_encoder) planner.add_prefix_cache(options.prefix_cache_bytes);
   return planner.plan();
 }
 

@@ -25,8 +25,13 @@ std::vector<AdapterTensors> read_adapters(const LoadOptions& options, bool heade
 // Rows that an adapter is computed for at a time, at most.
 int adapter_rows(int max_batch, const VisionConfig* vision);
 
-// The model's sequences have n_ctx positions. Steps have as many rows as are asked for, or as an image needs.
-ModelLimits model_limits(const LoadOptions& options, int n_ctx, const std::optional<VisionSource>& vision);
+// The model's sequences have n_ctx positions. Steps have as many rows as are asked for, or as an image needs; an
+// encoder's have room for a text of n_ctx.
+ModelLimits model_limits(const LoadOptions& options, const LoadSources& sources, int n_ctx);
+// Half floats. An encoder's keys and values take next to nothing: where its weights are floats, so are they.
+KvType default_kv_type(const TensorSource& tensors, const ModelConfig& config);
+// Rows that are asked for.
+int wanted_rows(const LoadOptions& options);
 
 // Throws Error as MemoryPlanner does.
 MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, const LoadOptions& options,

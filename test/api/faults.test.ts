@@ -55,6 +55,7 @@ const isGlibc =
     stream: '1',
     logits: '1',
     score: '1',
+    embed: '1',
     embedImage: '1',
     pictures: '1',
     inspect: many,

@@ -114,9 +114,9 @@ export interface Changes {
   tokens?: Readonly<Record<number, readonly [string, number]>>;
 }
 
-/** Writes the demonstration model with changed metadata. */
-export function writeModel(path: string, { keys = {}, tokens = {} }: Changes): string {
-  const file = new Metadata(Gemma.demoModel);
+/** Writes a model, default: the demonstration model, with changed metadata. */
+export function writeModel(path: string, { keys = {}, tokens = {} }: Changes, base = Gemma.demoModel): string {
+  const file = new Metadata(base);
   for (const [key, value] of Object.entries(keys)) {
     if (value) file.values.set(key, value);
     else file.values.delete(key);

@@ -1,8 +1,9 @@
 // Under Node's permission model: what is needed, and errors that say what is missing.
-import { copyFileSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { root, runNode, tiny } from './helpers.js';
+import { FakeHub } from './hub-server.js';
 
 const permission = process.allowedNodeEnvironmentFlags.has('--permission')
   ? '--permission'
@@ -101,4 +102,29 @@ test('images, with what sharp needs', async () => {
     return shape;
   }`;
   expect(await run([...own, '--allow-addons'], program)).toMatch(/^\d+,\d+$/);
+});
+
+test('models of the hub, with the cache', async () => {
+  const hub = await new FakeHub().start();
+  try {
+    hub.add('org/model', { 'm.gguf': readFileSync(tiny) });
+    const cacheDir = join(folder, 'cache');
+    const options = { endpoint: hub.endpoint, cacheDir, token: false, check: false };
+    const pull = `async () => (await Gemma.pull('hf:org/model', ${JSON.stringify(options)})).path`;
+    const flags = [
+      ...own,
+      '--allow-addons',
+      ...(process.allowedNodeEnvironmentFlags.has('--allow-net') ? ['--allow-net'] : []),
+    ];
+    expect(await run(flags, pull)).toBe(
+      `GemmaError|ERR_FILE|PERMISSION|Node's permission model forbids it: allow it with --allow-fs-write=${cacheDir}`,
+    );
+    mkdirSync(cacheDir);
+    const cache = [`--allow-fs-read=${join(cacheDir, '/')}`, `--allow-fs-write=${join(cacheDir, '/')}`];
+    const path = await run([...flags, ...cache], pull);
+    expect(path).toMatch(/m\.gguf$/);
+    expect(readFileSync(path).equals(readFileSync(tiny))).toBe(true);
+  } finally {
+    await hub.stop();
+  }
 });

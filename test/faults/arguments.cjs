@@ -163,6 +163,12 @@ const scoreParams = () => ({
   candidates: new Int32Array([5, 6, 7]),
   lengths: new Int32Array([1, 2]),
 });
+const embedParams = () => ({
+  tokens: tokens(),
+  lengths: new Int32Array([tokens().length - 1, 1]),
+  dimensions: 7,
+  normalize: true,
+});
 const LISTEN = Symbol('the callback of events');
 
 /** Every function with arguments that work: of the addon, then of a model. */
@@ -195,6 +201,7 @@ const METHODS = {
   generate: () => [generateParams(), LISTEN],
   evaluate: () => [evaluateParams(), LISTEN],
   score: () => [scoreParams(), LISTEN],
+  embed: () => [embedParams(), LISTEN],
   encodeImages: () => [{ n: 1, pixels: new Uint8Array(112 * 112 * 3) }, LISTEN],
   holdRows: () => [new Float32Array(64)],
   acknowledge: () => [1, 1],

@@ -58,6 +58,7 @@ const STAGES = {
   },
   logits: { run: (gemma) => gemma.logits([5, 6, 7, 8], { all: true, top: 3 }) },
   score: { run: (gemma) => gemma.score([5, 6, 7, 8], ['hello', [9], 'hello there'], { normalize: 'bytes' }) },
+  embed: { run: (gemma) => gemma.embed(['hello', '', 'hello there'.repeat(20)]) },
   embedImage: { run: (gemma) => gemma.embedImage(picture, { panAndScan: true }) },
   pictures: { run: (gemma) => gemma.generate('x', { images: [picture], maxOutputTokens: 3, temperature: 0 }) },
   inspect: { run: () => Gemma.inspect(join(data, 'text-a-f16.gguf')) },

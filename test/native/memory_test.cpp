@@ -212,6 +212,33 @@ VisionConfig vision_config(int n_layers) {
   return config;
 }
 
+// EmbeddingGemma's shape.
+ModelConfig encoder_config() {
+  ModelConfig config = config_of({6, 768, 1152, 3, 1, 512});
+  config.is_encoder = true;
+  config.dense_dim = 3072;
+  config.dense_out_dim = 768;
+  for (int i = 0; i < config.n_layers(); ++i) {
+    LayerConfig& layer = config.layers[static_cast<size_t>(i)];
+    layer.n_window = i == 5 ? 0 : 512;
+    layer.query_scale = 1;
+  }
+  return config;
+}
+
+class SparseEncoder {
+ public:
+  SparseEncoder() : sparse_(test::tiny_gemma3(), expected_tensors(encoder_config()), TensorType::kQ8_0) {
+    for (const ExpectedTensor& tensor : expected_tensors(encoder_config()))
+      tensors_->add(tensor.name, *sparse_.file()->find_tensor(tensor.name));
+  }
+  Shape shape() const { return {tensors_, encoder_config()}; }
+
+ private:
+  SparseFile sparse_;
+  std::shared_ptr<TensorSource> tensors_ = std::make_shared<TensorSource>();
+};
+
 class SparseVision {
  public:
   explicit SparseVision(const VisionConfig& config)
@@ -236,6 +263,40 @@ TEST("270M, with the model's own file where there is one") {
   if (path == nullptr) return;
   const std::shared_ptr<const GgufFile> file = GgufFile::open(path);
   check_shape("its file", {decoder_tensors(file), read_model_config(*file)});
+}
+
+// A step of short texts, as many as their pages allow, and one of a text as long as a step.
+TEST("an embedding model") {
+  const SparseEncoder sparse;
+  const Shape shape = sparse.shape();
+  const auto traits = cpu_traits("", kThreads);
+  for (const int max_batch : {64, 2048}) {
+    const ModelLimits limits{max_batch, KvType::kF16, max_batch, true};
+    MemoryPlanner planner({{traits.get(), 0, shape.config.n_layers()}});
+    planner.add_model(*shape.tensors, shape.config, limits);
+    CHECK(planner.plan().screen_bytes == 0);
+    const int64_t before = live_bytes;
+    const std::unique_ptr<Backend> backend = make_cpu_backend("", kThreads);
+    Model model = make_model(*backend, shape, limits);
+    const std::vector<int32_t> tokens(static_cast<size_t>(max_batch), 5);
+    std::vector<double> sum(static_cast<size_t>(shape.config.model_dim));
+    for (const size_t n_texts : {max_text_pages(max_batch), size_t{1}}) {
+      const size_t length = static_cast<size_t>(max_batch) / n_texts;
+      const std::vector<double*> sums(n_texts, sum.data());
+      std::vector<std::unique_ptr<KvSequence>> kvs;
+      std::vector<SequenceInput> inputs;
+      for (size_t i = 0; i < n_texts; ++i) {
+        kvs.push_back(std::make_unique<KvSequence>(model.kv_pool()));
+        inputs.push_back({kvs[i].get(), 0, std::span(tokens).first(length), {}, {}, true});
+      }
+      int n_layers = 1;
+      const auto should_stop = [&] { return n_layers-- == 0; };
+      model.pool(inputs, should_stop, sums);
+      if (n_texts > 1) check_planned("embedding", limits, planner.plan(), live_bytes - before);
+      std::vector<float> row(static_cast<size_t>(shape.config.model_dim));
+      model.embedding_head().project(row.data(), row.data(), 1);
+    }
+  }
 }
 
 // Instrumented kernels would take minutes.

@@ -239,8 +239,16 @@ TEST("class 14: hyper-parameters") {
   CHECK_INVALID("BAD_TYPE", tiny_gemma3().set_array<int32_t>("gemma3.attention.sliding_window_pattern", {1, 0}));
 }
 
+TEST("an embedding model: what its architecture says, and its keys") {
+  const ModelConfig c = read_data("embedding-f16.gguf");
+  CHECK(c.is_encoder && c.embeds_eos && !c.has_output && c.n_layers() == 6 && global_layers(c) == "5");
+  CHECK(local_layer(c).n_window == 8 && c.n_ctx_train == 2048);
+  CHECK(c.has_dense() && c.dense_dim == 96 && c.embedding_dim() == 64);
+  CHECK(!read_data("text-a-f16.gguf").is_encoder && !read_data("text-a-f16.gguf").embeds_eos);
+}
+
 TEST("class 16: other models") {
-  for (const char* architecture : {"llama", "gemma2", "gemma3n", "clip", "gemma-embedding", "", "gemma3\n"}) {
+  for (const char* architecture : {"llama", "gemma2", "gemma3n", "clip", "", "gemma3\n"}) {
     CHECK_UNSUPPORTED(tiny_gemma3().set_string("general.architecture", architecture));
   }
   CHECK_UNSUPPORTED(tiny_gemma3().remove("general.architecture"));
@@ -254,6 +262,29 @@ TEST("class 16: other models") {
   } catch (const Error& e) {
     CHECK(std::string(e.what()).find("\"llama\"") != std::string::npos &&
           std::string(e.what()).find("gemma3") != std::string::npos);
+  }
+}
+
+TEST("relatives of another architecture are named") {
+  const auto message = [](const std::string& architecture) -> std::string {
+    try {
+      read(tiny_gemma3().set_string("general.architecture", architecture));
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  const std::pair<const char*, const char*> relatives[] = {
+      {"gemma", "this is Gemma 1 or CodeGemma,"},    {"gemma2", "this is Gemma 2,"},
+      {"gemma3n", "this is Gemma 3n,"},              {"gemma4", "this is Gemma 4,"},
+      {"gemma4-assistant", "this is Gemma 4,"},      {"paligemma", "this is PaliGemma,"},
+      {"t5gemma", "this is T5Gemma,"},               {"t5gemma2", "this is T5Gemma 2,"},
+      {"recurrent_gemma", "this is RecurrentGemma,"}};
+  for (const auto& [architecture, expected] : relatives) {
+    CHECK(message(architecture).find(std::string(expected) + " another architecture than Gemma 3") != std::string::npos);
+  }
+  for (const char* other : {"llama", "gemmaX", "gemma22", ""}) {
+    CHECK(message(other).find("this is") == std::string::npos);
   }
 }
 
@@ -374,8 +405,8 @@ TEST("memory plan: weights, scratch, total, wrong arguments") {
   CHECK(memory.weights_bytes == weights + 2 * 8 * sizeof(float) && memory.mapped_bytes == matrices);
   CHECK(memory.kv_bytes == 2 * 96 * 2 * 2 * 16 * 4);  // two local layers of 39 positions, which touch three pages
   // Of 32 rows the activations (x, h, q, k, v, attention, gate, up, a rotation), the head's normed rows and its logits
-  // (291 of them, with room for 304); a row of logits on the host.
-  CHECK(memory.scratch_bytes == 4 * (32 * (2 * 48 + 64 + 2 * 32 + 64 + 2 * 80 + 16 + 48 + 304) + 291));
+  // (291 of them, with room for 304); on the host a row of logits, and 32 rows of the embedding head.
+  CHECK(memory.scratch_bytes == 4 * (32 * (2 * 48 + 64 + 2 * 32 + 64 + 2 * 80 + 16 + 48 + 304) + 291 + 32 * 48));
   CHECK(memory.total_bytes == memory.weights_bytes + memory.kv_bytes + memory.scratch_bytes);
   CHECK_THROWS(kInvalidArgument, "", plan(file, c, {0, KvType::kF16, 32, false}));
   CHECK_THROWS(kInvalidArgument, "", plan(file, c, {32, KvType::kF16, -1, false}));

@@ -233,6 +233,31 @@ TEST("requests") {
   });
 }
 
+TEST("embeddings of texts") {
+  LoadOptions o = options("embedding-f16.gguf");
+  o.n_batch = 32;
+  for (const bool is_encoder : {true, false}) {
+    if (!is_encoder) o.path = data("text-a-f16.gguf");
+    const std::shared_ptr<Engine> engine = Engine::load(o);
+    const EmbedParams texts{some_tokens(90), {3, 50, 20, 17}};
+    std::vector<float> rows;
+    const auto embed = [&] {
+      rows.clear();
+      wait([&](std::shared_ptr<Ending> ending) {
+        return engine->embed(
+            texts, [&](size_t, std::vector<float>&& some) { rows.insert(rows.end(), some.begin(), some.end()); },
+            [ending](std::shared_ptr<const Error> error) { ending->set(error.get()); });
+      });
+    };
+    embed();
+    const std::vector<float> want = rows;
+    sweep("embed", embed, [&] {
+      embed();
+      CHECK(rows == want);
+    });
+  }
+}
+
 TEST("saving and restoring a state, and users who share a beginning") {
   const std::shared_ptr<Engine> engine = Engine::load(all_kinds());
   const std::string folder =

@@ -480,6 +480,12 @@ TEST("class 20: files of something else") {
   unsupported(tiny_mmproj().set_string("general.architecture", "llama"));
   unsupported(tiny_mmproj().remove("general.architecture"));
   unsupported(tiny_mmproj().set_string("clip.projector_type", "mlp"));
+  try {
+    read(tiny_mmproj().set_string("clip.projector_type", "gemma4v"));
+    CHECK(false);
+  } catch (const Error& e) {
+    CHECK(std::string(e.what()).find("this is Gemma 4's vision encoder, another architecture") != std::string::npos);
+  }
   unsupported(tiny_mmproj().set_string("clip.projector_type", "gemma3n\n"));
   unsupported(tiny_mmproj().remove("clip.projector_type"));
   unsupported(tiny_mmproj().set("clip.has_vision_encoder", false));

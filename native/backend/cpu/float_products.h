@@ -26,6 +26,9 @@ void multiply_float_rows(const std::byte* w, size_t w_row_bytes, const float* x,
   }
 }
 
+// What a core's second cache holds of x beside the weight rows of a chunk, with room to spare.
+constexpr size_t kFloatBlockBytes = size_t{192} << 10;
+
 template <class Isa, class Type>
 void gemm_float_type(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride) {
   constexpr int kSingle = Isa::kSingle;
@@ -36,12 +39,21 @@ void gemm_float_type(const WeightRows& w, const float* x, int n_x, int n_cols, f
   if (n_x == 1) {
     for (; n + kSingle <= w.row_end; n += kSingle)
       Isa::template multiply<Type, kSingle, 1>(row(), w.w_row_bytes, x, n_cols, out + n, out_stride);
-  } else {
-    for (; n + kW <= w.row_end; n += kW)
-      multiply_float_rows<Isa, Type, kW, kX>(row(), w.w_row_bytes, x, n_x, n_cols, out + n, out_stride);
   }
-  for (; n < w.row_end; ++n)
-    multiply_float_rows<Isa, Type, 1, kX>(row(), w.w_row_bytes, x, n_x, n_cols, out + n, out_stride);
+  // All weight rows with some rows of x, which stay near, then with the next.
+  const int first = n;
+  const size_t n_near = kFloatBlockBytes / (static_cast<size_t>(n_cols) * sizeof(float)) / kX * kX;
+  const int n_block = static_cast<int>(n_near > kX ? n_near : kX);
+  for (int begin = 0; begin < n_x; begin += n_block) {
+    const int n_rows = n_x - begin < n_block ? n_x - begin : n_block;
+    const float* xs = row_of(x, begin, n_cols);
+    float* outs = row_of(out, begin, out_stride);
+    n = first;
+    for (; n_x > 1 && n + kW <= w.row_end; n += kW)
+      multiply_float_rows<Isa, Type, kW, kX>(row(), w.w_row_bytes, xs, n_rows, n_cols, outs + n, out_stride);
+    for (; n < w.row_end; ++n)
+      multiply_float_rows<Isa, Type, 1, kX>(row(), w.w_row_bytes, xs, n_rows, n_cols, outs + n, out_stride);
+  }
 }
 
 template <class Isa>
