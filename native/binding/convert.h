@@ -62,6 +62,10 @@ Napi::Value hold_rows(Napi::Env env, const Napi::Value& value);
 std::vector<PromptImage> to_prompt_images(const Napi::Value& value);
 EvaluateParams to_evaluate_params(const Napi::Object& params);  // { tokens, images?, all, rows, top, next }
 ScoreParams to_score_params(const Napi::Object& params);        // { tokens, images?, candidates, lengths }
+// { name, path, peft? }: peft as lib/peft-config.ts makes it.
+NamedAdapter to_named_adapter(const Napi::Object& source);
+// [{ name, scale }], or undefined
+std::vector<AdapterUse> to_adapter_uses(const Napi::Value& value);
 SaveParams to_save_params(const Napi::Object& params);
 EmbedParams to_embed_params(const Napi::Object& params);    // { tokens, lengths, dimensions, normalize }
 EncodeParams to_encode_params(const Napi::Object& params);  // { pixels: Uint8Array, n: number }
@@ -81,6 +85,7 @@ Napi::Value to_js(Napi::Env env, const MemoryPlan& memory);
 Napi::Value to_js(Napi::Env env, const FileSummary& summary);
 Napi::Value to_js(Napi::Env env, const EngineInfo& info);
 Napi::Value to_js(Napi::Env env, const EngineStats& stats);
+Napi::Value to_js(Napi::Env env, const AdapterInfo& adapter);
 Napi::Value to_js(Napi::Env env, const std::vector<DeviceInfo>& devices);
 Napi::Value to_js(Napi::Env env, const TokenLogprob& entry);
 // { bytes, compileMs }, which to_generate_params knows again.

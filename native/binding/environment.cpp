@@ -123,6 +123,7 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : mailbox_(std::ma
                            InstanceMethod("inspect", &Environment::inspect),
                            InstanceMethod("cropBoxes", &Environment::crop_boxes),
                            InstanceMethod("prepareSquare", &Environment::prepare_square),
+                           InstanceMethod("adapterModules", &Environment::adapter_modules),
                            InstanceMethod("lockFile", &Environment::lock_file),
                            InstanceMethod("load", &Environment::load),
                            InstanceMethod("quantize", &Environment::quantize),
@@ -254,6 +255,21 @@ Napi::Value Environment::prepare_square(const Napi::CallbackInfo& info) {
     return PoolTask<std::vector<uint8_t>>::run(
         info.Env(), [image, box, size, keep] { return gemma::prepare_square(image, box, size); },
         [](Napi::Env env, std::vector<uint8_t>&& square) { return to_js(env, std::span<const uint8_t>(square)); });
+  });
+}
+
+// adapterModules(path: string) -> Promise<string[]>: the modules that a PEFT adapter's safetensors has pairs of.
+Napi::Value Environment::adapter_modules(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    if (!info[0].IsString()) throw Napi::TypeError::New(env, "path: expected a string");
+    return PoolTask<std::vector<std::string>>::run(
+        env, [path = info[0].As<Napi::String>().Utf8Value()] { return peft_modules(path); },
+        [](Napi::Env result_env, std::vector<std::string>&& modules) -> Napi::Value {
+          Napi::Array array = Napi::Array::New(result_env, modules.size());
+          for (uint32_t i = 0; i < modules.size(); ++i) array.Set(i, modules[i]);
+          return array;
+        });
   });
 }
 

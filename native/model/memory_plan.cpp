@@ -186,7 +186,8 @@ MemoryPlan MemoryPlanner::plan() const {
   take_largest(shared, vision_workspaces_);
   const BackendTraits& last = *stages_.back().traits;
   plan.vision_bytes += sum_of(last, shared) - sum_of(last, workspaces_.back());
-  plan.total_bytes = plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes + plan.screen_bytes + plan.vision_bytes;
+  plan.total_bytes = plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes + plan.screen_bytes + plan.adapter_bytes +
+                     plan.vision_bytes;
   return plan;
 }
 
