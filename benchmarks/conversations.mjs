@@ -1,13 +1,16 @@
 // What the prefix cache saves: time to the first token of turns that begin like earlier ones, and prompt tokens of users who share a
 // system prompt.
 //
-//   node benchmarks/conversations.mjs [model] [--rounds 5] [--tokens 2000]
+//   node benchmarks/conversations.mjs [model] [--rounds 5] [--tokens 2000] [--threads 2] [--peer]
 //
-// Each round has a text of its own, so that nothing is known of it. Figures are medians with the lowest and the highest.
+// Each round has a text of its own, so that nothing is known of it. With --peer, llama.cpp's server answers the same messages in turn.
+// Figures are medians with the lowest and the highest.
+import { availableParallelism } from 'node:os';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { main, root } from '../scripts/steps.mjs';
+import { startLlamaServer } from './llama-server.mjs';
 
 const WORDS =
   'river stone yellow seven market under bright engine paper window colour garden letter quiet number second'.split(
@@ -40,17 +43,43 @@ async function ask(gemma, messages) {
   return { ms: first ?? performance.now() - start, text, usage };
 }
 
+/** The same of llama.cpp's server. */
+async function askPeer(peer, messages) {
+  const start = performance.now();
+  let first;
+  let text = '';
+  for await (const { choices } of peer.stream('/v1/chat/completions', { messages, temperature: 0, max_tokens: 24 })) {
+    const piece = choices?.[0]?.delta?.content ?? '';
+    if (piece !== '') first ??= performance.now() - start;
+    text += piece;
+  }
+  return { ms: first ?? performance.now() - start, text };
+}
+
 await main(async () => {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
-    options: { rounds: { type: 'string', default: '5' }, tokens: { type: 'string', default: '2000' } },
+    options: {
+      rounds: { type: 'string', default: '5' },
+      tokens: { type: 'string', default: '2000' },
+      threads: { type: 'string', default: String(availableParallelism()) },
+      peer: { type: 'boolean', default: false },
+    },
   });
+  const threads = Number(values.threads);
   const { Gemma } = createRequire(import.meta.url)(join(root, 'dist', 'index.js'));
-  const gemma = await Gemma.load(positionals[0] ?? 'demo', { contextSize: 4096 });
+  const model = positionals[0] ?? Gemma.demoModel;
+  const gemma = await Gemma.load(model, { contextSize: 4096, threads });
+  const peer = values.peer
+    ? await startLlamaServer(model, ['-c', '4096', '-np', '1', '-t', values.threads], (text) =>
+        process.stderr.write(`${text}\n`),
+      )
+    : undefined;
   const words = Math.round(Number(values.tokens) * 0.97);
   const user = (content) => ({ role: 'user', content });
   const turns = { 'next turn': [], 'last question edited': [], 'answer again': [] };
   const times = [];
+  const against = { 'first turn': [], 'next turn': [], 'last question edited': [], 'answer again': [] };
   const computed = [];
   await ask(gemma, [user('Hello')]); // what the first call sets up
   for (let round = 0; round < Number(values.rounds); ++round) {
@@ -58,10 +87,11 @@ await main(async () => {
     const turn = await ask(gemma, first);
     times.push(turn.ms);
     const heard = [...first, { role: 'assistant', content: turn.text || 'Words.' }];
+    if (peer) against['first turn'].push(turn.ms / (await askPeer(peer, first)).ms);
     const measure = async (name, messages) => {
-      const { ms, usage } = await ask(gemma, messages);
+      const { ms } = await ask(gemma, messages);
       turns[name].push((100 * ms) / turn.ms);
-      return usage;
+      if (peer) against[name].push(ms / (await askPeer(peer, messages)).ms);
     };
     await measure('next turn', [...heard, user('Which colours does it name?')]);
     await measure('last question edited', [...heard, user('How many numbers does it name?')]);
@@ -82,5 +112,9 @@ await main(async () => {
   process.stdout.write(`first turn: ${spread(times)} ms to the first token\n`);
   for (const [name, percents] of Object.entries(turns)) process.stdout.write(`${name}: ${spread(percents)} % of it\n`);
   process.stdout.write(`16 users, one system prompt: computed ${spread(computed, 3)} times the distinct tokens\n`);
+  for (const [name, ratios] of Object.entries(against)) {
+    if (peer) process.stdout.write(`${name}: ${spread(ratios, 3)} of llama-server's time\n`);
+  }
+  await peer?.stop();
   await gemma.dispose();
 });

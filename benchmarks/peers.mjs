@@ -17,7 +17,6 @@ const CMAKE_OPTIONS = [
   '-DLLAMA_CURL=OFF',
   '-DLLAMA_OPENSSL=OFF',
   '-DLLAMA_BUILD_TESTS=OFF',
-  '-DLLAMA_BUILD_SERVER=OFF',
 ];
 const SUFFIX = process.platform === 'win32' ? '.exe' : '';
 
@@ -86,7 +85,7 @@ export async function buildLlamaCpp(log) {
   const tools = await buildTools(
     source,
     build,
-    ['llama-bench', 'llama-batched-bench', 'llama-completion', 'llama-mtmd-cli'],
+    ['llama-bench', 'llama-batched-bench', 'llama-completion', 'llama-mtmd-cli', 'llama-server'],
     log,
     process.platform === 'win32' ? [] : [`-DCMAKE_CXX_FLAGS=-include ${join(HERE, 'native', 'tile_intrinsics.h')}`],
   );

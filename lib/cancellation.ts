@@ -50,3 +50,36 @@ export async function abortable<T>(
       .finally(() => signal.removeEventListener('abort', onAbort));
   });
 }
+
+/**
+ * Works on items, so many at a time, each with a cancellation of its own. What one throws, or the cancellation of the whole, stops all.
+ * Results in the order of the items.
+ */
+export async function inParallel<T, R>(
+  items: readonly T[],
+  most: number,
+  work: (item: T, i: number, cancellation: Cancellation) => Promise<R>,
+  whole: Cancellation,
+): Promise<R[]> {
+  const results: R[] = [];
+  const all = new AbortController();
+  const stop = () => all.abort(whole.signal.reason);
+  whole.signal.throwIfAborted();
+  whole.signal.addEventListener('abort', stop, { once: true });
+  let next = 0;
+  const worker = async () => {
+    while (next < items.length) {
+      const i = next++;
+      results[i] = await abortable(all.signal, (cancellation) => work(items[i] as T, i, cancellation));
+    }
+  };
+  try {
+    await Promise.all(Array.from({ length: Math.min(most, items.length) }, worker));
+    return results;
+  } catch (error) {
+    all.abort(error);
+    throw error;
+  } finally {
+    whole.signal.removeEventListener('abort', stop);
+  }
+}

@@ -4,10 +4,43 @@ import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
 import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
 import { Conversation } from './conversation.js';
+import {
+  decide,
+  type BooleanDecision,
+  type ChoiceDecision,
+  type Decision,
+  type ScoreDecision,
+  type Scorer,
+} from './decide.js';
+import {
+  classifyOptions,
+  documentList,
+  questionOptions,
+  rerankOptions,
+  type BooleanQuestion,
+  type ChoiceQuestion,
+  type ClassifyImageOptions,
+  type Question,
+  type RerankOptions,
+  type ScoreQuestion,
+} from './decision-options.js';
+import { embedTexts, textList, type Embeddings } from './embed.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
 import { runGeneration, type Sink } from './generation.js';
+import { listLocalModels, type LocalModel } from './hub/local.js';
+import { locateModel, withModelHeaders, type ModelFiles } from './hub/locate.js';
+import { parseModelName } from './hub/names.js';
+import { pullModel, type PulledModel } from './hub/pull.js';
+import {
+  hubOptions,
+  localModelsOptions,
+  pullOptions,
+  type LocalModelsOptions,
+  type PullOptions,
+} from './hub-options.js';
 import { drawCrops, prepareImage, readImage } from './image.js';
+import { checkShield, policyTexts, violations, type ImageSafety } from './image-safety.js';
 import type { Crop, ImageEmbedding, ImageInput } from './media.js';
 import { demoAdapter, demoModel, findModelFile, findVisionFile, type VisionFile } from './model-files.js';
 import {
@@ -24,16 +57,17 @@ import {
   type NativeModelInfo,
   type NativeModelSummary,
   type NativeScoreEvent,
-  type NativeScoreParams,
   type PromptPart,
   type TokenScore,
 } from './native.js';
+import type { CropParams, ImageLimits } from './media-options.js';
 import { runOperation, runReporting } from './operation.js';
 import * as check from './options.js';
 import type { Asker } from './overflow.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
+import { relevance, type RankedDocument } from './rerank.js';
 import { emptyResult, type GenerateResult } from './result.js';
-import { candidateList, encodeCandidates, endToken, scoresOf, type CandidateScore } from './score.js';
+import { candidateList, encodeCandidates, endToken, scoresOf, type Candidates, type CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
 import { answerWithTools, conversationOf, type AskModel, type Bound } from './tool-loop.js';
 import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
@@ -45,6 +79,7 @@ import type {
   CropsOptions,
   DetokenizeOptions,
   EmbedImageOptions,
+  EmbedOptions,
   EstimateOptions,
   GenerateOptions,
   InspectOptions,
@@ -127,6 +162,16 @@ function chatInfo({ template, reason, toolFormat }: Chat): { chat: ChatInfo; ins
   return { chat: { template, reason, toolFormat }, instructionTuned: template !== 'none' };
 }
 
+/** Works with files that have the headers at least of the models that are named. */
+function withHeaders<T>(
+  model: string | URL,
+  options: EstimateOptions,
+  work: (files: ModelFiles) => Promise<T>,
+): Promise<T> {
+  const hub = hubOptions(options.hub);
+  return abortable(options.signal, ({ signal }) => withModelHeaders(model, options, hub, signal, work));
+}
+
 function visionSettings({ path, wanted }: VisionFile): { mmproj?: string; vision: boolean } {
   return { ...(path !== undefined && { mmproj: path }), vision: wanted };
 }
@@ -169,6 +214,7 @@ export class Gemma {
   readonly #encoder: ImageEncoder | undefined;
   readonly #cache: EmbeddingCache;
   readonly #maxQueue: number;
+  readonly #path: string;
   #calls = 0; // under way, from their beginning on
   #disposed: Promise<void> | undefined;
 
@@ -179,10 +225,11 @@ export class Gemma {
     chat: Chat,
     cache: EmbeddingCache,
     noVision: string,
-    { maxQueue }: { maxQueue: number },
+    { maxQueue, path }: { maxQueue: number; path: string },
   ) {
     this.#model = model;
     this.#maxQueue = maxQueue;
+    this.#path = path;
     this.info = { ...native, endTokens: Array.from(native.endTokens), ...chatInfo(chat), loadMs };
     this.#cache = cache;
     const live = () => this.#live();
@@ -197,19 +244,23 @@ export class Gemma {
    * Loads a model.
    *
    * @param model path or `file:` URL of a GGUF file (of a split model the first), or of a folder that holds one model; `'demo'` is the
-   * demonstration model inside this package (`Gemma.demoModel`), `'./demo'` a folder of that name
+   * demonstration model inside this package (`Gemma.demoModel`), `'./demo'` a folder of that name; `'hf:org/repo'`, with `@revision`
+   * and `:file` or `:quantisation` behind it where wanted, is downloaded from the Hugging Face hub unless it is here;
+   * `'ollama:gemma3:4b'` and `'lmstudio:org/repo'` are what these programs have downloaded
    * @throws GemmaError `ERR_FILE`, `ERR_GGUF_INVALID` (with a detail), `ERR_UNSUPPORTED_MODEL`, `ERR_OUT_OF_MEMORY`,
-   * `ERR_BACKEND_UNAVAILABLE`
+   * `ERR_BACKEND_UNAVAILABLE`, `ERR_DOWNLOAD` (with a detail)
    */
   static async load(model: string | URL, options: LoadOptions = {}): Promise<Gemma> {
     const { chatTemplate, ...settings } = check.loadOptions(options);
     const { maxBytes, folder } = check.imageCacheOptions(options);
     const queue = check.queueOptions(options);
+    const hub = hubOptions(options.hub);
     const { onProgress } = options;
     return abortable(options.signal, async (cancellation) => {
-      const path = await findModelFile(model);
-      const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
-      const vision = await findVisionFile(path, options.mmproj);
+      const files = await locateModel(model, options, hub, cancellation.signal);
+      const path = await findModelFile(files.model);
+      const draft = files.draft === undefined ? undefined : await findModelFile(files.draft, 'draft');
+      const vision = await findVisionFile(path, files.mmproj);
       const backend = await addonFor(settings.device ?? 'auto');
       // Of what embeddings depend on: the encoder's weights. Taken before and after, as the file may be replaced while it is loaded.
       const identify = async () =>
@@ -235,7 +286,7 @@ export class Gemma {
       const cache = new EmbeddingCache(maxBytes, isKept ? { path: folder, identity } : undefined);
       try {
         const chat = await decideChat(path, info.config.name, info.chat, chatTemplate);
-        return new Gemma(native, info, loadMs, chat, cache, vision.reason, queue);
+        return new Gemma(native, info, loadMs, chat, cache, vision.reason, { ...queue, path });
       } catch (error) {
         await native.close();
         throw error;
@@ -250,16 +301,18 @@ export class Gemma {
    */
   static async estimate(model: string | URL, options: EstimateOptions = {}): Promise<Estimate> {
     const { contextSize = 0, ...settings } = check.estimateOptions(options);
-    const path = await findModelFile(model);
-    const vision = visionSettings(await findVisionFile(path, options.mmproj));
-    const draft = options.draft === undefined ? undefined : await findModelFile(options.draft, 'draft');
-    const summary = await addon().inspect({
-      prefixCacheBytes: defaultPrefixCache(),
-      path,
-      contexts: [contextSize],
-      ...(draft !== undefined && { draft }),
-      ...vision,
-      ...settings,
+    const summary = await withHeaders(model, options, async (files) => {
+      const path = await findModelFile(files.model);
+      const vision = visionSettings(await findVisionFile(path, files.mmproj));
+      const draft = files.draft === undefined ? undefined : await findModelFile(files.draft, 'draft');
+      return addon().inspect({
+        prefixCacheBytes: defaultPrefixCache(),
+        path,
+        contexts: [contextSize],
+        ...(draft !== undefined && { draft }),
+        ...vision,
+        ...settings,
+      });
     });
     const [plan] = summary.memory;
     if (!plan) throw new GemmaError('ERR_INTERNAL', 'no memory plan');
@@ -274,15 +327,41 @@ export class Gemma {
    */
   static async inspect(model: string | URL, options: InspectOptions = {}): Promise<ModelSummary> {
     const { contexts, ...settings } = check.inspectOptions(options);
-    const path = await findModelFile(model);
-    const vision = visionSettings(await findVisionFile(path, options.mmproj));
-    const ladder = contexts ?? DEFAULT_CONTEXT_LADDER;
-    const { chat, ...summary } = await addon().inspect({ path, contexts: ladder, ...vision, ...settings });
-    if (!contexts) {
-      const { trainedContext } = summary.config;
-      summary.memory = summary.memory.filter((plan) => plan.contextSize <= trainedContext);
-    }
-    return { ...summary, ...chatInfo(await decideChat(path, summary.config.name, chat, undefined)) };
+    return withHeaders(model, options, async (files) => {
+      const path = await findModelFile(files.model);
+      const vision = visionSettings(await findVisionFile(path, files.mmproj));
+      const ladder = contexts ?? DEFAULT_CONTEXT_LADDER;
+      const { chat, ...summary } = await addon().inspect({ path, contexts: ladder, ...vision, ...settings });
+      if (!contexts) {
+        const { trainedContext } = summary.config;
+        summary.memory = summary.memory.filter((plan) => plan.contextSize <= trainedContext);
+      }
+      return { ...summary, ...chatInfo(await decideChat(path, summary.config.name, chat, undefined)) };
+    });
+  }
+
+  /**
+   * Has a model of the Hugging Face hub on this machine, in the cache that Python's huggingface_hub has too: asks what there is, says it
+   * (`onProgress`), looks at the model's headers, and downloads what is missing. `load` does the same. What is downloaded is checked
+   * against its hash and takes its name when it is whole; a download that was cut, killed or aborted goes on from where it was.
+   *
+   * @param model `'hf:org/repo'`, with `@revision` and `:file` or `:quantisation` behind it where wanted
+   * @throws GemmaError `ERR_DOWNLOAD` (with a detail), `ERR_UNSUPPORTED_MODEL`, `ERR_GGUF_INVALID`, `ERR_FILE` (`PERMISSION`)
+   */
+  static async pull(model: string, options: PullOptions = {}): Promise<PulledModel> {
+    const settings = pullOptions(options);
+    const name = parseModelName(checkText('model', model));
+    if (name.scheme !== 'hf') throw new TypeError(`model: expected hf:org/repo, found ${show(model)}`);
+    return abortable(options.signal, ({ signal }) => pullModel(name, settings, signal));
+  }
+
+  /**
+   * The models on this machine that can be loaded: in the caches of the Hugging Face hub and of llama.cpp, of Ollama and LM Studio. Each
+   * one's headers are read, so it takes a fraction of a second for each.
+   */
+  static async localModels(options: LocalModelsOptions = {}): Promise<LocalModel[]> {
+    const { cacheDir } = localModelsOptions(options);
+    return abortable(options.signal, ({ signal }) => listLocalModels(cacheDir, signal));
   }
 
   /** What can be computed on here: the CPU, then GPUs, with the reason where one cannot be used. */
@@ -469,26 +548,92 @@ export class Gemma {
     const { includeEnd, normalize, prompt: settings } = check.scoreOptions(options);
     const { onProgress } = options;
     const list = candidateList(candidates);
-    const isConversation = Array.isArray(input) && typeof input[0] !== 'number';
-    const ofTurn = isConversation || !(settings.raw ?? !this.info.instructionTuned);
     return this.#call(options.signal, async (cancellation) => {
       const { signal } = cancellation;
       const model = this.#live();
-      const end = includeEnd ? endToken(model, ofTurn) : undefined;
+      const end = includeEnd ? endToken(model, this.#isTurn(input, settings)) : undefined;
       const encoded = await encodeCandidates(model, list, this.info, end, signal);
       const longest = encoded.lengths.reduce((most, n) => Math.max(most, n), 0);
-      const { tokens, images } = await this.#promptFor(input, settings, longest, {}, cancellation);
-      const logprobs = new Float64Array(encoded.tokens.length);
-      const likeliest = new Uint8Array(encoded.tokens.length);
-      let n = 0;
-      const { tokens: candidateTokens, lengths } = encoded;
-      await this.#score({ tokens, images, candidates: candidateTokens, lengths }, cancellation, (event) => {
-        logprobs.set(event.logprobs, n);
-        likeliest.set(event.likeliest, n);
-        n += event.logprobs.length;
-        onProgress?.(n / candidateTokens.length);
-      });
+      const prompt = await this.#promptFor(input, settings, longest, {}, cancellation);
+      const { logprobs, likeliest } = await this.#scoresAfter(prompt, encoded, cancellation, onProgress);
       return scoresOf(encoded, logprobs, likeliest, normalize, signal);
+    });
+  }
+
+  /**
+   * Answers a question that has a fixed set of answers, with a probability for each: yes or no (`type: 'boolean'`), one of several
+   * (`'choice'`), a number on a scale (`'score'`). Nothing is generated: the input is read once, and the probabilities are those of the
+   * answers as the model would begin to write them. Questions about the same input share what was computed of it.
+   *
+   * @param input the text, conversation or token ids that is asked about, or with `verbatim` that asks; pictures as in `generate`
+   * @throws TypeError, RangeError; as `generate`
+   */
+  decide(input: Input, options: BooleanQuestion): Promise<BooleanDecision>;
+  decide<const T extends string>(input: Input, options: ChoiceQuestion<T>): Promise<ChoiceDecision<T>>;
+  decide(input: Input, options: ScoreQuestion): Promise<ScoreDecision>;
+  decide(input: Input, options: Question): Promise<Decision>;
+  async decide(input: Input, options: Question): Promise<Decision> {
+    const asked = questionOptions(options);
+    return this.#call(options.signal, (cancellation) => decide(this.#scorer(), input, asked, cancellation));
+  }
+
+  /**
+   * Documents in the order of their relevance to a query, the best first. The model is asked about each whether it is relevant; the
+   * instruction and the query stand first and are computed once.
+   *
+   * @param documents 0 to 10,000 texts
+   * @throws GemmaError `ERR_CONTEXT_FULL` (`CONTEXT_OVERFLOW`) for a document that does not fit, unless `truncate` is set; as `generate`
+   */
+  async rerank(query: string, documents: readonly string[], options: RerankOptions = {}): Promise<RankedDocument[]> {
+    const { topN = Infinity, ...asked } = rerankOptions(options);
+    const list = documentList(query, documents);
+    const { onProgress } = options;
+    return this.#call(options.signal, async (cancellation) => {
+      const scores = await relevance(this.#scorer(), list, { query, ...asked }, cancellation, onProgress);
+      const ranked = list.map((document, index) => ({ index, score: scores[index] ?? NaN, document }));
+      return ranked.sort((a, b) => b.score - a.score).slice(0, topN);
+    });
+  }
+
+  /**
+   * Whether a picture violates safety policies, with ShieldGemma 2: for each policy the probability that it does. All pictures and
+   * policies are computed together, and each picture is encoded once.
+   *
+   * @throws GemmaError `ERR_UNSUPPORTED_MODEL` (`NOT_SHIELDGEMMA`) for a model that does not call itself ShieldGemma, unless `force` is
+   * set, and (`NO_MARKER`) for one without the words of the answers; as `embedImage`
+   */
+  classifyImage(image: ImageInput, options?: ClassifyImageOptions): Promise<ImageSafety>;
+  classifyImage(images: readonly ImageInput[], options?: ClassifyImageOptions): Promise<ImageSafety[]>;
+  async classifyImage(
+    image: ImageInput | readonly ImageInput[],
+    options: ClassifyImageOptions = {},
+  ): Promise<ImageSafety | ImageSafety[]> {
+    const { policies: own, customPolicies, threshold, force, limits, ...answers } = classifyOptions(options);
+    const policies = policyTexts(own, customPolicies);
+    const several = Array.isArray(image);
+    const images = (several ? image : [image]) as readonly ImageInput[];
+    const { onProgress = () => {} } = options;
+    return this.#call(options.signal, async (cancellation) => {
+      this.#prompts.vision();
+      if (!force) checkShield(this.#live().info(), this.#path);
+      const squares = await this.#encode(images, several, { limits, crops: {} }, cancellation, (fraction) =>
+        onProgress(fraction / 2),
+      );
+      const found = await violations(
+        this.#scorer(),
+        squares.map(({ rows }) => ({ rows, crops: [] })),
+        policies.map(([, text]) => text),
+        answers,
+        cancellation,
+        (fraction) => onProgress((1 + fraction) / 2),
+      );
+      const results = found.map((probabilities): ImageSafety => ({
+        policies: policies.map(([name], i) => {
+          const probability = probabilities[i] ?? NaN;
+          return { name, probability, violates: probability >= threshold };
+        }),
+      }));
+      return several ? results : (results[0] as ImageSafety);
     });
   }
 
@@ -531,6 +676,25 @@ export class Gemma {
   }
 
   /**
+   * Embeddings of texts: vectors that lie close together where the texts mean something alike. For search, clustering and
+   * classification, with EmbeddingGemma; of a Gemma 3 that writes texts it is the mean of a text's rows after the last norm, each of
+   * which knows what stands before it. Any number of texts in one call costs no padding, and an embedding does not depend on the others.
+   * (Of pictures: `embedImage`.)
+   *
+   * @param texts one or several, at most 65536 with 2^24 tokens in all
+   * @throws GemmaError `ERR_CONTEXT_FULL` for a text that is longer than the context (`truncate: true` cuts it), `ERR_UNSUPPORTED_INPUT`
+   * (`NO_TASKS`: a task for a model that is no embedding model), `ERR_NON_FINITE`, `ERR_QUEUE_FULL`, `ERR_FILE` (`FILE_CHANGED`),
+   * `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`; the signal's reason after an abort
+   */
+  async embed(texts: string | readonly string[], options: EmbedOptions = {}): Promise<Embeddings> {
+    const settings = check.embedOptions(options, this.info.config.embeddingDim);
+    const list = textList(texts);
+    return this.#call(options.signal, (cancellation) =>
+      embedTexts(this.#live(), this.info, list, settings, options.onProgress, cancellation),
+    );
+  }
+
+  /**
    * What the vision encoder makes of a picture, or of several: rows of the model's width, to compare pictures by (with
    * `pooling: 'mean'`) or to put into messages instead of the picture. Pictures that were seen before come from the cache.
    *
@@ -546,26 +710,11 @@ export class Gemma {
     const several = Array.isArray(image);
     const images = (several ? image : [image]) as readonly ImageInput[];
     return this.#call(options.signal, async (cancellation) => {
-      const { encoder, imageSize } = this.#prompts.vision();
       const { modelDim } = this.info.config;
-      const crops: Crop[][] = [];
-      const squares = await encoder.embed(
-        images.length,
-        async (i) => {
-          const name = several ? `images[${i}]` : 'image';
-          if (cancellation.cancelled) throw new GemmaError('ERR_DISPOSED', 'cancelled');
-          const pixels = await readImage(images[i] as ImageInput, name, limits, cancellation.signal);
-          const prepared = await prepareImage(pixels, imageSize, cut);
-          crops[i] = prepared.crops;
-          return prepared;
-        },
-        cancellation,
-        options.onProgress,
-      );
+      const { onProgress } = options;
+      const encoded = await this.#encode(images, several, { limits, crops: cut }, cancellation, onProgress);
       const results: ImageEmbedding[] = [];
-      for (const [i, rows] of squares.entries()) {
-        results.push(await embeddingOf(rows, modelDim, crops[i] ?? [], pooling));
-      }
+      for (const { rows, crops } of encoded) results.push(await embeddingOf(rows, modelDim, crops, pooling));
       return several ? results : (results[0] as ImageEmbedding);
     });
   }
@@ -608,6 +757,48 @@ export class Gemma {
       generate: (prompt, params, options, bound, cancellation, sink) =>
         this.#generate(prompt, { ...params, maxUnread: sink ? MAX_UNREAD : 0 }, options, bound, cancellation, sink),
     };
+  }
+
+  #scorer(): Scorer {
+    return {
+      prompts: this.#prompts,
+      info: this.info,
+      live: () => this.#live(),
+      isTurn: (input, settings) => this.#isTurn(input, settings),
+      score: async (prompt, candidates, cancellation) =>
+        (await this.#scoresAfter(prompt, candidates, cancellation)).logprobs,
+    };
+  }
+
+  #isTurn(input: Input, { raw }: check.PromptSettings): boolean {
+    const isConversation = Array.isArray(input) && typeof input[0] !== 'number';
+    return isConversation || !(raw ?? !this.info.instructionTuned);
+  }
+
+  // The rows of pictures' squares, and where the pictures were cut.
+  async #encode(
+    images: readonly ImageInput[],
+    several: boolean,
+    { limits, crops: cut }: { limits: ImageLimits; crops: CropParams },
+    cancellation: Cancellation,
+    onProgress?: (fraction: number) => void,
+  ): Promise<{ rows: Float32Array[]; crops: Crop[] }[]> {
+    const { encoder, imageSize } = this.#prompts.vision();
+    const crops: Crop[][] = [];
+    const squares = await encoder.embed(
+      images.length,
+      async (i) => {
+        const name = several ? `images[${i}]` : 'image';
+        if (cancellation.cancelled) throw new GemmaError('ERR_DISPOSED', 'cancelled');
+        const pixels = await readImage(images[i] as ImageInput, name, limits, cancellation.signal);
+        const prepared = await prepareImage(pixels, imageSize, cut);
+        crops[i] = prepared.crops;
+        return prepared;
+      },
+      cancellation,
+      onProgress,
+    );
+    return squares.map((rows, i) => ({ rows, crops: crops[i] ?? [] }));
   }
 
   // Runs a call that computes, when not too many are under way already.
@@ -709,13 +900,26 @@ export class Gemma {
     return id;
   }
 
-  #score(
-    params: NativeScoreParams,
+  // Of the tokens of candidates: log-probabilities, and 1 where no other token was likelier.
+  async #scoresAfter(
+    { tokens, images }: Prompt,
+    { tokens: candidates, lengths }: Candidates,
     cancellation: Cancellation,
-    onScores: (event: Extract<NativeScoreEvent, { kind: 'scores' }>) => void,
-  ): Promise<void> {
+    onProgress: (fraction: number) => void = () => {},
+  ): Promise<{ logprobs: Float64Array; likeliest: Uint8Array }> {
+    const logprobs = new Float64Array(candidates.length);
+    const likeliest = new Uint8Array(candidates.length);
+    const params = { tokens, images, candidates, lengths };
     const start = (listener: (event: NativeScoreEvent) => void) => this.#live().score(params, listener);
-    return runReporting({ start, stop: (id) => this.#model.cancel(id) }, onScores, cancellation);
+    let n = 0;
+    const onScores = (scores: Extract<NativeScoreEvent, { kind: 'scores' }>) => {
+      logprobs.set(scores.logprobs, n);
+      likeliest.set(scores.likeliest, n);
+      n += scores.logprobs.length;
+      onProgress(n / candidates.length);
+    };
+    await runReporting({ start, stop: (id) => this.#model.cancel(id) }, onScores, cancellation);
+    return { logprobs, likeliest };
   }
 
   #evaluate(

@@ -8,6 +8,9 @@ export {
   type PerplexityResult,
 } from './gemma.js';
 export type { Backend } from './backends.js';
+export type { LocalModel } from './hub/local.js';
+export type { PulledModel, PullPlan, PullProgress } from './hub/pull.js';
+export type { HubOptions, LocalModelsOptions, PullOptions } from './hub-options.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
 export { Conversation, type TurnInput } from './conversation.js';
 export type {
@@ -34,6 +37,21 @@ export type { DeepPartial } from './partial-json.js';
 export type { OutputOf, StandardResult, StandardSchema } from './schema.js';
 export type { StructuredOptions } from './structured.js';
 export type { CandidateScore } from './score.js';
+export { fitTemperature, type LabelledDecision } from './decide.js';
+export type { BooleanDecision, ChoiceDecision, Decision, ScoreDecision } from './decide.js';
+export type { RankedDocument } from './rerank.js';
+export type { ImageSafety, PolicyResult } from './image-safety.js';
+export type {
+  BooleanQuestion,
+  ChoiceQuestion,
+  ClassifyImageOptions,
+  ImagePolicy,
+  Question,
+  QuestionOptions,
+  RerankOptions,
+  ScoreQuestion,
+} from './decision-options.js';
+export type { Embeddings, EmbeddingTask } from './embed.js';
 export type { ChatInfo } from './chat.js';
 export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
@@ -45,6 +63,7 @@ export type {
   CropsOptions,
   DetokenizeOptions,
   EmbedImageOptions,
+  EmbedOptions,
   EstimateOptions,
   GenerateOptions,
   ImageCacheOptions,

@@ -90,6 +90,14 @@ function mayBelong(file: string, model: string): boolean {
   return words(file).every((word) => known.has(word));
 }
 
+/** The names among those of files that may be a model's vision encoder, best first. */
+export function visionCandidates(names: readonly string[], model: string): string[] {
+  const precision = (name: string) => PRECISIONS.findIndex((type) => name.toLowerCase().includes(type)) % 4;
+  return names
+    .filter((name) => /mmproj/i.test(name) && name.toLowerCase().endsWith('.gguf') && mayBelong(name, model))
+    .sort((a, b) => words(b).length - words(a).length || precision(a) - precision(b) || (a < b ? -1 : 1));
+}
+
 /**
  * The vision encoder of a model: the one named; else a file beside the model with `mmproj` in its name that fits both its name
  * and its width; else what the model's file holds.
@@ -98,10 +106,7 @@ export async function findVisionFile(model: string, mmproj: string | URL | false
   if (mmproj === false) return { wanted: false, reason: 'it was loaded with mmproj: false' };
   if (mmproj !== undefined) return { wanted: true, path: await findModelFile(mmproj, 'mmproj'), reason: '' };
   const folder = dirname(model);
-  const precision = (name: string) => PRECISIONS.findIndex((type) => name.toLowerCase().includes(type)) % 4;
-  const beside = (await readdir(folder).catch(() => []))
-    .filter((name) => /mmproj/i.test(name) && name.toLowerCase().endsWith('.gguf') && mayBelong(name, basename(model)))
-    .sort((a, b) => words(b).length - words(a).length || precision(a) - precision(b) || (a < b ? -1 : 1));
+  const beside = visionCandidates(await readdir(folder).catch(() => []), basename(model));
   let reason = mayRead(folder)
     ? 'no file beside it has mmproj in its name and fits'
     : `Node's permission model forbids looking for one beside it: allow it with --allow-fs-read=${resolve(folder)}, or name the file`;

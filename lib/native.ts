@@ -133,6 +133,21 @@ export type NativeScoreEvent =
   | { kind: 'scores'; first: number; logprobs: Float64Array; likeliest: Uint8Array }
   | { kind: 'finish'; error?: unknown };
 
+export interface NativeEmbedParams {
+  /** of all texts, one after the other */
+  tokens: Int32Array;
+  /** tokens of each */
+  lengths: Int32Array;
+  /** of an embedding, the first are kept */
+  dimensions: number;
+  /** to a length of 1 */
+  normalize: boolean;
+}
+
+export type NativeEmbedEvent =
+  /** [n, dimensions] of texts from `first` on */
+  { kind: 'texts'; first: number; rows: Float32Array } | { kind: 'finish'; error?: unknown };
+
 export interface NativeEncodeParams {
   /** [n, imageSize, imageSize, 3], red green blue */
   pixels: Uint8Array;
@@ -192,6 +207,12 @@ export interface ModelConfig {
   ropeFactorGlobal: number;
   /** 0: none */
   finalSoftcap: number;
+  /** an embedding model: texts become vectors (`embed`), nothing is written */
+  encoder: boolean;
+  /** of an embedding model: whether its file has the dense layers behind the mean */
+  denseLayers: boolean;
+  /** of what `embed` makes of a text */
+  embeddingDim: number;
 }
 
 /** What a file says about its vision encoder. */
@@ -222,7 +243,7 @@ export interface NativeModelSummary {
   chat: NativeChatMetadata;
   fileBytes: number;
   parameters: number;
-  /** of the matrix that logits are computed with: the embedding, where a model has no other */
+  /** of the matrix that logits are computed with: the embedding, where a model has no other; 0 of an embedding model */
   outputBytes: number;
   config: ModelConfig;
   vision?: VisionConfig;
@@ -264,6 +285,9 @@ export interface NativeModelInfo {
   vision?: VisionConfig & { precision: 'int8' | 'exact' };
   /** bytes of UTF-8 text that one token stands for at most */
   longestToken: number;
+  /** ids that stand around a text that is embedded, -1 for none */
+  textStart: number;
+  textEnd: number;
   /** the id that MARKER_IMAGE becomes */
   imageToken: number;
   /** ids of the tokens that end an answer */
@@ -350,6 +374,7 @@ export interface NativeModel {
   score(params: NativeScoreParams, onEvent: (event: NativeScoreEvent) => void): number;
   /** Copies rows for the images of one call: one at a time, where a call would copy all of them at once. */
   holdRows(embedding: Float32Array): HeldRows;
+  embed(params: NativeEmbedParams, onEvent: (event: NativeEmbedEvent) => void): number;
   encodeImages(params: NativeEncodeParams, onEvent: (event: NativeEncodeEvent) => void): number;
   /**
    * Writes tokens, images and metadata (at most 16 MiB) to a file, with the keys and values of the longest beginning of the tokens
@@ -370,7 +395,7 @@ export interface NativeModel {
     path: string,
   ): Promise<{ tokens: Int32Array; images: SavedImage[]; metadata: string; positions: number }>;
   acknowledge(id: number, events: number): void;
-  /** Stops a generate, evaluate, score or encodeImages of this model by its id. */
+  /** Stops a generate, evaluate, score, embed or encodeImages of this model by its id. */
   cancel(id: number): void;
   close(): Promise<void>;
 }
@@ -397,6 +422,13 @@ export interface NativeAddon {
     box: Crop;
     imageSize: number;
   }): Promise<Uint8Array>;
+  /**
+   * Takes an exclusive lock of a file, which is made where it is not there; other processes, Python's `filelock` too, respect it. Null while
+   * somebody else has it: there is no waiting. It ends with the call of the function, or with the process.
+   *
+   * Rejects with `ERR_FILE`.
+   */
+  lockFile(path: string): Promise<(() => void) | null>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
   /** Stops a load by its id. */
   cancel(id: number): void;

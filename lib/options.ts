@@ -3,6 +3,8 @@
 // code (native.ts) are what the table yields. A new option of generate thus touches four files: this one, binding/convert.cpp,
 // which reads it, and the header and source below native/ that use it.
 import { randomInt } from 'node:crypto';
+import type { HubOptions } from './hub-options.js';
+import { EMBEDDING_TASKS, type EmbeddingTask, type EmbedSettings } from './embed.js';
 import type { ImageEmbedding, ImageInput } from './media.js';
 import {
   CROP,
@@ -103,6 +105,11 @@ export interface LoadOptions {
    * else `chat_template.jinja` or the one in `tokenizer_config.json` beside it, else Gemma 3's format. `gemma.info.chat` says which.
    */
   chatTemplate?: string;
+  /**
+   * Of an embedding model: `'required'` (default) refuses a file that was converted without the model's dense layers
+   * (`ERR_UNSUPPORTED_MODEL`, `NO_DENSE_LAYERS`); `'optional'` takes the mean of a text's rows then, which is another embedding.
+   */
+  denseLayers?: 'required' | 'optional';
   /** Where embeddings of pictures are kept, so that no picture is encoded twice. False: nowhere. */
   imageCache?: ImageCacheOptions | false;
   /**
@@ -116,7 +123,9 @@ export interface LoadOptions {
    * do not count. Default: 512.
    */
   maxQueue?: number;
-  /** Called with the fraction that is loaded, 0 to 1. */
+  /** How models are got that are named `hf:org/repo`. */
+  hub?: HubOptions;
+  /** Called with the fraction that is loaded, 0 to 1; of downloads `hub.onProgress` tells. */
   onProgress?: (fraction: number) => void;
   /** Aborting rejects `load` with the signal's reason. */
   signal?: AbortSignal;
@@ -141,6 +150,9 @@ export interface EstimateOptions {
   mmproj?: string | URL | false;
   visionPrecision?: 'int8' | 'exact';
   prefixCacheBytes?: number;
+  /** As in `load`. Of a model that is not here only the first bytes are downloaded. */
+  hub?: HubOptions;
+  signal?: AbortSignal;
 }
 
 export interface InspectOptions {
@@ -149,6 +161,9 @@ export interface InspectOptions {
   kvCache?: KvCacheType;
   /** As in `load`. */
   mmproj?: string | URL | false;
+  /** As in `estimate`. */
+  hub?: HubOptions;
+  signal?: AbortSignal;
 }
 
 export interface ToolOptions {
@@ -263,6 +278,32 @@ export interface EmbedImageOptions extends ImageOptions, CropOptions {
   signal?: AbortSignal;
 }
 
+export interface EmbedOptions {
+  /**
+   * What the embeddings are for: EmbeddingGemma was trained with a prompt for each. `'document'` for texts that are to be found, the
+   * kind of search for what finds them. Default: the texts as they are.
+   */
+  task?: EmbeddingTask;
+  /** With `'document'`: the documents' title, or one for each text. Default: none. */
+  title?: string | readonly string[];
+  /**
+   * Numbers of an embedding, the first are kept: EmbeddingGemma was trained for 768, 512, 256 and 128. Default: all
+   * (`gemma.info.config.embeddingDim`).
+   */
+  dimensions?: number;
+  /**
+   * Default true: embeddings have a length of 1, also those that `dimensions` has shortened. (sentence-transformers'
+   * `truncate_dim` does not normalise again; what it returns are the first numbers of whole embeddings.) False: as the last layer
+   * makes them.
+   */
+  normalize?: boolean;
+  /** True cuts texts that are longer than the context at their end. Default false: they are `ERR_CONTEXT_FULL`. */
+  truncate?: boolean;
+  /** Called with the fraction of the tokens that is done, 0 to 1. */
+  onProgress?: (fraction: number) => void;
+  signal?: AbortSignal;
+}
+
 export interface CropsOptions extends ImageOptions, CropOptions {
   /** Also return the picture with a frame around each crop, as PNG. Default false. */
   draw?: boolean;
@@ -353,9 +394,11 @@ const LOAD = {
     }
     return template;
   }),
+  denseLayers: choices('required', 'optional'),
   imageCache: elsewhere, // imageCacheOptions()
   maxQueue: elsewhere, // queueOptions()
   prefixCacheBytes: MEMORY.prefixCacheBytes,
+  hub: elsewhere, // hubOptions()
   onProgress: callbacks,
   signal: signals,
 } as const satisfies TableOf<LoadOptions>;
@@ -365,7 +408,13 @@ const IMAGE_CACHE = {
   folder: strings,
 } as const satisfies TableOf<ImageCacheOptions>;
 
-const ESTIMATE = { ...MEMORY, draft: elsewhere, mmproj: elsewhere } as const satisfies TableOf<EstimateOptions>;
+const ESTIMATE = {
+  ...MEMORY,
+  draft: elsewhere,
+  mmproj: elsewhere,
+  hub: elsewhere, // hubOptions()
+  signal: signals,
+} as const satisfies TableOf<EstimateOptions>;
 
 const INSPECT = {
   contexts: custom((name, value) => {
@@ -375,9 +424,11 @@ const INSPECT = {
   }),
   kvCache: MEMORY.kvCache,
   mmproj: elsewhere,
+  hub: elsewhere, // hubOptions()
+  signal: signals,
 } as const satisfies TableOf<InspectOptions>;
 
-const RAW = {
+export const RAW = {
   raw: booleans,
   bos: or(booleans, true),
   images: or(
@@ -486,6 +537,20 @@ const EMBED_IMAGE = {
   onProgress: callbacks,
   signal: signals,
 } as const satisfies TableOf<EmbedImageOptions>;
+
+const EMBED = {
+  task: choices(...EMBEDDING_TASKS),
+  title: custom((name, value) => {
+    if (typeof value === 'string') return value;
+    if (!Array.isArray(value)) throw new TypeError(`${name}: expected a string or an array, found ${show(value)}`);
+    return value.slice() as unknown[];
+  }),
+  dimensions: integers(1),
+  normalize: or(booleans, true),
+  truncate: or(booleans, false),
+  onProgress: callbacks,
+  signal: signals,
+} as const satisfies TableOf<EmbedOptions>;
 
 const CROPS = {
   ...IMAGE,
@@ -618,8 +683,8 @@ export interface PromptSettings {
   tools?: ToolSettings;
 }
 
-// Looks at the options of a prompt among others.
-function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
+/** Looks at the options of a prompt among others. */
+export function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
   const tools = toolSettings(options);
   return {
     ...valuesOf(RAW, options),
@@ -696,6 +761,16 @@ export function embedImageOptions(options: EmbedImageOptions): {
 } {
   const { pooling } = checked(EMBED_IMAGE, options);
   return { limits: imageLimits(options), crops: cropParams(options), pooling };
+}
+
+/** @param embeddingDim the model's */
+export function embedOptions(options: EmbedOptions, embeddingDim: number): EmbedSettings {
+  const { task, title, dimensions = embeddingDim, normalize, truncate } = checked(EMBED, options);
+  if (title !== undefined && task !== 'document') {
+    throw new TypeError("title: only with task 'document'");
+  }
+  integer('dimensions', dimensions, 1, embeddingDim);
+  return { dimensions, normalize, truncate, ...(task && { task }), ...(title !== undefined && { title }) };
 }
 
 /** Pan & Scan is the default here. */

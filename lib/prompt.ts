@@ -62,6 +62,8 @@ interface LayoutOptions {
   fits?: boolean;
   /** room to keep for the answer; -1: as it comes */
   maxOutputTokens?: number;
+  /** what is asked about the input, behind it: at the end of the last turn if that is the user's, else in a turn of its own */
+  question?: string;
   /** turns of the same conversation, whose ids are taken where they agree */
   kept?: readonly KeptTurn[];
   signal?: AbortSignal | undefined;
@@ -125,6 +127,28 @@ function templateMessage(turn: Turn, next: () => Loaded | undefined, format: Too
     ]);
   });
   return { role, content: parts, ...fields };
+}
+
+function behind(text: string, question: string): string {
+  return text === '' ? question : `${text}\n\n${question}`;
+}
+
+// Texts that follow each other are one part: Gemma's format would put nothing between them.
+function withQuestion(turns: readonly Turn[], question: string | undefined): readonly Turn[] {
+  if (question === undefined) return turns;
+  const asked: Part = { type: 'text', text: question, fields: {} };
+  const last = turns.at(-1);
+  if (last?.role !== 'user' || last.content === undefined) {
+    return [...turns, { role: 'user', content: question, fields: {} }];
+  }
+  const { content } = last;
+  if (typeof content === 'string') return [...turns.slice(0, -1), { ...last, content: behind(content, question) }];
+  const end = content.at(-1);
+  const parts =
+    end?.type === 'text'
+      ? [...content.slice(0, -1), { ...end, text: behind(end.text ?? '', question) }]
+      : [...content, asked];
+  return [...turns.slice(0, -1), { ...last, content: parts }];
 }
 
 function renderPlace(picture: Picture | undefined): PromptPart[] {
@@ -278,8 +302,14 @@ export class PromptBuilder {
     return { tokens, images, imageTokens };
   }
 
+  /** A prompt whose parts were written elsewhere. */
+  layOutParts(parts: readonly PromptPart[], pictures: readonly Picture[], options: LayoutOptions): Promise<Layout> {
+    return this.#encode(parts, [...pictures], options).then((layout) => this.#checkPictures(layout));
+  }
+
   async #ofText(input: string | readonly Message[], settings: PromptSettings, options: LayoutOptions): Promise<Layout> {
     const { bos, images, tools } = settings;
+    const { question } = options;
     const { raw = this.#chat.template === 'none' && !tools?.tools.length } = settings;
     if (raw && tools?.tools.length) throw new TypeError('tools: raw text is no conversation, which tools need');
     const isText = typeof input === 'string';
@@ -291,16 +321,17 @@ export class PromptBuilder {
       throw new TypeError('images: a conversation has its pictures in its messages, as parts { type: "image", image }');
     }
     if (!isText) {
-      return this.#ofTurns(await inSlices(this.read(input)), settings, options);
+      return this.#ofTurns(withQuestion(await inSlices(this.read(input)), question), settings, options);
     }
     if (raw) {
       const pictures = await this.#images(images, settings, options);
       const parts = pictures.flatMap((picture) => renderImage(nSquares(picture) - 1));
-      return this.#encode([...(bos ? [MARKER_BOS as PromptPart] : []), ...parts, input], pictures, options);
+      const text = question === undefined ? input : behind(input, question);
+      return this.#encode([...(bos ? [MARKER_BOS as PromptPart] : []), ...parts, text], pictures, options);
     }
     const shown = images.map((image, i): Part => ({ type: 'image', image, name: `images[${i}]`, fields: {} }));
     const content = images.length === 0 ? input : [...shown, { type: 'text', text: input, fields: {} }];
-    return this.#ofTurns([{ role: 'user', content, fields: {} }], settings, options);
+    return this.#ofTurns(withQuestion([{ role: 'user', content, fields: {} }], question), settings, options);
   }
 
   async #ofTurns(turns: readonly Turn[], settings: PromptSettings, options: LayoutOptions): Promise<Layout> {

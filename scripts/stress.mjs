@@ -2,6 +2,7 @@
 //
 //   npm run stress                                  all kinds, the counts of a short run (a minute or two)
 //   npm run stress -- mixed --operations 100000     clients that read, stall, leave, abort and forget, side by side
+//   npm run stress -- mixed --minutes 30            the same for a time
 //   npm run stress -- aborts --operations 10000     generations that are aborted at any moment
 //   npm run stress -- conversations --operations 10000   chats that branch, are edited and aborted, with caches of all sizes
 //   npm run stress -- chats --operations 10000           the same with gemma.chat: forks, undo, files, full contexts
@@ -25,6 +26,7 @@ import { parseArgs } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { SetupError, main, root } from './steps.mjs';
 
+const SAMPLES = 40; // of memory, in a run
 const HANG_MS = 120_000; // no operation here takes a hundredth of it
 const PICTURES = ['one.png', 'other.png', 'shapes.png', 'sign.png'].map((name) =>
   join(root, 'models', 'pictures', name),
@@ -169,7 +171,7 @@ const behaviours = {
 };
 const OF_STREAMS = ['slowly', 'stall', 'leave', 'leaveEarly', 'forget'];
 
-async function mixed({ Gemma, operations, random }) {
+async function mixed({ Gemma, operations, minutes, random }) {
   const gemma = await Gemma.load('demo', { contextSize: 4096 });
   const asked = questions();
   const alone = [];
@@ -177,9 +179,11 @@ async function mixed({ Gemma, operations, random }) {
 
   const counts = {};
   const rss = [];
-  let left = operations;
+  let done = 0;
+  const start = performance.now();
+  const progress = () => (minutes === undefined ? done / operations : (performance.now() - start) / (60_000 * minutes));
   const client = async () => {
-    while (left-- > 0) {
+    for (; progress() < 1; ++done) {
       const at = Math.floor(random() * asked.length);
       const question = asked[at];
       const names = Object.keys(behaviours).filter(
@@ -191,7 +195,7 @@ async function mixed({ Gemma, operations, random }) {
       const answer = await settles(what, behaviours[name]({ gemma, question, random }));
       if (answer !== undefined) expectEqual(what, comparable(question.kind, answer), alone[at]);
       counts[name] = (counts[name] ?? 0) + 1;
-      if (left % Math.ceil(operations / 40) === 0) rss.push(memory());
+      if (progress() * SAMPLES > rss.length) rss.push(memory());
     }
   };
   await Promise.all(Array.from({ length: 24 }, client));
@@ -202,7 +206,7 @@ async function mixed({ Gemma, operations, random }) {
   const peak = (part) => Math.max(...part);
   const [before, after] = [peak(rss.slice(rss.length / 4, rss.length / 2)), peak(rss.slice(rss.length / 2))];
   const mebibytes = (bytes) => `${(bytes / 2 ** 20).toFixed(0)} MiB`;
-  if (operations >= 10_000 && after > 1.1 * before + (16 << 20)) {
+  if (done >= 10_000 && after > 1.1 * before + (16 << 20)) {
     throw new SetupError(`memory grew from ${mebibytes(before)} to ${mebibytes(after)}`);
   }
   const ways = Object.entries(counts).map(([name, n]) => `${name} ${n}`);
@@ -481,7 +485,7 @@ async function exits({ operations, random }) {
 const kinds = { mixed, aborts, conversations, chats, workers, exits };
 
 /** Runs kinds of stress one after another. Rejects at the first fault. */
-export async function stress(names, { operations, seed }) {
+export async function stress(names, { operations, minutes, seed }) {
   const entry = join(root, 'dist', 'index.js');
   if (!existsSync(entry)) throw new SetupError('build first: npm run build');
   const { Gemma } = createRequire(import.meta.url)(entry);
@@ -491,7 +495,8 @@ export async function stress(names, { operations, seed }) {
     const loop = monitorEventLoopDelay({ resolution: 1 });
     loop.enable();
     const start = performance.now();
-    const said = await kind({ Gemma, operations: operations ?? SHORT_RUN[name], random: randomFrom(seed) });
+    const settings = { operations: operations ?? SHORT_RUN[name], minutes, random: randomFrom(seed) };
+    const said = await kind({ Gemma, ...settings });
     loop.disable();
     const ms = (nanoseconds) => (nanoseconds / 1e6).toFixed(1);
     process.stdout.write(
@@ -505,12 +510,12 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   await main(async () => {
     const { values, positionals } = parseArgs({
       allowPositionals: true,
-      options: { operations: { type: 'string' }, seed: { type: 'string' } },
+      options: { operations: { type: 'string' }, minutes: { type: 'string' }, seed: { type: 'string' } },
     });
     const seed = Number(values.seed ?? Date.now() % 1e6);
-    const operations = values.operations === undefined ? undefined : Number(values.operations);
+    const [operations, minutes] = [values.operations, values.minutes].map((text) => text && Number(text));
     process.stdout.write(`seed ${seed}\n`);
-    await stress(positionals.length > 0 ? positionals : Object.keys(kinds), { operations, seed });
+    await stress(positionals.length > 0 ? positionals : Object.keys(kinds), { operations, minutes, seed });
     process.exit(); // a hang that was reported must not keep the process
   });
 }

@@ -3,6 +3,7 @@ import { readFileSync } from 'node:fs';
 import { text as readAll } from 'node:stream/consumers';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { Gemma, type GenerateOptions, type KvCacheType, type LoadOptions } from '../index.js';
+import { pullProgress } from './download-progress.js';
 import { UsageError, withProgress } from './output.js';
 
 /** Begins a command: its name with arguments, and what `--help` says of it. */
@@ -21,6 +22,7 @@ export interface ModelFlags {
   screen?: boolean;
   draft?: string | false;
   mmproj?: string | false;
+  denseLayers?: 'required' | 'optional';
 }
 
 export interface ImageFlags {
@@ -65,7 +67,10 @@ export function kvOption(): Option {
 
 export function withModel(command: Command): Command {
   return command
-    .requiredOption('--model <file>', 'GGUF file, or folder that holds one')
+    .requiredOption(
+      '--model <file>',
+      'GGUF file, or folder that holds one; hf:org/repo, ollama:model, lmstudio:org/repo',
+    )
     .option('--device <name>', 'auto, cpu, or as `gemma-native devices` lists them, with commas between (GEMMA_DEVICE)')
     .option('--gpu-layers <n>', 'so many of the last layers on GPUs; default: as memory allows', number)
     .option('--isa <name>', 'force an instruction set: amx_bf16, avx512_vnni, avx_vnni, avx2, ref (GEMMA_ISA)')
@@ -77,22 +82,28 @@ export function withModel(command: Command): Command {
     .option('--json', 'print one JSON object');
 }
 
-export function withImages(command: Command): Command {
+export function withVision(command: Command): Command {
   return command
     .option('--mmproj <file>', 'vision encoder; default: the one beside the model or inside of it')
-    .option('--no-mmproj', 'without vision encoder')
-    .option('--pan-and-scan', 'see wide and high pictures in crops as well')
-    .addOption(
-      new Option('--tile <n>', 'see pictures in tiles as well, so many along the shorter side')
-        .argParser(number)
-        .conflicts('panAndScan'),
-    )
-    .addOption(
-      new Option('--alpha <how>', 'what transparency becomes: the colours below it, or white').choices([
-        'drop',
-        'white',
-      ]),
-    );
+    .option('--no-mmproj', 'without vision encoder');
+}
+
+export function withAlpha(command: Command): Command {
+  return command.addOption(
+    new Option('--alpha <how>', 'what transparency becomes: the colours below it, or white').choices(['drop', 'white']),
+  );
+}
+
+export function withImages(command: Command): Command {
+  return withAlpha(
+    withVision(command)
+      .option('--pan-and-scan', 'see wide and high pictures in crops as well')
+      .addOption(
+        new Option('--tile <n>', 'see pictures in tiles as well, so many along the shorter side')
+          .argParser(number)
+          .conflicts('panAndScan'),
+      ),
+  );
 }
 
 export function withSampling(command: Command): Command {
@@ -146,17 +157,40 @@ export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (ge
     ...(flags.mmap === false && { mmap: false }),
     ...(flags.screen === false && { screenLogits: false }),
     ...(flags.draft && { draft: flags.draft }),
+    ...(flags.denseLayers && { denseLayers: flags.denseLayers }),
     ...(flags.mmproj !== undefined && { mmproj: flags.mmproj }),
     signal,
   };
-  const gemma = await withProgress('Loading', !!flags.json, (onProgress) =>
-    Gemma.load(flags.model, { ...options, onProgress }),
-  );
+  const downloading = pullProgress(!!flags.json);
+  let gemma: Gemma;
+  try {
+    gemma = await withProgress('Loading', !!flags.json, (onProgress) =>
+      Gemma.load(flags.model, { ...options, onProgress, hub: { onProgress: downloading.update } }),
+    );
+  } finally {
+    downloading.stop();
+  }
   try {
     return await work(gemma);
   } finally {
     await gemma.dispose();
   }
+}
+
+/** NAME=TEXT as it is given to a flag. */
+export function pairOf(flag: string, text: string): [name: string, text: string] {
+  const at = text.indexOf('=');
+  if (at < 1) throw new UsageError(`${flag}: expected NAME=TEXT, found ${JSON.stringify(text.slice(0, 60))}`);
+  return [text.slice(0, at), text.slice(at + 1)];
+}
+
+/** Texts that are given as arguments, or one in each line of a file. */
+export function candidatesOf(what: string, given: readonly string[], file: string | undefined): readonly string[] {
+  if (file === undefined) return given;
+  if (given.length > 0) throw new UsageError(`${what}: give them as arguments or with --file, not both`);
+  return readFileSync(file, 'utf8')
+    .split(/\r?\n/)
+    .filter((line) => line !== '');
 }
 
 /** What a file of JSON says; flag: what names the file. */

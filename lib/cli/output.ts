@@ -39,18 +39,18 @@ function bar(label: string): SingleBar {
   return shown;
 }
 
-/** A bar on the terminal while something takes a fraction from 0 to 1; silent where nobody watches. */
+/** A bar on the terminal from the first fraction from 0 to 1 on that something reports; silent where nobody watches. */
 export async function withProgress<T>(
   label: string,
   silent: boolean,
   work: (onProgress: (fraction: number) => void) => Promise<T>,
 ): Promise<T> {
   if (silent || !process.stderr.isTTY) return work(() => {});
-  const shown = bar(label);
+  let shown: SingleBar | undefined;
   try {
-    return await work((fraction) => shown.update(Math.round(fraction * 100)));
+    return await work((fraction) => (shown ??= bar(label)).update(Math.round(fraction * 100)));
   } finally {
-    shown.stop();
+    shown?.stop();
   }
 }
 

@@ -2,13 +2,19 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { addChat } from './commands/chat.js';
+import { addClassifyImage } from './commands/classify-image.js';
 import { addCrops } from './commands/crops.js';
+import { addDecide } from './commands/decide.js';
 import { addDetokenize } from './commands/detokenize.js';
 import { addDevices } from './commands/devices.js';
+import { addEmbed } from './commands/embed.js';
 import { addEmbedImage } from './commands/embed-image.js';
 import { addInspect } from './commands/inspect.js';
+import { addList } from './commands/list.js';
 import { addLogits } from './commands/logits.js';
 import { addPerplexity } from './commands/perplexity.js';
+import { addPull } from './commands/pull.js';
+import { addRerank } from './commands/rerank.js';
 import { addRun } from './commands/run.js';
 import { addScore } from './commands/score.js';
 import { addTokenize } from './commands/tokenize.js';
@@ -36,11 +42,17 @@ function build(signal: AbortSignal): Command {
   addDetokenize(command, signal);
   addLogits(command, signal);
   addScore(command, signal);
+  addDecide(command, signal);
+  addRerank(command, signal);
+  addEmbed(command, signal);
   addEmbedImage(command, signal);
+  addClassifyImage(command, signal);
   addPerplexity(command, signal);
   addInspect(command);
   addCrops(command, signal);
   addDevices(command);
+  addPull(command, signal);
+  addList(command, signal);
   return program;
 }
 

@@ -8,6 +8,7 @@ const char* error_code_name(ErrorCode code) {
   switch (code) {
     case ErrorCode::kFile: return "ERR_FILE";
     case ErrorCode::kGgufInvalid: return "ERR_GGUF_INVALID";
+    case ErrorCode::kSafetensorsInvalid: return "ERR_SAFETENSORS_INVALID";
     case ErrorCode::kUnsupportedModel: return "ERR_UNSUPPORTED_MODEL";
     case ErrorCode::kUnsupportedInput: return "ERR_UNSUPPORTED_INPUT";
     case ErrorCode::kImage: return "ERR_IMAGE";
@@ -22,6 +23,7 @@ const char* error_code_name(ErrorCode code) {
     case ErrorCode::kQueueFull: return "ERR_QUEUE_FULL";
     case ErrorCode::kStalled: return "ERR_STALLED";
     case ErrorCode::kOutputInvalid: return "ERR_OUTPUT_INVALID";
+    case ErrorCode::kDownload: return "ERR_DOWNLOAD";
     case ErrorCode::kInternal: return "ERR_INTERNAL";
   }
   return "ERR_INTERNAL";
@@ -33,6 +35,21 @@ std::string shown_path(const std::string& path) {
   size_t begin = path.size() - kMaxShown;
   while (begin < path.size() && (static_cast<unsigned char>(path[begin]) & 0xc0) == 0x80) ++begin;  // whole characters
   return "..." + path.substr(begin);
+}
+
+std::string quoted(std::string_view text) {
+  constexpr size_t kMaxShown = 80;
+  std::string out = "\"";
+  for (const char c : text.substr(0, kMaxShown)) {
+    const unsigned char byte = static_cast<unsigned char>(c);
+    if (byte >= 0x20 && byte < 0x7f) {
+      out += c;
+    } else {
+      constexpr char kHex[] = "0123456789abcdef";
+      out += {'\\', 'x', kHex[byte >> 4], kHex[byte & 15]};
+    }
+  }
+  return out + (text.size() > kMaxShown ? "...\"" : "\"");
 }
 
 const Error& out_of_memory() {

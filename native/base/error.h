@@ -12,22 +12,24 @@ namespace gemma {
 
 // Kept equal to GemmaErrorCode in lib/errors.ts by a test.
 enum class ErrorCode {
-  kFile,              // ERR_FILE: cannot open or read
-  kGgufInvalid,       // ERR_GGUF_INVALID: the file breaks the format or its own metadata
-  kUnsupportedModel,  // ERR_UNSUPPORTED_MODEL: a valid file of another kind of model
-  kUnsupportedInput,  // ERR_UNSUPPORTED_INPUT: input that this model or version does not support
-  kImage,             // ERR_IMAGE: a picture that cannot be fetched or decoded, or is too large
-  kVideo,             // ERR_VIDEO: a video that cannot be decoded, or is too large
-  kChatTemplate,      // ERR_CHAT_TEMPLATE: a chat template refuses the messages, fails or takes too much (lib/jinja.ts)
-  kContextFull,       // ERR_CONTEXT_FULL: prompt and output do not fit into the context
-  kNonFinite,         // ERR_NON_FINITE: NaN or infinity in the logits
-  kOutOfMemory,       // ERR_OUT_OF_MEMORY
+  kFile,                // ERR_FILE: cannot open or read
+  kGgufInvalid,         // ERR_GGUF_INVALID: the file breaks the format or its own metadata
+  kSafetensorsInvalid,  // ERR_SAFETENSORS_INVALID: likewise of a safetensors file or the JSON files beside it
+  kUnsupportedModel,    // ERR_UNSUPPORTED_MODEL: a valid file of another kind of model
+  kUnsupportedInput,    // ERR_UNSUPPORTED_INPUT: input that this model or version does not support
+  kImage,               // ERR_IMAGE: a picture that cannot be fetched or decoded, or is too large
+  kVideo,               // ERR_VIDEO: a video that cannot be decoded, or is too large
+  kChatTemplate,  // ERR_CHAT_TEMPLATE: a chat template refuses the messages, fails or takes too much (lib/jinja.ts)
+  kContextFull,   // ERR_CONTEXT_FULL: prompt and output do not fit into the context
+  kNonFinite,     // ERR_NON_FINITE: NaN or infinity in the logits
+  kOutOfMemory,   // ERR_OUT_OF_MEMORY
   kBackendUnavailable,  // ERR_BACKEND_UNAVAILABLE: device or instruction set not available
   kInvalidArgument,     // ERR_INVALID_ARGUMENT: a token id outside the vocabulary, ...
   kDisposed,            // ERR_DISPOSED: used after dispose()
   kQueueFull,           // ERR_QUEUE_FULL: as many calls wait as may
   kStalled,             // ERR_STALLED: the reader of a stream took nothing for too long
   kOutputInvalid,       // ERR_OUTPUT_INVALID: an answer does not meet the schema that it was asked for with
+  kDownload,            // ERR_DOWNLOAD: a model cannot be got from where it is published (lib/hub)
   kInternal,            // ERR_INTERNAL: a bug in gemma-native
 };
 
@@ -54,6 +56,8 @@ class Error : public std::runtime_error {
 
 // A path as messages show it: of a long one the end.
 std::string shown_path(const std::string& path);
+// Text of a file as messages show it: in quotation marks, cut and made printable.
+std::string quoted(std::string_view text);
 
 // What f() returns. Of what it throws, errors get the file they are about in front ("PATH: message"), and want of memory
 // becomes Error{kOutOfMemory}. Code that reads a file names it this way once, at the outside, and nowhere within.

@@ -18,6 +18,7 @@
 #include <windows.h>
 #else
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -163,6 +164,24 @@ void FileWriter::commit() {
   beside_.clear();
 }
 
+std::shared_ptr<FileLock> FileLock::try_lock(const std::string& path) {
+  check_path(path);
+  const DWORD share = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
+  const HANDLE handle = CreateFileW(wide(path).c_str(), GENERIC_READ | GENERIC_WRITE, share, nullptr, OPEN_ALWAYS,
+                                    FILE_ATTRIBUTE_NORMAL, nullptr);
+  if (handle == INVALID_HANDLE_VALUE) throw system_error(path, "cannot be locked");
+  const std::shared_ptr<FileLock> lock(new FileLock(handle));
+  OVERLAPPED first_byte = {};
+  if (LockFileEx(handle, LOCKFILE_EXCLUSIVE_LOCK | LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, &first_byte)) return lock;
+  if (GetLastError() != ERROR_LOCK_VIOLATION) throw system_error(path, "cannot be locked");
+  return nullptr;
+}
+
+void FileLock::release() {
+  if (is_held_) CloseHandle(handle_);
+  is_held_ = false;
+}
+
 #else
 
 ErrorCode system_code() {
@@ -268,6 +287,27 @@ void FileWriter::commit() {
   if (handle < 0) return;
   ::fsync(handle);
   ::close(handle);
+}
+
+std::shared_ptr<FileLock> FileLock::try_lock(const std::string& path) {
+  check_path(path);
+  constexpr mode_t kMode = S_IRUSR | S_IWUSR | S_IRGRP | S_IWGRP | S_IROTH;  // others of the group may wait for it
+  const int handle = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW, kMode);
+  if (handle < 0) throw system_error(path, "cannot be locked");
+  const std::shared_ptr<FileLock> lock(new FileLock(handle));
+  while (::flock(handle, LOCK_EX | LOCK_NB) != 0) {
+    if (errno == EWOULDBLOCK) return nullptr;
+    if (errno != EINTR) throw system_error(path, "cannot be locked");
+  }
+  // Who held it may have deleted the file: then the next one locks another file of this name.
+  struct stat info;
+  if (::fstat(handle, &info) != 0) throw system_error(path, "cannot be locked");
+  return info.st_nlink > 0 ? lock : nullptr;
+}
+
+void FileLock::release() {
+  if (is_held_) ::close(handle_);
+  is_held_ = false;
 }
 
 #endif

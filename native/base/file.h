@@ -74,6 +74,27 @@ class FileWriter {
   File::Handle handle_;
 };
 
+// An exclusive lock that other processes respect which ask for one of the same file: flock(), on Windows LockFileEx() of
+// the first byte; both as Python's filelock takes them. The system ends it with the process, however that ends.
+class FileLock {
+ public:
+  // Makes the file where it is not there. nullptr: somebody else has the lock, also of this process. Does not wait.
+  // Throws Error{kFile}.
+  static std::shared_ptr<FileLock> try_lock(const std::string& path);
+  ~FileLock() { release(); }
+  FileLock(const FileLock&) = delete;
+  FileLock& operator=(const FileLock&) = delete;
+
+  // Again it does nothing. The file stays.
+  void release();
+
+ private:
+  explicit FileLock(File::Handle handle) : handle_(handle) {}
+
+  File::Handle handle_;
+  bool is_held_ = true;
+};
+
 // The system's last error: kOutOfMemory or kFile, and the reason: "No such file or directory".
 ErrorCode system_code();
 std::string system_reason();

@@ -253,6 +253,12 @@ LoadOptions to_load_options(const Napi::Object& options) {
   read(options, "prefixCacheBytes", &result.prefix_cache_bytes);
   read(options, "mmproj", &result.mmproj_path);
   read(options, "vision", &result.vision);
+  std::string dense = "required";
+  read(options, "denseLayers", &dense);
+  if (dense != "required" && dense != "optional") {
+    throw Error(ErrorCode::kInvalidArgument, "", "denseLayers: expected required or optional, found " + dense);
+  }
+  result.needs_dense = dense == "required";
   std::string precision = arithmetic_name(result.vision_arithmetic);
   read(options, "visionPrecision", &precision);
   result.vision_arithmetic = to_arithmetic(precision);
@@ -516,6 +522,15 @@ SaveParams to_save_params(const Napi::Object& params) {
   return result;
 }
 
+EmbedParams to_embed_params(const Napi::Object& params) {
+  EmbedParams result;
+  result.tokens = to_tokens(params.Get("tokens"));
+  result.lengths = to_tokens(params.Get("lengths"));
+  result.n_dims = to_int(params, "dimensions");
+  result.normalize = to_bool(params.Get("normalize"), "normalize");
+  return result;
+}
+
 EncodeParams to_encode_params(const Napi::Object& params) {
   EncodeParams result;
   result.n_images = to_int(params, "n");
@@ -565,6 +580,9 @@ Napi::Value to_js(Napi::Env env, const ModelDescription& model) {
   object["ropeBaseLocal"] = model.rope_base_local;
   object["ropeFactorGlobal"] = model.rope_factor_global;
   object["finalSoftcap"] = model.final_softcap;
+  object["encoder"] = model.is_encoder;
+  object["denseLayers"] = model.has_dense;
+  object["embeddingDim"] = model.embedding_dim;
   return object;
 }
 

@@ -58,6 +58,7 @@ std::vector<PromptImage> to_prompt_images(const Napi::Value& value);
 EvaluateParams to_evaluate_params(const Napi::Object& params);  // { tokens, images?, all, rows, top, next }
 ScoreParams to_score_params(const Napi::Object& params);        // { tokens, images?, candidates, lengths }
 SaveParams to_save_params(const Napi::Object& params);
+EmbedParams to_embed_params(const Napi::Object& params);    // { tokens, lengths, dimensions, normalize }
 EncodeParams to_encode_params(const Napi::Object& params);  // { pixels: Uint8Array, n: number }
 
 // C++ to JavaScript.

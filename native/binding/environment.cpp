@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "base/file.h"
 #include "base/thread.h"
 #include "binding/model_binding.h"
 
@@ -54,6 +55,7 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : mailbox_(std::ma
                            InstanceMethod("inspect", &Environment::inspect),
                            InstanceMethod("cropBoxes", &Environment::crop_boxes),
                            InstanceMethod("prepareSquare", &Environment::prepare_square),
+                           InstanceMethod("lockFile", &Environment::lock_file),
                            InstanceMethod("load", &Environment::load),
                            InstanceMethod("cancel", &Environment::cancel),
                            InstanceValue("backend", Napi::String::New(env, compiled_backend())),
@@ -182,6 +184,20 @@ Napi::Value Environment::prepare_square(const Napi::CallbackInfo& info) {
     return PoolTask<std::vector<uint8_t>>::run(
         info.Env(), [image, box, size, keep] { return gemma::prepare_square(image, box, size); },
         [](Napi::Env env, std::vector<uint8_t>&& square) { return to_js(env, std::span<const uint8_t>(square)); });
+  });
+}
+
+// lockFile(path) -> Promise<release: () => void, or null>. The lock ends with the call of release, with the function, or
+// with the process.
+Napi::Value Environment::lock_file(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    if (!info[0].IsString()) throw Napi::TypeError::New(info.Env(), "path: expected a string");
+    return PoolTask<std::shared_ptr<FileLock>>::run(
+        info.Env(), [path = info[0].As<Napi::String>().Utf8Value()] { return FileLock::try_lock(path); },
+        [](Napi::Env env, std::shared_ptr<FileLock>&& lock) -> Napi::Value {
+          if (!lock) return env.Null();
+          return Napi::Function::New(env, [lock = std::move(lock)](const Napi::CallbackInfo&) { lock->release(); });
+        });
   });
 }
 

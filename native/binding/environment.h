@@ -78,6 +78,7 @@ class Environment : public Napi::Addon<Environment> {
   Napi::Value inspect(const Napi::CallbackInfo& info);
   Napi::Value crop_boxes(const Napi::CallbackInfo& info);
   Napi::Value prepare_square(const Napi::CallbackInfo& info);
+  Napi::Value lock_file(const Napi::CallbackInfo& info);
   Napi::Value load(const Napi::CallbackInfo& info);
   void shut_down();
   Napi::Object failed_event(Napi::Env env, const char* kind, const Napi::Value& error) const;

@@ -113,6 +113,7 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::generate>>("generate"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::evaluate>>("evaluate"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::score>>("score"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::embed>>("embed"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::encode_images>>("encodeImages"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::hold_rows>>("holdRows"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::save_state>>("saveState"),
@@ -149,6 +150,9 @@ Napi::Value ModelBinding::info(const Napi::CallbackInfo& info) {
     Napi::Object object = binding::to_js(env, engine()->info()).As<Napi::Object>();
     object["config"] = binding::to_js(env, describe_model(engine()->config()));
     object["endTokens"] = binding::to_js(env, engine()->tokenizer().ends());
+    const SpecialIds& special = engine()->tokenizer().special();
+    object["textStart"] = special.bos;
+    object["textEnd"] = engine()->config().embeds_eos ? special.eos : TokenId{-1};
     object["imageToken"] = image_token(engine()->tokenizer());
     object["longestToken"] = static_cast<double>(engine()->tokenizer().longest_text());
     return object;
@@ -320,6 +324,27 @@ Napi::Value ModelBinding::score(const Napi::CallbackInfo& info) {
                 event["likeliest"] = binding::to_js(env, std::span<const uint8_t>(likeliest));
                 return event;
               });
+        },
+        [reporter](Last error) { reporter->finish(std::move(error)); });
+  });
+}
+
+// embed({tokens, lengths, dimensions, normalize}, onEvent) -> id. Events: {kind: 'texts', first, rows: Float32Array} for
+// texts in order, as they are done, then {kind: 'finish', error?}.
+Napi::Value ModelBinding::embed(const Napi::CallbackInfo& info) {
+  return start(info, [](Engine& engine, const Napi::Object& params, const auto& mailbox, uint64_t id) {
+    using Last = std::shared_ptr<const Error>;
+    auto reporter = std::make_shared<Reporter<Last>>(
+        mailbox, id, [](Napi::Env env, const Last& error) { return make_event(env, "finish", error); });
+    return engine.embed(
+        to_embed_params(params),
+        [reporter](size_t first, std::vector<float>&& rows) {
+          reporter->emit([first, rows = std::move(rows)](Napi::Env env) {
+            Napi::Object event = make_event(env, "texts");
+            event["first"] = static_cast<double>(first);
+            event["rows"] = binding::to_js(env, std::span<const float>(rows));
+            return event;
+          });
         },
         [reporter](Last error) { reporter->finish(std::move(error)); });
   });

@@ -27,6 +27,7 @@ class ModelBinding : public Napi::ObjectWrap<ModelBinding> {
   Napi::Value generate(const Napi::CallbackInfo& info);
   Napi::Value evaluate(const Napi::CallbackInfo& info);
   Napi::Value score(const Napi::CallbackInfo& info);
+  Napi::Value embed(const Napi::CallbackInfo& info);
   Napi::Value encode_images(const Napi::CallbackInfo& info);
   Napi::Value hold_rows(const Napi::CallbackInfo& info);
   Napi::Value save_state(const Napi::CallbackInfo& info);

@@ -118,8 +118,8 @@ void GgufFile::add_tensors(const GgufPart& part, const std::byte* data) {
   tensors.reserve(tensors.size() + part.tensors.size());
   for (const GgufTensorInfo& info : part.tensors) {
     if (!tensor_index_.emplace(info.name, tensors.size()).second) {
-      gguf_invalid("MISSING_SPLIT", "tensor " + gguf_quoted(info.name) +
-                                        " is in another part too; the parts belong to different models");
+      gguf_invalid("MISSING_SPLIT",
+                   "tensor " + quoted(info.name) + " is in another part too; the parts belong to different models");
     }
     Tensor tensor;
     tensor.name = std::string(info.name);
@@ -182,8 +182,8 @@ void GgufFile::check_sibling(const GgufPart& part, int64_t index) const {
     if (key == "split.no" || key == "general.alignment") continue;
     const GgufValue* in_first = find(key);
     if (in_first != nullptr && !same_value(*in_first, value)) {
-      gguf_invalid("MISSING_SPLIT", "metadata " + gguf_quoted(key) +
-                                        " differs from the first part's; the parts belong to different models");
+      gguf_invalid("MISSING_SPLIT",
+                   "metadata " + quoted(key) + " differs from the first part's; the parts belong to different models");
     }
   }
   if (part.find("split.count") == nullptr) gguf_invalid("MISSING_SPLIT", "metadata \"split.count\" is missing");

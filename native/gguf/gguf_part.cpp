@@ -56,23 +56,8 @@ std::string describe(const GgufValue& value) {
   throw Error(ErrorCode::kGgufInvalid, detail, message);
 }
 
-std::string gguf_quoted(std::string_view text) {
-  constexpr size_t kMaxShown = 80;
-  std::string out = "\"";
-  for (const char c : text.substr(0, kMaxShown)) {
-    const unsigned char byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte < 0x7f) {
-      out += c;
-    } else {
-      constexpr char kHex[] = "0123456789abcdef";
-      out += {'\\', 'x', kHex[byte >> 4], kHex[byte & 15]};
-    }
-  }
-  return out + (text.size() > kMaxShown ? "...\"" : "\"");
-}
-
 [[noreturn]] void gguf_wrong_type(std::string_view key, const char* expected, const GgufValue& value) {
-  gguf_invalid("BAD_TYPE", "metadata " + gguf_quoted(key) + ": expected " + expected + ", found " + describe(value));
+  gguf_invalid("BAD_TYPE", "metadata " + quoted(key) + ": expected " + expected + ", found " + describe(value));
 }
 
 int64_t gguf_int(std::string_view key, const GgufValue& value) {
@@ -90,7 +75,7 @@ int64_t gguf_int(std::string_view key, const GgufValue& value) {
       const uint64_t u = gguf_load<uint64_t>(p);
       if (u > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
         gguf_invalid("BAD_TYPE",
-                     "metadata " + gguf_quoted(key) + ": expected an integer below 2^63, found " + std::to_string(u));
+                     "metadata " + quoted(key) + ": expected an integer below 2^63, found " + std::to_string(u));
       }
       return static_cast<int64_t>(u);
     }
@@ -157,7 +142,7 @@ class Cursor {
     const std::string_view name(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     for (const char c : name) {
       if (c < 0x20 || c > 0x7e)
-        fail("BAD_STRING", std::string(what) + " " + gguf_quoted(name) + ": expected printable ASCII", at);
+        fail("BAD_STRING", std::string(what) + " " + quoted(name) + ": expected printable ASCII", at);
     }
     return name;
   }
@@ -175,7 +160,7 @@ GgufType read_type(Cursor& in, std::string_view key, bool element) {
     const char* what = element ? ": array elements of type " : ": value of type ";
     const char* reason = type == static_cast<uint32_t>(GgufType::kArray) ? " (arrays of arrays are not supported)"
                                                                          : ", expected 0 to 12";
-    in.fail("BAD_TYPE", "metadata " + gguf_quoted(key) + what + std::to_string(type) + reason, at);
+    in.fail("BAD_TYPE", "metadata " + quoted(key) + what + std::to_string(type) + reason, at);
   }
   return static_cast<GgufType>(type);
 }
@@ -191,8 +176,8 @@ GgufValue read_value(Cursor& in, std::string_view key) {
     const uint64_t item_bytes = value.type == GgufType::kString ? sizeof(uint64_t) : type_bytes(value.type);
     if (value.count > in.remaining() / item_bytes) {
       in.fail("TRUNCATED",
-              "metadata " + gguf_quoted(key) + ": an array of " + std::to_string(value.count) + " " +
-                  type_name(value.type) + " does not fit into the " + std::to_string(in.remaining()) + " bytes left",
+              "metadata " + quoted(key) + ": an array of " + std::to_string(value.count) + " " + type_name(value.type) +
+                  " does not fit into the " + std::to_string(in.remaining()) + " bytes left",
               at);
     }
     in.need(value.count * item_bytes);  // before memory is reserved for that many
@@ -217,7 +202,7 @@ bool multiply(uint64_t a, uint64_t b, uint64_t* product) {  // false when above 
 GgufTensorInfo read_tensor_info(Cursor& in) {
   GgufTensorInfo info;
   info.name = in.read_name("tensor name", kMaxTensorNameBytes);
-  const std::string what = "tensor " + gguf_quoted(info.name);
+  const std::string what = "tensor " + quoted(info.name);
   const uint64_t dims_at = in.pos();
   const uint32_t n_dims = in.read<uint32_t>("tensor dimensions");
   if (n_dims < 1 || n_dims > kMaxDims) {
@@ -288,7 +273,7 @@ void check_offsets(const GgufPart& part, uint64_t alignment) {
   std::vector<const GgufTensorInfo*> by_offset;
   by_offset.reserve(part.tensors.size());
   for (const GgufTensorInfo& t : part.tensors) {
-    const std::string what = "tensor " + gguf_quoted(t.name) + ": ";
+    const std::string what = "tensor " + quoted(t.name) + ": ";
     if (t.offset % alignment != 0) {
       gguf_invalid("BAD_OFFSET", what + "offset " + std::to_string(t.offset) + " is not a multiple of the alignment " +
                                      std::to_string(alignment));
@@ -309,9 +294,9 @@ void check_offsets(const GgufPart& part, uint64_t alignment) {
   for (size_t i = 1; i < by_offset.size(); ++i) {
     const GgufTensorInfo& before = *by_offset[i - 1];
     if (by_offset[i]->offset - before.offset < before.bytes) {
-      gguf_invalid("BAD_OFFSET", "tensor " + gguf_quoted(by_offset[i]->name) + ": offset " +
+      gguf_invalid("BAD_OFFSET", "tensor " + quoted(by_offset[i]->name) + ": offset " +
                                      std::to_string(by_offset[i]->offset) + " lies inside tensor " +
-                                     gguf_quoted(before.name) + ", which ends at " +
+                                     quoted(before.name) + ", which ends at " +
                                      std::to_string(before.offset + before.bytes));
     }
   }
@@ -322,7 +307,7 @@ void read_header(Cursor& in, GgufPart* part) {
   const std::string_view found(reinterpret_cast<const char*>(magic.data()), magic.size());
   if (found != "GGUF") {
     const char* hint = found == "vers" ? "; it may be a Git LFS pointer instead of the file itself" : "";
-    in.fail("BAD_MAGIC", "expected a GGUF file, which starts with \"GGUF\", found " + gguf_quoted(found) + hint, 0);
+    in.fail("BAD_MAGIC", "expected a GGUF file, which starts with \"GGUF\", found " + quoted(found) + hint, 0);
   }
   part->version = in.read<uint32_t>("the version");
   if (part->version != 2 && part->version != 3) {
@@ -357,7 +342,7 @@ GgufPart read_gguf_part(std::span<const std::byte> bytes, uint64_t file_bytes) {
     const uint64_t at = in.pos();
     const std::string_view key = in.read_name("metadata key", kMaxKeyBytes);
     if (!part.metadata_index.emplace(key, part.metadata.size()).second)
-      in.fail("DUPLICATE", "metadata " + gguf_quoted(key) + " comes twice", at);
+      in.fail("DUPLICATE", "metadata " + quoted(key) + " comes twice", at);
     part.metadata.emplace_back(key, read_value(in, key));
   }
 
@@ -366,8 +351,7 @@ GgufPart read_gguf_part(std::span<const std::byte> bytes, uint64_t file_bytes) {
   for (uint64_t i = 0; i < n_tensors; ++i) {
     const uint64_t at = in.pos();
     GgufTensorInfo info = read_tensor_info(in);
-    if (!names.emplace(info.name, i).second)
-      in.fail("DUPLICATE", "tensor " + gguf_quoted(info.name) + " comes twice", at);
+    if (!names.emplace(info.name, i).second) in.fail("DUPLICATE", "tensor " + quoted(info.name) + " comes twice", at);
     part.tensors.push_back(std::move(info));
   }
 

@@ -17,8 +17,6 @@ namespace gemma {
 
 // Throws Error{kGgufInvalid}.
 [[noreturn]] void gguf_invalid(const char* detail, const std::string& message);
-// Text of a file as messages show it: cut and made printable.
-std::string gguf_quoted(std::string_view text);
 // Throws BAD_TYPE.
 [[noreturn]] void gguf_wrong_type(std::string_view key, const char* expected, const GgufValue& value);
 // The value as an integer; BAD_TYPE when it is none or too large.

@@ -45,15 +45,17 @@ std::vector<KvGroupPages> kv_pages(const ModelConfig& config, const ModelLimits&
     }
     const size_t row = kv_row_bytes(limits.kv_type, c.head_dim);
     KvGroupPages& group = groups[by_window.of_layer[static_cast<size_t>(layer)]];
-    layouts->push_back({limits.kv_type, c.n_kv_heads, c.head_dim, row, group.page_bytes});
-    group.page_bytes += 2 * static_cast<size_t>(c.n_kv_heads) * kPagePositions * row;
+    const size_t layer_bytes = 2 * static_cast<size_t>(c.n_kv_heads) * kPagePositions * row;
+    layouts->push_back({limits.kv_type, c.n_kv_heads, c.head_dim, row, config.is_encoder ? 0 : group.page_bytes});
+    group.page_bytes = config.is_encoder ? std::max(group.page_bytes, layer_bytes) : group.page_bytes + layer_bytes;
   }
   for (size_t g = 0; g < groups.size(); ++g) {
     KvGroupPages& group = groups[g];
     if (group.page_bytes == 0) continue;
-    group.max_pages = max_pages(config.layers[by_window.first_layer[g]].n_window, limits);
+    group.max_pages = config.is_encoder ? max_text_pages(limits.max_batch)
+                                        : max_pages(config.layers[by_window.first_layer[g]].n_window, limits);
     group.pages_per_slab = std::max<size_t>(1, kSlabBytes / group.page_bytes);
-    if (limits.n_ctx > 0) group.pages_per_slab = std::min(group.pages_per_slab, group.max_pages);
+    if (limits.n_ctx > 0 || config.is_encoder) group.pages_per_slab = std::min(group.pages_per_slab, group.max_pages);
   }
   return groups;
 }

@@ -21,10 +21,16 @@ namespace gemma {
 struct KvGroupPages {
   size_t page_bytes = 0;      // of all layers of the group on the stage; 0: there are none
   size_t pages_per_slab = 1;  // pages come in slabs
-  size_t max_pages = 0;       // of a sequence; 0: any number
+  size_t max_pages = 0;       // of a sequence, of an encoder's step; 0: any number
 };
+// Pages of a group that the texts of a step which makes embeddings may take: short ones leave most of theirs empty. A
+// step has room for any single text.
+inline size_t max_text_pages(int max_batch) {
+  return 2 * (static_cast<size_t>(max_batch) / kPagePositions + 1);
+}
+
 // Of each of window_groups(), for layers first_layer .. end_layer - 1; their places in the pages are appended to
-// layouts. Throws Error{kInvalidArgument, KV_TYPE} when the type does not fit the model.
+// layouts. An encoder's keys and values are needed while a layer is computed: its layers lie in the same place. Throws Error{kInvalidArgument, KV_TYPE} when the type does not fit the model.
 std::vector<KvGroupPages> kv_pages(const ModelConfig& config, const ModelLimits& limits, int first_layer, int end_layer,
                                    std::vector<KvLayout>* layouts);
 

@@ -1,4 +1,4 @@
-// What a model file says about its decoder, as the reader of its format has checked it. Source: Gemma 3 report, table 1.
+// What a model file says about its layers, as the reader of its format has checked it. Source: Gemma 3 report, table 1.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +18,7 @@ struct LayerConfig {
   int n_kv_heads = 0;
   int head_dim = 0;
   int ffn_dim = 0;
-  int n_window = 0;       // positions seen, the own one included; 0: all up to the own one
+  int n_window = 0;       // positions seen, the own one included; 0: all up to the own one.
   float query_scale = 0;  // of attention scores
   float rope_base = 1e4f;
   float rope_factor = 1.0f;  // positions are divided by it
@@ -37,9 +37,19 @@ struct ModelConfig {
   float rms_eps = 1e-6f;
   float final_softcap = 0;  // 0: none
   bool has_output = false;  // an output matrix of its own; else the embedding is the output matrix
+  // An embedding model (EmbeddingGemma): rows see all of their text, in local layers n_window / 2 positions to either
+  // side of them, and no logits are made of them.
+  bool is_encoder = false;
+  bool embeds_eos = false;  // a text that is embedded ends with <eos>
+  // Behind the mean of an encoder's rows come two matrices, [dense_dim, model_dim] and [dense_out_dim, dense_dim]; 0:
+  // none.
+  int dense_dim = 0;
+  int dense_out_dim = 0;
   std::vector<LayerConfig> layers;
 
   int n_layers() const { return static_cast<int>(layers.size()); }
+  bool has_dense() const { return dense_dim > 0; }
+  int embedding_dim() const { return has_dense() ? dense_out_dim : model_dim; }  // of a text's embedding
   // The largest of a width over all layers: widest(&LayerConfig::q_dim). Buffers that layers share are made for it.
   template <class Width>
   int widest(Width width) const {

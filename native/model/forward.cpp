@@ -34,8 +34,12 @@ Model::Model(std::span<const Stage> stages, ModelConfig config, Weights weights,
   batch_.spans.resize(kv_pool_.n_groups());
   batch_.sequences.resize(stages_.size());
   for (Batch::Sequences& sequences : batch_.sequences) sequences.of.resize(kv_pool_.n_groups());
-  logits_head_ =
-      std::make_unique<LogitsHead>(*stages_.back().backend, config_, weights_.output, weights_.output_norm, limits);
+  Backend& last = *stages_.back().backend;
+  if (!config_.is_encoder) {
+    logits_head_ = std::make_unique<LogitsHead>(last, config_, weights_.output, weights_.output_norm, limits);
+  }
+  embedding_head_ =
+      std::make_unique<EmbeddingHead>(last, config_, weights_.dense_2, weights_.dense_3, weights_.output_norm);
   computes_prompts_apart_ = finds_prompts_apart();
 }
 
@@ -84,6 +88,11 @@ void Model::plan(std::span<const SequenceInput> inputs) {
       // rows forward.
       for (size_t group = 0; group < kv_pool_.n_groups(); ++group) {
         const int window = kv_pool_.window(group);
+        if (config_.is_encoder) {  // a whole text, of whose local rows each sees half of the window to either side
+          const int n_around = window == 0 ? n : window / 2;
+          batch_.spans[group].push_back({std::max(0, position - n_around), std::min(n, position + n_around + 1)});
+          continue;
+        }
         batch_.spans[group].push_back({window == 0 ? 0 : std::max(0, position - window + 1), end});
       }
     }
@@ -150,6 +159,20 @@ bool Model::forward(std::span<const SequenceInput> inputs, const std::function<b
   return logits_head_->run(hidden(), batch_.wanted, should_stop, [&](size_t i, const Logits& logits) {
     on_logits(batch_.sources[i].sequence, batch_.sources[i].index, logits);
   });
+}
+
+bool Model::pool(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop,
+                 std::span<double* const> sums) {
+  if (!run_layers(inputs, should_stop) || should_stop()) return false;
+  float* normed = stages_.back().h->floats();
+  embedding_head_->norm(normed, hidden(), batch_.n);
+  int first = 0;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const int n = static_cast<int>(inputs[i].tokens.size());
+    embedding_head_->add_rows(sums[i], normed, first, n);
+    first += n;
+  }
+  return true;
 }
 
 }  // namespace gemma

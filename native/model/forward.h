@@ -1,4 +1,4 @@
-// The forward pass of Gemma 3's decoder over a ragged batch: rows of any number of sequences go through the layers
+// The forward pass of Gemma 3 over a ragged batch: rows of any number of sequences go through the layers
 // together. Written once, over backend.h. Source: Gemma 3 report, section 2; Hugging Face modeling_gemma3.py.
 #pragma once
 
@@ -64,6 +64,13 @@ class Model {
   bool forward(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop,
                const std::function<void(size_t sequence, int index, const Logits& logits)>& on_logits);
 
+  // The body and then the first half of the embedding head: adds the rows of each input, normed, to the sum of the same
+  // index, [model_dim]. An encoder's inputs are whole texts. should_stop and errors as above; sums are as they were
+  // where the step is given up.
+  bool pool(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop,
+            std::span<double* const> sums);
+  EmbeddingHead& embedding_head() { return *embedding_head_; }
+
   // The body alone: its rows are in hidden() until the next step. should_stop and errors as above.
   bool run_layers(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop);
   // [rows of the step, model_dim] on the last stage's backend, a row for each token of each sequence in their order,
@@ -118,7 +125,8 @@ class Model {
 
   std::vector<StageState> stages_;
   std::vector<float> carried_;  // [max_batch, model_dim]: the residual stream between stages, if there are several
-  std::unique_ptr<LogitsHead> logits_head_;
+  std::unique_ptr<LogitsHead> logits_head_;  // null: an encoder
+  std::unique_ptr<EmbeddingHead> embedding_head_;
   bool computes_prompts_apart_ = false;
 };
 

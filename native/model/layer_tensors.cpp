@@ -33,6 +33,10 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config) {
   std::vector<ExpectedTensor> all = {{kTokenEmbd, {config.n_vocab, config.model_dim}},
                                      {kOutputNorm, {config.model_dim}}};
   if (config.has_output) all.push_back({kOutput, {config.n_vocab, config.model_dim}});
+  if (config.has_dense()) {
+    all.push_back({kDense2, {config.dense_dim, config.model_dim}});
+    all.push_back({kDense3, {config.dense_out_dim, config.dense_dim}});
+  }
   for (int i = 0; i < config.n_layers(); ++i) {
     for (LayerTensor& tensor : layer_tensors(config, i)) all.push_back(std::move(tensor));
   }
@@ -41,7 +45,8 @@ std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config) {
 
 bool has_quantized_weights(const TensorSource& tensors, const ModelConfig& config) {
   for (const ExpectedTensor& expected : expected_tensors(config)) {
-    if (expected.is_vector() || (expected.name == kTokenEmbd && config.has_output)) continue;
+    const bool is_only_looked_up = expected.name == kTokenEmbd && (config.has_output || config.is_encoder);
+    if (expected.is_vector() || is_only_looked_up) continue;
     const Tensor* tensor = tensors.find(expected.name);
     if (tensor != nullptr && !is_float_type(tensor->type)) return true;
   }

@@ -22,11 +22,13 @@ std::vector<LayerTensor> layer_tensors(const ModelConfig& config, int layer);
 inline constexpr const char* kTokenEmbd = "token_embd.weight";
 inline constexpr const char* kOutputNorm = "output_norm.weight";
 inline constexpr const char* kOutput = "output.weight";
+inline constexpr const char* kDense2 = "dense_2.weight";
+inline constexpr const char* kDense3 = "dense_3.weight";
 
 // Every tensor of the model.
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config);
 
-// Whether a matrix of the layers, or the output matrix, is stored quantised.
+// Whether a matrix that is multiplied with is stored quantised.
 bool has_quantized_weights(const TensorSource& tensors, const ModelConfig& config);
 
 }  // namespace gemma

@@ -69,10 +69,12 @@ uint64_t activation_bytes(const ModelConfig& config, int n_rows, const BackendTr
   return sum;
 }
 
-uint64_t logits_bytes(const ModelConfig& config, const ModelLimits& limits, const BackendTraits& traits) {
+uint64_t head_bytes(const ModelConfig& config, const ModelLimits& limits, const BackendTraits& traits) {
   uint64_t sum = 0;
   LogitsBuffers().each(config, limits,
                        [&](std::unique_ptr<Buffer>&, size_t bytes) { sum += traits.buffer_bytes(bytes); });
+  EmbeddingBuffers().each(config,
+                          [&](std::unique_ptr<Buffer>&, size_t bytes) { sum += traits.buffer_bytes(bytes); });
   return sum;
 }
 
@@ -110,8 +112,11 @@ void MemoryPlanner::add(const TensorSource& tensors, const ModelConfig& config, 
   add_matrices(matrix_bytes(tensors, kTokenEmbd, first), first);
   if (config.has_output) {
     add_matrices(matrix_bytes(tensors, kOutput, last), last);
-  } else if (stages.size() > 1 && !(first.maps_weights() && last.maps_weights())) {
+  } else if (!config.is_encoder && stages.size() > 1 && !(first.maps_weights() && last.maps_weights())) {
     add_matrices(matrix_bytes(tensors, kTokenEmbd, last), last);
+  }
+  if (config.has_dense()) {
+    for (const char* name : {kDense2, kDense3}) add_matrices(matrix_bytes(tensors, name, last), last);
   }
   const LayerGroups rotations = rope_groups(config);
   const WorkLimits work = layer_work(config, limits, has_quantized_weights(tensors, config));
@@ -140,11 +145,12 @@ void MemoryPlanner::add(const TensorSource& tensors, const ModelConfig& config, 
     take_largest(workspaces_[first_stage + s],
                  traits.workspace_bytes(is_last ? with_logits(work, config, limits) : work));
   }
-  plan_.scratch_bytes += logits_bytes(config, limits, last);
+  plan_.scratch_bytes += head_bytes(config, limits, last);
   plan_.scratch_bytes +=
-      sizeof(float) * (carried_floats(config, stages.size(), limits.max_batch) + host_logits_floats(config));
+      sizeof(float) * (carried_floats(config, stages.size(), limits.max_batch) + host_logits_floats(config) +
+                       host_pooled_floats(config));
   if (has_screen(config, limits))
-    plan_.screen_bytes += last.output_bytes(config.n_vocab, config.model_dim, logit_rows(limits));
+    plan_.screen_bytes += last.output_bytes(config.n_vocab, config.model_dim, logit_rows(config, limits));
 }
 
 void MemoryPlanner::add_vision(const TensorSource& tensors, const VisionConfig& config, Arithmetic arithmetic) {

@@ -63,8 +63,9 @@ uint64_t layer_weight_bytes(const TensorSource& tensors, const ModelConfig& conf
 uint64_t layer_kv_bytes(const ModelConfig& config, const ModelLimits& limits, int layer, const BackendTraits& traits);
 uint64_t matrix_bytes(const TensorSource& tensors, const char* name, const BackendTraits& traits);
 uint64_t activation_bytes(const ModelConfig& config, int n_rows, const BackendTraits& traits);
-uint64_t logits_bytes(const ModelConfig& config, const ModelLimits& limits, const BackendTraits& traits);
-// Working memory of a stage with the logits head.
+// Buffers of the heads.
+uint64_t head_bytes(const ModelConfig& config, const ModelLimits& limits, const BackendTraits& traits);
+// Working memory of a stage with the heads.
 uint64_t work_bytes(const TensorSource& tensors, const ModelConfig& config, const ModelLimits& limits,
                     const BackendTraits& traits);
 

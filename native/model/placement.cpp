@@ -51,10 +51,17 @@ std::vector<LayerRange> fill(const LayerCosts& costs, std::span<const uint64_t> 
 LayerCosts layer_costs(const TensorSource& tensors, const ModelConfig& config, const ModelLimits& limits,
                        const BackendTraits& traits) {
   LayerCosts costs;
-  costs.is_tied = !config.has_output;
+  costs.is_tied = !config.has_output && !config.is_encoder;
   costs.embedding = matrix_bytes(tensors, kTokenEmbd, traits);
-  costs.output = (config.has_output ? matrix_bytes(tensors, kOutput, traits) : costs.embedding) +
-                 logits_bytes(config, limits, traits);
+  costs.output = head_bytes(config, limits, traits);
+  if (config.has_output) {
+    costs.output += matrix_bytes(tensors, kOutput, traits);
+  } else if (!config.is_encoder) {
+    costs.output += costs.embedding;
+  }
+  if (config.has_dense()) {
+    for (const char* name : {kDense2, kDense3}) costs.output += matrix_bytes(tensors, name, traits);
+  }
   for (int i = 0; i < config.n_layers(); ++i) {
     costs.layers.push_back(layer_weight_bytes(tensors, config, i, traits) + layer_kv_bytes(config, limits, i, traits));
   }

@@ -54,10 +54,14 @@ Weights load_weights(std::span<const Stage> stages, std::shared_ptr<const Tensor
   w.token_embd = load(first, kTokenEmbd);
   if (config.has_output) {
     w.output = load(last, kOutput);
-  } else {
+  } else if (!config.is_encoder) {
     w.output = &first == &last ? w.token_embd : load(last, kTokenEmbd);
   }
   w.output.n_out = config.n_vocab;
+  if (config.has_dense()) {
+    w.dense_2 = load(last, kDense2);
+    w.dense_3 = load(last, kDense3);
+  }
 
   w.layers.resize(config.layers.size());
   const LayerGroups rotations = rope_groups(config);

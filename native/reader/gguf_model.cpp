@@ -1,5 +1,6 @@
-// Metadata and tensor list of a gemma3 file -> ModelConfig. Sources: llama.cpp's converter and loader
-// (convert_hf_to_gguf.py: Gemma3Model; llama-model.cpp: LLM_ARCH_GEMMA3), Ollama's converter (convert_gemma3.go).
+// Metadata and tensor list of a gemma3 or gemma-embedding file -> ModelConfig. Sources: llama.cpp's converter and loader
+// (convert_hf_to_gguf.py: Gemma3Model, EmbeddingGemma; llama-model.cpp: LLM_ARCH_GEMMA3, LLM_ARCH_GEMMA_EMBEDDING),
+// Ollama's converter (convert_gemma3.go).
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -22,6 +23,7 @@ constexpr int kMaxHeads = 1024;
 constexpr int kMaxHeadDim = 1024;
 constexpr int kMaxPositions = 1 << 24;
 constexpr int kMaxVocab = 1 << 24;
+constexpr int kMaxDenseDim = 1 << 20;
 
 constexpr int kDefaultPattern = 6;  // every sixth layer is global
 constexpr int kDefaultHeadDim = 256;
@@ -32,23 +34,31 @@ constexpr float kOllamaScaledFactor = 8.0f;
 
 [[noreturn]] void unsupported(const std::string& message) {
   throw Error(ErrorCode::kUnsupportedModel, "",
-              message + "; supported are GGUF files of Gemma 3 (architecture gemma3: 270M, 1B, 4B, 12B, 27B)");
+              message +
+                  "; supported are GGUF files of Gemma 3 (architecture gemma3: 270M, 1B, 4B, 12B, 27B) and of "
+                  "EmbeddingGemma (gemma-embedding)");
 }
 
-void check_kind(const GgufFile& file) {
+constexpr const char* kDecoder = "gemma3";
+constexpr const char* kEncoder = "gemma-embedding";
+
+// Returns the architecture.
+std::string check_kind(const GgufFile& file) {
   const std::optional<std::string> architecture = file.find_string("general.architecture");
   if (!architecture) unsupported("the file names no architecture");
   if (*architecture == "clip") unsupported("this is a vision encoder (mmproj), which goes beside a text model");
-  if (*architecture != "gemma3") unsupported("the file's architecture is " + shown(*architecture));
+  if (*architecture != kDecoder && *architecture != kEncoder) unsupported("the file's architecture is " + shown(*architecture));
   const std::string type = file.find_string("general.type").value_or("model");
   if (type != "model") unsupported("the file's general.type is " + shown(type) + ", expected \"model\"");
-  if (file.find_tensor("dense.0.weight") != nullptr || file.find("gemma3.pooling_type") != nullptr) {
-    unsupported("this is an EmbeddingGemma model");
+  if (*architecture == kDecoder &&
+      (file.find_tensor("dense.0.weight") != nullptr || file.find("gemma3.pooling_type") != nullptr)) {
+    unsupported("this is an EmbeddingGemma model in a layout of its own: convert it with llama.cpp's converter");
   }
   const std::string tokenizer = file.find_string("tokenizer.ggml.model").value_or("llama");
   if (tokenizer != "llama") {
     unsupported("the file's tokenizer is " + shown(tokenizer) + ", expected \"llama\" (SentencePiece)");
   }
+  return *architecture;
 }
 
 bool has_ollama_layout(const GgufFile& file) {
@@ -63,16 +73,16 @@ bool has_ollama_layout(const GgufFile& file) {
 // For each layer whether it is local.
 std::vector<bool> read_layer_pattern(const GgufFile& file, const Keys& keys, int n_layers) {
   const std::string name = "attention.sliding_window_pattern";
-  const GgufValue* value = file.find("gemma3." + name);
+  const GgufValue* value = file.find(keys.full(name));
   std::vector<bool> is_local(static_cast<size_t>(n_layers));
   if (value != nullptr && value->is_array) {
     if (value->type != GgufType::kBool) {
       throw Error(ErrorCode::kGgufInvalid, "BAD_TYPE",
-                  "metadata \"gemma3." + name + "\": expected a u32 or an array of bool");
+                  "metadata \"" + keys.full(name) + "\": expected a u32 or an array of bool");
     }
     if (value->count != is_local.size()) {
-      bad_hparam("gemma3." + name, "expected one entry for each of " + std::to_string(n_layers) + " layers, found " +
-                                       std::to_string(value->count));
+      bad_hparam(keys.full(name), "expected one entry for each of " + std::to_string(n_layers) + " layers, found " +
+                                      std::to_string(value->count));
     }
     for (size_t i = 0; i < is_local.size(); ++i) is_local[i] = value->raw[i] != std::byte{0};
     return is_local;
@@ -83,7 +93,7 @@ std::vector<bool> read_layer_pattern(const GgufFile& file, const Keys& keys, int
 }
 
 float read_rope_factor(const GgufFile& file, const Keys& keys, int n_ctx_train) {
-  const std::optional<std::string> type = file.find_string("gemma3.rope.scaling.type");
+  const std::optional<std::string> type = file.find_string(keys.full("rope.scaling.type"));
   const std::optional<float> factor = keys.find_float("rope.scaling.factor", 1e-3, 1e6);
   if (type && *type != "linear" && *type != "none") {
     unsupported("RoPE scaling of type " + shown(*type) + " (expected \"linear\" or \"none\")");
@@ -99,10 +109,10 @@ int read_head_dim(const GgufFile& file, const Keys& keys) {
   if (norm != nullptr && norm->shape.back() <= kMaxHeadDim) fallback = static_cast<int>(norm->shape.back());
   const int head_dim = keys.find_int("attention.key_length", 2, kMaxHeadDim).value_or(fallback);
   if (head_dim % 2 != 0)
-    bad_hparam("gemma3.attention.key_length", "expected an even number, found " + std::to_string(head_dim));
+    bad_hparam(keys.full("attention.key_length"), "expected an even number, found " + std::to_string(head_dim));
   const int value_dim = keys.find_int("attention.value_length", 2, kMaxHeadDim).value_or(head_dim);
   if (value_dim != head_dim) {
-    bad_hparam("gemma3.attention.value_length",
+    bad_hparam(keys.full("attention.value_length"),
                "expected " + std::to_string(head_dim) + " as key_length, found " + std::to_string(value_dim));
   }
   return head_dim;
@@ -128,6 +138,30 @@ int read_vocabulary_size(const GgufFile& file) {
   return static_cast<int>(rows);
 }
 
+// What makes an embedding model of the layers. No key says that its attention is not causal: the architecture does.
+void read_encoder(const GgufFile& file, const Keys& keys, ModelConfig& c) {
+  constexpr int kMean = 1;
+  c.is_encoder = true;
+  const int pooling = keys.find_int("pooling_type", 0, 64).value_or(kMean);
+  if (pooling != kMean) {
+    unsupported("metadata \"" + keys.full("pooling_type") + "\" is " + std::to_string(pooling) +
+                ", expected 1 (the mean of a text's rows)");
+  }
+  const Tensor* dense = file.find_tensor(kDense2);
+  if (dense == nullptr && file.find_tensor(kDense3) == nullptr && !keys.find_int("dense_2_feat_out", 1, kMaxDenseDim))
+    return;
+  // As the tensors have them where the file has no keys.
+  const auto dim = [&](const char* key, const char* tensor) {
+    const std::optional<int> found = keys.find_int(key, 1, kMaxDenseDim);
+    const Tensor* matrix = file.find_tensor(tensor);
+    if (found || matrix == nullptr || matrix->shape.empty() || matrix->shape.front() > kMaxDenseDim)
+      return found.value_or(c.model_dim);
+    return static_cast<int>(matrix->shape.front());
+  };
+  c.dense_dim = dim("dense_2_feat_out", kDense2);
+  c.dense_out_dim = dim("dense_3_feat_out", kDense3);
+}
+
 void add_decoder_tensors(const GgufFile& file, TensorSource& source) {
   source.set_split(file.find_int("split.count").value_or(0) > 1);
   for (const Tensor& tensor : file.tensors()) {
@@ -147,8 +181,8 @@ std::shared_ptr<const TensorSource> decoder_tensors(const std::shared_ptr<const 
 }
 
 ModelConfig read_model_config(const GgufFile& file) {
-  check_kind(file);
-  const Keys keys(file, "gemma3.");
+  const std::string architecture = check_kind(file);
+  const Keys keys(file, architecture + ".");
   ModelConfig c;
   c.name = file.find_string("general.name").value_or("");
   const int n_layers = keys.need_int("block_count", 1, kMaxLayers);
@@ -158,8 +192,8 @@ ModelConfig read_model_config(const GgufFile& file) {
   layer.n_heads = keys.need_int("attention.head_count", 1, kMaxHeads);
   layer.n_kv_heads = keys.need_int("attention.head_count_kv", 1, kMaxHeads);
   if (layer.n_heads % layer.n_kv_heads != 0) {
-    bad_hparam("gemma3.attention.head_count_kv", "expected a divisor of the " + std::to_string(layer.n_heads) +
-                                                     " heads, found " + std::to_string(layer.n_kv_heads));
+    bad_hparam(keys.full("attention.head_count_kv"), "expected a divisor of the " + std::to_string(layer.n_heads) +
+                                                         " heads, found " + std::to_string(layer.n_kv_heads));
   }
   layer.head_dim = read_head_dim(file, keys);
   c.n_ctx_train = keys.need_int("context_length", 1, kMaxPositions);
@@ -189,7 +223,9 @@ ModelConfig read_model_config(const GgufFile& file) {
   if (has_ollama_layout(file)) c.final_softcap = 0;
 
   c.n_vocab = read_vocabulary_size(file);
-  c.has_output = file.find_tensor(kOutput) != nullptr;
+  if (architecture == kEncoder) read_encoder(file, keys, c);
+  c.embeds_eos = file.find_bool("tokenizer.ggml.add_eos_token").value_or(c.is_encoder);
+  c.has_output = !c.is_encoder && file.find_tensor(kOutput) != nullptr;
   TensorSource source;
   add_decoder_tensors(file, source);
   check_tensors(source, expected_tensors(c), "a Gemma 3 model of " + std::to_string(n_layers) + " layers");

@@ -1,5 +1,5 @@
 // The scheduler: admits requests, forms each step's ragged batch, runs it, and gives every request its rows. What a
-// request wants of a step and makes of it is the request's own (sequence_request.h, encode_request.h). Requests are
+// request wants of a step and makes of it is the request's own (sequence_request.h, embed_request.h, encode_request.h). Requests are
 // touched by the engine thread alone, except for what request.h says.
 #include "runtime/engine.h"
 
@@ -79,13 +79,15 @@ class Engine::Scheduler {
   }
 
  private:
-  // By how they run: through the layers, in the vision encoder, or as copies of the cache's pages.
+  // By how they run: through the layers, as texts that leave nothing in the cache, in the vision encoder, or as copies of
+  // the cache's pages.
   using Sequence = std::shared_ptr<SequenceRequest>;
+  using Embed = std::shared_ptr<EmbedRequest>;
   using Encode = std::shared_ptr<EncodeRequest>;
   using Copy = std::shared_ptr<StateRequest>;
   // A list of one, made by the caller of submit(): from there on requests are handed from list to list, and nothing is
   // allocated.
-  using Waiting = std::variant<std::list<Sequence>, std::list<Encode>, std::list<Copy>>;
+  using Waiting = std::variant<std::list<Sequence>, std::list<Embed>, std::list<Encode>, std::list<Copy>>;
 
   // Nothing that is thrown leaves the thread. A request that fails is marked, and finished when the next turn begins.
   void run() noexcept {
@@ -97,6 +99,7 @@ class Engine::Scheduler {
       try {
         admit();
         share_cache();
+        embed_step();
         encode_step();
         copy_step();
         if (plan_step()) run_step();
@@ -113,6 +116,8 @@ class Engine::Scheduler {
         std::find_if(running_.rbegin(), running_.rend(), [](const Sequence& request) { return request->has_place(); });
     if (newest != running_.rend()) {
       (*newest)->fail_with_current();
+    } else if (!embeds_.empty()) {
+      embeds_.back()->fail_with_current();
     } else if (!encodes_.empty()) {
       encodes_.back()->fail_with_current();
     } else if (!copies_.empty()) {
@@ -141,7 +146,8 @@ class Engine::Scheduler {
       stats_.prefix_bytes = loaded_.prefixes->bytes();
       stats_.kv_pages_in_use = pool.pages_in_use() + loaded_.drafter->pages_in_use();
       stats_.kv_bytes_resident = pool.bytes_resident() + loaded_.drafter->bytes_resident();
-      if (closing_.load() || !waiting_.empty() || !encodes_.empty() || !copies_.empty() || n_places_ > 0) return;
+      if (closing_.load() || !waiting_.empty() || n_places_ > 0) return;
+      if (!embeds_.empty() || !encodes_.empty() || !copies_.empty()) return;
       if (std::any_of(running_.begin(), running_.end(), [](const Sequence& r) { return r->ended(); })) return;
       const uint64_t seen = signal_->changes;
       signal_->wake.wait(lock, [&] { return signal_->changes != seen; });
@@ -165,7 +171,7 @@ class Engine::Scheduler {
 
   // Under the mutex.
   void count_requests() {
-    stats_.running = static_cast<int>(n_places_) + static_cast<int>(encodes_.size() + copies_.size());
+    stats_.running = static_cast<int>(n_places_) + static_cast<int>(embeds_.size() + encodes_.size() + copies_.size());
     stats_.waiting = static_cast<int>(waiting_.size());
     stats_.paused = static_cast<int>(running_.size()) - static_cast<int>(n_places_);
   }
@@ -177,6 +183,7 @@ class Engine::Scheduler {
       {
         const std::lock_guard lock(signal_->mutex);
         take_ended(waiting_, all, &ended);
+        take_ended(embeds_, all, &ended);
         take_ended(encodes_, all, &ended);
         take_ended(copies_, all, &ended);
         take_ended(running_, all, &ended);
@@ -202,6 +209,7 @@ class Engine::Scheduler {
   }
   static std::shared_ptr<Request> as_request(const Waiting& waiting) {
     if (const auto* sequence = std::get_if<std::list<Sequence>>(&waiting)) return sequence->front();
+    if (const auto* embed = std::get_if<std::list<Embed>>(&waiting)) return embed->front();
     if (const auto* encode = std::get_if<std::list<Encode>>(&waiting)) return encode->front();
     return std::get_if<std::list<Copy>>(&waiting)->front();
   }
@@ -215,6 +223,8 @@ class Engine::Scheduler {
           sequence->front()->set_place(true);
           running_.splice(running_.end(), *sequence);
           ++n_places_;
+        } else if (auto* embed = std::get_if<std::list<Embed>>(&waiting_.front())) {
+          embeds_.splice(embeds_.end(), *embed);
         } else if (auto* encode = std::get_if<std::list<Encode>>(&waiting_.front())) {
           encodes_.splice(encodes_.end(), *encode);
         } else {
@@ -250,6 +260,65 @@ class Engine::Scheduler {
       return true;
     }
     return false;
+  }
+
+  // One step of texts, one of each request in turn, so that nobody waits for all texts of another.
+  void embed_step() {
+    if (embeds_.empty()) return;
+    embedding_.clear();
+    text_inputs_.clear();
+    text_sums_.clear();
+    const int most = n_places_ > 0 ? std::min(loaded_.max_text_rows, kPrefillBesideDecode) : loaded_.max_text_rows;
+    TextRoom room{most, max_text_pages(loaded_.model->max_batch())};
+    try {
+      embedding_.assign(embeds_.begin(), embeds_.end());
+      for (bool any = true; any;) {
+        any = false;
+        for (const Embed& request : embedding_) any |= request->add_text(&room, &text_inputs_, &text_sums_);
+      }
+    } catch (...) {  // want of memory: the newest gives way, what is in the step already is asked for anew
+      embeds_.back()->fail_with_current();
+    }
+    bool done = false;
+    if (!embeds_.back()->failed()) {
+      try {
+        done = loaded_.model->pool(
+            text_inputs_, [this] { return should_stop(embedding_); }, text_sums_);
+        check_weights();
+      } catch (...) {
+        done = false;
+        fail_step(embedding_);
+      }
+      const std::lock_guard lock(signal_->mutex);
+      ++stats_.steps;
+    }
+    // Over the list: there may be no memory for a copy of it.
+    for (auto at = embeds_.begin(); at != embeds_.end();) {
+      const Embed request = *at++;
+      attempt(*request, [&] { request->end_step(done && !request->failed()); });
+      if (!request->failed() && !request->done()) continue;
+      {
+        const std::lock_guard lock(signal_->mutex);
+        embeds_.erase(std::prev(at));
+      }
+      request->finish(request->failed() ? FinishReason::kError : FinishReason::kStop);
+    }
+    embedding_.clear();  // an idle engine holds no callbacks
+  }
+
+  // What is being thrown by a step of these requests, the newest last, is one's of them: all of them where the file
+  // changed; nobody's as long as something gives way.
+  void fail_step(const auto& requests) {
+    const Error error = describe(std::current_exception());
+    if (error.code() == ErrorCode::kFile) {
+      for (const auto& request : requests) request->fail(error);
+    } else if (error.code() == ErrorCode::kOutOfMemory && !loaded_.prefixes->empty()) {
+      loaded_.prefixes->clear();  // what is kept gives way; the step is repeated
+    } else if (error.code() == ErrorCode::kOutOfMemory && release_paused()) {
+      // So does what paused requests hold.
+    } else {
+      requests.back()->fail(error);  // the newest: the others go on without it
+    }
   }
 
   // One step of the pictures that come first; afterwards others decode.
@@ -374,16 +443,7 @@ class Engine::Scheduler {
           });
       check_weights();
     } catch (...) {
-      const Error error = describe(std::current_exception());
-      if (error.code() == ErrorCode::kFile) {
-        for (const Sequence& request : step_) request->fail(error);
-      } else if (error.code() == ErrorCode::kOutOfMemory && !loaded_.prefixes->empty()) {
-        loaded_.prefixes->clear();  // what is kept gives way; the step is repeated
-      } else if (error.code() == ErrorCode::kOutOfMemory && release_paused()) {
-        // So does what paused requests hold.
-      } else {
-        step_.back()->fail(error);  // the newest: the others go on without it
-      }
+      fail_step(step_);
     }
     {
       const std::lock_guard lock(signal_->mutex);
@@ -428,6 +488,7 @@ class Engine::Scheduler {
   std::atomic<bool> closing_{false};
   std::list<Waiting> waiting_;   // guarded by signal_->mutex
   std::list<Sequence> running_;  // admitted; changed by the engine thread only, under the mutex
+  std::list<Embed> embeds_;      // likewise
   std::list<Encode> encodes_;    // likewise
   std::list<Copy> copies_;       // likewise
   std::ptrdiff_t n_places_ = 0;  // of running_, those that go through the layers
@@ -436,6 +497,9 @@ class Engine::Scheduler {
   std::vector<Sequence> step_;   // whose step_inputs_ are
   std::vector<SequenceInput> step_inputs_;
   size_t n_decoding_ = 0;  // of step_, the first
+  std::vector<Embed> embedding_;  // whose texts these are:
+  std::vector<SequenceInput> text_inputs_;
+  std::vector<double*> text_sums_;
   std::vector<DraftRequest> draft_requests_;
   std::mutex close_mutex_;
   std::thread thread_;  // last: it uses all of the above
@@ -496,6 +560,12 @@ std::shared_ptr<Request> Engine::encode_images(EncodeParams params, OnProgress o
   check_encode(params, *loaded_);
   return scheduler_->submit(std::make_shared<EncodeRequest>(scheduler_->signal(), *loaded_, std::move(params),
                                                             std::move(on_progress), std::move(on_done)));
+}
+
+std::shared_ptr<Request> Engine::embed(EmbedParams params, OnTexts on_texts, OnDone on_done) {
+  check_embed(params, *loaded_);
+  return scheduler_->submit(std::make_shared<EmbedRequest>(scheduler_->signal(), *loaded_, std::move(params),
+                                                           std::move(on_texts), std::move(on_done)));
 }
 
 SavedState Engine::save_state(SaveParams params) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "runtime/embed_request.h"
 #include "runtime/encode_request.h"
 #include "runtime/generate_request.h"
 #include "runtime/load_options.h"
@@ -64,6 +65,10 @@ class Engine {
   // error (kDisposed/CANCELLED after cancel()). Throws Error: kUnsupportedInput, NO_VISION without an encoder;
   // kInvalidArgument, BAD_IMAGE; kDisposed.
   std::shared_ptr<Request> encode_images(EncodeParams params, OnProgress on_progress, OnEmbeddings on_done);
+
+  // Embeddings of texts, of an embedding model as of any other: of these the mean of the rows after the output norm.
+  // on_done as of logits(). Throws Error as check_embed(); kDisposed.
+  std::shared_ptr<Request> embed(EmbedParams params, OnTexts on_texts, OnDone on_done);
 
   // Writes tokens, images and metadata to a file, with the keys and values of the longest beginning that the prefix cache
   // holds. The file takes its name when it is whole. Blocking, for as long as the engine needs to come to it and the

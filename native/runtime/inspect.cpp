@@ -22,6 +22,9 @@ ModelDescription describe_model(const ModelConfig& config) {
   model.n_ctx_train = config.n_ctx_train;
   model.rms_eps = config.rms_eps;
   model.final_softcap = config.final_softcap;
+  model.is_encoder = config.is_encoder;
+  model.has_dense = config.has_dense();
+  model.embedding_dim = config.embedding_dim();
   // Layers of Gemma 3 differ in window and rotation alone.
   for (const LayerConfig& layer : config.layers) {
     model.ffn_dim = layer.ffn_dim;
@@ -76,11 +79,11 @@ FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& c
   for (const auto& [type, count] : types) summary.types.push_back(count);
   std::stable_sort(summary.types.begin(), summary.types.end(),
                    [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
-  summary.output_bytes = tensors->find(config.has_output ? kOutput : kTokenEmbd)->bytes;
+  if (!config.is_encoder) summary.output_bytes = tensors->find(config.has_output ? kOutput : kTokenEmbd)->bytes;
   const std::unique_ptr<const BackendTraits> traits = cpu_traits(options.isa, cpu_threads(options));
   for (int n_ctx : contexts) {
     if (n_ctx == 0) n_ctx = default_context(config);
-    const MemoryPlan plan = plan_load({*tensors, config, vision, draft}, model_limits(options, n_ctx, vision), options,
+    const MemoryPlan plan = plan_load({*tensors, config, vision, draft}, model_limits(options, config, n_ctx, vision), options,
                                       {{traits.get(), 0, config.n_layers()}});
     summary.plans.push_back({n_ctx, plan});
   }

@@ -32,6 +32,9 @@ struct ModelDescription {
   float rope_base_local = 0;
   float rope_factor_global = 0;
   float final_softcap = 0;
+  bool is_encoder = false;  // an embedding model
+  bool has_dense = false;   // with its dense layers
+  int embedding_dim = 0;    // of a text's embedding
 };
 ModelDescription describe_model(const ModelConfig& config);
 
@@ -42,7 +45,7 @@ struct FileSummary {
   ChatMetadata chat;
   uint64_t file_bytes = 0;
   uint64_t n_parameters = 0;
-  uint64_t output_bytes = 0;  // of the matrix that logits are computed with
+  uint64_t output_bytes = 0;  // of the matrix that logits are computed with; 0: an embedding model
   struct TypeCount {
     std::string type;  // of tensors, "Q4_K"
     uint64_t n_tensors = 0;

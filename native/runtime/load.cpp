@@ -78,15 +78,31 @@ class Loader {
     progress(0.2);
     info_.n_ctx = in_file(options_.path, [&] { return choose_context(options_.n_ctx, config_); });
     info_.kv_type = options_.kv_type;
+    if (config_.is_encoder) in_file(options_.path, [&] { check_encoder(); });
     vision_ = open_vision(options_, file, config_, open_options_);
     if (vision_) info_.vision = vision_->config;
     info_.vision_arithmetic = options_.vision_arithmetic;
   }
 
+  void check_encoder() const {
+    if (!options_.draft_path.empty()) {
+      throw Error(ErrorCode::kUnsupportedInput, "EMBEDDING_MODEL",
+                  "draft: an embedding model writes nothing that could be guessed");
+    }
+    if (options_.needs_dense && !config_.has_dense()) {
+      throw Error(ErrorCode::kUnsupportedModel, "NO_DENSE_LAYERS",
+                  "the file has none of the two dense layers of an embedding model, without which its vectors are not "
+                  "the model's: convert it again with llama.cpp's convert_hf_to_gguf.py "
+                  "--sentence-transformers-dense-modules, or take the vectors as they are (option denseLayers: "
+                  "'optional')");
+    }
+  }
+
   // The layers on devices by what they take, and what all of it takes there.
   Placement place() {
     if (!options_.draft_path.empty()) draft_ = open_draft(options_.draft_path, open_options_);
-    limits_ = model_limits(options_, info_.n_ctx, vision_);
+    limits_ = model_limits(options_, config_, info_.n_ctx, vision_);
+    loaded_->max_text_rows = std::min(wanted_rows(options_), limits_.max_batch);
     loaded_->max_image_rows = limits_.max_batch - kMaxRunning;
     const LoadSources sources{*tensors_, config_, vision_, draft_};
     PlacementRequest request{.device = options_.device,
@@ -116,7 +132,8 @@ class Loader {
           std::make_unique<VisionEncoder>(last(), vision_->tensors, vision_->config, options_.vision_arithmetic);
     }
     loaded_->prefixes =
-        std::make_unique<PrefixCache>(loaded_->model->kv_pool(), config_.model_dim, options_.prefix_cache_bytes);
+        std::make_unique<PrefixCache>(loaded_->model->kv_pool(), config_.model_dim,
+                                      config_.is_encoder ? 0 : options_.prefix_cache_bytes);
   }
 
   void add_drafter() {

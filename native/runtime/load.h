@@ -23,6 +23,7 @@ struct LoadedModel {
   EngineInfo info;
   std::vector<TokenId> banned;  // never sampled: image markers, ids without text
   int max_image_rows = 0;       // of one image: all of them go through the layers in one step
+  int max_text_rows = 0;        // of a step that embeds more than one text
   std::vector<std::unique_ptr<Backend>> backends;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<GrammarCompiler> grammars;

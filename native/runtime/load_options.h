@@ -29,6 +29,7 @@ struct LoadOptions {
   std::string draft_path;  // a smaller model of the same vocabulary that guesses tokens ahead; "": none
   bool mmap = true;
   std::string mmproj_path;  // the model's vision encoder; "": the one in the model file, if it holds one
+  bool needs_dense = true;  // an embedding model without its dense layers is an error
   bool vision = true;       // false: none, whatever the model file holds
   // kExact: the encoder's float weights as they are stored, in float32. kFast: requantised to Q8_0, int8 products.
   Arithmetic vision_arithmetic = Arithmetic::kFast;

@@ -1,5 +1,7 @@
 #include "runtime/load_plan.h"
 
+#include <algorithm>
+
 namespace gemma {
 namespace {
 
@@ -11,11 +13,16 @@ void add_beside(MemoryPlanner& planner, const LoadSources& sources, const ModelL
 
 }  // namespace
 
-ModelLimits model_limits(const LoadOptions& options, int n_ctx, const std::optional<VisionSource>& vision) {
-  const int n_batch = options.n_batch > 0 ? options.n_batch : kDefaultBatch;
+int wanted_rows(const LoadOptions& options) {
+  return options.n_batch > 0 ? options.n_batch : kDefaultBatch;
+}
+
+ModelLimits model_limits(const LoadOptions& options, const ModelConfig& config, int n_ctx,
+                         const std::optional<VisionSource>& vision) {
+  const int n_rows = rows_per_step(wanted_rows(options), vision ? std::optional(vision->config) : std::nullopt);
   return {.n_ctx = n_ctx,
           .kv_type = options.kv_type,
-          .max_batch = rows_per_step(n_batch, vision ? std::optional(vision->config) : std::nullopt),
+          .max_batch = config.is_encoder ? std::max(n_rows, n_ctx) : n_rows,
           .screened = options.screen_logits};
 }
 
@@ -24,7 +31,7 @@ MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, cons
   MemoryPlanner planner(std::move(stages));
   planner.add_model(sources.tensors, sources.config, limits);
   add_beside(planner, sources, limits, options);
-  planner.add_prefix_cache(options.prefix_cache_bytes);
+  if (!sources.config.is_encoder) planner.add_prefix_cache(options.prefix_cache_bytes);
   return planner.plan();
 }
 

@@ -18,8 +18,12 @@ struct LoadSources {
   const std::optional<DraftSource>& draft;
 };
 
-// The model's sequences have n_ctx positions. Steps have as many rows as are asked for, or as an image needs.
-ModelLimits model_limits(const LoadOptions& options, int n_ctx, const std::optional<VisionSource>& vision);
+// The model's sequences have n_ctx positions. Steps have as many rows as are asked for, or as an image needs; an
+// encoder's have room for a text of n_ctx.
+ModelLimits model_limits(const LoadOptions& options, const ModelConfig& config, int n_ctx,
+                         const std::optional<VisionSource>& vision);
+// Rows that are asked for.
+int wanted_rows(const LoadOptions& options);
 
 // Throws Error as MemoryPlanner does.
 MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, const LoadOptions& options,

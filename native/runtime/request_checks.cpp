@@ -42,6 +42,11 @@ void check_images(const std::vector<TokenId>& tokens, const std::vector<PromptIm
 
 void check_tokens(const std::vector<TokenId>& tokens, const std::vector<PromptImage>& images,
                   const LoadedModel& loaded) {
+  if (loaded.config.is_encoder) {
+    throw Error(ErrorCode::kUnsupportedInput, "EMBEDDING_MODEL",
+                "this is an embedding model: it turns texts into vectors (embed) and writes or scores none; load a chat "
+                "model for that");
+  }
   if (tokens.empty())
     throw Error(ErrorCode::kInvalidArgument, "EMPTY", "the prompt has no tokens: expected at least one");
   if (tokens.size() > static_cast<size_t>(loaded.info.n_ctx)) {
@@ -148,6 +153,47 @@ void check_score(const ScoreParams& params, const LoadedModel& loaded) {
     bad("CANDIDATE_LIMIT", "candidates: expected " + std::to_string(token) +
                                " tokens, as many as their lengths say, found " +
                                std::to_string(params.candidates.size()));
+  }
+}
+
+void check_embed(const EmbedParams& params, const LoadedModel& loaded) {
+  const auto bad = [](const char* detail, const std::string& message) {
+    throw Error(ErrorCode::kInvalidArgument, detail, message);
+  };
+  const size_t n = params.lengths.size();
+  if (n == 0) bad("EMPTY", "texts: expected at least one, found none");
+  if (n > kMaxTexts || (n > 1 && params.tokens.size() > kMaxTextTokens)) {
+    bad("TEXT_LIMIT", "texts: expected at most " + std::to_string(kMaxTexts) + " with " +
+                          std::to_string(kMaxTextTokens) + " tokens in all, found " + std::to_string(n) + " with " +
+                          std::to_string(params.tokens.size()));
+  }
+  const int dim = loaded.config.embedding_dim();
+  if (params.n_dims < 0 || params.n_dims > dim) {
+    bad("DIMENSIONS",
+        "dimensions: expected 1 to " + std::to_string(dim) + ", found " + std::to_string(params.n_dims));
+  }
+  size_t token = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const std::string name = "text " + std::to_string(i);
+    const int length = params.lengths[i];
+    if (length < 1) bad("EMPTY", name + ": expected at least one token, found none");
+    if (static_cast<size_t>(length) > params.tokens.size() - token)
+      bad("TEXT_LIMIT", name + ": its tokens are more than were given");
+    if (length > loaded.info.n_ctx) {
+      throw Error(ErrorCode::kContextFull, "CONTEXT_OVERFLOW",
+                  name + " of " + std::to_string(length) + " tokens does not fit into the context of " +
+                      std::to_string(loaded.info.n_ctx) + " positions: shorten or cut it");
+    }
+    for (const size_t end = token + static_cast<size_t>(length); token < end; ++token) {
+      const TokenId id = params.tokens[token];
+      if (id >= 0 && id < loaded.config.n_vocab) continue;
+      bad("BAD_TOKEN",
+          name + ": expected ids in 0.." + std::to_string(loaded.config.n_vocab - 1) + ", found " + std::to_string(id));
+    }
+  }
+  if (token != params.tokens.size()) {
+    bad("TEXT_LIMIT", "texts: expected " + std::to_string(token) + " tokens, as many as their lengths say, found " +
+                          std::to_string(params.tokens.size()));
   }
 }
 

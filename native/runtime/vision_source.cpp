@@ -10,6 +10,10 @@ namespace gemma {
 std::optional<VisionSource> open_vision(const LoadOptions& options, const ModelFile& model_file,
                                         const ModelConfig& config, const FileOptions& open_options) {
   if (!options.vision) return std::nullopt;
+  if (config.is_encoder) {
+    if (options.mmproj_path.empty()) return std::nullopt;
+    throw Error(ErrorCode::kUnsupportedInput, "EMBEDDING_MODEL", "mmproj: an embedding model of texts sees no pictures");
+  }
   if (options.mmproj_path.empty()) {
     if (!model_file.has_vision()) return std::nullopt;
     const VisionConfig vision = model_file.vision_config(config.model_dim);

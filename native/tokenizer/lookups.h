@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/utf8.h"
 #include "tokenizer/tokenizer.h"
-#include "tokenizer/utf8.h"
 
 #ifdef _MSC_VER
 #include <intrin.h>

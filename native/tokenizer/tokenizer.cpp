@@ -14,7 +14,7 @@
 #include <limits>
 
 #include "base/error.h"
-#include "tokenizer/utf8.h"
+#include "base/utf8.h"
 #include "tokenizer/vocabulary_index.h"
 
 namespace gemma {

@@ -10,12 +10,12 @@
 #include <random>
 #include <unordered_map>
 
+#include "base/utf8.h"
 #include "check.h"
 #include "gguf/gguf.h"
 #include "gguf_builder.h"
 #include "reader/gguf_reader.h"
 #include "tokenizer/text_stream.h"
-#include "tokenizer/utf8.h"
 
 using namespace gemma;
 

@@ -1,7 +1,7 @@
 // gemma-native score: how likely each of some candidates is after a prompt.
-import { readFileSync } from 'node:fs';
 import { Option } from 'commander';
 import {
+  candidatesOf,
   collect,
   imageOptions,
   using,
@@ -21,18 +21,10 @@ interface ScoreFlags extends ModelFlags, ImageFlags {
   normalize?: 'tokens' | 'bytes';
 }
 
-function candidatesOf(given: readonly string[], file: string | undefined): readonly string[] {
-  if (file === undefined) return given;
-  if (given.length > 0) throw new UsageError('candidates: give them as arguments or with --file, not both');
-  return readFileSync(file, 'utf8')
-    .split(/\r?\n/)
-    .filter((line) => line !== '');
-}
-
 async function score(prompt: string, given: readonly string[], flags: ScoreFlags, signal: AbortSignal): Promise<void> {
   const { raw, system, image = [], includeEnd, normalize } = flags;
   if (raw && system !== undefined) throw new UsageError('--system: raw text has no system message');
-  const candidates = candidatesOf(given, flags.file);
+  const candidates = candidatesOf('candidates', given, flags.file);
   if (candidates.length === 0) throw new UsageError('candidates: expected at least one, as arguments or with --file');
   const { images, ...seen } = imageOptions(flags);
   const shown = image.map((path) => ({ type: 'image' as const, image: path }));
