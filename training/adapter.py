@@ -320,6 +320,8 @@ def train(a) -> None:
     log, last_save, hits = (a.out / "adapter.jsonl").open("a"), time.time(), {}
     while step < a.steps:
         start = time.time()
+        if (a.out / "end").exists():  # as in train.py: "STEPS DECAY" changes the schedule under way
+            a.steps, a.decay = map(int, (a.out / "end").read_text().split())
         rate = a.rate * min(1.0, (step + 1) / 20, (a.steps - step) / a.decay)
         for group in optimizer.param_groups:
             group["lr"] = rate
