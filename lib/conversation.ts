@@ -1,5 +1,6 @@
 // A conversation: turns, and for each the token ids it has in the prompt. A turn is computed as `generate` computes it, on a prompt that
 // begins with the ids of all turns before; the model's prefix cache makes that cheap, a conversation has no cache of its own.
+import { AsyncLocalStorage } from 'node:async_hooks';
 import { adapterUses } from './adapters.js';
 import { Cancellation } from './cancellation.js';
 import {
@@ -38,6 +39,15 @@ export type TurnInput = string | readonly ContentPart[] | Message | readonly Mes
 
 /** What a turn asks when it is its turn. */
 type Ask = (state: State) => Promise<Asked>;
+
+/** A turn under way, for what it calls: tools and callbacks. */
+interface OwnTurn {
+  readonly of: Conversation;
+  readonly above: OwnTurn | undefined;
+  isOver: boolean;
+}
+
+const ownTurn = new AsyncLocalStorage<OwnTurn>();
 
 const EMPTY: State = { turns: [], kept: [] };
 
@@ -280,8 +290,31 @@ export class Conversation {
     if (this.#disposed) throw this.#gone();
   }
 
+  // A tool that waited for a turn of its own conversation would wait for ever.
+  #checkNotWithin(): void {
+    for (let turn = ownTurn.getStore(); turn; turn = turn.above) {
+      if (turn.of !== this || turn.isOver) continue;
+      throw new GemmaError(
+        'ERR_INVALID_ARGUMENT',
+        'a tool calls the conversation whose turn it is part of: expected a call after that turn, or another conversation (fork)',
+        'OWN_TURN',
+      );
+    }
+  }
+
+  // Has what is called within know whose turn it is.
+  async #within<T>(work: () => Promise<T>): Promise<T> {
+    const turn: OwnTurn = { of: this, above: ownTurn.getStore(), isOver: false };
+    try {
+      return await ownTurn.run(turn, work);
+    } finally {
+      turn.isOver = true;
+    }
+  }
+
   // One after the other, in the order of the calls.
   async #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    this.#checkNotWithin();
     const before = this.#last;
     let done = () => {};
     this.#last = new Promise((resolve) => (done = resolve));
@@ -319,7 +352,7 @@ export class Conversation {
       const turn = async () => {
         cancellation.signal.throwIfAborted();
         const { result, state } = await this.#asker.call(
-          async () => this.#answer(await ask(this.#state), settings, cancellation, sink),
+          () => this.#within(async () => this.#answer(await ask(this.#state), settings, cancellation, sink)),
           cancellation,
         );
         await sink?.taken(); // a reader who leaves has not seen all of it

@@ -85,6 +85,8 @@ import { decodeTokens, encodeParts, plainIds, stoppable, tokenIds } from './toke
 import { show, text as checkText } from './values.js';
 import type { OutputOf, StandardSchema } from './schema.js';
 import { embeddingOf, ImageEncoder } from './vision.js';
+import { compileGrammar } from './grammar-compiler.js';
+import type { Structure } from './structured.js';
 import type {
   CountTokensOptions,
   CropsOptions,
@@ -960,7 +962,8 @@ export class Gemma {
   ): Promise<GenerateResult> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
     const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(this.#live(), token, i));
-    const held = grammar ?? (structure && (await this.#live().compileGrammar(await structure.source())));
+    const compile = async (asked: Structure) => compileGrammar(this.#live(), await asked.source(), cancellation.signal);
+    const held = grammar ?? (structure && (await compile(structure)));
     const { result, isWhole } = await runGeneration(
       this.#live(),
       { ...params, stopTokens: stops, tokens, images, adapters, ...(held && { grammar: held }) },

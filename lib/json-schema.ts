@@ -3,6 +3,7 @@
 import { GemmaError } from './errors.js';
 import { PatternError, Patterns, type Language } from './pattern.js';
 import { FORMATS } from './string-formats.js';
+import type { Sliced } from './turns.js';
 import { opaqueName, plain, reasonOf, show } from './values.js';
 
 export type JsonType = 'null' | 'boolean' | 'integer' | 'number' | 'string' | 'array' | 'object';
@@ -14,6 +15,7 @@ type JsonObject = Record<string, Json>;
 const MAX_DEPTH = 100;
 const MAX_VALUES = 20_000;
 const MAX_CHARACTERS = 1 << 18;
+const VALUES_PER_STEP = 32;
 
 /** A string's condition: the set that it must be in, and a larger one that is easier to write. */
 export interface StringRule {
@@ -73,6 +75,8 @@ export interface SchemaNode {
 
 /** A schema that was read. */
 export interface SchemaGraph {
+  /** begins messages */
+  readonly where: string;
   readonly root: SchemaNode;
   readonly patterns: Patterns;
   /** some schema asks what others have looked at */
@@ -103,54 +107,86 @@ function unsupported(where: string, message: string): GemmaError {
   return new GemmaError('ERR_UNSUPPORTED_INPUT', `${where}: ${message}`, 'SCHEMA_KEYWORD');
 }
 
+/** What copies together may hold. */
+export class CopyLimits {
+  #values = 0;
+  #characters = 0;
+  readonly #maxValues: number;
+  readonly #maxCharacters: number;
+
+  constructor(maxValues = MAX_VALUES, maxCharacters = MAX_CHARACTERS) {
+    this.#maxValues = maxValues;
+    this.#maxCharacters = maxCharacters;
+  }
+
+  /** What is passed by so many more values or characters. */
+  passedBy(values: number, characters: number): string | undefined {
+    if ((this.#values += values) > this.#maxValues) return `${this.#maxValues} values`;
+    if ((this.#characters += characters) > this.#maxCharacters) return `${this.#maxCharacters} characters`;
+    return undefined;
+  }
+}
+
 /**
- * Copies a value that is JSON: getters are called once, and what a schema library attaches is left behind.
+ * Copies a value that is JSON: getters are called once, and what a schema library attaches is left behind. At once, because the
+ * caller may change it later.
  *
+ * @param limits of several copies together, beside those of one
  * @throws GemmaError `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`) for circles, for what JSON has not, for more than the limits
  */
-export function copyJson(value: unknown, where: string): Json {
+export function copyJson(value: unknown, where: string, limits?: CopyLimits): Json {
   const above = new Set<object>();
-  let values = 0;
-  let characters = 0;
-  const count = (text: string) => {
-    if ((characters += text.length) > MAX_CHARACTERS) {
-      throw bad(where, `expected at most ${MAX_CHARACTERS} characters, found more`);
-    }
-    return text;
+  const keys: (string | number)[] = []; // of the place
+  const here = () =>
+    where + keys.map((key) => `/${pointerToken(typeof key === 'string' ? plain(key, 60) : key)}`).join('');
+  const own = new CopyLimits();
+  const count = (values: number, characters: number) => {
+    const passed = own.passedBy(values, characters);
+    if (passed !== undefined) throw bad(where, `expected at most ${passed}, found more`);
+    const together = limits?.passedBy(values, characters);
+    if (together !== undefined) throw bad(where, `expected at most ${together} with all before it, found more`);
   };
-  const copy = (found: unknown, path: string): Json => {
-    if (++values > MAX_VALUES) throw bad(where, `expected at most ${MAX_VALUES} values, found more`);
-    if (found === null || typeof found === 'boolean') return found;
-    if (typeof found === 'string') return count(found);
+  const copy = (found: unknown): Json => {
+    count(1, typeof found === 'string' ? found.length : 0);
+    if (found === null || typeof found === 'boolean' || typeof found === 'string') return found;
     if (typeof found === 'number') {
-      if (!Number.isFinite(found)) throw bad(where + path, `expected a finite number, found ${found}`);
+      if (!Number.isFinite(found)) throw bad(here(), `expected a finite number, found ${found}`);
       return found;
     }
-    if (typeof found !== 'object') throw bad(where + path, `expected JSON, found ${show(found)}`);
-    if (above.has(found)) throw bad(where + path, 'the object contains itself');
-    if (above.size >= MAX_DEPTH) throw bad(where + path, `expected at most ${MAX_DEPTH} levels, found more`);
+    if (typeof found !== 'object') throw bad(here(), `expected JSON, found ${show(found)}`);
+    if (above.has(found)) throw bad(here(), 'the object contains itself');
+    if (above.size >= MAX_DEPTH) throw bad(here(), `expected at most ${MAX_DEPTH} levels, found more`);
     above.add(found);
-    try {
-      if (Array.isArray(found)) {
-        const { length } = found;
-        if (values + length > MAX_VALUES) throw bad(where, `expected at most ${MAX_VALUES} values, found more`);
-        return Array.from({ length }, (_, i) => copy((found as unknown[])[i], `${path}/${i}`));
-      }
-      const opaque = opaqueName(found);
-      if (opaque !== undefined) throw bad(where + path, `expected JSON, found ${opaque}`);
-      const object = Object.create(null) as JsonObject;
-      for (const key of Object.keys(found)) {
-        const member = (found as Record<string, unknown>)[key];
-        if (member === undefined) continue;
-        object[count(key)] = copy(member, `${path}/${pointerToken(plain(key, 60))}`);
-      }
-      return object;
-    } finally {
-      above.delete(found);
+    const copied = members(found);
+    above.delete(found);
+    return copied;
+  };
+  const members = (found: object): Json => {
+    if (Array.isArray(found)) {
+      const { length } = found;
+      if (length > MAX_VALUES) throw bad(where, `expected at most ${MAX_VALUES} values, found more`);
+      return Array.from({ length }, (_, i) => {
+        keys.push(i);
+        const copied = copy((found as unknown[])[i]);
+        keys.pop();
+        return copied;
+      });
     }
+    const opaque = opaqueName(found);
+    if (opaque !== undefined) throw bad(here(), `expected JSON, found ${opaque}`);
+    const object = Object.create(null) as JsonObject;
+    for (const key of Object.keys(found)) {
+      const member = (found as Record<string, unknown>)[key];
+      if (member === undefined) continue;
+      count(0, key.length);
+      keys.push(key);
+      object[key] = copy(member);
+      keys.pop();
+    }
+    return object;
   };
   try {
-    return copy(value, '');
+    return copy(value);
   } catch (error) {
     if (error instanceof GemmaError) throw error;
     throw bad(where, `it cannot be read: ${reasonOf(error)}`); // a getter or a proxy of the caller's
@@ -174,9 +210,9 @@ function resolve(reference: string, base: string): string | undefined {
 
 class Reader implements SchemaGraph {
   readonly patterns = new Patterns();
-  readonly root: SchemaNode;
+  root!: SchemaNode;
   hasUnevaluated = false;
-  readonly #where: string;
+  readonly where: string;
   readonly #nodes = new Map<JsonObject, SchemaNode>();
   readonly #bases = new Map<Json, string>();
   readonly #byUri = new Map<string, { raw: Json; path: string }>();
@@ -184,13 +220,20 @@ class Reader implements SchemaGraph {
   readonly #rules = new Map<string, StringRule>();
   #ids = 0;
 
-  constructor(schema: Json, where: string) {
-    this.#where = where;
+  constructor(where: string) {
+    this.where = where;
+  }
+
+  *read(schema: Json): Sliced<this> {
     this.#byUri.set(BASE, { raw: schema, path: '' });
-    this.#index(schema, BASE, '');
+    if (typeof schema === 'object' && schema !== null) yield* this.#index(schema, BASE, '');
     this.root = this.#nodeOf(schema, '');
-    for (let next = this.#pending.pop(); next; next = this.#pending.pop()) this.#read(next.raw, next.node);
-    this.#refuseCircles();
+    for (let next = this.#pending.pop(); next; next = this.#pending.pop()) {
+      yield;
+      yield* this.#read(next.raw, next.node);
+    }
+    yield* this.#refuseCircles();
+    return this;
   }
 
   node(fields: Omit<SchemaNode, 'id' | 'path'>, path: string): SchemaNode {
@@ -198,14 +241,14 @@ class Reader implements SchemaGraph {
   }
 
   // Where schemas have identifiers and anchors.
-  #index(raw: Json, base: string, path: string): void {
-    if (typeof raw !== 'object' || raw === null) return;
+  *#index(raw: Json[] | JsonObject, base: string, path: string): Sliced<void> {
+    yield;
     let here = base;
     if (!Array.isArray(raw)) {
       const { $id, $anchor, $dynamicAnchor } = raw;
       if (typeof $id === 'string' && !$id.startsWith('#')) {
         const uri = resolve($id, base);
-        if (uri === undefined) throw bad(`${this.#where}${path}/$id`, `expected a URI, found ${show($id)}`);
+        if (uri === undefined) throw bad(`${this.where}${path}/$id`, `expected a URI, found ${show($id)}`);
         here = uri;
         if (!this.#byUri.has(uri)) this.#byUri.set(uri, { raw, path });
       }
@@ -216,14 +259,15 @@ class Reader implements SchemaGraph {
     }
     this.#bases.set(raw, here);
     for (const [key, member] of Object.entries(raw)) {
-      if (!DATA.has(key)) this.#index(member, here, `${path}/${pointerToken(key)}`);
+      if (typeof member !== 'object' || member === null || DATA.has(key)) continue;
+      yield* this.#index(member, here, `${path}/${pointerToken(key)}`);
     }
   }
 
   #nodeOf(raw: Json | undefined, path: string): SchemaNode {
     if (typeof raw === 'boolean') return this.node(raw ? {} : { never: true }, path);
     if (typeof raw !== 'object' || raw === null || Array.isArray(raw)) {
-      throw bad(this.#where + path, `expected a schema (an object, true or false), found ${show(raw)}`);
+      throw bad(this.where + path, `expected a schema (an object, true or false), found ${show(raw)}`);
     }
     let node = this.#nodes.get(raw);
     if (!node) {
@@ -238,7 +282,7 @@ class Reader implements SchemaGraph {
     const uri = resolve(reference, this.#bases.get(raw) ?? BASE);
     const found = uri === undefined ? undefined : this.#lookUp(uri);
     if (!found) {
-      throw bad(`${this.#where}${path}/$ref`, `${show(reference)} is not in the schema, and others are not fetched`);
+      throw bad(`${this.where}${path}/$ref`, `${show(reference)} is not in the schema, and others are not fetched`);
     }
     return this.#nodeOf(found.raw, found.path);
   }
@@ -265,9 +309,9 @@ class Reader implements SchemaGraph {
     return { raw, path };
   }
 
-  #read(raw: JsonObject, node: SchemaNode): void {
+  *#read(raw: JsonObject, node: SchemaNode): Sliced<void> {
     const { path } = node;
-    const at = (keyword: string) => `${this.#where}${path}/${pointerToken(keyword)}`;
+    const at = (keyword: string) => `${this.where}${path}/${pointerToken(keyword)}`;
     const has = (keyword: string) => Object.hasOwn(raw, keyword);
     const wrong = (keyword: string, expected: string) =>
       bad(at(keyword), `expected ${expected}, found ${show(raw[keyword])}`);
@@ -322,7 +366,12 @@ class Reader implements SchemaGraph {
       if (!has(keyword)) continue;
       const list = keyword === 'const' ? [raw.const as Json] : raw.enum;
       if (!Array.isArray(list)) throw wrong(keyword, 'an array of values');
-      (node.values ??= []).push({ list, known: new Set(list.map(canonical)), keyword });
+      const known = new Set<string>();
+      for (const [i, value] of list.entries()) {
+        if (i % VALUES_PER_STEP === 0) yield;
+        known.add(canonical(value));
+      }
+      (node.values ??= []).push({ list, known, keyword });
     }
 
     for (const keyword of ['minimum', 'maximum'] as const) if (has(keyword)) node[keyword] = number(keyword);
@@ -352,12 +401,12 @@ class Reader implements SchemaGraph {
     }
     if (has('pattern')) {
       if (typeof raw.pattern !== 'string') throw wrong('pattern', 'a string');
-      node.pattern = this.#rule(raw.pattern, at('pattern'));
+      node.pattern = yield* this.#rule(raw.pattern, at('pattern'));
     }
     if (has('format')) {
       if (typeof raw.format !== 'string') throw wrong('format', 'a string');
       const known = FORMATS.get(raw.format);
-      if (known !== undefined) node.format = { ...this.#rule(known, at('format')), text: raw.format };
+      if (known !== undefined) node.format = { ...(yield* this.#rule(known, at('format'))), text: raw.format };
       const bits = raw.format === 'int32' ? 31 : raw.format === 'int64' ? 63 : 0; // OpenAPI
       if (bits > 0 && (raw.type === 'integer' || raw.type === 'number')) {
         node.minimum = Math.max(node.minimum ?? -Infinity, -(2 ** bits));
@@ -394,10 +443,11 @@ class Reader implements SchemaGraph {
     if (has('required')) node.required = [...new Set(strings('required', raw.required))];
     if (has('properties')) node.properties = map('properties');
     if (has('patternProperties')) {
-      node.patternProperties = [...map('patternProperties')].map(([pattern, member]) => ({
-        rule: this.#rule(pattern, `${at('patternProperties')}/${pointerToken(plain(pattern, 60))}`),
-        node: member,
-      }));
+      node.patternProperties = [];
+      for (const [pattern, member] of map('patternProperties')) {
+        const place = `${at('patternProperties')}/${pointerToken(plain(pattern, 60))}`;
+        node.patternProperties.push({ rule: yield* this.#rule(pattern, place), node: member });
+      }
     }
     const needed = new Map<string, string[]>();
     const schemasNeeded = new Map<string, SchemaNode>();
@@ -418,12 +468,12 @@ class Reader implements SchemaGraph {
     }
   }
 
-  #rule(pattern: string, where: string): StringRule {
+  *#rule(pattern: string, where: string): Sliced<StringRule> {
     const known = this.#rules.get(pattern);
     if (known) return known;
     try {
-      const language = this.patterns.search(pattern);
-      const loose = /\(\?[=!]/.test(pattern) ? this.patterns.search(pattern, false) : undefined;
+      const language = yield* this.patterns.search(pattern);
+      const loose = /\(\?[=!]/.test(pattern) ? yield* this.patterns.search(pattern, false) : undefined;
       const rule: StringRule = { text: pattern, language, ...(loose && { loose }) };
       this.#rules.set(pattern, rule);
       return rule;
@@ -434,7 +484,7 @@ class Reader implements SchemaGraph {
   }
 
   // A schema that applies itself to the same value again would never end.
-  #refuseCircles(): void {
+  *#refuseCircles(): Sliced<void> {
     const done = new Set<SchemaNode>();
     const open = new Set<SchemaNode>();
     const stack: { node: SchemaNode; rest: SchemaNode[] }[] = [];
@@ -443,16 +493,17 @@ class Reader implements SchemaGraph {
       stack.push({ node: start, rest: inPlace(start) });
       open.add(start);
       for (let top = stack.at(-1); top; top = stack.at(-1)) {
+        yield;
         const next = top.rest.pop();
         if (!next) {
           stack.pop();
           open.delete(top.node);
           done.add(top.node);
         } else if (open.has(next)) {
-          throw bad(`${this.#where}${next.path}`, 'the schema refers to itself without going deeper into the value');
+          throw bad(`${this.where}${next.path}`, 'the schema refers to itself without going deeper into the value');
         } else if (!done.has(next)) {
           if (stack.length > MAX_DEPTH)
-            throw bad(`${this.#where}${next.path}`, `more than ${MAX_DEPTH} schemas in a row`);
+            throw bad(`${this.where}${next.path}`, `more than ${MAX_DEPTH} schemas in a row`);
           stack.push({ node: next, rest: inPlace(next) });
           open.add(next);
         }
@@ -477,10 +528,10 @@ function inPlace(node: SchemaNode): SchemaNode[] {
 }
 
 /**
- * Reads a schema. `where` begins the messages.
+ * Reads a schema that nobody else changes. `where` begins the messages.
  *
  * @throws GemmaError `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`), `ERR_UNSUPPORTED_INPUT` (`SCHEMA_KEYWORD`)
  */
-export function readSchema(schema: unknown, where: string): SchemaGraph {
-  return new Reader(copyJson(schema, where), where);
+export function readSchema(schema: Json, where: string): Sliced<SchemaGraph> {
+  return new Reader(where).read(schema);
 }

@@ -234,6 +234,8 @@ export interface MemoryPlan {
   adapterBytes: number;
   /** a vision encoder at work: weights, in int8 a copy of its own, and activations; kept from the first image on */
   visionBytes: number;
+  /** what structured output and tools know of the vocabulary; kept from the first grammar on */
+  grammarBytes: number;
   totalBytes: number;
 }
 
@@ -422,7 +424,9 @@ export interface NativeModel {
    * @throws GemmaError `ERR_INVALID_ARGUMENT`, with `BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR` or `BAD_STRUCTURAL_TAG` for a source that
    *   is not one or that no text satisfies, `GRAMMAR_TOO_LARGE` for one that takes too much time or memory; `ERR_DISPOSED`
    */
-  compileGrammar(source: NativeGrammarSource): Promise<NativeGrammar>;
+  /** `quickly`: null where it takes more than a quarter of a second; otherwise it may wait for others. See grammar-compiler.ts. */
+  compileGrammar(source: NativeGrammarSource, quickly: true): Promise<NativeGrammar | null>;
+  compileGrammar(source: NativeGrammarSource, quickly: false): Promise<NativeGrammar>;
   generate(params: NativeGenerateParams, onEvent: (event: NativeGenerateEvent) => void): number;
   evaluate(params: NativeEvaluateParams, onEvent: (event: NativeEvaluateEvent) => void): number;
   score(params: NativeScoreParams, onEvent: (event: NativeScoreEvent) => void): number;

@@ -19,6 +19,9 @@ const MAX_TEXT = 16_000; // characters of what is written out
 // XGrammar looks through the vocabulary once for each place in a pattern; long where words fit.
 const WIDE = 40; // characters of a class
 const MAX_WIDE = 16; // such places
+const CHARACTERS_PER_STEP = 8; // of a pattern that is read, of a text that is matched
+const STEPS_OF_PROPERTY = 32;
+const WORK_PER_STEP = 100;
 
 /** Code points: first and last of each range in turn, in order, with gaps between. */
 export type Ranges = readonly number[];
@@ -74,25 +77,55 @@ function contains(ranges: Ranges, character: number): boolean {
 
 const properties = new Map<string, Ranges>();
 
-// The characters of a Unicode property: asked of JavaScript's own tables, one by one.
+const SURROGATES = [0xd800, 0xdfff] as const;
+const LAST_ASSIGNED = 0x31fff; // beyond are private use and tags
+let everyCharacter: string | undefined;
+
+// The characters of a Unicode property: asked of JavaScript's own tables, which find runs of them in a text of all characters.
 function unicodeProperty(name: string): Ranges {
   const known = properties.get(name);
   if (known) return known;
-  let one: RegExp;
+  let runs: RegExp;
   try {
-    one = new RegExp(`^\\p{${name}}$`, 'u');
+    runs = new RegExp(`\\p{${name}}+`, 'gu');
   } catch {
     throw new PatternError(`an unknown Unicode property, ${plain(name, 40)}`);
   }
+  const [firstSurrogate, lastSurrogate] = SURROGATES;
+  const nSurrogates = lastSurrogate - firstSurrogate + 1;
+  const nNarrow = 0x10000 - nSurrogates; // characters of one unit
+  if (everyCharacter === undefined) {
+    const units = new Uint16Array(nNarrow + 2 * (LAST_ASSIGNED - 0xffff));
+    for (let i = 0; i < nNarrow; ++i) units[i] = i < firstSurrogate ? i : i + nSurrogates;
+    for (let i = nNarrow, high = 0; i < units.length; i += 2, ++high) {
+      units[i] = 0xd800 + (high >> 10);
+      units[i + 1] = 0xdc00 + (high & 0x3ff);
+    }
+    everyCharacter = Buffer.from(units.buffer).toString('utf16le');
+  }
+  const characterAt = (i: number) =>
+    i < firstSurrogate ? i : i < nNarrow ? i + nSurrogates : 0x10000 + ((i - nNarrow) >> 1);
   const found: number[] = [];
-  for (let character = 0; character < 0x32000; ++character) {
-    if (character === 0xd800) character = 0xe000;
-    if (!one.test(String.fromCodePoint(character))) continue;
-    if (found.at(-1) === character - 1) found[found.length - 1] = character;
-    else found.push(character, character);
+  for (const { index, 0: run } of everyCharacter.matchAll(runs)) {
+    const [first, last] = [characterAt(index), characterAt(index + run.length - 1)];
+    if (first < firstSurrogate && last > lastSurrogate) found.push(first, firstSurrogate - 1, lastSurrogate + 1, last);
+    else found.push(first, last);
   }
   properties.set(name, found);
   return found;
+}
+
+// Those that a pattern names, in steps: each takes a millisecond or two when it is asked for first.
+function* unicodeProperties(pattern: string): Sliced<void> {
+  for (const [, name] of pattern.matchAll(/\\[pP]\{([^}]*)\}/g)) {
+    if (name === undefined || properties.has(name)) continue;
+    for (let i = 0; i < STEPS_OF_PROPERTY; ++i) yield;
+    try {
+      unicodeProperty(name);
+    } catch (error) {
+      if (!(error instanceof PatternError)) throw error; // the parser says where, if it is one at all
+    }
+  }
 }
 
 // ---- The syntax: ECMAScript's ----
@@ -134,7 +167,10 @@ class Parser {
   }
 
   #take(expected: string): boolean {
-    const found = this.#text.slice(this.#at, this.#at + expected.length).join('') === expected;
+    const found =
+      expected.length === 1
+        ? this.#next === expected
+        : this.#text.slice(this.#at, this.#at + expected.length).join('') === expected;
     if (found) this.#at += expected.length;
     return found;
   }
@@ -361,9 +397,9 @@ function isOverflow(error: unknown): boolean {
   return error instanceof RangeError && error.message.includes('call stack');
 }
 
-function withinStack<T>(work: () => T): T {
+function* withinStack<T>(work: Sliced<T>): Sliced<T> {
   try {
-    return work();
+    return yield* work;
   } catch (error) {
     throw isOverflow(error) ? new PatternError('too many parts') : error;
   }
@@ -440,6 +476,17 @@ export class Patterns {
     if (!known)
       this.#sequences.set(key, (known = this.#new('then', first.nullable && second.nullable, [first, second])));
     return known;
+  }
+
+  /** The set of these strings. */
+  *texts(texts: readonly string[]): Sliced<Language> {
+    const found: Language[] = [];
+    for (const text of texts) {
+      if (text.length > MAX_LENGTH) throw new PatternError(`a text of more than ${MAX_LENGTH} characters`);
+      yield* this.pause();
+      found.push(this.text(text));
+    }
+    return this.either(found);
   }
 
   either(parts: readonly Language[]): Language {
@@ -527,27 +574,39 @@ export class Patterns {
    * @throws PatternError for a pattern that is none; for lookbehinds, back references, word boundaries, modifiers of groups, and for
    * lookaheads and anchors in places where they depend on how often something repeats
    */
-  search(pattern: string, looks = true): Language {
+  *search(pattern: string, looks = true): Sliced<Language> {
+    const tree = yield* this.#parse(pattern);
     this.#left = MAX_WORK;
-    const tree = new Parser(pattern).parse();
-    return withinStack(() => {
-      const fromStart = this.#of(tree, this.all, true, looks);
-      const later = this.#of(tree, this.all, false, looks);
-      if (later === fromStart) return this.then(this.all, later);
-      return this.either([fromStart, this.then(this.lengths(1, Infinity), later)]);
-    });
+    const fromStart = yield* withinStack(this.#of(tree, this.all, true, looks));
+    const later = isPlain(tree) ? fromStart : yield* withinStack(this.#of(tree, this.all, false, looks));
+    if (later === fromStart) return this.then(this.all, later);
+    return this.either([fromStart, this.then(this.lengths(1, Infinity), later)]);
   }
 
   /** The strings that a pattern matches from their beginning to their end. Otherwise as `search`. */
-  whole(pattern: string, looks = true): Language {
+  *whole(pattern: string, looks = true): Sliced<Language> {
+    const tree = yield* this.#parse(pattern);
     this.#left = MAX_WORK;
-    const tree = new Parser(pattern).parse();
-    return withinStack(() => this.#of(tree, this.empty, true, looks));
+    return yield* withinStack(this.#of(tree, this.empty, true, looks));
+  }
+
+  *#parse(pattern: string): Sliced<Tree> {
+    const parser = new Parser(pattern);
+    yield* unicodeProperties(pattern);
+    for (let i = 0; i < pattern.length; i += CHARACTERS_PER_STEP) yield; // reading it is one step
+    return parser.parse();
+  }
+
+  /** A step's end: others may work with these sets until the next. @internal */
+  *pause(): Sliced<void> {
+    const left = this.#left;
+    yield;
+    this.#left = left;
   }
 
   /** What begins with the tree, followed by `rest`. */
-  #of(tree: Tree, rest: Language, atStart: boolean | 'perhaps', looks: boolean): Language {
-    if (isPlain(tree)) return this.then(this.#plain(tree), rest);
+  *#of(tree: Tree, rest: Language, atStart: boolean | 'perhaps', looks: boolean): Sliced<Language> {
+    if (isPlain(tree)) return this.then(yield* this.#plain(tree), rest);
     switch (tree.kind) {
       case 'start':
         if (atStart === 'perhaps')
@@ -557,11 +616,14 @@ export class Patterns {
         return this.both([this.empty, rest]);
       case 'look': {
         if (!looks) return rest;
-        const ahead = this.#of(tree.of, this.all, atStart, looks);
+        const ahead = yield* this.#of(tree.of, this.all, atStart, looks);
         return this.both([tree.isNegative ? this.not(ahead) : ahead, rest]);
       }
-      case 'choice':
-        return this.either(tree.parts.map((part) => this.#of(part, rest, atStart, looks)));
+      case 'choice': {
+        const found: Language[] = [];
+        for (const part of tree.parts) found.push(yield* this.#of(part, rest, atStart, looks));
+        return this.either(found);
+      }
       case 'sequence': {
         const starts: (boolean | 'perhaps')[] = [];
         let start = atStart;
@@ -569,7 +631,12 @@ export class Patterns {
           starts.push(start);
           start = start === false ? false : after(part, start);
         }
-        return tree.parts.reduceRight((tail, part, i) => this.#of(part, tail, starts[i] as boolean, looks), rest);
+        let tail = rest;
+        for (let i = tree.parts.length - 1; i >= 0; --i) {
+          if (i % CHARACTERS_PER_STEP === 0) yield* this.pause();
+          tail = yield* this.#of(tree.parts[i] as Tree, tail, starts[i] as boolean, looks);
+        }
+        return tail;
       }
       case 'repeat': {
         const { of, min, max } = tree;
@@ -577,7 +644,7 @@ export class Patterns {
         let found = rest;
         for (let i = max; i > 0; --i) {
           const start = i === 1 || atStart === false ? atStart : 'perhaps';
-          const more = this.#of(of, found, start, looks);
+          const more = yield* this.#of(of, found, start, looks);
           found = i > min ? this.either([more, rest]) : more;
         }
         return found;
@@ -587,16 +654,28 @@ export class Patterns {
     }
   }
 
-  #plain(tree: Tree): Language {
+  *#plain(tree: Tree): Sliced<Language> {
     switch (tree.kind) {
       case 'chars':
         return this.chars(tree.ranges);
-      case 'sequence':
-        return tree.parts.reduceRight((tail, part) => this.then(this.#plain(part), tail), this.empty);
-      case 'choice':
-        return this.either(tree.parts.map((part) => this.#plain(part)));
+      case 'sequence': {
+        let tail = this.empty;
+        for (let i = tree.parts.length - 1; i >= 0; --i) {
+          if (i % CHARACTERS_PER_STEP === 0) yield* this.pause();
+          tail = this.then(yield* this.#plain(tree.parts[i] as Tree), tail);
+        }
+        return tail;
+      }
+      case 'choice': {
+        const found: Language[] = [];
+        for (const part of tree.parts) {
+          if (found.length % CHARACTERS_PER_STEP === 0) yield* this.pause();
+          found.push(yield* this.#plain(part));
+        }
+        return this.either(found);
+      }
       case 'repeat':
-        return this.repeat(this.#plain(tree.of), tree.min, tree.max);
+        return this.repeat(yield* this.#plain(tree.of), tree.min, tree.max);
       default:
         throw new PatternError('not supported');
     }
@@ -661,18 +740,26 @@ export class Patterns {
    *
    * @throws PatternError where the set takes too much work
    */
-  has(language: Language, text: string): boolean {
+  *has(language: Language, text: string): Sliced<boolean> {
     if (language === this.all) return true;
-    return withinStack(() => {
-      const automaton = this.automaton(language);
-      let state = language;
-      for (const character of text) {
-        state = automaton.next(state, character.codePointAt(0) as number);
-        if (state === this.none) return false;
-        if (state === this.all) return true;
+    return yield* withinStack(this.#has(language, text));
+  }
+
+  *#has(language: Language, text: string): Sliced<boolean> {
+    const automaton = this.automaton(language);
+    let state = language;
+    let nextPause = this.#left - WORK_PER_STEP;
+    let n = 0;
+    for (const character of text) {
+      if (++n % CHARACTERS_PER_STEP === 0 || this.#left < nextPause) {
+        yield* this.pause();
+        nextPause = this.#left - WORK_PER_STEP;
       }
-      return state.nullable;
-    });
+      state = automaton.next(state, character.codePointAt(0) as number);
+      if (state === this.none) return false;
+      if (state === this.all) return true;
+    }
+    return state.nullable;
   }
 
   /**
@@ -714,7 +801,7 @@ export class Patterns {
     }
     const left = new Set([...edges.keys()].map(({ id }) => id));
     while (left.size > 0) {
-      yield;
+      yield* this.pause();
       let best = 0;
       let cost = Infinity;
       for (const id of left) {
@@ -836,7 +923,7 @@ class Automaton {
     for (let state = pending.pop(); state; state = pending.pop()) {
       if (found.has(state)) continue;
       if (found.size >= maxStates) return undefined;
-      yield;
+      yield* this.#patterns.pause();
       const targets = new Map<Language, number[]>();
       found.set(state, targets);
       this.#starts.forEach((first, i) => {
@@ -883,6 +970,15 @@ const RAW = complement(union([0, 0x1f, 0x22, 0x22, 0x5c, 0x5c, 0xd800, 0xdfff]))
 // XGrammar 0.2.9 reads an expression of ASCII alone in another way, which takes `a(-b+)?` for `ab` and leaves out what JSON escapes, which
 // here is written escaped. So a character beyond ASCII occurs, no time.
 const AS_IT_STANDS = '\u00e9{0}';
+
+// A range goes on across the surrogates, as none stands in a text: with the gap, XGrammar 0.2.9 may refuse a token behind one that
+// a grammar names, after its mask has allowed it.
+function withoutGap(ranges: Ranges): Ranges {
+  const before = ranges.indexOf(0xd7ff);
+  return before >= 0 && ranges[before + 1] === 0xe000
+    ? [...ranges.slice(0, before), ...ranges.slice(before + 2)]
+    : ranges;
+}
 
 class Writer {
   readonly #isJson: boolean;
@@ -950,7 +1046,7 @@ class Writer {
     let size = 0;
     for (let i = 0; i < ranges.length; i += 2) size += (ranges[i + 1] as number) - (ranges[i] as number) + 1;
     if (size > WIDE && ++this.#nWide > MAX_WIDE) throw new PatternError('too many wide classes');
-    const raw = intersection(ranges, this.#isJson ? RAW : ANY);
+    const raw = withoutGap(intersection(ranges, this.#isJson ? RAW : ANY));
     const escapes = [...(this.#isJson ? ESCAPES : [])]
       .filter(([code]) => contains(ranges, code))
       .map(([, letter]) => letter);

@@ -7,14 +7,16 @@
 import { GemmaError } from './errors.js';
 import { type Json, type JsonType, type SchemaGraph, type SchemaNode } from './json-schema.js';
 import type { Language } from './pattern.js';
-import { problemsOf } from './schema-validator.js';
-import { atOnce, type Sliced } from './turns.js';
+import { meets } from './schema-validator.js';
+import type { Sliced } from './turns.js';
+import { plain } from './values.js';
 
 const MAX_FORMS = 4000;
 const MAX_PRODUCT = 128; // sets that alternatives make together
 const MAX_COUNT = 100_000; // items, properties, characters; nothing longer fits into a context
 const MAX_LISTED = 500; // multiples that are listed one by one
 const MAX_PLACES = 8; // of the item that contains asks for
+const VALUES_PER_STEP = 32;
 const MAX_INLINE = 30; // levels of a schema that are written without a reference
 
 type Kind = Exclude<JsonType, 'integer'>;
@@ -67,6 +69,7 @@ class Translator {
   readonly #impossible: SchemaNode;
   readonly #made = new Map<string, SchemaNode>();
   readonly #lone = new Map<SchemaNode, SchemaNode>();
+  #contradiction: string | undefined; // the first that was found between bounds
 
   constructor(graph: SchemaGraph) {
     this.#graph = graph;
@@ -74,15 +77,21 @@ class Translator {
     this.#impossible = graph.node({ never: true }, '');
   }
 
-  /** Undefined: no value meets the schema. */
-  *translate(): Sliced<Json | undefined> {
+  *translate(): Sliced<Json> {
     const root = this.#later([this.#graph.root]);
     for (let next = this.#pending.pop(); next; next = this.#pending.pop()) {
       yield;
       next.form = yield* this.#form(next.nodes);
     }
-    this.#findPossible();
-    if (!this.#isPossible(root)) return undefined;
+    yield* this.#findPossible();
+    if (!this.#isPossible(root)) {
+      const why = this.#contradiction === undefined ? '' : ` (${this.#contradiction})`;
+      throw new GemmaError(
+        'ERR_INVALID_ARGUMENT',
+        `${this.#graph.where}: no value meets the schema${why}`,
+        'BAD_SCHEMA',
+      );
+    }
     return yield* new Writer(this.#graph, (form) => this.#isPossible(form)).write(root);
   }
 
@@ -112,11 +121,12 @@ class Translator {
   }
 
   // A part of a schema is impossible until something shows a value for it, however long the way.
-  #findPossible(): void {
+  *#findPossible(): Sliced<void> {
     const laters = [...this.#laters.values()].reverse();
     for (let more = true; more;) {
       more = false;
       for (const later of laters) {
+        yield;
         if (later.isPossible || !this.#isPossible(later.form as Form)) continue;
         later.isPossible = true;
         more = true;
@@ -160,7 +170,10 @@ class Translator {
     for (const node of nodes) this.#gather(node, set, choices);
     yield* this.#expand(set, choices, 1, sets);
     const forms: Form[] = [];
-    for (const pure of sets) forms.push(yield* this.#pure(pure));
+    for (const pure of sets) {
+      yield;
+      forms.push(yield* this.#pure(pure));
+    }
     return choiceOf(forms);
   }
 
@@ -314,7 +327,7 @@ class Translator {
     const listed = nodes.find(({ values }) => values);
     if (listed) {
       const list = listed.values?.[0]?.list ?? [];
-      return { kind: 'values', values: this.#meeting(list, nodes) };
+      return { kind: 'values', values: yield* this.#meeting(list, nodes) };
     }
     const { kinds, isInteger } = kindsOf(nodes);
     if (kinds.length === KINDS.length && nodes.every((node) => !isConstraint(node))) return ANY;
@@ -323,9 +336,16 @@ class Translator {
     return choiceOf(forms);
   }
 
-  #meeting(values: readonly Json[], nodes: readonly SchemaNode[]): Json[] {
+  *#meeting(values: readonly Json[], nodes: readonly SchemaNode[]): Sliced<Json[]> {
     const alone = nodes.map((node) => this.#alone(node));
-    return values.filter((value) => alone.every((node) => atOnce(problemsOf(this.#graph, node, value)).length === 0));
+    const meeting: Json[] = [];
+    for (const [i, value] of values.entries()) {
+      if (i % VALUES_PER_STEP === 0) yield;
+      let isMet = true;
+      for (const node of alone) if (!(yield* meets(this.#graph, node, value))) isMet = false;
+      if (isMet) meeting.push(value);
+    }
+    return meeting;
   }
 
   /** What a schema says itself: those that apply with it stand beside it, and of its alternatives one was chosen. */
@@ -345,21 +365,21 @@ class Translator {
       case 'null':
         return { kind };
       case 'boolean': {
-        const values = nodes.some(({ not }) => not) ? this.#meeting([true, false], nodes) : [true, false];
+        const values = nodes.some(({ not }) => not) ? yield* this.#meeting([true, false], nodes) : [true, false];
         return values.length === 2 ? { kind } : { kind: 'values', values };
       }
       case 'number':
-        return this.#number(isInteger, nodes);
+        return yield* this.#number(isInteger, nodes);
       case 'string':
         return yield* this.#string(nodes);
       case 'array':
         return this.#array(nodes);
       case 'object':
-        return this.#object(nodes);
+        return yield* this.#object(nodes);
     }
   }
 
-  #number(onlyIntegers: boolean, nodes: readonly SchemaNode[]): Form {
+  *#number(onlyIntegers: boolean, nodes: readonly SchemaNode[]): Sliced<Form> {
     const divisors = [...new Set(nodes.map(({ multipleOf }) => multipleOf).filter((n) => n !== undefined))];
     const isInteger = onlyIntegers || (divisors.length > 0 && divisors.every(Number.isInteger));
     const min = largest(nodes, 'minimum');
@@ -368,7 +388,19 @@ class Translator {
     const below = smallest(nodes, 'exclusiveMaximum');
     const low = Math.max(min, above);
     const high = Math.min(max, below);
-    if (low > high || (low === high && (low === above || high === below))) return NEVER;
+    if (low > high || (low === high && (low === above || high === below))) return this.#contradicting(nodes);
+    // Beyond, not every integer is a double, and XGrammar writes no such bound.
+    if (low > Number.MAX_SAFE_INTEGER || high < Number.MIN_SAFE_INTEGER) {
+      const isLow = low > Number.MAX_SAFE_INTEGER;
+      const { node, keyword, bound } = boundsOf(nodes).find(({ keyword: found, bound: value }) =>
+        isLow ? !found.endsWith('aximum') && value === low : found.endsWith('aximum') && value === high,
+      ) as Bound;
+      throw new GemmaError(
+        'ERR_UNSUPPORTED_INPUT',
+        `${this.#graph.where}${node.path}/${keyword}: expected ${isLow ? 'at most 2^53 - 1' : 'at least -(2^53 - 1)'}, found ${bound}`,
+        'SCHEMA_KEYWORD',
+      );
+    }
     const fraction = divisors.find((divisor) => !Number.isInteger(divisor));
     if (fraction !== undefined && !isInteger && (high - low) / fraction < MAX_LISTED) {
       const decimals = /e-(\d+)$/.exec(fraction.toExponential())?.[1] ?? '0';
@@ -377,47 +409,56 @@ class Translator {
       for (let i = Math.ceil(low / fraction) - 1; i <= Math.floor(high / fraction) + 1; ++i) {
         multiples.push(Number((i * fraction).toFixed(Math.min(100, Number(decimals) + digits))));
       }
-      return { kind: 'values', values: this.#meeting(multiples, nodes) };
+      return { kind: 'values', values: yield* this.#meeting(multiples, nodes) };
     }
     if (!isInteger) {
       // XGrammar writes at most six decimals, and nothing at all where no such number lies between the bounds.
       const nearest = Math.floor(low * 1e6);
       const written = [...Array(12).keys()].map((i) => (nearest - 1 + i) / 1e6);
-      if (high - low < 2e-6 && this.#meeting(written, nodes).length === 0) {
-        return { kind: 'values', values: this.#meeting([...new Set([low, (low + high) / 2, high])], nodes) };
+      if (high - low < 2e-6 && (yield* this.#meeting(written, nodes)).length === 0) {
+        return { kind: 'values', values: yield* this.#meeting([...new Set([low, (low + high) / 2, high])], nodes) };
       }
       const schema: Record<string, Json> = { type: 'number' };
-      if (min > -Infinity && min > above) schema.minimum = min;
-      if (above > -Infinity && above >= min) schema.exclusiveMinimum = above;
-      if (max < Infinity && max < below) schema.maximum = max;
-      if (below < Infinity && below <= max) schema.exclusiveMaximum = below;
+      // XGrammar writes bounds with so many digits; those beyond are left to the check.
+      const [least, most] = [Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER];
+      if (min >= least && min > above) schema.minimum = min;
+      if (above >= least && above >= min) schema.exclusiveMinimum = above;
+      if (max <= most && max < below) schema.maximum = max;
+      if (below <= most && below <= max) schema.exclusiveMaximum = below;
       return { kind: 'number', schema };
     }
     const schema: Record<string, Json> = { type: 'integer' };
     const first = Math.max(Math.ceil(min), Math.floor(above) + 1);
     const last = Math.min(Math.floor(max), Math.ceil(below) - 1);
-    if (first > last) return NEVER;
+    if (first > last) return this.#contradicting(nodes);
     const whole = divisors.filter(Number.isInteger);
     if (whole.length > 0) {
       const divisor = whole.reduce(leastCommonMultiple);
       if ((last - first) / divisor < MAX_LISTED) {
         const multiples: number[] = [];
         for (let n = Math.ceil(first / divisor) * divisor; n <= last; n += divisor) multiples.push(n + 0); // no -0
-        return { kind: 'values', values: this.#meeting(multiples, nodes) };
+        return { kind: 'values', values: yield* this.#meeting(multiples, nodes) };
       }
       // XGrammar enforces no bounds beside it.
       return { kind: 'number', schema: { ...schema, multipleOf: divisor } };
     }
     // Beyond that a double does not hold every integer.
-    if (first <= Number.MAX_SAFE_INTEGER && last >= Number.MIN_SAFE_INTEGER) {
-      schema.minimum = Math.max(first, Number.MIN_SAFE_INTEGER);
-      schema.maximum = Math.min(last, Number.MAX_SAFE_INTEGER);
-    }
+    schema.minimum = Math.max(first, Number.MIN_SAFE_INTEGER);
+    schema.maximum = Math.min(last, Number.MAX_SAFE_INTEGER);
     return { kind: 'number', schema };
   }
 
+  #contradicting(nodes: readonly SchemaNode[]): Form {
+    const bounds = boundsOf(nodes).map(({ node, keyword, bound }) => `${node.path}/${keyword} ${bound}`);
+    this.#contradiction ??= plain(
+      `no ${bounds.length > 1 ? 'number lies between' : 'integer meets'} ${bounds.join(', ')}`,
+      200,
+    );
+    return NEVER;
+  }
+
   /** The strings that the schemas allow, in steps from exact to easier to write. */
-  #languages(nodes: readonly SchemaNode[]): Language[] {
+  *#languages(nodes: readonly SchemaNode[]): Sliced<Language[]> {
     const { patterns } = this.#graph;
     const exact: Language[] = [];
     const loose: Language[] = [];
@@ -430,13 +471,11 @@ class Translator {
         loose.push(rule.loose ?? rule.language);
       }
       for (const { list } of values ?? []) {
-        const texts = patterns.either(
-          list.filter((value) => typeof value === 'string').map((value) => patterns.text(value)),
-        );
+        const texts = yield* patterns.texts(list.filter((value) => typeof value === 'string'));
         exact.push(texts);
         loose.push(texts);
       }
-      if (not) exact.push(patterns.not(this.#forbidden(not)));
+      if (not) exact.push(patterns.not(yield* this.#forbidden(not)));
     }
     const [min, max] = [largest(nodes, 'minLength', 0), smallest(nodes, 'maxLength')];
     const lengths = patterns.lengths(min, max > MAX_COUNT ? Infinity : max);
@@ -445,21 +484,20 @@ class Translator {
   }
 
   // The strings of a schema, where it says nothing else of them.
-  #forbidden(not: SchemaNode): Language {
+  *#forbidden(not: SchemaNode): Sliced<Language> {
     const { patterns } = this.#graph;
     const [keyword, ...others] = Object.keys(not).filter((key) => key !== 'id' && key !== 'path' && key !== 'types');
     if (others.length > 0 || (not.types && !not.types.has('string'))) return patterns.none;
     if (keyword === 'pattern' || keyword === 'format') return not[keyword]?.language ?? patterns.none;
     if (keyword === 'values' && not.values?.length === 1) {
-      const texts = not.values[0]?.list.filter((value) => typeof value === 'string') ?? [];
-      return patterns.either(texts.map((value) => patterns.text(value)));
+      return yield* patterns.texts(not.values[0]?.list.filter((value) => typeof value === 'string') ?? []);
     }
     return patterns.none;
   }
 
   *#string(nodes: readonly SchemaNode[]): Sliced<Form> {
     const { patterns } = this.#graph;
-    for (const language of this.#languages(nodes)) {
+    for (const language of yield* this.#languages(nodes)) {
       if (language === patterns.all) return { kind: 'string' };
       const [min, max] = patterns.lengthsOf(language) ?? [];
       if (min !== undefined && max !== undefined) return { kind: 'string', min, max };
@@ -509,7 +547,7 @@ class Translator {
     return choiceOf(places);
   }
 
-  #object(nodes: readonly SchemaNode[]): Form {
+  *#object(nodes: readonly SchemaNode[]): Sliced<Form> {
     const { patterns } = this.#graph;
     const names = new Set(nodes.flatMap(({ properties }) => [...(properties?.keys() ?? [])]));
     const required = new Set(nodes.flatMap((node) => node.required ?? []));
@@ -527,12 +565,12 @@ class Translator {
       ...new Map(nodes.flatMap((node) => node.patternProperties ?? []).map((one) => [one.rule, one])).keys(),
     ];
     // The schemas for a property's value, by the patterns that its name has.
-    const valueOf = (name: string | undefined, has: (rule: (typeof rules)[number]) => boolean): Form => {
+    const valueOf = (name: string | undefined, met: ReadonlySet<(typeof rules)[number]>): Form => {
       const schemas: SchemaNode[] = [];
       let isSeen = isClosedBefore;
       for (const node of nodes) {
         const mine = name === undefined ? [] : [node.properties?.get(name)];
-        for (const { rule, node: schema } of node.patternProperties ?? []) if (has(rule)) mine.push(schema);
+        for (const { rule, node: schema } of node.patternProperties ?? []) if (met.has(rule)) mine.push(schema);
         const own = mine.filter((schema) => schema !== undefined);
         if (own.length > 0) isSeen = true;
         else if (node.additionalProperties) own.push(node.additionalProperties);
@@ -542,27 +580,30 @@ class Translator {
       return this.#later(schemas);
     };
 
-    const named = [...names].map((name) => ({
-      name,
-      isRequired: required.has(name),
-      form:
-        this.#meeting([name], nameRules).length === 0
-          ? NEVER
-          : valueOf(name, (rule) => patterns.has(rule.language, name)),
-    }));
+    const named: { name: string; form: Form; isRequired: boolean }[] = [];
+    for (const name of names) {
+      yield;
+      let form = NEVER;
+      if ((yield* this.#meeting([name], nameRules)).length > 0) {
+        const met = new Set<(typeof rules)[number]>();
+        for (const rule of rules) if (yield* patterns.has(rule.language, name)) met.add(rule);
+        form = valueOf(name, met);
+      }
+      named.push({ name, isRequired: required.has(name), form });
+    }
 
     const rest: { names: Language | undefined; form: Form }[] = [];
     if (listedNames) {
       // All there are have names.
     } else if (rules.length === 0 && nameRules.length === 0)
-      rest.push({ names: undefined, form: valueOf(undefined, () => false) });
+      rest.push({ names: undefined, form: valueOf(undefined, new Set()) });
     else if (rules.length > 4) rest.push({ names: undefined, form: ANY });
     else {
-      const allowed = nameRules.length === 0 ? [patterns.all] : this.#languages(nameRules);
+      const allowed = nameRules.length === 0 ? [patterns.all] : yield* this.#languages(nameRules);
       for (let chosen = 0; chosen < 1 << rules.length; ++chosen) {
-        const has = (rule: (typeof rules)[number]) => ((chosen >> rules.indexOf(rule)) & 1) === 1;
-        const parts = rules.map((rule) => (has(rule) ? rule.language : patterns.not(rule.language)));
-        const form = valueOf(undefined, has);
+        const met = new Set(rules.filter((_, i) => ((chosen >> i) & 1) === 1));
+        const parts = rules.map((rule) => (met.has(rule) ? rule.language : patterns.not(rule.language)));
+        const form = valueOf(undefined, met);
         const allowedNames = patterns.both([allowed[0] as Language, ...parts]);
         if (form.kind !== 'never') rest.push({ names: allowedNames === patterns.all ? undefined : allowedNames, form });
       }
@@ -577,6 +618,21 @@ class Translator {
       nodes.some((node) => node.unevaluatedProperties);
     return { kind: 'object', named, rest: isOpen ? rest : [], min, max: max > MAX_COUNT ? Infinity : max };
   }
+}
+
+interface Bound {
+  node: SchemaNode;
+  keyword: string;
+  bound: number;
+}
+
+function boundsOf(nodes: readonly SchemaNode[]): Bound[] {
+  return nodes.flatMap((node) =>
+    (['minimum', 'exclusiveMinimum', 'maximum', 'exclusiveMaximum'] as const).flatMap((keyword) => {
+      const bound = node[keyword];
+      return bound === undefined ? [] : [{ node, keyword, bound }];
+    }),
+  );
 }
 
 function largest(
@@ -777,7 +833,7 @@ class Writer {
       if (lengths) schema.propertyNames = stringSchema({ min: lengths[0], max: lengths[1] });
       schema.additionalProperties = yield* this.#of(first.form, level + 1);
     } else {
-      const notNamed = patterns.not(patterns.either(named.map(({ name }) => patterns.text(name))));
+      const notNamed = patterns.not(yield* patterns.texts(named.map(({ name }) => name)));
       const byName = Object.create(null) as Record<string, Json>;
       let isWritten = true;
       for (const { names, form } of others) {
@@ -800,10 +856,11 @@ class Writer {
 }
 
 /**
- * The schema for XGrammar 0.2.9 (`strict_mode` off), or undefined where no value meets the schema.
+ * The schema for XGrammar 0.2.9 (`strict_mode` off).
  *
- * @throws GemmaError `ERR_INVALID_ARGUMENT` (`SCHEMA_LIMIT`)
+ * @throws GemmaError `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA` where no value meets the schema, `SCHEMA_LIMIT`), `ERR_UNSUPPORTED_INPUT`
+ * (`SCHEMA_KEYWORD`) for a bound that leaves only numbers which a double does not hold exactly
  */
-export function grammarSchema(graph: SchemaGraph): Sliced<Json | undefined> {
+export function grammarSchema(graph: SchemaGraph): Sliced<Json> {
   return new Translator(graph).translate();
 }

@@ -83,10 +83,10 @@ class Check {
     return true;
   }
 
-  #matches(rule: StringRule, text: string): boolean {
+  *#matches(rule: StringRule, text: string): Sliced<boolean> {
     this.#count(text.length >> 2);
     try {
-      return this.#graph.patterns.has(rule.language, text);
+      return yield* this.#graph.patterns.has(rule.language, text);
     } catch (error) {
       if (!(error instanceof PatternError)) throw error;
       throw new GemmaError(
@@ -140,12 +140,18 @@ class Check {
       fail(
         keyword === 'const'
           ? `expected ${plain(JSON.stringify(list[0]), 80)}, found ${show(value)}`
-          : `expected one of ${plain(list.map((choice) => JSON.stringify(choice)).join(', '), 120)}, found ${show(value)}`,
+          : `expected one of ${plain(
+              list
+                .slice(0, 40)
+                .map((choice) => JSON.stringify(choice))
+                .join(', '),
+              120,
+            )}, found ${show(value)}`,
       );
     }
 
     if (type === 'number') this.#number(node, value as number, fail);
-    else if (type === 'string') this.#string(node, value as string, fail);
+    else if (type === 'string') yield* this.#string(node, value as string, fail);
 
     // In place, before what asks which properties and items were looked at.
     if (node.ref) {
@@ -214,7 +220,7 @@ class Check {
       fail(`expected a multiple of ${multipleOf}, found ${value}`);
   }
 
-  #string(node: SchemaNode, value: string, fail: (message: string) => void): void {
+  *#string(node: SchemaNode, value: string, fail: (message: string) => void): Sliced<void> {
     const { minLength, maxLength, pattern, format } = node;
     if (minLength !== undefined || maxLength !== undefined) {
       this.#count(value.length >> 4);
@@ -228,9 +234,10 @@ class Check {
       if (maxLength !== undefined && length > maxLength)
         fail(`expected at most ${maxLength} characters, found ${length}`);
     }
-    if (pattern && !this.#matches(pattern, value))
+    if (pattern && !(yield* this.#matches(pattern, value)))
       fail(`expected a text with the pattern ${show(pattern.text)}, found ${show(value)}`);
-    if (format && !this.#matches(format, value)) fail(`expected the format ${format.text}, found ${show(value)}`);
+    if (format && !(yield* this.#matches(format, value)))
+      fail(`expected the format ${format.text}, found ${show(value)}`);
   }
 
   *#object(
@@ -283,7 +290,9 @@ class Check {
       const schemas: SchemaNode[] = [];
       const own = properties?.get(key);
       if (own) schemas.push(own);
-      for (const { rule, node: member } of patternProperties ?? []) if (this.#matches(rule, key)) schemas.push(member);
+      for (const { rule, node: member } of patternProperties ?? []) {
+        if (yield* this.#matches(rule, key)) schemas.push(member);
+      }
       if (schemas.length > 0) isOther = false;
       else if (additionalProperties) schemas.push(additionalProperties);
       if (isOther && additionalProperties?.never) {
@@ -374,4 +383,9 @@ export function* problemsOf(graph: SchemaGraph, node: SchemaNode, value: unknown
   const seen = yield* check.value(node, value, {}, 0, true);
   if (!seen && check.problems.length === 0) check.problems.push('the value does not meet the schema');
   return seen ? [] : check.problems;
+}
+
+/** Whether a value meets a schema. */
+export function* meets(graph: SchemaGraph, node: SchemaNode, value: unknown): Sliced<boolean> {
+  return (yield* new Check(graph).value(node, value, {}, 0, false)) !== undefined;
 }

@@ -1,11 +1,11 @@
 // What callers give as a schema, a JSON Schema or an object of a schema library, made ready: for the grammar that holds an answer to it,
 // and for the check of what the grammar cannot enforce.
 import { GemmaError } from './errors.js';
-import { copyJson, readSchema, type Json, type SchemaGraph } from './json-schema.js';
+import { copyJson, readSchema, type CopyLimits, type Json, type SchemaGraph } from './json-schema.js';
 import { grammarSchema } from './schema-grammar.js';
 import { PatternError } from './pattern.js';
 import { problemsOf } from './schema-validator.js';
-import { atOnce, inSlices, type Sliced } from './turns.js';
+import { Allowance, atOnce, inSlices, type Sliced } from './turns.js';
 import { plain, reasonOf, show } from './values.js';
 
 /** What a schema library's `validate` returns (Standard Schema). */
@@ -64,26 +64,57 @@ export interface PreparedSchema {
 
 class Prepared {
   readonly schema: Json;
-  readonly #graph: SchemaGraph;
   readonly #where: string;
+  readonly #reading: Sliced<void>;
+  #graph: SchemaGraph | undefined;
+  #error: unknown;
   #json: string | undefined;
+  #writing: Promise<string> | undefined;
 
   constructor(schema: Json, where: string) {
     this.schema = schema;
-    this.#graph = readSchema(schema, where);
     this.#where = where;
+    this.#reading = this.#read();
   }
 
-  #written(schema: Json | undefined): string {
-    if (schema === undefined)
-      throw new GemmaError('ERR_INVALID_ARGUMENT', `${this.#where}: no value meets the schema`, 'BAD_SCHEMA');
+  // Several may drive it on, each for a while: its end is told by the members.
+  *#read(): Sliced<void> {
+    try {
+      this.#graph = yield* readSchema(this.schema, this.#where);
+    } catch (error) {
+      this.#error = error;
+    }
+  }
+
+  // When it has been read.
+  #found(): SchemaGraph {
+    if (!this.#graph) throw this.#error;
+    return this.#graph;
+  }
+
+  /** Reads what may be read at once, and throws what is found to be wrong there. */
+  begin(allowance: Allowance): void {
+    if (allowance.begin(this.#reading)) this.#found();
+  }
+
+  #graphNow(): SchemaGraph {
+    atOnce(this.#reading);
+    return this.#found();
+  }
+
+  async #graphInSlices(): Promise<SchemaGraph> {
+    await inSlices(this.#reading);
+    return this.#found();
+  }
+
+  #written(schema: Json): string {
     return (this.#json = JSON.stringify(schema));
   }
 
   // Names of properties are matched while the schema is rewritten.
-  *#rewritten(): Sliced<Json | undefined> {
+  *#rewritten(graph: SchemaGraph): Sliced<Json> {
     try {
-      return yield* grammarSchema(this.#graph);
+      return yield* grammarSchema(graph);
     } catch (error) {
       if (!(error instanceof PatternError)) throw error;
       const message = `${this.#where}: matching names with a pattern: ${error.message}`;
@@ -92,32 +123,42 @@ class Prepared {
   }
 
   get json(): string {
-    return this.#json ?? this.#written(atOnce(this.#rewritten()));
+    return this.#json ?? this.#written(atOnce(this.#rewritten(this.#graphNow())));
   }
 
   async grammar(): Promise<string> {
-    return this.#json ?? this.#written(await inSlices(this.#rewritten()));
+    const write = async () => this.#json ?? this.#written(await inSlices(this.#rewritten(await this.#graphInSlices())));
+    return (this.#writing ??= write());
   }
 
   validate(value: unknown): string[] {
-    return atOnce(problemsOf(this.#graph, this.#graph.root, value));
+    const graph = this.#graphNow();
+    return atOnce(problemsOf(graph, graph.root, value));
   }
 
-  problems(value: unknown): Promise<string[]> {
-    return inSlices(problemsOf(this.#graph, this.#graph.root, value));
+  async problems(value: unknown): Promise<string[]> {
+    const graph = await this.#graphInSlices();
+    return inSlices(problemsOf(graph, graph.root, value));
   }
 }
 
-// Schemas that were prepared lately, by their text: the same one comes with every call.
-const KEPT = 16;
+// Schemas that were prepared lately, by their text: the same ones come with every call, of tools up to 128.
+const KEPT = 256;
+const MAX_KEPT = 1 << 21; // characters of them
 const kept = new Map<string, Prepared>();
+let keptCharacters = 0;
 
-function prepared(schema: Json, where: string): Prepared {
+function prepared(schema: Json, where: string, allowance: Allowance): Prepared {
   const key = `${where} ${JSON.stringify(schema)}`;
   const found = kept.get(key) ?? new Prepared(schema, where);
-  kept.delete(key);
+  found.begin(allowance);
+  if (!kept.delete(key)) keptCharacters += key.length;
   kept.set(key, found); // the latest is the last
-  if (kept.size > KEPT) kept.delete(kept.keys().next().value as string);
+  for (const oldest of kept.keys()) {
+    if (kept.size <= KEPT && keptCharacters <= MAX_KEPT) break;
+    kept.delete(oldest);
+    keptCharacters -= oldest.length;
+  }
   return found;
 }
 
@@ -163,13 +204,24 @@ function issueText({
   return plain(keys.length > 0 ? `/${keys.join('/')}: ${message}` : String(message), 200);
 }
 
+/** What the schemas of one call take together. */
+export interface SharedLimits {
+  copies?: CopyLimits;
+  allowance?: Allowance;
+}
+
 /**
- * Takes a JSON Schema or an object of a schema library. `where` begins the messages, such as `'schema'`.
+ * Takes a JSON Schema or an object of a schema library. `where` begins the messages, such as `'schema'`. A schema of some hundred parts
+ * and more is read where it is first used, in slices; what is wrong with it is thrown there.
  *
  * @throws TypeError for what is neither; GemmaError `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`), `ERR_UNSUPPORTED_INPUT`
  * (`SCHEMA_KEYWORD`: a keyword that can neither be enforced nor checked, with its place)
  */
-export function prepareSchema(schema: unknown, where: string): PreparedSchema {
+export function prepareSchema(
+  schema: unknown,
+  where: string,
+  { copies, allowance = new Allowance() }: SharedLimits = {},
+): PreparedSchema {
   if (!isObject(schema) || Array.isArray(schema)) {
     throw new TypeError(
       `${where}: expected a JSON Schema (an object) or a schema of zod, valibot or arktype, found ${show(schema)}`,
@@ -177,7 +229,8 @@ export function prepareSchema(schema: unknown, where: string): PreparedSchema {
   }
   const standard = standardOf(schema, where);
   if (!standard && typeof schema === 'function') throw new TypeError(`${where}: expected a schema, found a function`);
-  const own = prepared(copyJson(standard ? jsonSchemaOf(standard, where) : schema, where), where);
+  const copy = copyJson(standard ? jsonSchemaOf(standard, where) : schema, where, copies);
+  const own = prepared(copy, where, allowance);
   return {
     schema: own.schema,
     get json() {

@@ -5,7 +5,7 @@ import { PartialJson } from './partial-json.js';
 import { ObjectAssembler, TextAssembler, type PartAssembler } from './parts.js';
 import { PatternError, Patterns, type Language } from './pattern.js';
 import { prepareSchema, type StandardSchema } from './schema.js';
-import { inSlices } from './turns.js';
+import { Allowance, inSlices, type Sliced } from './turns.js';
 import { boolean, plain, show, text } from './values.js';
 
 /** What an answer may be; at most one of these. */
@@ -105,18 +105,30 @@ function regexStructure(value: unknown): Structure {
   const bad = (message: string) =>
     new GemmaError('ERR_INVALID_ARGUMENT', `regex: ${message} (${show(pattern)})`, 'BAD_REGEX');
   const patterns = new Patterns();
-  let exact: Language;
-  let loose: Language;
+  const named = (error: unknown) => (error instanceof PatternError ? bad(`the pattern has ${error.message}`) : error);
+  // A long pattern is read where it is used; what is wrong with it is thrown there.
+  let read: [exact: Language, loose: Language] | undefined;
+  const reading = (function* (): Sliced<void> {
+    read = [yield* patterns.whole(pattern), yield* patterns.whole(pattern, false)];
+  })();
   try {
-    exact = patterns.whole(pattern);
-    loose = patterns.whole(pattern, false);
+    new Allowance().begin(reading);
   } catch (error) {
-    if (error instanceof PatternError) throw bad(`the pattern has ${error.message}`);
-    throw error;
+    throw named(error);
   }
+  let rest: Promise<void> | undefined;
+  const languages = async (): Promise<[exact: Language, loose: Language]> => {
+    try {
+      if (!read) await (rest ??= inSlices(reading));
+      if (read) return read;
+    } catch (error) {
+      throw named(error);
+    }
+    throw bad('it could not be read');
+  };
   return {
     source: async () => {
-      for (const language of [exact, loose]) {
+      for (const language of await languages()) {
         const written = await inSlices(patterns.write(language, 'plain'));
         if (written === null && !language.nullable) throw bad('no text matches');
         // XGrammar has no empty regular expression.
@@ -126,14 +138,14 @@ function regexStructure(value: unknown): Structure {
       throw bad('the pattern is too large');
     },
     assembler: () => new TextAssembler(),
-    objectOf: (answer) => {
+    objectOf: async (answer) => {
       // In what was too much for the grammar: lookaheads, long repetitions.
+      const [exact] = await languages();
       let isMatch: boolean;
       try {
-        isMatch = patterns.has(exact, answer);
+        isMatch = await inSlices(patterns.has(exact, answer));
       } catch (error) {
-        if (error instanceof PatternError) throw bad(`the pattern has ${error.message}`);
-        throw error;
+        throw named(error);
       }
       if (!isMatch) {
         throw new GemmaError(
@@ -142,7 +154,7 @@ function regexStructure(value: unknown): Structure {
           'SCHEMA_MISMATCH',
         );
       }
-      return Promise.resolve({});
+      return {};
     },
   };
 }

@@ -1,15 +1,17 @@
 // Answers with tools: the model is asked, what it calls is run, its results are put behind the conversation, and it is asked again.
 import type { Cancellation } from './cancellation.js';
 import type { Sink } from './generation.js';
+import { compileGrammar } from './grammar-compiler.js';
 import { plainData, type Message } from './messages.js';
 import type { NativeGrammar, NativeModel } from './native.js';
 import type { PartAssembler } from './parts.js';
 import type { PromptSettings } from './options.js';
 import type { Input, PromptBuilder } from './prompt.js';
 import type { GenerateResult, GenerateStep } from './result.js';
-import type { Force, MarkerId, ToolFormat } from './tool-formats/format.js';
+import type { BoundTool, Force, MarkerId, ToolFormat } from './tool-formats/format.js';
 import { ToolAssembler } from './tool-parts.js';
 import type { PreparedTool, ToolCall, ToolResult, ToolSettings } from './tools.js';
+import { Pace } from './turns.js';
 import { reasonOf, show } from './values.js';
 
 /** What an answer is bound to, and who looks for parts in it. */
@@ -35,14 +37,17 @@ async function grammarOf(
   tools: readonly PreparedTool[],
   force: Force,
   tokenId: MarkerId,
+  signal: AbortSignal,
 ): Promise<NativeGrammar> {
-  const bound = [];
-  for (const tool of tools) bound.push({ ...tool, bound: await tool.schema.grammar() });
+  const bound: BoundTool[] = [];
+  const pace = new Pace();
+  for (const tool of tools) {
+    bound.push({ ...tool, bound: JSON.parse(await tool.schema.grammar()) as unknown });
+    if (pace.due) await pace.turn();
+  }
   const structure = format.structure(bound, force, tokenId);
-  return model.compileGrammar({
-    kind: 'structuralTag',
-    text: JSON.stringify({ type: 'structural_tag', format: structure }),
-  });
+  const text = JSON.stringify({ type: 'structural_tag', format: structure });
+  return compileGrammar(model, { kind: 'structuralTag', text }, signal);
 }
 
 async function run(
@@ -147,7 +152,7 @@ export async function answerWithTools(
   for (;;) {
     const isFirst = steps.length === 0;
     const bound = isFirst ? callable : tools;
-    const grammar = await grammarOf(model, format, bound, isFirst ? force : 'auto', tokenId);
+    const grammar = await grammarOf(model, format, bound, isFirst ? force : 'auto', tokenId, cancellation.signal);
     cancellation.signal.throwIfAborted();
     const assembler = new ToolAssembler(format, markers, bound);
     const answer = await ask(conversation.slice(asked), { grammar, assembler }, stepSink);

@@ -1,9 +1,11 @@
 // Tools as callers pass them: their types, and the one place where they and the options beside them are read.
 import { GemmaError } from './errors.js';
 import type { Message } from './messages.js';
-import { prepareSchema, type PreparedSchema } from './schema.js';
+import { CopyLimits } from './json-schema.js';
+import { prepareSchema, type PreparedSchema, type SharedLimits } from './schema.js';
 import type { Force, ToolFormatName } from './tool-formats/format.js';
 import { TOOL_FORMATS } from './tool-formats/formats.js';
+import { Allowance } from './turns.js';
 import { integer, oneOf, plain, show, text } from './values.js';
 
 /** What `execute` gets beside the arguments. */
@@ -82,6 +84,7 @@ export interface PreparedTool {
 const MAX_TOOLS = 128;
 const MAX_DESCRIPTION = 1 << 14;
 const MAX_DECLARED = 1 << 20; // characters of all of them
+const MAX_VALUES = 40_000; // of all their schemas
 const DEFAULT_STEPS = 8;
 
 // What was probably meant by keys that other libraries have.
@@ -99,11 +102,11 @@ function wrong(message: string, detail: string): GemmaError {
 }
 
 // Arguments are an object, whatever a schema leaves open.
-function objectSchema(given: unknown, where: string): PreparedSchema {
+function objectSchema(given: unknown, where: string, limits: SharedLimits): PreparedSchema {
   if ((typeof given !== 'object' && typeof given !== 'function') || given === null || Array.isArray(given)) {
     throw new TypeError(`${where}: expected a JSON Schema or an object with one (~standard), found ${show(given)}`);
   }
-  const prepared = prepareSchema(given, where);
+  const prepared = prepareSchema(given, where, limits);
   const { schema } = prepared;
   const { type } = (typeof schema === 'object' && schema !== null ? schema : {}) as { type?: unknown };
   if (type !== 'object') {
@@ -115,7 +118,7 @@ function objectSchema(given: unknown, where: string): PreparedSchema {
   return prepared;
 }
 
-function readTool(name: string, value: unknown): PreparedTool {
+function readTool(name: string, value: unknown, limits: SharedLimits): PreparedTool {
   const where = `tools.${plain(name, 64)}`;
   if (!/^[A-Za-z0-9_.-]{1,64}$/.test(name)) {
     throw wrong(`${where}: expected a name of at most 64 letters, digits, _, - and .`, 'BAD_TOOL');
@@ -141,7 +144,7 @@ function readTool(name: string, value: unknown): PreparedTool {
   if (execute !== undefined && typeof execute !== 'function') {
     throw new TypeError(`${where}.execute: expected a function, found ${show(execute)}`);
   }
-  const schema = objectSchema(inputSchema, `${where}.inputSchema`);
+  const schema = objectSchema(inputSchema, `${where}.inputSchema`, limits);
   return { name, description: description as string, schema, execute: execute as Tool['execute'] };
 }
 
@@ -156,6 +159,7 @@ function readTools(value: unknown): PreparedTool[] {
     throw new RangeError(`tools: expected at most ${MAX_TOOLS}, found ${entries.length}`);
   }
   const names = new Map<string, string>();
+  const limits = { copies: new CopyLimits(MAX_VALUES, MAX_DECLARED), allowance: new Allowance() };
   const tools = entries.map(([name, tool]) => {
     const twin = names.get(name.toLowerCase());
     if (twin !== undefined) {
@@ -165,7 +169,7 @@ function readTools(value: unknown): PreparedTool[] {
       );
     }
     names.set(name.toLowerCase(), name);
-    return readTool(name, tool);
+    return readTool(name, tool, limits);
   });
   const characters = tools.reduce(
     (sum, { description, schema }) => sum + description.length + JSON.stringify(schema.schema).length,

@@ -12,9 +12,9 @@ export interface DeclaredTool {
   readonly schema: PreparedSchema;
 }
 
-/** A tool with the schema that its calls are bound to: what the grammar's library takes for it, JSON. */
+/** A tool with the schema that its calls are bound to: what the grammar's library takes for it. */
 export interface BoundTool extends DeclaredTool {
-  readonly bound: string;
+  readonly bound: unknown;
 }
 
 /** What was found in a model's output, in order. */

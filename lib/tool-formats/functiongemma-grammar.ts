@@ -24,7 +24,7 @@ function literal(text: string): string {
  * Exported for tests.
  */
 export function patternGrammar(pattern: string): string {
-  const plain = pattern.replace(/\|\\\\(\[[^\]]*\]|[bfnrt])/g, '').replaceAll('-\ud7ff\ue000-', '-'); // text has no surrogates
+  const plain = pattern.replace(/\|\\\\(\[[^\]]*\]|[bfnrt])/g, '');
   const pieces = plain.match(/\\.|\[(?:\\.|[^\]\\])*\]|\{[0-9,]+\}|./gsu) ?? [];
   return pieces
     .map((piece, i) => {
@@ -103,9 +103,9 @@ class Writer {
   }
 
   /** A grammar of calls of some tools. */
-  write(tools: readonly { name: string; bound: string }[]): string {
+  write(tools: readonly { name: string; bound: unknown }[]): string {
     const calls = tools.map((tool) => {
-      const schema: unknown = JSON.parse(tool.bound);
+      const schema = tool.bound;
       this.#root = isSchema(schema) ? schema : {};
       return `${literal(`call:${tool.name}`)} ${this.#value(schema, 0)}`;
     });
@@ -251,6 +251,6 @@ class Writer {
  *
  * @throws GemmaError `ERR_INVALID_ARGUMENT`/`GRAMMAR_TOO_LARGE`
  */
-export function functionGemmaGrammar(tools: readonly { name: string; bound: string }[], escapeId: number): string {
+export function functionGemmaGrammar(tools: readonly { name: string; bound: unknown }[], escapeId: number): string {
   return new Writer(escapeId).write(tools);
 }

@@ -58,7 +58,7 @@ export function callHead(name: string, key: 'parameters' | 'arguments'): string 
 /** Arguments, in a structural tag. */
 export function argumentsFormat({ bound }: BoundTool): object {
   // A blank where JSON allows blanks, not any number of them: small models do not find out of these.
-  return { type: 'json_schema', json_schema: JSON.parse(bound) as unknown, max_whitespace_cnt: 1 };
+  return { type: 'json_schema', json_schema: bound, max_whitespace_cnt: 1 };
 }
 
 /** Tags one after another and nothing else. */

@@ -694,6 +694,7 @@ Napi::Value to_js(Napi::Env env, const MemoryPlan& memory) {
   object["screenBytes"] = number(env, memory.screen_bytes);
   object["adapterBytes"] = number(env, memory.adapter_bytes);
   object["visionBytes"] = number(env, memory.vision_bytes);
+  object["grammarBytes"] = number(env, memory.grammar_bytes);
   object["totalBytes"] = number(env, memory.total_bytes);
   return object;
 }

@@ -233,7 +233,8 @@ Napi::Value ModelBinding::decode(const Napi::CallbackInfo& info) {
   });
 }
 
-// compileGrammar({ kind, text, root? }) -> Promise<{ bytes, compileMs }>, for generate().
+// compileGrammar({ kind, text, root? }, quickly) -> Promise<{ bytes, compileMs } | null>, for generate(). quickly: null
+// where it takes more than a quarter of a second; otherwise the thread of the pool may wait for others.
 Napi::Value ModelBinding::compile_grammar(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return Environment::of(env).guarded(env, [&] {
@@ -243,12 +244,14 @@ Napi::Value ModelBinding::compile_grammar(const Napi::CallbackInfo& info) {
     };
     return PoolTask<Compiled>::run(
         env,
-        [engine = engine(), source = to_grammar_source(to_object(info[0], "source"))] {
+        [engine = engine(), source = to_grammar_source(to_object(info[0], "source")),
+         effort = to_bool(info[1], "quickly") ? Effort::kQuick : Effort::kFull] {
           Compiled result;
-          result.grammar = engine->compile_grammar(source, &result.cached);
+          result.grammar = engine->compile_grammar(source, &result.cached, effort);
           return result;
         },
-        [](Napi::Env result_env, Compiled&& result) {
+        [](Napi::Env result_env, Compiled&& result) -> Napi::Value {
+          if (!result.grammar) return result_env.Null();
           return binding::to_js(result_env, std::move(result.grammar), result.cached);
         });
   });

@@ -7,11 +7,13 @@
 #include <atomic>
 #include <bit>
 #include <chrono>
+#include <exception>
 #include <new>
 #include <optional>
 #include <utility>
 
-// Of the pinned version: which tokens a grammar names is not part of its public interface.
+// Of the pinned version: which tokens a grammar names, and masks that are made early, are not part of its public interface.
+#include <cpp/compiled_grammar_impl.h>
 #include <cpp/grammar_impl.h>
 
 #include "base/error.h"
@@ -130,10 +132,9 @@ struct GrammarVocabulary {
 
 namespace {
 
-xgrammar::CompiledGrammar compile_by_library(const xgrammar::TokenizerInfo& info, const GrammarSource& source,
-                                             bool lazy) {
-  // Grammars are kept here, by what is asked for. One thread: errors of others would end the process.
-  xgrammar::GrammarCompiler compiler(info, 1, false, -1, lazy);
+xgrammar::CompiledGrammar compile_by_library(const xgrammar::TokenizerInfo& info, const GrammarSource& source) {
+  // Grammars are kept here, by what is asked for. One thread: errors of others would end the process. No masks yet.
+  xgrammar::GrammarCompiler compiler(info, 1, false, -1, true);
   switch (source.kind) {
     case GrammarKind::kJson: break;
     case GrammarKind::kJsonSchema:
@@ -282,42 +283,82 @@ void GrammarCompiler::keep(const GrammarSource& source, const std::shared_ptr<co
   entry.splice(entry.begin(), kept_, kept, kept_.end());
 }
 
-std::shared_ptr<const Grammar> GrammarCompiler::compile(const GrammarSource& source, bool* cached) {
+std::shared_ptr<const Grammar> GrammarCompiler::compile(const GrammarSource& source, bool* cached, Effort effort) {
   check_size(source);
   *cached = true;
   if (std::shared_ptr<const Grammar> grammar = find(source)) return grammar;
-  const std::lock_guard lock(compiling_);
-  if (std::shared_ptr<const Grammar> grammar = find(source)) return grammar;
-  *cached = false;
-  std::shared_ptr<const Grammar> grammar = compile_new(source);
-  keep(source, grammar);
+  if (effort == Effort::kFull) {
+    const std::lock_guard lock(compiling_);
+    return compile_once(source, cached, effort);
+  }
+  if (source.text.size() > kMaxQuickSourceBytes) return nullptr;
+  // The same source is compiled by the first who asks; the others wait.
+  std::list<const GrammarSource*> mine{&source};
+  const auto place = mine.begin();
+  {
+    std::unique_lock lock(mutex_);
+    ended_.wait(lock, [&] {
+      return std::none_of(under_way_.begin(), under_way_.end(), [&](const auto* other) { return *other == source; });
+    });
+    under_way_.splice(under_way_.begin(), mine);
+  }
+  std::shared_ptr<const Grammar> grammar;
+  std::exception_ptr error;
+  try {
+    grammar = compile_once(source, cached, effort);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    mine.splice(mine.begin(), under_way_, place);
+  }
+  ended_.notify_all();
+  if (error) std::rethrow_exception(error);
   return grammar;
 }
 
-std::shared_ptr<const Grammar> GrammarCompiler::compile_new(const GrammarSource& source) {
+std::shared_ptr<const Grammar> GrammarCompiler::compile_once(const GrammarSource& source, bool* cached, Effort effort) {
+  if (std::shared_ptr<const Grammar> grammar = find(source)) return grammar;
+  *cached = false;
+  std::shared_ptr<const Grammar> grammar = compile_new(source, effort);
+  if (grammar) keep(source, grammar);
+  return grammar;
+}
+
+std::shared_ptr<const Grammar> GrammarCompiler::compile_new(const GrammarSource& source, Effort effort) {
   if (closed_.load()) throw Error(ErrorCode::kDisposed, "", "the model was disposed");
-  vocabulary_->prepare(tokenizer_);
+  {
+    const std::lock_guard lock(preparing_);
+    vocabulary_->prepare(tokenizer_);
+  }
+  const bool quick = effort == Effort::kQuick;
   const Clock::time_point start = Clock::now();
   std::shared_ptr<Grammar> grammar(new Grammar);
-  // The masks of all places are made now, so that none takes long later; of a grammar where that takes too long, each is
-  // made when an answer comes there first.
-  for (const bool lazy : {false, true}) {
-    try {
-      XGrammarLimits limits(kMaxCompileBytes, kMaxCompileSeconds, closed_);
-      grammar->impl_ =
-          std::make_unique<Grammar::Impl>(vocabulary_, compile_by_library(*vocabulary_->info, source, lazy),
-                                          source.kind == GrammarKind::kJson || source.kind == GrammarKind::kJsonSchema);
-      limits.check();
-      break;
-    } catch (const std::bad_alloc&) {
-      throw;
-    } catch (const Error& error) {
-      if (!lazy && error.code() == ErrorCode::kInvalidArgument) continue;
-      throw error.with_message(std::string(name_of(source.kind)) + ": " + error.what());
-    } catch (const std::exception& error) {
-      throw Error(ErrorCode::kInvalidArgument, detail_of(source.kind),
-                  std::string(name_of(source.kind)) + ": " + error.what());
-    }
+  try {
+    XGrammarLimits limits(quick ? kMaxQuickBytes : kMaxCompileBytes, quick ? kMaxQuickSeconds : kMaxCompileSeconds,
+                          closed_);
+    grammar->impl_ = std::make_unique<Grammar::Impl>(
+        vocabulary_, compile_by_library(*vocabulary_->info, source),
+        source.kind == GrammarKind::kJson || source.kind == GrammarKind::kJsonSchema);
+    limits.check();
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const Error& error) {
+    if (quick && error.code() == ErrorCode::kInvalidArgument) return nullptr;
+    throw error.with_message(std::string(name_of(source.kind)) + ": " + error.what());
+  } catch (const std::exception& error) {
+    throw Error(ErrorCode::kInvalidArgument, detail_of(source.kind),
+                std::string(name_of(source.kind)) + ": " + error.what());
+  }
+  // Masks are made now, so that none takes long later. Where that takes too long, each that is left is made when an answer
+  // comes there first.
+  try {
+    XGrammarLimits limits(quick ? kMaxQuickBytes : kMaxCompileBytes,
+                          quick ? kMaxQuickMaskSeconds : kMaxEarlyMaskSeconds, closed_);
+    grammar->impl_->compiled->MaterializeAdaptiveTokenMaskCache();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kInvalidArgument) throw;
   }
   grammar->bytes_ = grammar->impl_->compiled.MemorySizeBytes() + grammar->impl_->permitted.size() * sizeof(uint32_t);
   TokenMask first;

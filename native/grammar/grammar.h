@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <list>
@@ -91,7 +92,10 @@ class Matcher {
   std::unique_ptr<Impl> impl_;
 };
 
-// Compiles grammars for one vocabulary, one at a time, and keeps those that were asked for last. Any thread.
+// How long a compilation may take: short ones go on beside each other, long ones one at a time.
+enum class Effort { kQuick, kFull };
+
+// Compiles grammars for one vocabulary and keeps those that were asked for last. Any thread.
 class GrammarCompiler {
  public:
   // The tokenizer must outlive the compiler. Takes next to nothing: what is made of the vocabulary is made by the first
@@ -99,40 +103,57 @@ class GrammarCompiler {
   explicit GrammarCompiler(const Tokenizer& tokenizer);
   ~GrammarCompiler();
 
-  // Blocking, for a second at most of a processor's time. *cached: whether it was kept.
+  // Blocking. kQuick: for a quarter of a second of a processor's time at most; null where the grammar takes more. kFull:
+  // for a second, and while others are compiled so. *cached: whether it was kept.
   // Throws Error: kInvalidArgument with BAD_SCHEMA, BAD_REGEX, BAD_GRAMMAR or BAD_STRUCTURAL_TAG for a source that is
   // not one or that allows no text, GRAMMAR_TOO_LARGE where it passes a limit of size, depth, time or memory;
   // kOutOfMemory; kDisposed after close().
-  std::shared_ptr<const Grammar> compile(const GrammarSource& source, bool* cached);
+  std::shared_ptr<const Grammar> compile(const GrammarSource& source, bool* cached, Effort effort = Effort::kFull);
   // Whether it was compiled here.
   bool made(const Grammar& grammar) const;
   // Ends a compile() that runs, and all later ones.
   void close();
 
  private:
-  std::shared_ptr<const Grammar> compile_new(const GrammarSource& source);
+  std::shared_ptr<const Grammar> compile_new(const GrammarSource& source, Effort effort);
+  std::shared_ptr<const Grammar> compile_once(const GrammarSource& source, bool* cached, Effort effort);
   std::shared_ptr<const Grammar> find(const GrammarSource& source);
   void keep(const GrammarSource& source, const std::shared_ptr<const Grammar>& grammar);
 
   const Tokenizer& tokenizer_;
-  std::mutex compiling_;
-  std::shared_ptr<GrammarVocabulary> vocabulary_;  // guarded by compiling_; which one it is stays
+  std::mutex compiling_;                           // with all effort
+  std::mutex preparing_;                           // guards what is in vocabulary_ until it is there
+  std::shared_ptr<GrammarVocabulary> vocabulary_;  // which one it is stays
   std::atomic<bool> closed_{false};
   struct Kept {
     GrammarSource source;
     std::shared_ptr<const Grammar> grammar;
   };
   std::mutex mutex_;
-  std::list<Kept> kept_;  // guarded by mutex_; the last used first
+  std::list<Kept> kept_;                         // guarded by mutex_; the last used first
+  std::list<const GrammarSource*> under_way_;    // guarded by mutex_; quickly
+  std::condition_variable ended_;                // of these
 };
+
+// What a compiler makes of a vocabulary, by the tokens of Gemma's: their spellings, twice, in two orders.
+constexpr uint64_t grammar_vocabulary_bytes(int n_vocab) {
+  return static_cast<uint64_t>(n_vocab) * 172;
+}
 
 // Limits of a source, and of its compilation. Fractions of them are what large schemas that people use need.
 inline constexpr size_t kMaxGrammarBytes = 1 << 20;
 inline constexpr int kMaxGrammarDepth = 200;  // of brackets
-// Of a processor: for each of the two ways of compiling, and for a call of a matcher.
-inline constexpr double kMaxCompileSeconds = 0.4;
-inline constexpr double kMaxMaskSeconds = 0.3;
+// Of a processor: for the automata, and for masks that are made before they are needed.
+inline constexpr double kMaxCompileSeconds = 0.8;
+inline constexpr double kMaxEarlyMaskSeconds = 0.1;
 inline constexpr size_t kMaxCompileBytes = size_t{512} << 20;
+// The same for compiling quickly, and of a source that is tried so.
+inline constexpr double kMaxQuickSeconds = 0.06;
+inline constexpr double kMaxQuickMaskSeconds = 0.2;
+inline constexpr size_t kMaxQuickBytes = size_t{64} << 20;
+inline constexpr size_t kMaxQuickSourceBytes = 32 << 10;
+// For a call of a matcher.
+inline constexpr double kMaxMaskSeconds = 0.3;
 inline constexpr size_t kMaxKeptGrammarBytes = size_t{64} << 20;
 
 }  // namespace gemma

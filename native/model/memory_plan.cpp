@@ -187,7 +187,7 @@ MemoryPlan MemoryPlanner::plan() const {
   const BackendTraits& last = *stages_.back().traits;
   plan.vision_bytes += sum_of(last, shared) - sum_of(last, workspaces_.back());
   plan.total_bytes = plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes + plan.screen_bytes + plan.adapter_bytes +
-                     plan.vision_bytes;
+                     plan.vision_bytes + plan.grammar_bytes;
   return plan;
 }
 

@@ -21,6 +21,7 @@ struct MemoryPlan {
   uint64_t screen_bytes = 0;   // of the output matrix (Backend::make_output)
   uint64_t adapter_bytes = 0;  // of adapters that are loaded with the model, with their working memory
   uint64_t vision_bytes = 0;   // of a vision encoder at work: weights, activations, more working memory
+  uint64_t grammar_bytes = 0;  // what grammars know of the vocabulary, from the first one on
   uint64_t total_bytes = 0;    // of all these
   uint64_t mapped_bytes = 0;   // of all these, pages of the file
 };
@@ -46,6 +47,7 @@ class MemoryPlanner {
   // Keys and values of finished requests that may be kept.
   void add_prefix_cache(uint64_t bytes) { plan_.kv_bytes += bytes; }
   void add_adapter(uint64_t bytes) { plan_.adapter_bytes += bytes; }
+  void add_grammars(uint64_t bytes) { plan_.grammar_bytes += bytes; }
 
   MemoryPlan plan() const;
 

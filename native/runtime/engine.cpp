@@ -546,8 +546,8 @@ EngineStats Engine::stats() const {
   return scheduler_->stats();
 }
 
-std::shared_ptr<const Grammar> Engine::compile_grammar(const GrammarSource& source, bool* cached) {
-  return loaded_->grammars->compile(source, cached);
+std::shared_ptr<const Grammar> Engine::compile_grammar(const GrammarSource& source, bool* cached, Effort effort) {
+  return loaded_->grammars->compile(source, cached, effort);
 }
 
 std::shared_ptr<Request> Engine::generate(GenerateParams params, OnGenerateEvent on_event) {

@@ -51,7 +51,8 @@ class Engine {
   EngineStats stats() const;
 
   // As GrammarCompiler::compile(). Blocking, any thread.
-  std::shared_ptr<const Grammar> compile_grammar(const GrammarSource& source, bool* cached);
+  std::shared_ptr<const Grammar> compile_grammar(const GrammarSource& source, bool* cached,
+                                                 Effort effort = Effort::kFull);
 
   // Checks the parameters (throws Error{kInvalidArgument, kContextFull, kDisposed}; kInvalidArgument, BAD_IMAGE for
   // images that overlap, leave the prompt, are not finite or too large for a step), queues the request and returns.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "grammar/grammar.h"
 #include "model/heads.h"
 #include "model/layer_tensors.h"
 
@@ -63,7 +64,10 @@ MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, cons
   MemoryPlanner planner(stages);
   planner.add_model(sources.tensors, sources.config, limits);
   add_beside(planner, sources, limits, options, stages);
-  if (!sources.config.is_encoder) planner.add_prefix_cache(options.prefix_cache_bytes);
+  if (!sources.config.is_encoder) {
+    planner.add_prefix_cache(options.prefix_cache_bytes);
+    planner.add_grammars(grammar_vocabulary_bytes(sources.config.n_vocab));
+  }
   return planner.plan();
 }
 

@@ -433,7 +433,9 @@ test('information without loading', async () => {
   const large = await Gemma.estimate(tiny, { contextSize: 4096, kvCache: 'f32' });
   expect(small.fits).toBe(true);
   expect(small.kvBytes).toBeLessThan(large.kvBytes);
-  expect(small.totalBytes).toBe(small.weightsBytes + small.kvBytes + small.scratchBytes + small.screenBytes);
+  const { weightsBytes, kvBytes, scratchBytes, screenBytes, grammarBytes, totalBytes } = small;
+  expect(grammarBytes).toBeGreaterThan(0);
+  expect(totalBytes).toBe(weightsBytes + kvBytes + scratchBytes + screenBytes + grammarBytes);
   const devices = await Gemma.devices();
   expect(devices[0]).toMatchObject({ name: 'cpu', available: true });
   expect(devices[0]?.isas).toContain('ref');

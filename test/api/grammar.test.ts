@@ -1,5 +1,6 @@
 // Grammars at the border to native code: what compileGrammar() takes and refuses, and answers that are bound. What masks allow, and the
 // engine under them, is tested natively (test/native/grammar_test.cpp); the public options in structured.test.ts.
+import { compileGrammar } from '../../lib/grammar-compiler.js';
 import { GemmaError } from '../../lib/index.js';
 import {
   addon,
@@ -57,7 +58,7 @@ test('an answer is a text of its grammar, and says whether it is whole', async (
     [{ kind: 'jsonSchema', text: '{"enum":["on","off",3]}' }, /^("on"|"off"|3)$/],
   ];
   for (const [source, form] of sources) {
-    const grammar = await model.compileGrammar(source);
+    const grammar = await model.compileGrammar(source, false);
     expect(grammar.bytes).toBeGreaterThan(0);
     for (const seed of [1, 2, 3]) {
       const { all, reason, grammarComplete } = await generate({ grammar, temperature: 2, seed, topK: 0 });
@@ -72,13 +73,38 @@ test('an answer is a text of its grammar, and says whether it is whole', async (
 
 test('a source is compiled once', async () => {
   const source: NativeGrammarSource = { kind: 'regex', text: 'once[0-9]' };
-  const [first, second] = await Promise.all([model.compileGrammar(source), model.compileGrammar({ ...source })]);
-  expect([first.compileMs, second.compileMs].filter((ms) => ms === 0)).toHaveLength(1);
-  expect((await model.compileGrammar(source)).compileMs).toBe(0);
+  const [first, second] = await Promise.all([
+    model.compileGrammar(source, true),
+    model.compileGrammar({ ...source }, true),
+  ]);
+  expect([first?.compileMs, second?.compileMs].filter((ms) => ms === 0)).toHaveLength(1);
+  expect((await model.compileGrammar(source, false)).compileMs).toBe(0);
+});
+
+test('a small grammar does not wait for large ones', async () => {
+  const large = (i: number) => {
+    const properties = Array.from({ length: 1200 }, (_, j) => [`property${i}_${j}`, { type: 'string' }]);
+    return JSON.stringify({ type: 'object', properties: Object.fromEntries(properties), additionalProperties: false });
+  };
+  expect(await model.compileGrammar({ kind: 'jsonSchema', text: large(0) }, true)).toBeNull();
+  const ended: string[] = [];
+  const controller = new AbortController();
+  const asked = (name: string, source: NativeGrammarSource) =>
+    compileGrammar(model, source, controller.signal).then(
+      () => ended.push(name),
+      () => ended.push(name),
+    );
+  const all = Array.from({ length: 10 }, (_, i) => asked('large', { kind: 'jsonSchema', text: large(i + 1) }));
+  await asked('small', { kind: 'regex', text: 'small[0-9]+' });
+  expect(ended.length).toBeLessThan(5);
+  controller.abort();
+  await Promise.all(all);
+  expect(ended).toHaveLength(11);
 });
 
 test('what is no grammar is refused', async () => {
-  const compile = (source: unknown) => rejection((async () => model.compileGrammar(source as NativeGrammarSource))());
+  const compile = (source: unknown) =>
+    rejection((async () => model.compileGrammar(source as NativeGrammarSource, false))());
   for (const [source, detail] of [
     [{ kind: 'regex', text: '(' }, 'BAD_REGEX'],
     [{ kind: 'jsonSchema', text: '{' }, 'BAD_SCHEMA'],
@@ -95,7 +121,12 @@ test('what is no grammar is refused', async () => {
   for (const source of [undefined, {}, { kind: 'xml', text: '' }, { kind: 'regex' }, { kind: 'regex', text: 1 }]) {
     expect(await compile(source)).toMatchObject({ name: 'TypeError' }); // of the addon's own realm
   }
-  for (const grammar of [null, {}, 1, await model.compileGrammar({ kind: 'json', text: '' }).then((g) => ({ ...g }))]) {
+  for (const grammar of [
+    null,
+    {},
+    1,
+    await model.compileGrammar({ kind: 'json', text: '' }, false).then((g) => ({ ...g })),
+  ]) {
     expect(() => model.generate({ tokens, grammar } as unknown as NativeGenerateParams, () => undefined)).toThrow(
       /^grammar: expected/,
     );
@@ -104,8 +135,8 @@ test('what is no grammar is refused', async () => {
 
 test('a grammar of another model, and of one that was closed', async () => {
   const other = await open();
-  const grammar = await other.compileGrammar({ kind: 'json', text: '' });
-  const compiling = other.compileGrammar({ kind: 'regex', text: '[a-z]{100}' }).then(
+  const grammar = await other.compileGrammar({ kind: 'json', text: '' }, false);
+  const compiling = other.compileGrammar({ kind: 'regex', text: '[a-z]{100}' }, false).then(
     () => 'compiled',
     (error: unknown) => (error as GemmaError).code,
   );

@@ -8,9 +8,13 @@ import * as v from 'valibot';
 import { toStandardJsonSchema } from '@valibot/to-json-schema';
 import { z } from 'zod';
 import { PartialJson } from '../../lib/partial-json.js';
-import { PatternError, Patterns } from '../../lib/pattern.js';
+import { readSchema, type Json } from '../../lib/json-schema.js';
+import { PatternError, Patterns, type Language } from '../../lib/pattern.js';
 import { prepareSchema } from '../../lib/schema.js';
+import { grammarSchema } from '../../lib/schema-grammar.js';
 import { FORMATS } from '../../lib/string-formats.js';
+import { toolSettings } from '../../lib/tools.js';
+import type { Sliced } from '../../lib/turns.js';
 import { atOnce, data, rejection } from './helpers.js';
 import { independentValidator } from './validator.js';
 
@@ -68,6 +72,10 @@ function randomPattern(random: (n: number) => number, depth: number): string {
   return text;
 }
 
+const searchFor = (patterns: Patterns, pattern: string) => atOnce(patterns.search(pattern));
+const wholly = (patterns: Patterns, pattern: string) => atOnce(patterns.whole(pattern));
+const has = (patterns: Patterns, language: Language, text: string) => atOnce(patterns.has(language, text));
+
 describe('patterns', () => {
   test('find what RegExp finds', () => {
     const random = generator(7);
@@ -83,7 +91,7 @@ describe('patterns', () => {
       const whole = new RegExp(`^(?:${pattern})$`, 'u');
       let found;
       try {
-        found = [patterns.search(pattern), patterns.whole(pattern)] as const;
+        found = [searchFor(patterns, pattern), wholly(patterns, pattern)] as const;
       } catch (error) {
         expect(error).toBeInstanceOf(PatternError);
         continue;
@@ -91,7 +99,8 @@ describe('patterns', () => {
       ++tested;
       const [search, all] = found;
       const wrong = texts.filter(
-        (text) => patterns.has(search, text) !== expression.test(text) || patterns.has(all, text) !== whole.test(text),
+        (text) =>
+          has(patterns, search, text) !== expression.test(text) || has(patterns, all, text) !== whole.test(text),
       );
       expect([pattern, wrong]).toEqual([pattern, []]);
     }
@@ -100,7 +109,7 @@ describe('patterns', () => {
 
   test('intersections and complements', () => {
     const patterns = new Patterns();
-    const [a, b] = [patterns.search('^[a-z]+$'), patterns.search('ab')];
+    const [a, b] = [searchFor(patterns, '^[a-z]+$'), searchFor(patterns, 'ab')];
     const both = patterns.both([a, b, patterns.lengths(3, 4)]);
     const rest = patterns.both([a, patterns.not(b)]);
     for (const [text, inBoth, inRest] of [
@@ -111,16 +120,18 @@ describe('patterns', () => {
       ['ba', false, true],
       ['', false, false],
     ] as const) {
-      expect([text, patterns.has(both, text), patterns.has(rest, text)]).toEqual([text, inBoth, inRest]);
+      expect([text, has(patterns, both, text), has(patterns, rest, text)]).toEqual([text, inBoth, inRest]);
     }
     // What is written has neither.
     const written = atOnce(patterns.write(both)) as string;
     for (const text of ['xab', 'abab', 'bbab', 'ab', 'aba', 'ababa', 'axb']) {
-      expect([text, new RegExp(`^(?:${written})$`, 'u').test(text)]).toEqual([text, patterns.has(both, text)]);
+      expect([text, new RegExp(`^(?:${written})$`, 'u').test(text)]).toEqual([text, has(patterns, both, text)]);
     }
-    expect(patterns.both([patterns.search('^[a-z]*$'), patterns.lengths(2, 4)])).toBe(patterns.search('^[a-z]{2,4}$'));
-    expect(patterns.both([patterns.search('^a'), patterns.search('^b')])).not.toBe(patterns.none); // only its automaton tells
-    expect(atOnce(patterns.write(patterns.both([patterns.search('^a'), patterns.search('^b')])))).toBeNull();
+    expect(patterns.both([searchFor(patterns, '^[a-z]*$'), patterns.lengths(2, 4)])).toBe(
+      searchFor(patterns, '^[a-z]{2,4}$'),
+    );
+    expect(patterns.both([searchFor(patterns, '^a'), searchFor(patterns, '^b')])).not.toBe(patterns.none); // only its automaton tells
+    expect(atOnce(patterns.write(patterns.both([searchFor(patterns, '^a'), searchFor(patterns, '^b')])))).toBeNull();
   });
 
   test('those that make others backtrack', () => {
@@ -134,11 +145,11 @@ describe('patterns', () => {
       '^(([a-z])+.)+[A-Z]([a-z])+$',
       '^(?=(a+)+b).*$',
     ]) {
-      expect(patterns.has(patterns.search(pattern), `${long}!`)).toBe(false);
+      expect(has(patterns, searchFor(patterns, pattern), `${long}!`)).toBe(false);
     }
-    expect(patterns.has(patterns.search('^(a+)+$'), long)).toBe(true);
-    const many = patterns.search('^[ab]*a[ab]{40}c$');
-    expect(() => patterns.has(many, 'ab'.repeat(5000))).not.toThrow();
+    expect(has(patterns, searchFor(patterns, '^(a+)+$'), long)).toBe(true);
+    const many = searchFor(patterns, '^[ab]*a[ab]{40}c$');
+    expect(() => has(patterns, many, 'ab'.repeat(5000))).not.toThrow();
   });
 
   test.each([
@@ -164,8 +175,23 @@ describe('patterns', () => {
     ['\\u{110000}', 'digits'],
     ['^+', 'repeated'],
   ])('%s is refused', (pattern, message) => {
-    expect(() => new Patterns().search(pattern)).toThrow(PatternError);
-    expect(() => new Patterns().search(pattern)).toThrow(message);
+    expect(() => searchFor(new Patterns(), pattern)).toThrow(PatternError);
+    expect(() => searchFor(new Patterns(), pattern)).toThrow(message);
+  });
+
+  test('Unicode properties are those of RegExp', () => {
+    for (const name of ['Lu', 'Script=Han', 'Nd', 'Emoji', 'L', 'Any']) {
+      const one = new RegExp(`^\\p{${name}}$`, 'u');
+      const patterns = new Patterns();
+      const language = wholly(patterns, `\\p{${name}}`);
+      const wrong: number[] = [];
+      for (let code = 0; code < 0x32000; ++code) {
+        if (code === 0xd800) code = 0xe000;
+        const inRanges = language.ranges.some((low, i, all) => i % 2 === 0 && low <= code && code <= (all[i + 1] ?? 0));
+        if (inRanges !== one.test(String.fromCodePoint(code))) wrong.push(code);
+      }
+      expect([name, wrong]).toEqual([name, []]);
+    }
   });
 
   test('formats are those of the validators', () => {
@@ -183,11 +209,12 @@ describe('patterns', () => {
     const wrong: unknown[] = [];
     for (const [format, pattern] of FORMATS) {
       if (format === 'byte') continue;
-      const language = patterns.search(pattern);
+      const language = searchFor(patterns, pattern);
       for (const text of texts) {
         // ISO 8601 has the first, RFC 3339 does not; nor may a relative path begin with a colon in its first segment (RFC 3986).
         if (text === 'P1Y1D' || (format === 'uri-reference' && /^[^a-z/?#][^/?#]*:/i.test(text))) continue;
-        if (patterns.has(language, text) !== ajv.validate({ type: 'string', format }, text)) wrong.push([format, text]);
+        if (has(patterns, language, text) !== ajv.validate({ type: 'string', format }, text))
+          wrong.push([format, text]);
       }
       expect(wrong).toEqual([]);
     }
@@ -413,6 +440,44 @@ describe('what the grammar gets', () => {
     expect(await rejection(prepareSchema(schema, 'schema').grammar())).toMatchObject({ detail: 'BAD_SCHEMA' });
   });
 
+  test.each([
+    [{ type: 'integer', minimum: 5, maximum: 3 }, 'no number lies between /minimum 5, /maximum 3'],
+    [{ type: 'number', exclusiveMinimum: 1, maximum: 1 }, '/exclusiveMinimum 1, /maximum 1'],
+    [{ type: 'integer', minimum: 0.2, maximum: 0.8 }, '/minimum 0.2, /maximum 0.8'],
+    [
+      { allOf: [{ type: 'integer', minimum: 9 }, { exclusiveMaximum: -1e300 }] },
+      '/allOf/0/minimum 9, /allOf/1/exclusiveMaximum',
+    ],
+  ])('contradicting bounds are named: %j', (schema, message) => {
+    expect(() => written(schema)).toThrow(
+      expect.objectContaining({ detail: 'BAD_SCHEMA', message: expect.stringContaining(message) as string }),
+    );
+  });
+
+  test.each([
+    [{ type: 'integer', minimum: 1e20 }, '/minimum: expected at most'],
+    [{ type: 'integer', exclusiveMinimum: 2 ** 63 }, '/exclusiveMinimum: expected at most'],
+    [{ type: 'integer', maximum: -1e20 }, '/maximum: expected at least'],
+    [{ type: 'number', minimum: 1e300 }, '/minimum: expected at most'],
+    [{ type: 'number', exclusiveMaximum: -(2 ** 54) }, '/exclusiveMaximum: expected at least'],
+    [{ properties: { a: { allOf: [{ type: 'integer' }, { minimum: 1e19 }] } } }, '/properties/a/allOf/1/minimum'],
+  ])('bounds beyond what a double holds are refused: %j', (schema, message) => {
+    expect(() => written(schema)).toThrow(
+      expect.objectContaining({
+        code: 'ERR_UNSUPPORTED_INPUT',
+        detail: 'SCHEMA_KEYWORD',
+        message: expect.stringContaining(message) as string,
+      }),
+    );
+  });
+
+  test('wide bounds are those of a double', () => {
+    const [minimum, maximum] = [Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER];
+    expect(written({ type: 'integer', maximum: 1e20 })).toEqual({ type: 'integer', minimum, maximum });
+    expect(written({ type: 'integer', minimum: maximum })).toEqual({ type: 'integer', minimum: maximum, maximum });
+    expect(written({ type: 'number', minimum: -1e300, maximum: 7 })).toEqual({ type: 'number', maximum: 7 });
+  });
+
   // XGrammar writes six decimals at most.
   test.each([
     [{ minimum: 0.1234567, maximum: 0.1234569 }, [0.1234567, 0.1234568, 0.1234569]],
@@ -472,6 +537,72 @@ describe('what the grammar gets', () => {
     expect(matches({ pattern: '^(?!b)[a-c]$' }, 'c')).toBe(true);
     expect(pattern({})).toBeUndefined();
     expect(written({ type: 'string', maxLength: 0 })).toEqual({ enum: [''] });
+  });
+});
+
+describe('work on large schemas is done in small steps', () => {
+  const named = (n: number, of: (i: number) => Json): Record<string, Json> =>
+    Object.fromEntries(Array.from({ length: n }, (_, i) => [`property${i}`, of(i)]));
+  function steps<T>(work: Sliced<T>): { n: number; result: T } {
+    for (let n = 1; ; ++n) {
+      const { done, value } = work.next();
+      if (done) return { n, result: value };
+    }
+  }
+
+  // Of each so many at least: what is done at once does not grow with the schema.
+  test.each<[string, Json, number, number]>([
+    ['properties', { type: 'object', properties: named(3000, (i) => ({ type: 'integer', minimum: i })) }, 6000, 9000],
+    ['values', { enum: Array.from({ length: 19_000 }, (_, i) => `v${i}`) }, 500, 500],
+    ['alternatives', { anyOf: Array.from({ length: 3000 }, (_, i) => ({ const: i })) }, 3000, 3000],
+    ['names', { type: 'object', properties: named(2000, () => true), additionalProperties: { type: 'null' } }, 1, 2000],
+    ['values that are not', { type: 'string', not: { enum: Array.from({ length: 900 }, (_, i) => `v${i}`) } }, 20, 900],
+    ['a long pattern', { type: 'string', pattern: 'ab'.repeat(4000) }, 2000, 1],
+    ['properties of Unicode', { type: 'string', pattern: '[\\p{Lo}\\p{Sm}\\p{Nl}\\p{Zs}]' }, 100, 1],
+  ])('%s', (_, schema, reading, writing) => {
+    const { n, result } = steps(readSchema(schema, 'schema'));
+    expect(n).toBeGreaterThanOrEqual(reading);
+    expect(steps(grammarSchema(result)).n).toBeGreaterThanOrEqual(writing);
+  });
+
+  test('a text that is matched', () => {
+    const patterns = new Patterns();
+    const language = searchFor(patterns, '^[a-c]*(abc)+$');
+    expect(steps(patterns.has(language, 'abc'.repeat(1000))).n).toBeGreaterThan(300);
+  });
+
+  test('what is wrong with a large one is told where it is used, with a small one at once', async () => {
+    const schema = (n: number) => ({ properties: { ...named(n, () => ({})), last: { type: 'thing' } } });
+    expect(() => prepareSchema(schema(3), 'schema')).toThrow(/last\/type/);
+    const large = prepareSchema(schema(3000), 'schema');
+    const wrong = { code: 'ERR_INVALID_ARGUMENT', detail: 'BAD_SCHEMA' };
+    expect(await rejection(large.grammar())).toMatchObject(wrong);
+    expect(await rejection(large.grammar())).toMatchObject(wrong);
+    expect(await rejection(large.parse({}))).toMatchObject(wrong);
+    expect(() => large.validate({})).toThrow(expect.objectContaining(wrong));
+    expect(() => prepareSchema(schema(3000), 'schema').json).toThrow(expect.objectContaining(wrong));
+  });
+
+  test('who needs it at once does not wait for who reads it in slices', async () => {
+    const schema = { type: 'object', properties: named(2500, () => ({ type: 'null' })) };
+    const prepared = prepareSchema(schema, 'schema');
+    const slow = Promise.all([prepared.grammar(), prepared.parse({ property1: null }), prepared.grammar()]);
+    expect(prepared.validate({ property7: 1 })).toHaveLength(1);
+    const text = prepared.json;
+    expect(await slow).toEqual([text, { property1: null }, text]);
+  });
+
+  test('tools share what is done at once, and a limit', () => {
+    const inputSchema = { type: 'object', properties: named(300, () => ({ type: 'null' })) };
+    const bad = { type: 'object', properties: { a: { type: 'thing' } } };
+    const tools = (n: number, last: object, of = inputSchema) => ({
+      ...Object.fromEntries(Array.from({ length: n }, (_, i) => [`t${i}`, { inputSchema: { ...of, title: `${i}` } }])),
+      last: { inputSchema: last },
+    });
+    expect(() => toolSettings({ tools: tools(0, bad) })).toThrow(/tools.last.inputSchema/);
+    expect(toolSettings({ tools: tools(1, bad) })?.tools).toHaveLength(2); // it is read later
+    const large = { type: 'object', properties: named(1000, () => ({ type: 'null' })) };
+    expect(() => toolSettings({ tools: tools(100, bad, large) })).toThrow(/at most 40000 values/);
   });
 });
 

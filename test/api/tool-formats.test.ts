@@ -226,6 +226,115 @@ describe('random values through FunctionGemma’s format', () => {
   });
 });
 
+describe('random declarations through FunctionGemma’s format', () => {
+  type Node = Record<string, unknown>;
+
+  // What a declaration says, read apart from how it is written: strings by their places, keys bare.
+  function read(pieces: readonly Piece[]): { name: string; declared: Node } {
+    const strings: string[] = [];
+    let text = '';
+    for (let i = 0; i < pieces.length; ++i) {
+      const piece = pieces[i] as Piece;
+      if (typeof piece === 'string') text += piece;
+      else {
+        expect(pieces[i + 2]).toBe(piece);
+        strings.push(pieces[i + 1] as string);
+        text += '\0';
+        i += 2;
+      }
+    }
+    let at = 0;
+    const take = (character: string) => text.charAt(at) === character && ++at > 0;
+    const value = (): unknown => {
+      if (take('\0')) return strings.shift();
+      if (take('[')) {
+        const items: unknown[] = [];
+        while (!take(']')) {
+          items.push(value());
+          take(',');
+        }
+        return items;
+      }
+      const object: Node = {};
+      if (!take('{')) throw new Error(`expected a value: ${text.slice(at)}`);
+      while (!take('}')) {
+        const [pair, key = ''] = /^([^:]+):/.exec(text.slice(at)) ?? [''];
+        at += pair.length;
+        object[key] = value();
+        take(',');
+      }
+      return object;
+    };
+    const [head, name = ''] = /^declaration:([^{]+)/.exec(text) ?? [''];
+    at = head.length;
+    const declared = value() as Node;
+    expect([at, strings]).toEqual([text.length, []]);
+    return { name, declared };
+  }
+
+  // A declaration's types are in capitals, and what has no description has an empty one.
+  const schemaOf = ({ type, description, properties, items, ...rest }: Node): Node => ({
+    ...rest,
+    ...(typeof type === 'string' && { type: type.toLowerCase() }),
+    ...(description !== '' && description !== undefined && { description }),
+    ...(properties !== undefined && {
+      properties: Object.fromEntries(
+        Object.entries(properties as Node).map(([key, each]) => [key, schemaOf(each as Node)]),
+      ),
+    }),
+    ...(items !== undefined && { items: schemaOf(items as Node) }),
+  });
+
+  test('the schema that is read back is the one that is kept', () => {
+    const random = generator(77);
+    const letters = ['a', 'B', '_', '7', 'ä'];
+    const texts = ['x', ' ', '\n', '{', '}', '[', ']', ',', ':', '"', '日', '🙂', '<escape>', '\u2028', '\\'];
+    const made = (from: readonly string[], n: number) =>
+      Array.from({ length: n }, () => from[random(from.length)]).join('');
+    const described = () => (random(2) === 0 ? { description: made(texts, 1 + random(6)) } : {});
+    const schema = (depth: number): Node => {
+      switch (random(depth > 0 ? 6 : 4)) {
+        case 0:
+          return { type: 'string', ...described() };
+        case 1:
+          return {
+            type: 'string',
+            enum: Array.from({ length: 1 + random(3) }, () => made(texts, random(5))),
+            ...described(),
+          };
+        case 2:
+          return { type: ['integer', 'number', 'boolean'][random(3)], ...described() };
+        case 3:
+          return { type: 'array', items: { type: 'string', ...described() }, ...described() };
+        case 4:
+          return { type: 'array', items: object(depth - 1), ...described() };
+        default:
+          return object(depth - 1);
+      }
+    };
+    const object = (depth: number): Node => {
+      const names = [...new Set(Array.from({ length: 1 + random(4) }, () => made(letters, 1 + random(4))))];
+      const required = names.filter(() => random(2) === 0);
+      return {
+        type: 'object',
+        properties: Object.fromEntries(names.map((name) => [name, schema(depth)])),
+        ...(required.length > 0 && { required }),
+        ...described(),
+      };
+    };
+    for (let i = 0; i < 100; ++i) {
+      const { description: _, ...parameters } = object(3);
+      const kept = plainSchema(parameters);
+      const description = made(texts, random(8));
+      const { name, declared } = read(declarationPieces(`tool_${i}`, description, kept));
+      expect(name).toBe(`tool_${i}`);
+      expect(declared.description).toBe(description);
+      expect(schemaOf(declared.parameters as Node)).toEqual(kept);
+      expect(kept).toEqual(parameters);
+    }
+  });
+});
+
 describe('calls as text', () => {
   const input = { city: 'Köln "am Rhein" }{', n: [1, 2.5, null], deep: { x: true, y: '</tool_call>```' } };
   const formats: [string, ToolFormat, string][] = [
@@ -376,7 +485,7 @@ describe('the grammar of FunctionGemma’s calls', () => {
 
   test('a schema of too many rules is refused', () => {
     const properties = Object.fromEntries(Array.from({ length: 9000 }, (_, i) => [`k${i}`, { type: 'null' }]));
-    const bound = JSON.stringify({ type: 'object', properties });
+    const bound = { type: 'object', properties };
     expect(() => functionGemmaGrammar([{ name: 'f', bound }], 9)).toThrow(
       expect.objectContaining({ code: 'ERR_INVALID_ARGUMENT', detail: 'GRAMMAR_TOO_LARGE' }),
     );

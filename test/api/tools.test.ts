@@ -504,6 +504,29 @@ describe('tools that are run', () => {
     expect((await open.undo()).length).toBe(4);
   });
 
+  test('a tool that calls its own conversation is refused, others and later calls are not', async () => {
+    const gemma = await own();
+    const found: unknown[] = [];
+    const settings = { toolFormat: 'functiongemma', ...wild, seed: 11 } as const;
+    const chat = gemma.chat({
+      tools: runs(async () => {
+        found.push(await rejection(chat.send('Again?')), await rejection(chat.undo()), await rejection(chat.save('x')));
+        const other = gemma.chat({
+          tools: runs(async () => found.push(await rejection(chat.append(user)))),
+          ...settings,
+        });
+        await other.send('Hi', { toolChoice: { tool: 'add' } });
+        return (await chat.fork().send('Hi', { toolChoice: 'none' })).finishReason;
+      }),
+      ...settings,
+    });
+    const { toolResults = [], steps } = await chat.send('Hi', { toolChoice: { tool: 'add' } });
+    expect([...(steps?.[0]?.toolResults ?? []), ...toolResults].map(({ isError }) => isError)).toEqual([false]);
+    expect(found).toHaveLength(4);
+    for (const error of found) expect(error).toMatchObject({ code: 'ERR_INVALID_ARGUMENT', detail: 'OWN_TURN' });
+    await chat.append(user);
+  });
+
   test('a conversation drops calls with their results, and keeps the tokens of calls', async () => {
     await own(); // writes the file
     const gemma = await Gemma.load(join(folder, 'own.gguf'), { mmproj: false, contextSize: 700 });

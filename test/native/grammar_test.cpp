@@ -3,6 +3,7 @@
 #include "grammar/grammar.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cctype>
 #include <iterator>
 #include <random>
@@ -402,6 +403,40 @@ TEST("sources that are none are refused with what is wrong") {
     }
     fail(__FILE__, __LINE__, std::string("compiled: ") + c.source);
   }
+}
+
+TEST("what takes long is not compiled quickly, and holds up nobody who compiles what does not") {
+  GrammarCompiler compiler(tokenizer());
+  const auto large = [](int n) {
+    std::string text = R"({"type": "object", "additionalProperties": false, "properties": {)";
+    for (int i = 0; i < 1500; ++i) {
+      text += (i > 0 ? ", \"" : "\"") + std::to_string(n) + "name" + std::to_string(i) + R"(": {"type": "string"})";
+    }
+    return GrammarSource{GrammarKind::kJsonSchema, text + "}}"};
+  };
+  bool cached = false;
+  CHECK(compiler.compile(large(0), &cached, Effort::kQuick) == nullptr);
+  // Small as a text, large as an automaton.
+  const GrammarSource nested{GrammarKind::kRegex, "((((a|b)?c|[d-f]{3}){30}x|y[a-z]{20}){30}z|[0-9]{40}){30}"};
+  compiler.compile(nested, &cached, Effort::kQuick);
+  std::atomic<int> n_ended{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 6; ++i) {
+    threads.emplace_back([&, i] {
+      try {
+        bool was_kept = false;
+        compiler.compile(large(i + 1), &was_kept);
+      } catch (const Error& error) {
+        CHECK(error.detail() == "GRAMMAR_TOO_LARGE" || error.code() == ErrorCode::kDisposed);
+      }
+      ++n_ended;
+    });
+  }
+  const auto small = compiler.compile({GrammarKind::kRegex, "small[0-9]+"}, &cached, Effort::kQuick);
+  CHECK(small != nullptr && !cached && n_ended < 6);
+  CHECK(compiler.compile({GrammarKind::kRegex, "small[0-9]+"}, &cached) == small && cached);
+  compiler.close();
+  for (std::thread& thread : threads) thread.join();
 }
 
 TEST("grammars are kept by their source, the last used first, up to a size") {

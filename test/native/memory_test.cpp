@@ -10,6 +10,7 @@
 #include "allocations.h"
 #include "check.h"
 #include "gguf_builder.h"
+#include "grammar/grammar.h"
 #include "model/forward.h"
 #include "model/layer_tensors.h"
 #include "model/memory_plan.h"
@@ -342,6 +343,47 @@ TEST("4B with a vision encoder, of which a layer stands for all, and a draft mod
 }
 
 #endif
+
+TEST("what grammars know of a vocabulary is planned") {
+  // Tokens as long as Gemma's, seven bytes and a half on the average, one in twenty longer than fits into a string itself.
+  constexpr int kTokens = 60000;
+  std::mt19937 rng(3);
+  std::vector<std::string> texts;
+  for (int i = 0; i < kTokens; ++i) {
+    std::string text = std::to_string(i) + "x";
+    const size_t length = i % 20 == 0 ? 20 : 4 + rng() % 6;
+    while (text.size() < length) text.push_back(static_cast<char>('a' + rng() % 26));
+    texts.push_back(text);
+  }
+  Vocabulary vocabulary;
+  for (const char* name : {"<pad>", "<eos>", "<bos>", "<unk>"}) {
+    vocabulary.pieces.emplace_back(name);
+    vocabulary.kinds.push_back(TokenKind::kControl);
+  }
+  for (int i = 0; i < 256; ++i) {
+    constexpr char kHex[] = "0123456789ABCDEF";
+    texts.push_back(std::string("<0x") + kHex[i / 16] + kHex[i % 16] + ">");
+  }
+  for (size_t i = 0; i < texts.size(); ++i) {
+    vocabulary.pieces.emplace_back(texts[i]);
+    vocabulary.kinds.push_back(i < kTokens ? TokenKind::kNormal : TokenKind::kByte);
+  }
+  vocabulary.scores.assign(vocabulary.pieces.size(), 0.0f);
+  vocabulary.eos = 1;
+  vocabulary.bos = 2;
+  vocabulary.unk = 3;
+  const Tokenizer tokenizer(vocabulary);
+  const int64_t before = live_bytes;
+  {
+    GrammarCompiler compiler(tokenizer);
+    bool cached = false;
+    compiler.compile({GrammarKind::kEbnf, "root ::= \"1\""}, &cached);
+    const double planned = static_cast<double>(grammar_vocabulary_bytes(tokenizer.n_vocab()));
+    const double ratio = planned / static_cast<double>(live_bytes - before);
+    std::printf("  %d tokens: planned %.2f MiB, planned / allocated %.2f\n", tokenizer.n_vocab(), planned / (1 << 20), ratio);
+    CHECK(ratio > 0.9 && ratio < 1.25);
+  }
+}
 
 TEST("a plan grows with layers by what a layer takes") {
   const auto traits = cpu_traits("ref", kThreads);
