@@ -98,5 +98,5 @@ export async function findAdapter(name: string, path: string | URL): Promise<Nat
   checkReadable(tensors);
   checkReadable(config);
   const settings = await readPeftConfig(config);
-  return { name, path: tensors, peft: settings(await addon().adapterModules(tensors)) };
+  return { name, path: tensors, peft: await settings(await addon().adapterModules(tensors)) };
 }

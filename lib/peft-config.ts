@@ -4,6 +4,7 @@ import { open } from 'node:fs/promises';
 import { GemmaError } from './errors.js';
 import type { NativePeftSettings } from './native.js';
 import { PatternError, Patterns, type Language } from './pattern.js';
+import { inSlices, Pace } from './turns.js';
 import { plain, reasonOf, show } from './values.js';
 
 const MAX_BYTES = 1 << 20;
@@ -159,22 +160,27 @@ class ConfigReader {
   }
 
   /** A value for modules whose names a pattern matches, as PEFT's get_pattern_key does: the first that matches counts. */
-  patterns(key: string, check: (name: string, value: unknown) => number): (module: string) => number | undefined {
+  async patterns(
+    key: string,
+    check: (name: string, value: unknown) => number,
+  ): Promise<(module: string) => number | undefined> {
     const value = this.#value(key) ?? {};
     if (typeof value !== 'object' || Array.isArray(value)) this.fail(key, `expected patterns, found ${show(value)}`);
     const entries = Object.entries(value as Fields);
     if (entries.length > MAX_PATTERNS)
       this.fail(key, `expected at most ${MAX_PATTERNS} patterns, found ${entries.length}`);
     const patterns = new Patterns();
-    const compiled = entries.map(([pattern, found]): [Language, number] => {
+    const compiled: [Language, number][] = [];
+    for (const [pattern, found] of entries) {
       const name = `${key}[${plain(pattern, 60)}]`;
       try {
-        return [patterns.whole(`(?:.*\\.)?(?:${pattern})`), check(name, found)];
+        const language = await inSlices(patterns.whole(`(?:.*\\.)?(?:${pattern})`));
+        compiled.push([language, check(name, found)]);
       } catch (error) {
         if (!(error instanceof PatternError)) throw error;
         this.fail(name, `not a pattern that can be used here: ${error.message}`, 'UNSUPPORTED');
       }
-    });
+    }
     return (module) => {
       try {
         return compiled.find(([language]) => patterns.has(language, module))?.[1];
@@ -214,7 +220,9 @@ class ConfigReader {
  * @throws GemmaError `ERR_ADAPTER_INVALID`: `NO_CONFIG`; `BAD_CONFIG`; `BAD_KIND` for adapters that are not LoRA; `UNSUPPORTED`, with
  * the key; `ERR_FILE`
  */
-export async function readPeftConfig(path: string): Promise<(modules: readonly string[]) => NativePeftSettings> {
+export async function readPeftConfig(
+  path: string,
+): Promise<(modules: readonly string[]) => Promise<NativePeftSettings>> {
   const source = await readSmall(path);
   const invalid = (message: string) =>
     new GemmaError('ERR_ADAPTER_INVALID', `${plain(path)}: ${message}`, 'BAD_CONFIG');
@@ -231,20 +239,24 @@ export async function readPeftConfig(path: string): Promise<(modules: readonly s
   const rank = reader.rank('r');
   const alpha = reader.number('lora_alpha');
   const isRs = reader.flag('use_rslora');
-  const rankOf = reader.patterns('rank_pattern', (name, value) => reader.rank(name, value));
-  const alphaOf = reader.patterns('alpha_pattern', (name, value) => reader.number(name, value));
+  const rankOf = await reader.patterns('rank_pattern', (name, value) => reader.rank(name, value));
+  const alphaOf = await reader.patterns('alpha_pattern', (name, value) => reader.number(name, value));
   const rest = {
     saved: reader.texts('modules_to_save'),
     tokens: reader.tokens('trainable_token_indices'),
     dora: reader.flag('use_dora'),
     bias: reader.flag('lora_bias'),
   };
-  return (modules) => {
-    const ranks = Int32Array.from(modules, (module) => rankOf(module) ?? rank);
-    const scales = Float64Array.from(modules, (module, i) => {
-      const r = ranks[i] as number;
-      return (alphaOf(module) ?? alpha) / (isRs ? Math.sqrt(r) : r);
-    });
+  return async (modules) => {
+    const ranks = new Int32Array(modules.length);
+    const scales = new Float64Array(modules.length);
+    const pace = new Pace();
+    for (const [i, module] of modules.entries()) {
+      const r = rankOf(module) ?? rank;
+      ranks[i] = r;
+      scales[i] = (alphaOf(module) ?? alpha) / (isRs ? Math.sqrt(r) : r);
+      if (pace.due) await pace.turn();
+    }
     return { ...rest, modules: [...modules], ranks, scales };
   };
 }
