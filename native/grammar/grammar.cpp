@@ -338,9 +338,9 @@ std::shared_ptr<const Grammar> GrammarCompiler::compile_new(const GrammarSource&
   try {
     XGrammarLimits limits(quick ? kMaxQuickBytes : kMaxCompileBytes, quick ? kMaxQuickSeconds : kMaxCompileSeconds,
                           closed_);
-    grammar->impl_ = std::make_unique<Grammar::Impl>(
-        vocabulary_, compile_by_library(*vocabulary_->info, source),
-        source.kind == GrammarKind::kJson || source.kind == GrammarKind::kJsonSchema);
+    grammar->impl_ =
+        std::make_unique<Grammar::Impl>(vocabulary_, compile_by_library(*vocabulary_->info, source),
+                                        source.kind == GrammarKind::kJson || source.kind == GrammarKind::kJsonSchema);
     limits.check();
   } catch (const std::bad_alloc&) {
     throw;
