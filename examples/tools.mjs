@@ -1,4 +1,4 @@
-// Functions that the model calls, and its answers with what came back. The demonstration model knows these two by its adapter; any
+// A function that the model calls, and its answer with what came back. The demonstration model knows this one by its adapter; any
 // instruction-tuned model may be named instead.
 // node examples/tools.mjs [model-it.gguf]
 import { Gemma } from 'gemma-native';
@@ -12,16 +12,11 @@ const add = {
   },
   execute: ({ a, b }) => a + b,
 };
-const weather = {
-  description: 'The weather in a city',
-  inputSchema: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] },
-  execute: async ({ city }) => ({ sky: 'clear', celsius: 12 + city.length }),
-};
 
 const model = process.argv[2];
 const gemma = model ? await Gemma.load(model) : await Gemma.load('demo', { adapters: { tools: Gemma.demoAdapter } });
-const options = { tools: { add, weather }, maxOutputTokens: 60, temperature: 0, ...(!model && { adapter: 'tools' }) };
-for (const question of ['What is 417 plus 311?', 'How is the weather in Paris?', 'What is the capital of France?']) {
+const options = { tools: { add }, maxOutputTokens: 60, temperature: 0, ...(!model && { adapter: 'tools' }) };
+for (const question of ['What is 417 plus 311?', 'What is the capital of France?']) {
   console.log(`> ${question}`);
   for await (const part of gemma.stream(question, options)) {
     if (part.type === 'tool-call') process.stdout.write(`${part.name}(${JSON.stringify(part.input)})`);

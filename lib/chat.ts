@@ -2,6 +2,7 @@
 import { readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { GemmaError } from './errors.js';
+import { isCheckpoint } from './model-files.js';
 import type { NativeChatMetadata } from './native.js';
 import type { ToolFormatName } from './tool-formats/format.js';
 import { formatOf } from './tool-formats/formats.js';
@@ -110,7 +111,7 @@ export async function decideChat(
 ): Promise<Chat> {
   if (option !== undefined) return choose(option, 'option', 'the option chatTemplate');
   if (metadata.template !== '') return choose(metadata.template, 'file', "the file's chat template");
-  const beside = await findTemplate(dirname(path));
+  const beside = await findTemplate((await isCheckpoint(path)) ? path : dirname(path));
   if (beside) return choose(beside.source, 'file', `the chat template in ${beside.file}`);
   if (isGoogleName(name))
     return {

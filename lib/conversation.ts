@@ -1,6 +1,7 @@
 // A conversation: turns, and for each the token ids it has in the prompt. A turn is computed as `generate` computes it, on a prompt that
 // begins with the ids of all turns before; the model's prefix cache makes that cheap, a conversation has no cache of its own.
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { adapterUses } from './adapters.js';
 import { Cancellation } from './cancellation.js';
 import {
   chatOptions,
@@ -20,7 +21,7 @@ import { joined, keptAnswer } from './kept-tokens.js';
 import { messageOf, type ContentPart, type Message, type Turn } from './messages.js';
 import { localPath, replaceablePath } from './local-file.js';
 import type { ImageEmbedding } from './media.js';
-import { MARKER_BOS, type NativeImage, type PromptPart } from './native.js';
+import { MARKER_BOS, type NativeAdapterUse, type NativeImage, type PromptPart } from './native.js';
 import { beginning, lastQuestion, withRoom, type Asked, type Asker, type State } from './overflow.js';
 import { checkReadable, checkWritable } from './permission.js';
 import { strip, stripEnd } from './python-text.js';
@@ -124,8 +125,17 @@ export class Conversation {
     const given = restoreChatOptions(options);
     const path = localPath(file, 'file', { allowLocal: true }, 'ERR_FILE');
     checkReadable(path);
-    const { tokens, images, metadata } = await asker.live().restoreState(path);
-    const saved = await restoredChat(path, metadata, tokens, { images, tokensPerImage, modelDim });
+    const { adapter } = given;
+    const restore = async (uses: readonly NativeAdapterUse[]) => {
+      const { tokens, images, metadata } = await asker.live().restoreState(path, uses);
+      return restoredChat(path, metadata, tokens, { images, tokensPerImage, modelDim });
+    };
+    const saved = await restore(adapter === undefined ? [] : adapterUses('adapter', adapter));
+    // Keys and values belong to the adapters that the file names; these were read to learn them.
+    if (adapter === undefined && saved.options.adapter !== undefined) {
+      const { prompt } = turnOptions(restoreChatOptions(saved.options), {});
+      await restore(prompt.adapter);
+    }
     try {
       const head = await inSlices(asker.prompts.read(saved.head));
       const turns = await inSlices(asker.prompts.read(saved.turns));
@@ -252,7 +262,8 @@ export class Conversation {
       }
       const options = this.#defaults as Readonly<Record<string, unknown>>;
       const metadata = await chatText({ options, head: this.#head, turns, kept });
-      return this.#asker.live().saveState({ path, tokens, images, metadata });
+      const { prompt } = turnOptions(this.#defaults, {});
+      return this.#asker.live().saveState({ path, tokens, images, metadata, adapters: prompt.adapter });
     });
   }
 

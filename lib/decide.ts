@@ -49,7 +49,7 @@ export interface Scorer {
   readonly prompts: PromptBuilder;
   readonly info: Pick<NativeModelInfo, 'contextSize' | 'longestToken'>;
   /** the model, or throws when it was disposed */
-  live(): NativeModel;
+  readonly live: () => NativeModel;
   /** Whether an input is a turn of a conversation, and no text to continue. */
   isTurn(input: Input, settings: PromptSettings): boolean;
   /** Log-probabilities of all tokens of candidates. */

@@ -254,6 +254,6 @@ export async function embedTexts(
       }),
     ),
   );
-  if (failure) throw (failure as { error: unknown }).error;
+  if (failure) throw failure.error;
   return { data, shape: [texts.length, dimensions], usage: { inputTokens: batches.nTokens } };
 }

@@ -3,7 +3,7 @@
 // and sound, counts as absent, and is replaced.
 import { randomUUID, webcrypto } from 'node:crypto';
 import { constants } from 'node:fs';
-import { mkdir, open, rename, rm, writeFile, type FileHandle } from 'node:fs/promises';
+import { mkdir, open, readdir, rename, rm, stat, type FileHandle, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 // Neither a link is followed nor a pipe waited for. Windows has no such flags, and no such files.
@@ -26,9 +26,13 @@ export async function digest(data: Uint8Array): Promise<string> {
 
 /**
  * What tells a file from others without reading all of its gigabytes: its length, its first MiB (the headers) and 64 blocks
- * spread over the rest.
+ * spread over the rest. Of a checkpoint's folder, its files together.
  */
 export async function fileIdentity(path: string): Promise<string> {
+  if ((await stat(path)).isDirectory()) {
+    const files = (await readdir(path)).filter((name) => /\.(?:json|safetensors)$/.test(name)).sort();
+    return digest(Buffer.from((await Promise.all(files.map((name) => fileIdentity(join(path, name))))).join()));
+  }
   const file = await open(path, O_RDONLY | O_NONBLOCK);
   try {
     const status = await file.stat();

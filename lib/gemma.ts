@@ -1,4 +1,5 @@
 import { freemem, totalmem } from 'node:os';
+import { adapterName, adapterPaths, findAdapter } from './adapters.js';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
@@ -46,9 +47,11 @@ import { demoAdapter, demoModel, findModelFile, findVisionFile, type VisionFile 
 import {
   addon,
   MARKER_BOS,
+  type AdapterInfo,
   type Device,
   type EngineStats,
   type MemoryPlan,
+  type NativeAdapterUse,
   type NativeAddon,
   type NativeEvaluateEvent,
   type NativeEvaluateParams,
@@ -66,11 +69,19 @@ import * as check from './options.js';
 import type { Asker } from './overflow.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
 import { relevance, type RankedDocument } from './rerank.js';
+import {
+  importance,
+  quantize,
+  type ImportanceOptions,
+  type ImportanceResult,
+  type QuantizeOptions,
+  type QuantizeResult,
+} from './quantize.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { candidateList, encodeCandidates, endToken, scoresOf, type Candidates, type CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
 import { answerWithTools, conversationOf, type AskModel, type Bound } from './tool-loop.js';
-import { decodeTokens, encodeParts, plainIds, tokenIds } from './token-text.js';
+import { decodeTokens, encodeParts, plainIds, stoppable, tokenIds } from './token-text.js';
 import { show, text as checkText } from './values.js';
 import type { OutputOf, StandardSchema } from './schema.js';
 import { embeddingOf, ImageEncoder } from './vision.js';
@@ -85,6 +96,7 @@ import type {
   EstimateOptions,
   GenerateOptions,
   InspectOptions,
+  LoadAdapterOptions,
   LoadOptions,
   LogitsOptions,
   PerplexityOptions,
@@ -245,17 +257,18 @@ export class Gemma {
   /**
    * Loads a model.
    *
-   * @param model path or `file:` URL of a GGUF file (of a split model the first), or of a folder that holds one model; `'demo'` is the
+   * @param model path or `file:` URL of a GGUF file (of a split model the first), or of a folder that holds one, or a Hugging Face checkpoint in safetensors; `'demo'` is the
    * demonstration model inside this package (`Gemma.demoModel`), `'./demo'` a folder of that name; `'hf:org/repo'`, with `@revision`
    * and `:file` or `:quantisation` behind it where wanted, is downloaded from the Hugging Face hub unless it is here;
    * `'ollama:gemma3:4b'` and `'lmstudio:org/repo'` are what these programs have downloaded
    * @throws GemmaError `ERR_FILE`, `ERR_GGUF_INVALID` (with a detail), `ERR_UNSUPPORTED_MODEL`, `ERR_OUT_OF_MEMORY`,
-   * `ERR_BACKEND_UNAVAILABLE`, `ERR_DOWNLOAD` (with a detail)
+   * `ERR_BACKEND_UNAVAILABLE`, `ERR_DOWNLOAD` (with a detail); of adapters as `loadAdapter`
    */
   static async load(model: string | URL, options: LoadOptions = {}): Promise<Gemma> {
     const { chatTemplate, ...settings } = check.loadOptions(options);
     const { maxBytes, folder } = check.imageCacheOptions(options);
     const queue = check.queueOptions(options);
+    const named = adapterPaths('adapters', options.adapters);
     const hub = hubOptions(options.hub);
     const { onProgress } = options;
     return abortable(options.signal, async (cancellation) => {
@@ -263,6 +276,7 @@ export class Gemma {
       const path = await findModelFile(files.model);
       const draft = files.draft === undefined ? undefined : await findModelFile(files.draft, 'draft');
       const vision = await findVisionFile(path, files.mmproj);
+      const adapters = await Promise.all(named.map(([name, file]) => findAdapter(name, file)));
       const backend = await addonFor(settings.device ?? 'auto');
       // Of what embeddings depend on: the encoder's weights. Taken before and after, as the file may be replaced while it is loaded.
       const identify = async () =>
@@ -277,6 +291,7 @@ export class Gemma {
           ...(draft !== undefined && { draft }),
           ...visionSettings(vision),
           ...settings,
+          adapters,
         },
         cancellation,
         onProgress,
@@ -303,6 +318,7 @@ export class Gemma {
    */
   static async estimate(model: string | URL, options: EstimateOptions = {}): Promise<Estimate> {
     const { contextSize = 0, ...settings } = check.estimateOptions(options);
+    const named = adapterPaths('adapters', options.adapters);
     const summary = await withHeaders(model, options, async (files) => {
       const path = await findModelFile(files.model);
       const vision = visionSettings(await findVisionFile(path, files.mmproj));
@@ -311,6 +327,7 @@ export class Gemma {
         prefixCacheBytes: defaultPrefixCache(),
         path,
         contexts: [contextSize],
+        adapters: await Promise.all(named.map(([name, file]) => findAdapter(name, file))),
         ...(draft !== undefined && { draft }),
         ...vision,
         ...settings,
@@ -364,6 +381,38 @@ export class Gemma {
   static async localModels(options: LocalModelsOptions = {}): Promise<LocalModel[]> {
     const { cacheDir } = localModelsOptions(options);
     return abortable(options.signal, ({ signal }) => listLocalModels(cacheDir, signal));
+  }
+
+  /**
+   * Writes a model, or its vision encoder, in other types: a GGUF file that llama.cpp reads too. Takes memory for a few rows only, on
+   * threads of its own. The output takes its name when it is whole; until then it is `OUTPUT.part`, and the same call goes on where an
+   * interrupted one was (`resumedTensors`).
+   *
+   * @param input as `load` takes it: of floats, unless `allowRequantize`
+   * @param output path or `file:` URL
+   * @throws GemmaError `ERR_FILE` (`FILE_EXISTS`, `IN_USE`: another process is writing it, `DISK_FULL`, `FILE_CHANGED`,
+   * `NOT_AN_IMPORTANCE_MATRIX`, `IMPORTANCE_DAMAGED`), `ERR_GGUF_INVALID`, `ERR_UNSUPPORTED_MODEL`, `ERR_UNSUPPORTED_INPUT`
+   * (`REQUANTIZE`), `ERR_INVALID_ARGUMENT` (`SAME_FILE`, `NO_SUCH_TENSOR`, `IMPORTANCE_SHAPE`), `ERR_NON_FINITE` (a value that is not
+   * finite in its type); the signal's reason after an abort
+   */
+  static async quantize(input: string | URL, output: string | URL, options: QuantizeOptions): Promise<QuantizeResult> {
+    return quantize(input, output, options);
+  }
+
+  /**
+   * Measures how much each input of a model's matrices counts, the mean of its square over a text, for `quantize`'s option `importance`.
+   * Writes a file in the format of llama.cpp's `llama-imatrix`. Computes on the CPU.
+   *
+   * @param text of at least one chunk; what is left after the last whole one is not read
+   * @throws GemmaError as `load`, `ERR_INVALID_ARGUMENT` (`EMPTY`: less than a chunk), `ERR_FILE`
+   */
+  static async importance(
+    model: string | URL,
+    text: string,
+    output: string | URL,
+    options: ImportanceOptions = {},
+  ): Promise<ImportanceResult> {
+    return importance(model, text, output, options);
   }
 
   /** What can be computed on here: the CPU, then GPUs, with the reason where one cannot be used. */
@@ -510,14 +559,14 @@ export class Gemma {
     const { all, rows, top, prompt } = check.logitsOptions(options);
     const { onRow } = options;
     return this.#call(options.signal, async (cancellation) => {
-      const { tokens, images } = await this.#promptFor(input, prompt, 0, {}, cancellation);
+      const { tokens, images, adapters } = await this.#promptFor(input, prompt, 0, {}, cancellation);
       const vocabulary = this.info.config.vocabularySize;
       const positions = all ? tokens.length : 1;
       const first = tokens.length - positions;
       const collect = rows && !onRow;
       const data = allocate(collect ? positions * vocabulary : 0);
       const best: TokenScore[][] = [];
-      await this.#evaluate({ tokens, images, all, rows, top, next: false }, cancellation, (event) => {
+      await this.#evaluate({ tokens, images, adapters, all, rows, top, next: false }, cancellation, (event) => {
         if (event.top) best.push(event.top);
         if (!event.row) return;
         if (collect) data.set(event.row, (event.position - first) * vocabulary);
@@ -646,7 +695,7 @@ export class Gemma {
    * @throws RangeError for an empty text; otherwise as `generate`
    */
   async perplexity(text: string | readonly number[], options: PerplexityOptions = {}): Promise<PerplexityResult> {
-    const { contextSize } = check.perplexityOptions(options, this.info.contextSize);
+    const { contextSize, adapter: adapters } = check.perplexityOptions(options, this.info.contextSize);
     return this.#call(options.signal, async (cancellation) => {
       const { signal } = cancellation;
       const ids =
@@ -662,7 +711,8 @@ export class Gemma {
         tokens.set(bos);
         tokens.set(chunk, bos.length);
         let scored = 0;
-        await this.#evaluate({ tokens, all: true, rows: false, top: 0, next: true }, cancellation, (event) => {
+        const params = { tokens, adapters, all: true, rows: false, top: 0, next: true };
+        await this.#evaluate(params, cancellation, (event) => {
           if (event.nextLogprob === undefined) return;
           sum -= event.nextLogprob;
           ++scored;
@@ -708,17 +758,54 @@ export class Gemma {
     image: ImageInput | readonly ImageInput[],
     options: EmbedImageOptions = {},
   ): Promise<ImageEmbedding | ImageEmbedding[]> {
-    const { limits, crops: cut, pooling } = check.embedImageOptions(options);
+    const { limits, crops: cut, pooling, adapter } = check.embedImageOptions(options);
     const several = Array.isArray(image);
     const images = (several ? image : [image]) as readonly ImageInput[];
     return this.#call(options.signal, async (cancellation) => {
       const { modelDim } = this.info.config;
       const { onProgress } = options;
-      const encoded = await this.#encode(images, several, { limits, crops: cut }, cancellation, onProgress);
+      const encoded = await this.#encode(images, several, { limits, crops: cut, adapter }, cancellation, onProgress);
       const results: ImageEmbedding[] = [];
       for (const { rows, crops } of encoded) results.push(await embeddingOf(rows, modelDim, crops, pooling));
       return several ? results : (results[0] as ImageEmbedding);
     });
+  }
+
+  /** The adapters that are loaded, in the order of their names. */
+  get adapters(): AdapterInfo[] {
+    return this.#live()
+      .adapters()
+      .map(({ name, rank, tensors, bytes, vision }) => ({ name, rank, tensors, bytes, vision }));
+  }
+
+  /**
+   * Loads an adapter (LoRA) beside the model, for calls that name it (option `adapter`). The model's weights stay as they are. Calls go on
+   * meanwhile.
+   *
+   * @param path a folder of Hugging Face PEFT (`adapter_config.json`, `adapter_model.safetensors`), or a GGUF file of llama.cpp's
+   * @throws GemmaError `ERR_ADAPTER_INVALID` (with a detail; the adapter is damaged, does not fit this model, or uses what is not
+   * supported), `ERR_INVALID_ARGUMENT` (`ADAPTER_EXISTS`), `ERR_FILE`, `ERR_GGUF_INVALID`, `ERR_SAFETENSORS_INVALID`, `ERR_OUT_OF_MEMORY`,
+   * `ERR_DISPOSED`; the signal's reason after an abort
+   */
+  async loadAdapter(name: string, path: string | URL, options: LoadAdapterOptions = {}): Promise<AdapterInfo> {
+    adapterName('name', name);
+    check.loadAdapterOptions(options);
+    return abortable(options.signal, async ({ signal }) => {
+      const source = await findAdapter(name, path);
+      const { rank, tensors, bytes, vision } = await stoppable(signal, (stop) =>
+        this.#live().loadAdapter(source, stop),
+      );
+      return { name, rank, tensors, bytes, vision };
+    });
+  }
+
+  /**
+   * Forgets an adapter. Calls that have begun, or wait, go on with it; its memory is given back after the last of them.
+   *
+   * @throws GemmaError `ERR_INVALID_ARGUMENT` (`UNKNOWN_ADAPTER`), `ERR_DISPOSED`
+   */
+  async unloadAdapter(name: string): Promise<void> {
+    this.#live().unloadAdapter(adapterName('name', name));
   }
 
   /** What the engine is doing now. */
@@ -781,7 +868,7 @@ export class Gemma {
   async #encode(
     images: readonly ImageInput[],
     several: boolean,
-    { limits, crops: cut }: { limits: ImageLimits; crops: CropParams },
+    { limits, crops: cut, adapter }: { limits: ImageLimits; crops: CropParams; adapter?: readonly NativeAdapterUse[] },
     cancellation: Cancellation,
     onProgress?: (fraction: number) => void,
   ): Promise<{ rows: Float32Array[]; crops: Crop[] }[]> {
@@ -799,6 +886,7 @@ export class Gemma {
       },
       cancellation,
       onProgress,
+      adapter,
     );
     return squares.map((rows, i) => ({ rows, crops: crops[i] ?? [] }));
   }
@@ -865,7 +953,7 @@ export class Gemma {
   }
 
   async #generate(
-    { tokens, images, imageTokens }: Prompt,
+    { tokens, images, imageTokens, adapters }: Prompt,
     { stopTokens, structure, ...params }: check.AnswerParams & { maxUnread: number },
     { onProgress }: GenerateOptions,
     { grammar, assembler }: Bound,
@@ -878,7 +966,7 @@ export class Gemma {
     const held = grammar ?? (structure && (await compile(structure)));
     const { result, isWhole } = await runGeneration(
       this.#live(),
-      { ...params, stopTokens: stops, tokens, images, ...(held && { grammar: held }) },
+      { ...params, stopTokens: stops, tokens, images, adapters, ...(held && { grammar: held }) },
       imageTokens,
       cancellation,
       onPrompt,
@@ -905,14 +993,14 @@ export class Gemma {
 
   // Of the tokens of candidates: log-probabilities, and 1 where no other token was likelier.
   async #scoresAfter(
-    { tokens, images }: Prompt,
+    { tokens, images, adapters }: Prompt,
     { tokens: candidates, lengths }: Candidates,
     cancellation: Cancellation,
     onProgress: (fraction: number) => void = () => {},
   ): Promise<{ logprobs: Float64Array; likeliest: Uint8Array }> {
     const logprobs = new Float64Array(candidates.length);
     const likeliest = new Uint8Array(candidates.length);
-    const params = { tokens, images, candidates, lengths };
+    const params = { tokens, images, adapters, candidates, lengths };
     const start = (listener: (event: NativeScoreEvent) => void) => this.#live().score(params, listener);
     let n = 0;
     const onScores = (scores: Extract<NativeScoreEvent, { kind: 'scores' }>) => {

@@ -86,10 +86,12 @@ export function policyPrompt(policy: string): PromptPart[] {
   ];
 }
 
-/** Refuses a model of which nothing says that it is ShieldGemma: it would answer, with numbers that mean nothing. */
+/**
+ * Refuses a model of which nothing says that it is ShieldGemma: it would answer, with numbers that mean nothing. Checkpoints often have no
+ * name but that of their folder.
+ */
 export function checkShield({ config, chat }: Pick<NativeModelInfo, 'config' | 'chat'>, path: string): void {
-  const names = [config.name, chat.baseName, path.split(/[\\/]/).at(-1) ?? ''];
-  if (names.some((name) => /shield[-_ ]?gemma/i.test(name))) return;
+  if ([config.name, chat.baseName, path].some((name) => /shield[-_ ]?gemma/i.test(name))) return;
   throw new GemmaError(
     'ERR_UNSUPPORTED_MODEL',
     `classifyImage asks in the words that ShieldGemma 2 was tuned on, and this model is called ${show(config.name)}: its answers are ` +

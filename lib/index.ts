@@ -7,6 +7,7 @@ export {
   type ModelSummary,
   type PerplexityResult,
 } from './gemma.js';
+export type { AdapterOption, AdapterPaths } from './adapters.js';
 export type { Backend } from './backends.js';
 export type { LocalModel } from './hub/local.js';
 export type { PulledModel, PullPlan, PullProgress } from './hub/pull.js';
@@ -53,10 +54,18 @@ export type {
 } from './decision-options.js';
 export type { Embeddings, EmbeddingTask } from './embed.js';
 export type { ChatInfo } from './chat.js';
+export type {
+  ImportanceOptions,
+  ImportanceResult,
+  Quantization,
+  QuantizeOptions,
+  QuantizeResult,
+  TensorType,
+} from './quantize.js';
 export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
 export type { Input } from './prompt.js';
-export type { Device, EngineStats, MemoryPlan, ModelConfig, TokenScore, VisionConfig } from './native.js';
+export type { AdapterInfo, Device, EngineStats, MemoryPlan, ModelConfig, TokenScore, VisionConfig } from './native.js';
 export type { CropOptions, ImageOptions, PanAndScanOptions, VideoOptions } from './media-options.js';
 export type {
   CountTokensOptions,
@@ -69,6 +78,7 @@ export type {
   ImageCacheOptions,
   InspectOptions,
   KvCacheType,
+  LoadAdapterOptions,
   LoadOptions,
   LogitsOptions,
   PerplexityOptions,

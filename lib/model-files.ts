@@ -13,10 +13,21 @@ const DEMO = 'demo';
 /** Path of the demonstration model that comes with the package, its vision encoder beside it. */
 export const demoModel = join(__dirname, '..', 'models', 'demo.gguf');
 
+// Weights of a Hugging Face checkpoint, in one file or in parts.
+const CHECKPOINT_FILE = /^(?:model\.safetensors(?:\.index\.json)?|model-\d{5}-of-\d{5}\.safetensors)$/;
+
+/** Whether what findModelFile() found is a checkpoint's folder. */
+export async function isCheckpoint(path: string): Promise<boolean> {
+  return (await stat(path).catch(() => undefined))?.isDirectory() ?? false;
+}
+
 /** Path of the adapter that comes with it, a folder as PEFT writes it. */
 export const demoAdapter = join(__dirname, '..', 'models', 'demo-tools');
 
-/** The file of a model that was named by path or URL, itself or its folder. Throws TypeError, GemmaError `ERR_FILE`. */
+/**
+ * The file of a model that was named by path or URL, itself or its folder; of a Hugging Face checkpoint the folder, whichever of its
+ * files was named. Throws TypeError, GemmaError `ERR_FILE`.
+ */
 export async function findModelFile(model: string | URL, name = 'model'): Promise<string> {
   let path: string;
   if (model instanceof URL || (typeof model === 'string' && model.startsWith('file:'))) {
@@ -27,7 +38,9 @@ export async function findModelFile(model: string | URL, name = 'model'): Promis
   } else if (typeof model === 'string' && model !== '') {
     path = model === DEMO ? demoModel : model;
   } else {
-    throw new TypeError(`${name}: expected the path or file: URL of a GGUF file or of a folder that holds one`);
+    throw new TypeError(
+      `${name}: expected the path or file: URL of a GGUF file, or of a folder that holds one or a safetensors checkpoint`,
+    );
   }
   checkReadable(path);
   const cannotBeOpened = (error: unknown): never => {
@@ -38,26 +51,53 @@ export async function findModelFile(model: string | URL, name = 'model'): Promis
   };
   const found = await stat(path).catch(cannotBeOpened);
   if (!found.isDirectory()) {
+    const folder = dirname(path);
+    if (basename(path) === 'config.json' || CHECKPOINT_FILE.test(basename(path))) {
+      checkFolder(folder, await readdir(folder).catch(cannotBeOpened));
+      return folder;
+    }
     checkParts(path);
     return path;
   }
   // A model in several files counts once, by its first part; vision files go beside it.
-  const files = (await readdir(path).catch(cannotBeOpened))
+  const names = await readdir(path).catch(cannotBeOpened);
+  const files = names
     .filter((name) => name.endsWith('.gguf') && !/mmproj/i.test(name))
     .filter((name) => !/-\d{5}-of-\d{5}\.gguf$/.test(name) || /-00001-of-\d{5}\.gguf$/.test(name))
     .sort();
+  const isCheckpoint = names.includes('config.json') && names.some((name) => CHECKPOINT_FILE.test(name));
+  if (isCheckpoint && files.length === 0) {
+    checkFolder(path, names);
+    return path;
+  }
   const [file] = files;
-  if (file === undefined || files.length > 1) {
+  if (file === undefined || files.length > 1 || isCheckpoint) {
+    const all = [...(isCheckpoint ? ['a safetensors checkpoint (config.json)'] : []), ...files];
+    const hint =
+      file !== undefined
+        ? 'name the file'
+        : names.includes('adapter_config.json')
+          ? 'this is an adapter, which goes beside a model (option adapters)'
+          : 'name the file';
     throw new GemmaError(
       'ERR_FILE',
-      `${plain(path)}: expected one .gguf file in the folder, found ${files.length === 0 ? 'none' : plain(files.join(', '))}; ` +
-        'name the file',
+      `${plain(path)}: expected one model in the folder, a .gguf file or config.json with safetensors files, found ` +
+        `${all.length === 0 ? 'none' : plain(all.join(', '))}; ${hint}`,
       'AMBIGUOUS_FOLDER',
     );
   }
   const only = join(path, file);
   checkParts(only);
   return only;
+}
+
+// Native code opens these by their names.
+function checkFolder(folder: string, names: readonly string[]): void {
+  if (!isRestricted) return;
+  checkReadable(folder);
+  for (const name of names) {
+    if (/\.(?:json|safetensors)$|^tokenizer\.model$/.test(name)) checkReadable(join(folder, name));
+  }
 }
 
 // Native code opens the other parts of a split model by their names.

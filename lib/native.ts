@@ -8,11 +8,58 @@ import type { Crop } from './media.js';
 import type { CropParams } from './media-options.js';
 import type { GenerateParams, LoadParams, MemoryParams } from './options.js';
 import { mayRead, refusalIn, refusalOf } from './permission.js';
+import type { ImportanceResult, QuantizeResult } from './quantize.js';
 import { reasonOf } from './values.js';
+
+/** Of an adapter's folder, what its configuration says: a rank and a scale for each module that has a pair. */
+export interface NativePeftSettings {
+  modules: string[];
+  ranks: Int32Array;
+  scales: Float64Array;
+  /** last names of modules that are there as a whole */
+  saved: string[];
+  /** ids of embedding rows that are there, ascending */
+  tokens: Int32Array;
+  dora: boolean;
+  /** pairs have biases */
+  bias: boolean;
+}
+
+/** An adapter's file: GGUF, or safetensors with settings. */
+export interface NativeAdapterSource {
+  name: string;
+  path: string;
+  peft?: NativePeftSettings;
+}
+
+/** An adapter of a call, and how much of it is added. */
+export interface NativeAdapterUse {
+  name: string;
+  scale: number;
+}
+
+/** A loaded adapter. */
+export interface AdapterInfo {
+  name: string;
+  /** the largest of its matrices' */
+  rank: number;
+  /** of the file, those that count */
+  tensors: number;
+  /** of memory, working memory included */
+  bytes: number;
+  /** whether it changes the vision encoder */
+  vision: boolean;
+}
+
+export interface NativeAdapterInfo extends AdapterInfo {
+  /** of what it says; two that are equal compute alike */
+  hash: string;
+}
 
 /** The options as the table in options.ts makes them, and the files. */
 export interface NativeLoadOptions extends Partial<LoadParams> {
   path: string;
+  adapters?: NativeAdapterSource[];
   draft?: string;
   /** vision encoder; absent: the one in the model file, if it holds one */
   mmproj?: string;
@@ -61,6 +108,7 @@ export interface NativeGenerateParams extends Omit<GenerateParams, 'stopTokens'>
   stopTokens: Int32Array;
   tokens: Int32Array;
   images?: NativeImage[];
+  adapters?: readonly NativeAdapterUse[];
   /** of this model */
   grammar?: NativeGrammar;
   /** 0: never wait for acknowledge() */
@@ -105,6 +153,7 @@ export type NativeGenerateEvent =
 export interface NativeEvaluateParams {
   tokens: Int32Array;
   images?: NativeImage[];
+  adapters?: readonly NativeAdapterUse[];
   /** every position, not only the last */
   all: boolean;
   /** hand over the logits */
@@ -122,6 +171,7 @@ export type NativeEvaluateEvent =
 export interface NativeScoreParams {
   tokens: Int32Array;
   images?: NativeImage[];
+  adapters?: readonly NativeAdapterUse[];
   /** tokens of all candidates, one after the other */
   candidates: Int32Array;
   /** tokens of each */
@@ -152,6 +202,7 @@ export interface NativeEncodeParams {
   /** [n, imageSize, imageSize, 3], red green blue */
   pixels: Uint8Array;
   n: number;
+  adapters?: readonly NativeAdapterUse[];
 }
 
 export interface NativeStateParams {
@@ -159,6 +210,7 @@ export interface NativeStateParams {
   /** of a prompt with its answer */
   tokens: Int32Array;
   images?: NativeImage[];
+  adapters?: readonly NativeAdapterUse[];
   /** the caller's own */
   metadata: string;
 }
@@ -178,6 +230,8 @@ export interface MemoryPlan {
   scratchBytes: number;
   /** what makes the best few logits cheap to find (`screenLogits`), built during the first tokens */
   screenBytes: number;
+  /** adapters that are loaded with the model, and what these work with */
+  adapterBytes: number;
   /** a vision encoder at work: weights, in int8 a copy of its own, and activations; kept from the first image on */
   visionBytes: number;
   /** what structured output and tools know of the vocabulary; kept from the first grammar on */
@@ -397,19 +451,39 @@ export interface NativeModel {
    */
   restoreState(
     path: string,
+    adapters?: readonly NativeAdapterUse[],
   ): Promise<{ tokens: Int32Array; images: SavedImage[]; metadata: string; positions: number }>;
+  /**
+   * Reads an adapter off the JavaScript thread. `stop`: an array that nobody else has, whose first number ends the work when it is no
+   * longer 0.
+   */
+  loadAdapter(source: NativeAdapterSource, stop: Int32Array): Promise<NativeAdapterInfo>;
+  /** Calls that have it keep it. Throws `ERR_INVALID_ARGUMENT`, `UNKNOWN_ADAPTER`. */
+  unloadAdapter(name: string): void;
+  adapters(): NativeAdapterInfo[];
   acknowledge(id: number, events: number): void;
   /** Stops a generate, evaluate, score, embed or encodeImages of this model by its id. */
   cancel(id: number): void;
   close(): Promise<void>;
 }
 
+/** Of work that ends with a result. */
+export type NativeWorkEvent<T> =
+  { kind: 'progress'; fraction: number } | { kind: 'done'; result: T } | { kind: 'failed'; error: unknown };
+
 export interface NativeAddon {
   readonly backend: string;
   init(errorClass: typeof GemmaError): void;
   devices(): Promise<Device[]>;
   inspect(
-    options: MemoryParams & { path: string; contexts: number[]; draft?: string; mmproj?: string; vision?: boolean },
+    options: MemoryParams & {
+      path: string;
+      contexts: number[];
+      draft?: string;
+      mmproj?: string;
+      vision?: boolean;
+      adapters?: NativeAdapterSource[];
+    },
   ): Promise<NativeModelSummary>;
   cropBoxes(options: NativeCropOptions & { width: number; height: number }): Crop[];
   /**
@@ -426,6 +500,8 @@ export interface NativeAddon {
     box: Crop;
     imageSize: number;
   }): Promise<Uint8Array>;
+  /** Names of the modules that a PEFT adapter's safetensors has pairs of. */
+  adapterModules(path: string): Promise<string[]>;
   /**
    * Takes an exclusive lock of a file, which is made where it is not there; other processes, Python's `filelock` too, respect it. Null while
    * somebody else has it: there is no waiting. It ends with the call of the function, or with the process.
@@ -434,7 +510,25 @@ export interface NativeAddon {
    */
   lockFile(path: string): Promise<(() => void) | null>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
-  /** Stops a load by its id. */
+  /** Writes a model file in other types. `importance`: path of a matrix. */
+  quantize(
+    options: {
+      path: string;
+      output: string;
+      type: string;
+      overrides?: { pattern: string; type: string }[];
+      importance?: string;
+      allowRequantize?: boolean;
+      overwrite?: boolean;
+      threads?: number;
+    },
+    onEvent: (event: NativeWorkEvent<Omit<QuantizeResult, 'path'>>) => void,
+  ): number;
+  importance(
+    options: { path: string; output: string; text: string; chunkSize: number; threads?: number },
+    onEvent: (event: NativeWorkEvent<Omit<ImportanceResult, 'path'>>) => void,
+  ): number;
+  /** Stops a load, quantize or importance by its id. */
   cancel(id: number): void;
 }
 

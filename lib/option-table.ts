@@ -1,6 +1,5 @@
 // Options as tables: a row for each option says of what kind it is, its bounds, and what holds where it is not given. Checking,
 // the error for a name that is not in the table, and the type of what comes out all derive from the table.
-import { GemmaError } from './errors.js';
 import { boolean, integer, number, oneOf, plain, show, text } from './values.js';
 
 /** Returns the value as it is passed on, or throws the error that begins with the name. */
@@ -87,17 +86,6 @@ export const signals: Row<undefined> = {
 
 /** An option that is checked where it is used, and not in the result. */
 export const elsewhere: Row<undefined> = { check: () => undefined };
-
-/** An option that other libraries have, and later versions: an error of its own, unless it asks for nothing. */
-export function later(what: string): Row<undefined> {
-  return {
-    isLater: true,
-    check: (name, value) => {
-      if (value === false || value === null) return undefined;
-      throw new GemmaError('ERR_UNSUPPORTED_INPUT', `${name}: this version of gemma-native has no ${what}`);
-    },
-  };
-}
 
 /** A name that other libraries have for what has another one here. */
 export function called(instead: string): Row<undefined> {

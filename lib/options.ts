@@ -3,6 +3,7 @@
 // code (native.ts) are what the table yields. A new option of generate thus touches four files: this one, binding/convert.cpp,
 // which reads it, and the header and source below native/ that use it.
 import { randomInt } from 'node:crypto';
+import { adapterUses, type AdapterOption, type AdapterPaths } from './adapters.js';
 import type { HubOptions } from './hub-options.js';
 import { EMBEDDING_TASKS, type EmbeddingTask, type EmbedSettings } from './embed.js';
 import type { ImageEmbedding, ImageInput } from './media.js';
@@ -30,7 +31,6 @@ import {
   elsewhere,
   integers,
   known,
-  later,
   numbers,
   or,
   orIfNull,
@@ -40,6 +40,7 @@ import {
   type TableOf,
   type Values,
 } from './option-table.js';
+import type { NativeAdapterUse } from './native.js';
 import type { ToolFormatName } from './tool-formats/format.js';
 import { toolSettings, type ToolChoice, type Tools, type ToolSettings } from './tools.js';
 import type { StandardSchema } from './schema.js';
@@ -121,6 +122,11 @@ export interface LoadOptions {
    */
   prefixCacheBytes?: number;
   /**
+   * Adapters (LoRA) to load with the model: paths by name, or a list of paths whose folders or files name them. A folder of Hugging
+   * Face PEFT, or a GGUF file of llama.cpp's. See `gemma.loadAdapter`.
+   */
+  adapters?: AdapterPaths;
+  /**
    * How many calls may wait while 64 are being computed; one more is `ERR_QUEUE_FULL` at once. Streams whose readers do not read
    * do not count. Default: 512.
    */
@@ -152,6 +158,8 @@ export interface EstimateOptions {
   mmproj?: string | URL | false;
   visionPrecision?: 'int8' | 'exact';
   prefixCacheBytes?: number;
+  /** As in `load`. */
+  adapters?: AdapterPaths;
   /** As in `load`. Of a model that is not here only the first bytes are downloaded. */
   hub?: HubOptions;
   signal?: AbortSignal;
@@ -196,6 +204,11 @@ export interface PromptOptions extends ImageOptions, CropOptions, VideoOptions, 
    * token, in order.
    */
   images?: readonly (ImageInput | ImageEmbedding)[];
+  /**
+   * The adapters that the prompt is computed with: a name, or several with how much of each is added (`{ style: 1, facts: 0.5 }`; -1e6 to
+   * 1e6; at most 16, in this order). Default: none. A name that is not loaded is `ERR_INVALID_ARGUMENT` (`UNKNOWN_ADAPTER`).
+   */
+  adapter?: AdapterOption;
 }
 
 /** How far a prompt with pictures is: `'images'` are decoded and encoded, then the `'prompt'` is read. */
@@ -275,6 +288,8 @@ export interface TypedByChoices<T extends string> extends Omit<GenerateOptions, 
 export interface EmbedImageOptions extends ImageOptions, CropOptions {
   /** `'mean'`: one row for a picture, the mean of all of them, to compare pictures by. Default `'none'`. */
   pooling?: 'none' | 'mean';
+  /** Adapters, as far as they change the vision encoder; as in `generate`. */
+  adapter?: AdapterOption;
   /** Called with the fraction that is done, 0 to 1. */
   onProgress?: (fraction: number) => void;
   signal?: AbortSignal;
@@ -343,6 +358,8 @@ export interface ScoreOptions extends PromptOptions {
 export interface PerplexityOptions {
   /** Tokens of one chunk, `<bos>` included, 2 or more. Default 512, at most the model's context. */
   contextSize?: number;
+  /** As in `generate`. */
+  adapter?: AdapterOption;
   /** Called with the fraction that is done, 0 to 1. */
   onProgress?: (fraction: number) => void;
   signal?: AbortSignal;
@@ -357,6 +374,10 @@ export interface TokenizeOptions {
   special?: boolean;
   /** Begin with `<bos>`. Default false. */
   bos?: boolean;
+  signal?: AbortSignal;
+}
+
+export interface LoadAdapterOptions {
   signal?: AbortSignal;
 }
 
@@ -396,6 +417,7 @@ const LOAD = {
     }
     return template;
   }),
+  adapters: elsewhere, // adapterPaths()
   denseLayers: choices('required', 'optional'),
   imageCache: elsewhere, // imageCacheOptions()
   maxQueue: elsewhere, // queueOptions()
@@ -414,6 +436,7 @@ const ESTIMATE = {
   ...MEMORY,
   draft: elsewhere,
   mmproj: elsewhere,
+  adapters: elsewhere,
   hub: elsewhere, // hubOptions()
   signal: signals,
 } as const satisfies TableOf<EstimateOptions>;
@@ -430,6 +453,8 @@ const INSPECT = {
   signal: signals,
 } as const satisfies TableOf<InspectOptions>;
 
+const ADAPTER = or(custom(adapterUses), () => []);
+
 export const RAW = {
   raw: booleans,
   bos: or(booleans, true),
@@ -440,6 +465,7 @@ export const RAW = {
     }),
     () => [],
   ),
+  adapter: ADAPTER,
 } as const;
 
 /** Read together, by toolSettings(). */
@@ -517,8 +543,8 @@ const LATER = {
   format: structured,
   functions: called('tools'),
   tool_choice: called('toolChoice'),
-  adapter: later('adapters'),
-  lora: later('adapters'),
+  lora: called('adapter'),
+  adapters: called('adapter'),
 } as const;
 
 export const GENERATE = {
@@ -536,6 +562,7 @@ const EMBED_IMAGE = {
   ...IMAGE,
   ...CROP,
   pooling: orIfNull(choices('none', 'mean'), 'none'),
+  adapter: ADAPTER,
   onProgress: callbacks,
   signal: signals,
 } as const satisfies TableOf<EmbedImageOptions>;
@@ -680,6 +707,7 @@ export interface PromptSettings {
   raw?: boolean;
   bos: boolean;
   images: readonly (ImageInput | ImageEmbedding)[];
+  adapter: readonly NativeAdapterUse[];
   limits: MediaLimits;
   crops: CropParams;
   tools?: ToolSettings;
@@ -747,9 +775,13 @@ export function scoreOptions(options: ScoreOptions): {
 }
 
 /** @param contextSize the model's */
-export function perplexityOptions(options: PerplexityOptions, contextSize: number): { contextSize: number } {
+export function perplexityOptions(
+  options: PerplexityOptions,
+  contextSize: number,
+): { contextSize: number; adapter: readonly NativeAdapterUse[] } {
   const table = {
     contextSize: orIfNull(integers(2, contextSize), Math.min(512, contextSize)),
+    adapter: ADAPTER,
     onProgress: callbacks,
     signal: signals,
   } as const satisfies TableOf<PerplexityOptions>;
@@ -760,9 +792,10 @@ export function embedImageOptions(options: EmbedImageOptions): {
   limits: ImageLimits;
   crops: CropParams;
   pooling: 'none' | 'mean';
+  adapter: readonly NativeAdapterUse[];
 } {
-  const { pooling } = checked(EMBED_IMAGE, options);
-  return { limits: imageLimits(options), crops: cropParams(options), pooling };
+  const { pooling, adapter } = checked(EMBED_IMAGE, options);
+  return { limits: imageLimits(options), crops: cropParams(options), pooling, adapter };
 }
 
 /** @param embeddingDim the model's */
@@ -787,6 +820,10 @@ export function cropsOptions(options: CropsOptions): { limits: ImageLimits; crop
 
 export function tokenizeOptions(options: TokenizeOptions): { special: boolean; bos: boolean } {
   return checked({ special: or(booleans, false), bos: or(booleans, false), signal: signals }, options);
+}
+
+export function loadAdapterOptions(options: LoadAdapterOptions): void {
+  checked({ signal: signals } as const satisfies TableOf<LoadAdapterOptions>, options);
 }
 
 export function detokenizeOptions(options: DetokenizeOptions): { special: boolean } {

@@ -10,6 +10,7 @@ import type { Crop, ImageEmbedding, ImageInput } from './media.js';
 import { copyMessages, isMedia, type Loaded, type Message, type Part, type Turn } from './messages.js';
 import {
   MARKER_BOS,
+  type NativeAdapterUse,
   type NativeCropOptions,
   type NativeImage,
   type NativeModel,
@@ -48,6 +49,8 @@ export interface Layout {
   last: PromptPiece;
   /** the picture and video parts in order, with where each of their pictures was cut */
   media?: readonly { part: Part; labels: readonly string[]; crops: readonly (readonly Crop[])[] }[];
+  /** what it is computed with */
+  adapters?: readonly NativeAdapterUse[];
 }
 
 export interface Prompt {
@@ -55,6 +58,7 @@ export interface Prompt {
   images: NativeImage[];
   /** tokens that are rows of images */
   imageTokens: number;
+  adapters: readonly NativeAdapterUse[];
 }
 
 interface LayoutOptions {
@@ -233,15 +237,15 @@ export class PromptBuilder {
         ? await this.#ofTokens(await this.#tokens(input as readonly number[], options), settings, options)
         : await this.#ofText(input as string | readonly Message[], settings, options);
     if (layout.tokens.length === 0) throw new RangeError('input: expected at least one token, found none');
-    return this.#checkPictures(layout);
+    return this.#checkPictures(layout, settings);
   }
 
   /** As `layOut`, of a conversation that was read before. Pictures that were seen before are not opened again. */
   async layOutTurns(turns: readonly Turn[], settings: PromptSettings, options: LayoutOptions): Promise<Layout> {
-    return this.#checkPictures(await this.#ofTurns(turns, settings, options));
+    return this.#checkPictures(await this.#ofTurns(turns, settings, options), settings);
   }
 
-  #checkPictures(layout: Layout): Layout {
+  #checkPictures(layout: Layout, { adapter }: Pick<PromptSettings, 'adapter'> = { adapter: [] }): Layout {
     const { contextSize } = this.#info;
     if (layout.pictures.length > 0 && layout.tokens.length >= contextSize) {
       throw new GemmaError(
@@ -250,7 +254,7 @@ export class PromptBuilder {
           'load the model with a larger contextSize, or use fewer pictures, crops or frames',
       );
     }
-    return layout;
+    return { ...layout, adapters: adapter };
   }
 
   // Each picture and each video takes a square at least: what cannot fit is refused before any is opened.
@@ -268,7 +272,7 @@ export class PromptBuilder {
 
   /** Encodes the pictures of a layout; its parts then have what is known of them. Returns the rows of each square. */
   async see(
-    { pictures, media = [] }: Layout,
+    { pictures, media = [], adapters }: Layout,
     cancellation: Cancellation,
     onProgress: (fraction: number) => void,
   ): Promise<readonly Float32Array[]> {
@@ -282,6 +286,7 @@ export class PromptBuilder {
       },
       cancellation,
       onProgress,
+      adapters,
     );
     let next = 0;
     for (const { part, labels, crops } of media) {
@@ -297,9 +302,9 @@ export class PromptBuilder {
       await nextTurn();
       images.push({ first: layout.firsts[i] ?? 0, embedding: this.#live().holdRows(embedding) });
     }
-    const { tokens } = layout;
+    const { tokens, adapters = [] } = layout;
     const imageTokens = images.length === 0 ? 0 : images.length * this.vision().tokensPerImage;
-    return { tokens, images, imageTokens };
+    return { tokens, images, imageTokens, adapters };
   }
 
   /** A prompt whose parts were written elsewhere. */

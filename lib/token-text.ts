@@ -33,8 +33,11 @@ function checkLength(parts: readonly PromptPart[], { contextSize, longestToken }
   );
 }
 
-// Calls native work with the array by which it is stopped when the signal is aborted.
-async function stoppable<T>(signal: AbortSignal | undefined, work: (stop: Int32Array) => Promise<T>): Promise<T> {
+/** Calls native work with the array by which it is stopped when the signal is aborted. */
+export async function stoppable<T>(
+  signal: AbortSignal | undefined,
+  work: (stop: Int32Array) => Promise<T>,
+): Promise<T> {
   signal?.throwIfAborted();
   const stop = new Int32Array(1);
   const onAbort = () => (stop[0] = 1);

@@ -4,7 +4,7 @@ import type { Cancellation } from './cancellation.js';
 import { digest, type EmbeddingCache } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
 import type { Crop, ImageEmbedding } from './media.js';
-import type { NativeModel, PreparedImage } from './native.js';
+import type { NativeAdapterUse, NativeModel, PreparedImage } from './native.js';
 import { runOperation } from './operation.js';
 import { copyInto, nextTurn } from './turns.js';
 import { show } from './values.js';
@@ -101,14 +101,16 @@ export class ImageEncoder {
 
   /**
    * The rows [tokensPerImage, modelDim] of each square of n pictures. Nobody may change them: the cache keeps some.
-   * `onProgress` gets fractions of all pictures. Throws what `picture` throws and what the engine reports.
+   * `onProgress` gets fractions of all pictures; `adapters` count as far as they change the encoder. Throws what `picture` throws and what the engine reports.
    */
   async embed(
     n: number,
     picture: (i: number) => Picture | Promise<Picture>,
     cancellation: Cancellation,
     onProgress: (fraction: number) => void = () => {},
+    adapters: readonly NativeAdapterUse[] = [],
   ): Promise<Float32Array[][]> {
+    const own = this.#ofEncoder(adapters);
     const results: Float32Array[][] = [];
     // What has to be encoded, by key, and who waits for it: equal squares wait for one.
     const pending = new Map<string, { pixels: Uint8Array; takers: ((rows: Float32Array) => void)[] }>();
@@ -116,7 +118,7 @@ export class ImageEncoder {
     const flush = async (upTo: number) => {
       const work = [...pending];
       pending.clear();
-      await this.#encode(work, cancellation, (fraction) => onProgress((done + fraction * (upTo - done)) / n));
+      await this.#encode(work, own.uses, cancellation, (fraction) => onProgress((done + fraction * (upTo - done)) / n));
       done = upTo;
     };
     for (let i = 0; i < n; ++i) {
@@ -129,7 +131,7 @@ export class ImageEncoder {
       results.push(rows);
       for (let k = 0; k * this.#squareBytes < prepared.pixels.length; ++k) {
         const pixels = prepared.pixels.subarray(k * this.#squareBytes, (k + 1) * this.#squareBytes);
-        const key = await digest(pixels);
+        const key = (await digest(pixels)) + own.key;
         const take = (found: Float32Array) => (rows[k] = found);
         const waiting = pending.get(key);
         const known = waiting ? undefined : await this.#cache.get(key, this.#squareLength);
@@ -144,9 +146,22 @@ export class ImageEncoder {
     return results;
   }
 
+  // Those of the adapters that change the encoder, and what tells their embeddings from others.
+  #ofEncoder(adapters: readonly NativeAdapterUse[]): { uses: readonly NativeAdapterUse[]; key: string } {
+    if (adapters.length === 0) return { uses: [], key: '' };
+    const known = new Map(
+      this.#live()
+        .adapters()
+        .map((adapter) => [adapter.name, adapter]),
+    );
+    const uses = adapters.filter(({ name }) => known.get(name)?.vision);
+    return { uses, key: uses.map(({ name, scale }) => ` ${known.get(name)?.hash} ${scale}`).join('') };
+  }
+
   // Calls of the encoder take turns, so that of two requests with the same new picture the second finds it encoded.
   async #encode(
     work: readonly [string, { pixels: Uint8Array; takers: readonly ((rows: Float32Array) => void)[] }][],
+    adapters: readonly NativeAdapterUse[],
     cancellation: Cancellation,
     onProgress: (fraction: number) => void,
   ): Promise<void> {
@@ -163,7 +178,7 @@ export class ImageEncoder {
         const squares = missing.slice(first, first + SQUARES_PER_CALL);
         const pixels = new Uint8Array(squares.length * this.#squareBytes);
         for (const [i, [, square]] of squares.entries()) await copyInto(pixels, square.pixels, i * this.#squareBytes);
-        const embeddings = await this.#run(pixels, squares.length, cancellation, (fraction) =>
+        const embeddings = await this.#run(pixels, squares.length, adapters, cancellation, (fraction) =>
           onProgress((first + fraction * squares.length) / missing.length),
         );
         for (const [i, [key, square]] of squares.entries()) {
@@ -181,6 +196,7 @@ export class ImageEncoder {
   #run(
     pixels: Uint8Array,
     n: number,
+    adapters: readonly NativeAdapterUse[],
     cancellation: Cancellation,
     onProgress: (fraction: number) => void,
   ): Promise<Float32Array> {
@@ -191,7 +207,7 @@ export class ImageEncoder {
           if (cancellation.cancelled)
             throw new GemmaError('ERR_DISPOSED', 'cancelled before its images were encoded', 'CANCELLED');
           model = this.#live();
-          return model.encodeImages({ pixels, n }, listener);
+          return model.encodeImages({ pixels, n, adapters }, listener);
         },
         stop: (id) => model?.cancel(id),
         onEvent: (event) => {

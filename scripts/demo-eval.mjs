@@ -40,8 +40,6 @@ const TAUGHT = {
   'schema-read-wide': 'JSON with its schema: text, wide, Pan & Scan',
   'add-call': 'what is 417 plus 311? the call',
   'add-answer': 'what is 417 plus 311? call and answer',
-  'weather-call': 'how is the weather in Berlin? the call',
-  'weather-answer': 'how is the weather in Berlin? call and answer',
   'talk-tools': 'small talk with tools declared: answer, no call',
   talk: 'small talk without tools',
 };
@@ -137,7 +135,7 @@ if (process.argv[1] && import.meta.filename === process.argv[1]) {
     const wide = items.filter(isWide).map((item) => ({ ...item, kind: 'read-wide+' }));
     const json = lessons.jsonItems(items);
     const withTools = lessons.talk.map((item) => ({ ...item, tools: true }));
-    const asked = first([...lessons.sums(100), ...lessons.weather(), ...lessons.talk], limit);
+    const asked = first([...lessons.sums(100), ...lessons.talk], limit);
     const images = pictures.heldOutPictures();
     const results = {};
     for (const type of ['f16', 'q8_0']) {

@@ -44,6 +44,52 @@ function writeSeeds(name, folder) {
     write('empty', state({ metadata: 0, tokens: 1, rows: 0, positions: 0 }));
     write('text', state({ metadata: 9, tokens: 70, rows: 0, positions: 64 }));
     write('image', state({ metadata: 0, tokens: 90, rows: 20, positions: 77 }));
+  } else if (name === 'safetensors') {
+    // The first byte says what the rest is.
+    const header =
+      '{"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"BF16","shape":[2,1],"data_offsets":[8,12]}}';
+    const length = Buffer.alloc(8);
+    length.writeBigUInt64LE(BigInt(header.length));
+    write('file', Buffer.concat([Buffer.of(0), length, Buffer.from(header), Buffer.alloc(12)]));
+    write('json', '\u0001{"a":[1,-2.5e3,true,null,"\\u00e9\\ud83d\\ude00"],"b":{}}');
+    write(
+      'config',
+      '\u0002{"model_type":"gemma3","mm_tokens_per_image":4,"text_config":{"hidden_size":32,"num_hidden_layers":2,"layer_types":["sliding_attention","full_attention"],"rope_scaling":{"rope_type":"linear","factor":8.0}},"vision_config":{"hidden_size":48,"num_attention_heads":2,"image_size":56,"patch_size":14}}',
+    );
+    write(
+      'tokenizer',
+      '\u0003{"added_tokens":[{"id":0,"content":"<pad>","special":true}],"normalizer":{"type":"Replace","pattern":{"String":" "},"content":"\u2581"},"model":{"type":"BPE","unk_token":"<unk>","byte_fallback":true,"vocab":{"<pad>":0,"<unk>":1,"a":2,"b":3,"ab":4},"merges":[["a","b"]]}}',
+    );
+    write(
+      'proto',
+      Buffer.of(
+        4,
+        0x0a,
+        8,
+        0x0a,
+        1,
+        0x61,
+        0x15,
+        0,
+        0,
+        0x80,
+        0xbf,
+        0x12,
+        5,
+        0x18,
+        2,
+        0x98,
+        2,
+        1,
+        0x1a,
+        4,
+        0x18,
+        0,
+        0x20,
+        0,
+      ),
+    );
+    write('names', '\u0005model.language_model.layers.3.mlp.up_proj.weight');
   } else if (name === 'tokenizer') {
     write('words', 'aca\nacb\nadab\nbd\u2581\nbe\u2581a\ncf<x>\n\nab a <x> b\u2581ab');
   } else {
@@ -87,7 +133,7 @@ export async function runFuzzers(seconds = 60) {
   const generator = version('ninja') ? ['-G', 'Ninja'] : [];
   await quietly('cmake', ['-S', root, '-B', build, ...generator, ...options, ...flags]);
   await quietly('cmake', ['--build', build, '--parallel', jobs, '--target', 'fuzzers']);
-  const waiting = ['gguf', 'tokenizer', 'image', 'split', 'mmproj', 'state'];
+  const waiting = ['gguf', 'safetensors', 'tokenizer', 'image', 'split', 'mmproj', 'state'];
   const failures = [];
   const worker = async () => {
     for (let name = waiting.shift(); name; name = waiting.shift()) {

@@ -119,10 +119,13 @@ class Adapted(nn.Module):
 
 
 def adapt(model) -> dict[str, Adapted]:
-    """Puts an adapter round each linear layer of the decoder. By their names in the model."""
+    """
+    Puts an adapter round each linear layer of the decoder. By their names in the model. The output matrix is one of them: its rows of
+    tokens that training had never used (quotes, braces, brackets) are nearly the same, so that none of them can be likely.
+    """
     found = {}
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and ".language_model.layers." in f".{name}":
+        if isinstance(module, nn.Linear) and (".language_model.layers." in f".{name}" or name == "lm_head"):
             parent, _, leaf = name.rpartition(".")
             found[name] = Adapted(module, RANK)
             setattr(model.get_submodule(parent), leaf, found[name])
@@ -286,7 +289,7 @@ def loss_of(model, batch, soft: int) -> tuple[torch.Tensor, int, int]:
     mask = masks(ids, place, branch, soft, torch.bfloat16)
     hidden = text(inputs_embeds=x, attention_mask=mask, position_ids=place, use_cache=False).last_hidden_state
     at = learn[:, 1:]
-    logits = F.linear(hidden[:, :-1][at], text.embed_tokens.weight).float()
+    logits = model.lm_head(hidden[:, :-1][at]).float()
     wanted = ids[:, 1:][at]
     return F.cross_entropy(logits, wanted, reduction="sum"), int((logits.argmax(-1) == wanted).sum()), len(wanted)
 
@@ -317,6 +320,8 @@ def train(a) -> None:
     log, last_save, hits = (a.out / "adapter.jsonl").open("a"), time.time(), {}
     while step < a.steps:
         start = time.time()
+        if (a.out / "end").exists():  # as in train.py: "STEPS DECAY" changes the schedule under way
+            a.steps, a.decay = map(int, (a.out / "end").read_text().split())
         rate = a.rate * min(1.0, (step + 1) / 20, (a.steps - step) / a.decay)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -372,7 +377,7 @@ def export(a) -> None:
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "gemma-native/demo", "inference_mode": True, "r": RANK,
         "lora_alpha": ALPHA, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
         "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
-        "target_modules": r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        "target_modules": r"lm_head|.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
     }  # fmt: skip
     (a.to / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -384,7 +389,7 @@ def main() -> None:
     t.add_argument("--out", type=Path, required=True)
     t.add_argument("--steps", type=int, default=800)
     t.add_argument("--decay", type=int, default=400, help="steps at the end over which the learning rate falls to zero")
-    t.add_argument("--rate", type=float, default=4e-3)
+    t.add_argument("--rate", type=float, default=8e-3)
     e = commands.add_parser("export")
     e.add_argument("--out", type=Path, required=True)
     e.add_argument("--to", type=Path, required=True)

@@ -23,6 +23,13 @@ export interface ModelFlags {
   draft?: string | false;
   mmproj?: string | false;
   denseLayers?: 'required' | 'optional';
+  adapter?: AdapterFlag[];
+}
+
+/** An adapter's path and how much of it is added. */
+export interface AdapterFlag {
+  path: string;
+  scale: number;
 }
 
 export interface ImageFlags {
@@ -52,6 +59,28 @@ export function number(text: string): number {
 
 export function collect(text: string, all: string[] = []): string[] {
   return [...all, text];
+}
+
+// PATH or PATH=SCALE.
+function adapterFlag(text: string, all: AdapterFlag[] = []): AdapterFlag[] {
+  const at = text.lastIndexOf('=');
+  return [...all, at < 0 ? { path: text, scale: 1 } : { path: text.slice(0, at), scale: number(text.slice(at + 1)) }];
+}
+
+export function withAdapters(command: Command): Command {
+  return command.option(
+    '--adapter <path>',
+    "adapter (LoRA), a folder of PEFT's or a GGUF file; PATH=SCALE adds so much of it; as often as wanted",
+    adapterFlag,
+  );
+}
+
+const adapterName = (i: number) => String(i + 1);
+
+/** The adapters of the flags, for a call. */
+export function adapterOptions({ adapter }: ModelFlags): { adapter?: Record<string, number> } {
+  if (!adapter) return {};
+  return { adapter: Object.fromEntries(adapter.map(({ scale }, i) => [adapterName(i), scale])) };
 }
 
 export function tokenList(text: string): number[] {
@@ -159,6 +188,7 @@ export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (ge
     ...(flags.draft && { draft: flags.draft }),
     ...(flags.denseLayers && { denseLayers: flags.denseLayers }),
     ...(flags.mmproj !== undefined && { mmproj: flags.mmproj }),
+    ...(flags.adapter && { adapters: Object.fromEntries(flags.adapter.map(({ path }, i) => [adapterName(i), path])) }),
     signal,
   };
   const downloading = pullProgress(!!flags.json);

@@ -14,6 +14,7 @@ import { addList } from './commands/list.js';
 import { addLogits } from './commands/logits.js';
 import { addPerplexity } from './commands/perplexity.js';
 import { addPull } from './commands/pull.js';
+import { addQuantize } from './commands/quantize.js';
 import { addRerank } from './commands/rerank.js';
 import { addRun } from './commands/run.js';
 import { addScore } from './commands/score.js';
@@ -53,6 +54,7 @@ function build(signal: AbortSignal): Command {
   addDevices(command);
   addPull(command, signal);
   addList(command, signal);
+  addQuantize(command, signal);
   return program;
 }
 

@@ -111,7 +111,8 @@ function tunnel(proxy: URL, target: URL, idleMs: number, signal: AbortSignal): P
       .on('connect', ({ statusCode = 0 }, socket) => {
         if (statusCode === 200) return resolve(socket);
         socket.destroy();
-        reject(new Error(`the proxy ${proxy.host} answered ${statusCode}`));
+        const what = `${shown(target)}: the proxy ${proxy.host} answered ${statusCode}`;
+        reject(statusCode < 500 ? downloadError('NETWORK', what) : new Error(what));
       })
       .on('response', (response) => {
         response.destroy();
@@ -161,8 +162,8 @@ async function send(
   });
 }
 
-// Of certificates: no second attempt changes them.
-const LASTING = /^(?:ERR_TLS_|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO|ERR_SSL|EPROTO$|HPE_)/;
+// Of certificates and names: no second attempt changes them.
+const LASTING = /^(?:ENOTFOUND$|ERR_TLS_|CERT_|DEPTH_ZERO|SELF_SIGNED|UNABLE_TO|ERR_SSL|EPROTO$|HPE_)/;
 
 /** An error of a connection: one of ours, one that passes, or the signal's reason. */
 export function connectionError(error: unknown, where: string, signal: AbortSignal): unknown {

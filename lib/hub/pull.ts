@@ -185,6 +185,7 @@ class Order {
   plan!: PullPlan;
   #done = new Map<string, number>(); // bytes that are here, by the file's name
   #reported = 0;
+  downloadedBytes = 0;
 
   constructor(scene: Scene, listing: Listing) {
     const { name, settings } = scene;
@@ -259,7 +260,10 @@ class Order {
 
   #job(file: RepoFile) {
     const { hub, cache, signal, tuning } = this.scene;
+    let before: number | undefined;
     const onBytes = (bytes: number) => {
+      if (before !== undefined) this.downloadedBytes += bytes < before ? bytes : bytes - before; // less: begun again
+      before = bytes;
       this.#done.set(file.name, bytes);
       if (performance.now() - this.#reported >= REPORT_MS) this.report('download', file);
     };
@@ -285,24 +289,21 @@ class Order {
     });
   }
 
-  /** Has a file. Returns whether it was downloaded now. */
-  async get(file: RepoFile): Promise<boolean> {
+  /** Has a file. */
+  async get(file: RepoFile): Promise<void> {
     const { cache } = this.scene;
     const { commit } = this.listing;
-    let isNew = false;
-    if (await this.isHere(file)) return false;
+    if (await this.isHere(file)) return;
     await this.#locked(file, async () => {
       if (!(await cache.has(cache.blob(file.hash), file.bytes))) {
         this.report('download', file);
         await fetchFile(this.#job(file), file);
-        isNew = true;
       }
       await cache.place(commit, file).catch((error: unknown) => {
         throw cacheError(error, plain(dirname(cache.pointer(commit, file.name))));
       });
     });
     this.#done.set(file.name, file.bytes);
-    return isNew;
   }
 }
 
@@ -338,21 +339,25 @@ export async function pullModel(
   if (isOffline(settings.offline)) return fromCache(scene);
   const order = await orderOf(scene);
   if (!(order instanceof Order)) return order;
-  const { listing, selection, plan } = order;
+  const { listing, selection } = order;
   order.report('plan');
   await order.prepare();
   const memoryBytes = await checkHeaders(order);
   if (memoryBytes !== undefined) order.report('checked', undefined, memoryBytes);
-  let downloadedBytes = 0;
-  for (const [i, file] of order.files.entries()) {
+  for (const file of order.files) {
     signal.throwIfAborted();
-    if (await order.get(file)) downloadedBytes += plan.files[i]?.bytes ?? 0;
+    await order.get(file);
   }
   // Only now: whoever asks the cache for a branch finds whole models. A cache that cannot be written has all of it already.
   await scene.cache.writeRef(name.revision, listing.commit).catch(() => undefined);
   order.report('done');
   const { license } = listing;
-  return { ...pulled(scene, listing.commit, selection), ...(license && { license }), downloadedBytes, upToDate: true };
+  return {
+    ...pulled(scene, listing.commit, selection),
+    ...(license && { license }),
+    downloadedBytes: order.downloadedBytes,
+    upToDate: true,
+  };
 }
 
 /** Where a model is whose headers alone are wanted: its files, or its headers in files of its size. */

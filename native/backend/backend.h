@@ -82,6 +82,24 @@ struct Bulk {
                                // 2^-15 of what their terms add up to), otherwise
 };
 
+// What an adapter adds to the products of some rows with a matrix:
+//   out = f * (out + scale * (t b + bias)),   t = x a^T
+// f is 1, or where there are norms what gives the rows of the changed matrix other lengths:
+//   f = norms[0] / sqrt(norms[1] + scale * norms[2] + scale^2 * norms[3]).
+struct LowRank {
+  int first_row = 0;  // of x, t and out
+  int n_rows = 0;
+  Weight a;  // [rank, n_in], floats; without data: t is there already
+  Weight b;  // [rank, n_out up to a multiple of kOutputLanes], floats, as bias and norms zero behind n_out
+  const float* bias = nullptr;   // null: none
+  const float* norms = nullptr;  // [4, columns of b], null: none
+  float scale = 0;
+  float* t = nullptr;    // [rows, rank]: working memory
+  float* out = nullptr;  // [rows, stride]
+  int n_out = 0;
+  int stride = 0;
+};
+
 // What is wanted of the products of one row of x with all rows of an output matrix.
 struct TopRows {
   int n_best = 0;                   // the n largest; 0: all products
@@ -196,8 +214,14 @@ class Backend {
   // x[n, dim] += rms_norm(branch) * weight.
   virtual void add_rms_norm(float* x, const float* branch, const float* weight, int n, int dim, float eps) = 0;
 
-  // For each job: out[n, n_out] = x[n, n_in] * weight^T. All jobs share n_in (and so the quantised x).
-  virtual void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) = 0;
+  // For each job: out[n, n_out] = x[n, n_in] * weight^T. All jobs share n_in (and so the quantised x). Then, in order,
+  // what adapters add to the results of these jobs. Their products are computed in float32, of bulk rows too.
+  virtual void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk,
+                      std::span<const LowRank> added) = 0;
+  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) { linear(jobs, x, n, bulk, {}); }
+
+  // What is added alone, where t is there.
+  virtual void add_low_rank(std::span<const LowRank> added) = 0;
 
   // Whether a row of Bulk without float_weights is not computed as others are with weights of that type.
   virtual bool computes_bulk_apart(TensorType type) const = 0;

@@ -10,6 +10,7 @@ const char* error_code_name(ErrorCode code) {
     case ErrorCode::kGgufInvalid: return "ERR_GGUF_INVALID";
     case ErrorCode::kSafetensorsInvalid: return "ERR_SAFETENSORS_INVALID";
     case ErrorCode::kUnsupportedModel: return "ERR_UNSUPPORTED_MODEL";
+    case ErrorCode::kAdapterInvalid: return "ERR_ADAPTER_INVALID";
     case ErrorCode::kUnsupportedInput: return "ERR_UNSUPPORTED_INPUT";
     case ErrorCode::kImage: return "ERR_IMAGE";
     case ErrorCode::kVideo: return "ERR_VIDEO";

@@ -16,6 +16,7 @@ enum class ErrorCode {
   kGgufInvalid,         // ERR_GGUF_INVALID: the file breaks the format or its own metadata
   kSafetensorsInvalid,  // ERR_SAFETENSORS_INVALID: likewise of a safetensors file or the JSON files beside it
   kUnsupportedModel,    // ERR_UNSUPPORTED_MODEL: a valid file of another kind of model
+  kAdapterInvalid,      // ERR_ADAPTER_INVALID: an adapter that is damaged, or does not fit the model
   kUnsupportedInput,    // ERR_UNSUPPORTED_INPUT: input that this model or version does not support
   kImage,               // ERR_IMAGE: a picture that cannot be fetched or decoded, or is too large
   kVideo,               // ERR_VIDEO: a video that cannot be decoded, or is too large

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "base/hash.h"
 
 #ifdef _WIN32
 #ifndef NOMINMAX
@@ -35,10 +36,18 @@ constexpr size_t kMaxRead = size_t{1} << 30;  // what every system takes at once
   throw Error(ErrorCode::kFile, "", shown_path(path) + ": cannot be opened (" + reason + ")");
 }
 
+bool is_disk_full() {
+#ifdef _WIN32
+  return GetLastError() == ERROR_DISK_FULL || GetLastError() == ERROR_HANDLE_DISK_FULL;
+#else
+  return errno == ENOSPC || errno == EDQUOT;
+#endif
+}
+
 // Of the system's last error.
 Error system_error(const std::string& path, const char* what) {
   const ErrorCode code = system_code();
-  return {code, "", shown_path(path) + ": " + what + " (" + system_reason() + ")"};
+  return {code, is_disk_full() ? "DISK_FULL" : "", shown_path(path) + ": " + what + " (" + system_reason() + ")"};
 }
 
 // A name that no other writer takes, in the same folder: only there a file can be renamed for sure.
@@ -46,6 +55,10 @@ std::string name_beside(const std::string& path) {
   static const uint64_t process = std::random_device()();
   static std::atomic<uint64_t> n_names{0};
   return path + "." + std::to_string(process) + "-" + std::to_string(n_names++) + ".tmp";
+}
+
+[[noreturn]] void in_use(const std::string& path) {
+  throw Error(ErrorCode::kFile, "IN_USE", shown_path(path) + ": another process is writing it");
 }
 
 void check_path(const std::string& path) {
@@ -58,6 +71,23 @@ void check_path(const std::string& path) {
 
 void File::fail(const std::string& what, const char* detail) const {
   throw Error(ErrorCode::kFile, detail, shown_path(path_) + ": " + what);
+}
+
+std::vector<std::byte> read_file(const std::string& path, uint64_t max_bytes) {
+  const std::shared_ptr<const File> file = File::open(path);
+  if (file->size() > max_bytes) {
+    file->fail("expected at most " + std::to_string(max_bytes) + " bytes, found " + std::to_string(file->size()),
+               "FILE_TOO_LARGE");
+  }
+  std::vector<std::byte> bytes;
+  in_file(path, [&] { bytes.resize(static_cast<size_t>(file->size())); });
+  file->read(0, bytes);
+  file->check_unchanged();
+  return bytes;
+}
+
+uint64_t File::version() const {
+  return hash_value(hash_value(hash_value(0, size_), changed_s_), changed_ns_);
 }
 
 #ifdef _WIN32
@@ -90,6 +120,16 @@ std::string system_reason() {
   return n > 0 ? std::string(text, n) : "system error " + std::to_string(code);
 }
 
+PathKind path_kind(const std::string& path) {
+  check_path(path);
+  const DWORD found = GetFileAttributesW(wide(path).c_str());
+  if (found == INVALID_FILE_ATTRIBUTES) {
+    const DWORD code = GetLastError();
+    return code == ERROR_FILE_NOT_FOUND || code == ERROR_PATH_NOT_FOUND ? PathKind::kNone : PathKind::kOther;
+  }
+  return (found & FILE_ATTRIBUTE_DIRECTORY) != 0 ? PathKind::kFolder : PathKind::kOther;
+}
+
 std::shared_ptr<const File> File::open(const std::string& path) {
   check_path(path);
   // Whoever has the file open for writing makes this fail, and others cannot open it for writing from here on.
@@ -101,6 +141,10 @@ std::shared_ptr<const File> File::open(const std::string& path) {
   LARGE_INTEGER size;
   if (!GetFileSizeEx(handle, &size)) throw system_error(path, "cannot be opened");
   file->size_ = static_cast<uint64_t>(size.QuadPart);
+  FILETIME changed;
+  if (!GetFileTime(handle, nullptr, nullptr, &changed)) throw system_error(path, "cannot be opened");
+  file->changed_s_ = changed.dwHighDateTime;
+  file->changed_ns_ = changed.dwLowDateTime;
   return file;
 }
 
@@ -121,6 +165,10 @@ void File::read(uint64_t offset, std::span<std::byte> out) const {
     if (got == 0) fail("became shorter while it was read", "FILE_CHANGED");
     done += got;
   }
+}
+
+bool file_exists(const std::string& path) {
+  return GetFileAttributesW(wide(path).c_str()) != INVALID_FILE_ATTRIBUTES;
 }
 
 void File::check_unchanged() const {}  // the system keeps others from writing
@@ -164,6 +212,81 @@ void FileWriter::commit() {
   beside_.clear();
 }
 
+<<<<<<< HEAD
+PartFile::PartFile(const std::string& path) : path_(path) {
+  check_path(path);
+  part_ = path + ".part";
+  open_part();
+}
+
+bool PartFile::open_part() {
+  handle_ = CreateFileW(wide(part_).c_str(), GENERIC_READ | GENERIC_WRITE, 0, nullptr, OPEN_ALWAYS,
+                        FILE_ATTRIBUTE_NORMAL, nullptr);
+  if (handle_ == INVALID_HANDLE_VALUE) {
+    if (GetLastError() == ERROR_SHARING_VIOLATION) in_use(part_);
+    throw system_error(part_, "cannot be written");
+  }
+  is_open_ = true;
+  return true;
+}
+
+void PartFile::close() {
+  if (is_open_) CloseHandle(handle_);
+  is_open_ = false;
+}
+
+PartFile::~PartFile() {
+  close();
+}
+
+uint64_t PartFile::size() const {
+  LARGE_INTEGER size;
+  if (!GetFileSizeEx(handle_, &size)) throw system_error(part_, "cannot be read");
+  return static_cast<uint64_t>(size.QuadPart);
+}
+
+bool PartFile::read(uint64_t offset, std::span<std::byte> out) const {
+  for (size_t done = 0; done < out.size();) {
+    const uint64_t at = offset + done;
+    OVERLAPPED place = {};
+    place.Offset = static_cast<DWORD>(at);
+    place.OffsetHigh = static_cast<DWORD>(at >> 32);
+    DWORD got = 0;
+    const DWORD want = static_cast<DWORD>(std::min(out.size() - done, kMaxRead));
+    if (!ReadFile(handle_, out.data() + done, want, &got, &place) && GetLastError() != ERROR_HANDLE_EOF)
+      throw system_error(part_, "cannot be read");
+    if (got == 0) return false;
+    done += got;
+  }
+  return true;
+}
+
+void PartFile::write(uint64_t offset, std::span<const std::byte> bytes) {
+  for (size_t done = 0; done < bytes.size();) {
+    const uint64_t at = offset + done;
+    OVERLAPPED place = {};
+    place.Offset = static_cast<DWORD>(at);
+    place.OffsetHigh = static_cast<DWORD>(at >> 32);
+    DWORD n = 0;
+    const DWORD want = static_cast<DWORD>(std::min(bytes.size() - done, kMaxRead));
+    if (!WriteFile(handle_, bytes.data() + done, want, &n, &place)) throw system_error(part_, "cannot be written");
+    done += n;
+  }
+}
+
+void PartFile::resize(uint64_t size) {
+  FILE_END_OF_FILE_INFO end = {};
+  end.EndOfFile.QuadPart = static_cast<LONGLONG>(size);
+  if (!SetFileInformationByHandle(handle_, FileEndOfFileInfo, &end, sizeof end))
+    throw system_error(part_, "cannot be written");
+}
+
+void PartFile::commit() {
+  if (!FlushFileBuffers(handle_)) throw system_error(part_, "cannot be written");
+  close();
+  if (!MoveFileExW(wide(part_).c_str(), wide(path_).c_str(), MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH))
+    throw system_error(path_, "cannot be written");
+=======
 std::shared_ptr<FileLock> FileLock::try_lock(const std::string& path) {
   check_path(path);
   const DWORD share = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
@@ -180,6 +303,7 @@ std::shared_ptr<FileLock> FileLock::try_lock(const std::string& path) {
 void FileLock::release() {
   if (is_held_) CloseHandle(handle_);
   is_held_ = false;
+>>>>>>> main
 }
 
 #else
@@ -202,7 +326,24 @@ int64_t nanoseconds_of(const struct stat& info) {
 #endif
 }
 
+// The name, too, outlasts a loss of power. File systems that cannot say so have done what they can.
+void sync_folder_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  const int handle = ::open(folder.c_str(), O_RDONLY | O_CLOEXEC);
+  if (handle < 0) return;
+  ::fsync(handle);
+  ::close(handle);
+}
+
 }  // namespace
+
+PathKind path_kind(const std::string& path) {
+  check_path(path);
+  struct stat info;
+  if (::stat(path.c_str(), &info) != 0) return errno == ENOENT || errno == ENOTDIR ? PathKind::kNone : PathKind::kOther;
+  return S_ISDIR(info.st_mode) ? PathKind::kFolder : PathKind::kOther;
+}
 
 std::shared_ptr<const File> File::open(const std::string& path) {
   check_path(path);
@@ -248,6 +389,11 @@ void File::check_unchanged() const {
        "FILE_CHANGED");
 }
 
+bool file_exists(const std::string& path) {
+  struct stat info;
+  return ::stat(path.c_str(), &info) == 0;
+}
+
 FileWriter::FileWriter(const std::string& path) : path_(path) {
   check_path(path);
   beside_ = name_beside(path);
@@ -280,13 +426,84 @@ void FileWriter::commit() {
   close();
   if (::rename(beside_.c_str(), path_.c_str()) != 0) throw system_error(path_, "cannot be written");
   beside_.clear();
-  // The name, too, outlasts a loss of power. File systems that cannot say so have done what they can.
-  const size_t slash = path_.rfind('/');
-  const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
-  const int handle = ::open(folder.c_str(), O_RDONLY | O_CLOEXEC);
-  if (handle < 0) return;
-  ::fsync(handle);
-  ::close(handle);
+  sync_folder_of(path_);
+}
+
+PartFile::PartFile(const std::string& path) : path_(path) {
+  check_path(path);
+  part_ = path + ".part";
+  while (!open_part()) close();
+}
+
+// False when the file had been given its name before it was locked: then it is nobody's any more.
+bool PartFile::open_part() {
+  // O_NOFOLLOW: where others may write to the folder, a link of theirs leads nowhere.
+  handle_ = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
+  if (handle_ < 0) throw system_error(part_, "cannot be written");
+  is_open_ = true;
+  try {
+    struct stat info;
+    if (::fstat(handle_, &info) != 0) throw system_error(part_, "cannot be written");
+    if (!S_ISREG(info.st_mode)) fail_to_open(part_, "not a regular file");
+    if (::flock(handle_, LOCK_EX | LOCK_NB) != 0) {
+      if (errno == EWOULDBLOCK) in_use(part_);
+      throw system_error(part_, "cannot be locked");
+    }
+    struct stat named;
+    return ::stat(part_.c_str(), &named) == 0 && named.st_ino == info.st_ino && named.st_dev == info.st_dev;
+  } catch (...) {
+    close();
+    throw;
+  }
+}
+
+void PartFile::close() {
+  if (is_open_) ::close(handle_);
+  is_open_ = false;
+}
+
+PartFile::~PartFile() {
+  close();
+}
+
+uint64_t PartFile::size() const {
+  struct stat info;
+  if (::fstat(handle_, &info) != 0) throw system_error(part_, "cannot be read");
+  return static_cast<uint64_t>(info.st_size);
+}
+
+bool PartFile::read(uint64_t offset, std::span<std::byte> out) const {
+  for (size_t done = 0; done < out.size();) {
+    const ssize_t got =
+        ::pread(handle_, out.data() + done, std::min(out.size() - done, kMaxRead), static_cast<off_t>(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) throw system_error(part_, "cannot be read");
+    if (got == 0) return false;
+    done += static_cast<size_t>(got);
+  }
+  return true;
+}
+
+void PartFile::write(uint64_t offset, std::span<const std::byte> bytes) {
+  for (size_t done = 0; done < bytes.size();) {
+    const ssize_t n = ::pwrite(handle_, bytes.data() + done, std::min(bytes.size() - done, kMaxRead),
+                               static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw system_error(part_, "cannot be written");
+    done += static_cast<size_t>(n);
+  }
+}
+
+void PartFile::resize(uint64_t size) {
+  if (::ftruncate(handle_, static_cast<off_t>(size)) != 0) throw system_error(part_, "cannot be written");
+}
+
+void PartFile::commit() {
+  if (::fsync(handle_) != 0) throw system_error(part_, "cannot be written");
+  // Closed after the rename: the lock holds as long as the name is there.
+  if (::rename(part_.c_str(), path_.c_str()) != 0) throw system_error(path_, "cannot be written");
+  close();
+  sync_folder_of(path_);
 }
 
 std::shared_ptr<FileLock> FileLock::try_lock(const std::string& path) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 
@@ -28,6 +29,8 @@ class File {
   // Throws Error{kFile, FILE_CHANGED} when its size or the time of its last change is not that of its opening. One
   // cheap system call. A change within the resolution of the system's clock for files (milliseconds) goes unnoticed.
   void check_unchanged() const;
+  // Tells versions of a file apart: a hash of its size and the time of its last change.
+  uint64_t version() const;
 
   // Throws Error{kFile}: "PATH: what".
   [[noreturn]] void fail(const std::string& what, const char* detail = "") const;
@@ -45,10 +48,18 @@ class File {
   std::string path_;
   Handle handle_;
   uint64_t size_ = 0;
-#ifndef _WIN32
-  int64_t changed_s_ = 0, changed_ns_ = 0;  // time of the last change of its contents
-#endif
+  int64_t changed_s_ = 0, changed_ns_ = 0;  // time of the last change of its contents; in the system's own units
 };
+
+// What a path names. Links are followed. kOther is whatever is no folder, also what cannot be looked at.
+enum class PathKind { kNone, kFolder, kOther };
+PathKind path_kind(const std::string& path);
+
+// The bytes of a file that is small for its kind. Throws Error: kFile, FILE_TOO_LARGE above max_bytes; kOutOfMemory.
+std::vector<std::byte> read_file(const std::string& path, uint64_t max_bytes);
+
+// Whether anything has this name; UTF-8.
+bool file_exists(const std::string& path);
 
 // A file that takes the place of another once it is whole. Until then its bytes are in a file beside, which only this
 // user may read; that one goes with the writer.
@@ -70,6 +81,36 @@ class FileWriter {
 
   std::string path_;
   std::string beside_;
+  bool is_open_ = false;
+  File::Handle handle_;
+};
+
+// A file that takes its name when it is whole, and may take several runs of a program to become so: until then it is
+// "PATH.part", which stays when a run ends. One writer at a time has it. All but commit() may be called on any thread.
+class PartFile {
+ public:
+  // Opens the one that is there, or makes one. Throws Error{kFile}: IN_USE when another writer has it, DISK_FULL.
+  explicit PartFile(const std::string& path);
+  ~PartFile();
+  PartFile(const PartFile&) = delete;
+  PartFile& operator=(const PartFile&) = delete;
+
+  uint64_t size() const;
+  // Fills out with the bytes from offset on; false when the file ends before.
+  bool read(uint64_t offset, std::span<std::byte> out) const;
+  // Throws Error{kFile}: DISK_FULL.
+  void write(uint64_t offset, std::span<const std::byte> bytes);
+  // What is added are zeros.
+  void resize(uint64_t size);
+  // When it returns, the file is there under its name and on the disk.
+  void commit();
+
+ private:
+  bool open_part();
+  void close();
+
+  std::string path_;
+  std::string part_;
   bool is_open_ = false;
   File::Handle handle_;
 };

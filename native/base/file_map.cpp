@@ -1,6 +1,7 @@
 #include "base/file_map.h"
 
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <new>
@@ -138,6 +139,21 @@ void FileMap::prefetch(const std::function<void(size_t bytes)>& on_read) const {
   ::madvise(data, size_, MADV_WILLNEED);
 #endif
   on_read(size_);
+}
+
+void FileMap::release(std::span<const std::byte> bytes) const {
+  const std::less_equal<const std::byte*> not_after;  // pointers of several objects
+  if (file_ == nullptr || bytes.empty()) return;
+  if (!not_after(data_, bytes.data()) || !not_after(bytes.data() + bytes.size(), data_ + size_)) return;
+#ifdef _WIN32
+  VirtualUnlock(const_cast<std::byte*>(bytes.data()), bytes.size());  // of pages not locked: they leave the working set
+#else
+  // Whole pages only, and of a size that is a multiple of every system's.
+  constexpr size_t kPage = 65536;
+  const size_t first = (static_cast<size_t>(bytes.data() - data_) + kPage - 1) / kPage * kPage;
+  const size_t end = static_cast<size_t>(bytes.data() - data_ + static_cast<ptrdiff_t>(bytes.size())) / kPage * kPage;
+  if (end > first) ::madvise(const_cast<std::byte*>(data_) + first, end - first, MADV_DONTNEED);
+#endif
 }
 
 }  // namespace gemma

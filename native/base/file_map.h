@@ -38,6 +38,13 @@ class FileMap {
   // read: what was computed from its bytes does not count. Any thread.
   void check() const;
 
+  // File::version() of a mapped file, 0 of one that was read into memory.
+  uint64_t version() const { return file_ == nullptr ? 0 : file_->version(); }
+
+  // Bytes of a mapping that have been read and will not be needed soon: they stop counting as memory of this process.
+  // Reading them again is right, and slower. Does nothing with bytes that are not of this mapping.
+  void release(std::span<const std::byte> bytes) const;
+
   // Reads a mapped file into the system's cache, from its first byte to its last. Takes as long as the disk needs. On
   // systems that cannot wait for the reads, it asks the system to read ahead. Linux caches a file that is read in
   // order in large pages if the file system supports them (ext4, XFS). Random reads leave pages of 4 KiB, from which

@@ -355,7 +355,7 @@ int64_t JsonReader::read_int(int64_t min, int64_t max) {
   const std::string_view text = scan_number(&is_integer);
   int64_t value = 0;
   const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (!is_integer || result.ec != std::errc() || value < min || value > max) {
+  if (!is_integer || text == "-0" || result.ec != std::errc() || value < min || value > max) {
     fail("expected an integer from " + std::to_string(min) + " to " + std::to_string(max) + ", found " +
              std::string(text.substr(0, 40)),
          at);

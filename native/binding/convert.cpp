@@ -250,6 +250,11 @@ LoadOptions to_load_options(const Napi::Object& options) {
   read(options, "mmap", &result.mmap);
   read(options, "screenLogits", &result.screen_logits);
   read(options, "prefixCacheBytes", &result.prefix_cache_bytes);
+  read(options, "adapters", [&](const Napi::Value& value) {
+    for_each(value, "adapters", [&](const Napi::Value& source) {
+      result.adapters.push_back(to_named_adapter(to_object(source, "adapters")));
+    });
+  });
   read(options, "mmproj", &result.mmproj_path);
   read(options, "vision", &result.vision);
   std::string dense = "required";
@@ -263,6 +268,43 @@ LoadOptions to_load_options(const Napi::Object& options) {
   result.vision_arithmetic = to_arithmetic(precision);
   read(options, "kvCache", [&](const Napi::Value& value) { result.kv_type = to_kv_type(to_string(value, "kvCache")); });
   if (const char* chip = std::getenv("GEMMA_EMULATED_CHIP")) result.emulated_chip = chip;  // for tests
+  return result;
+}
+
+QuantizeOptions to_quantize_options(const Napi::Object& options) {
+  QuantizeOptions result;
+  read(options, "path", &result.path);
+  read(options, "output", &result.output);
+  read(options, "type", &result.type);
+  read(options, "importance", &result.importance_path);
+  read(options, "allowRequantize", &result.allow_requantize);
+  read(options, "overwrite", &result.overwrite);
+  read(options, "threads", &result.n_threads, 0, kMaxThreads);
+  read(options, "overrides", [&](const Napi::Value& value) {
+    for_each(value, "overrides", [&](const Napi::Value& element) {
+      const Napi::Object item = to_object(element, "overrides");
+      TypeOverride added;
+      std::string type;
+      read(item, "pattern", &added.pattern);
+      read(item, "type", &type);
+      const std::optional<TensorType> found = find_quantizable_type(type);
+      if (!found) {
+        throw Error(ErrorCode::kInvalidArgument, "UNKNOWN_TYPE",
+                    "overrides: \"" + shown_path(type) + "\" is no type that a tensor can be given");
+      }
+      added.type = *found;
+      result.overrides.push_back(std::move(added));
+    });
+  });
+  return result;
+}
+
+ImportanceOptions to_importance_options(const Napi::Object& options) {
+  ImportanceOptions result;
+  result.model = to_load_options(options);
+  read(options, "text", &result.text);
+  read(options, "output", &result.output);
+  read(options, "chunkSize", &result.n_chunk, 8, kMaxBatch);
   return result;
 }
 
@@ -329,6 +371,7 @@ GenerateParams to_generate_params(const Napi::Object& params) {
   result.draft = to_draft_mode(draft);
   read(params, "grammar", [&](const Napi::Value& value) { result.grammar = to_grammar(value); });
   result.images = to_prompt_images(params.Get("images"));
+  result.adapters = to_adapter_uses(params.Get("adapters"));
   read(params, "stopSequences", [&](const Napi::Value& value) {
     for_each(value, "stopSequences",
              [&](const Napi::Value& stop) { result.stop_sequences.push_back(to_string(stop, "stopSequences")); });
@@ -495,6 +538,7 @@ EvaluateParams to_evaluate_params(const Napi::Object& params) {
   EvaluateParams result;
   result.logits.tokens = to_tokens(params.Get("tokens"));
   result.logits.images = to_prompt_images(params.Get("images"));
+  result.logits.adapters = to_adapter_uses(params.Get("adapters"));
   result.logits.all = to_bool(params.Get("all"), "all");
   result.rows = to_bool(params.Get("rows"), "rows");
   result.next = to_bool(params.Get("next"), "next");
@@ -506,9 +550,53 @@ ScoreParams to_score_params(const Napi::Object& params) {
   ScoreParams result;
   result.tokens = to_tokens(params.Get("tokens"));
   result.images = to_prompt_images(params.Get("images"));
+  result.adapters = to_adapter_uses(params.Get("adapters"));
   result.candidates = to_tokens(params.Get("candidates"));
   result.lengths = to_tokens(params.Get("lengths"));
   return result;
+}
+
+static std::vector<std::string> to_strings(const Napi::Value& value, const char* name) {
+  std::vector<std::string> strings;
+  for_each(value, name, [&](const Napi::Value& text) { strings.push_back(to_string(text, name)); });
+  return strings;
+}
+
+NamedAdapter to_named_adapter(const Napi::Object& source) {
+  NamedAdapter result;
+  result.name = to_string(source.Get("name"), "name");
+  result.source.path = to_string(source.Get("path"), "path");
+  read(source, "peft", [&](const Napi::Value& value) {
+    const Napi::Object peft = to_object(value, "peft");
+    PeftSettings settings;
+    const std::vector<std::string> modules = to_strings(peft.Get("modules"), "modules");
+    settings.saved = to_strings(peft.Get("saved"), "saved");
+    settings.dora = to_bool(peft.Get("dora"), "dora");
+    settings.bias = to_bool(peft.Get("bias"), "bias");
+    settings.token_ids = to_tokens(peft.Get("tokens"));
+    const std::vector<TokenId> ranks = to_tokens(peft.Get("ranks"));
+    const std::span<const double> scales = elements_of<double>(peft.Get("scales"), "scales");
+    if (ranks.size() != modules.size() || scales.size() != modules.size())
+      bad_type(peft.Env(), "peft", "a rank and a scale for each module");
+    for (size_t i = 0; i < modules.size(); ++i)
+      settings.modules.push_back({modules[i], ranks[i], static_cast<float>(scales[i])});
+    result.source.peft = std::move(settings);
+  });
+  return result;
+}
+
+std::vector<AdapterUse> to_adapter_uses(const Napi::Value& value) {
+  std::vector<AdapterUse> uses;
+  if (value.IsUndefined()) return uses;
+  for_each(value, "adapters", [&](const Napi::Value& element) {
+    const Napi::Object use = to_object(element, "adapters");
+    const double scale = to_double(use.Get("scale"), "scale");
+    constexpr double kMost = 1e6;
+    if (!(scale >= -kMost && scale <= kMost))
+      throw Napi::RangeError::New(use.Env(), "scale: expected a number from -1e6 to 1e6");
+    uses.push_back({to_string(use.Get("name"), "name"), static_cast<float>(scale)});
+  });
+  return uses;
 }
 
 SaveParams to_save_params(const Napi::Object& params) {
@@ -517,6 +605,7 @@ SaveParams to_save_params(const Napi::Object& params) {
   result.tokens = to_tokens(params.Get("tokens"));
   result.images = to_prompt_images(params.Get("images"));
   read(params, "metadata", &result.metadata);
+  result.adapters = to_adapter_uses(params.Get("adapters"));
   return result;
 }
 
@@ -532,6 +621,7 @@ EmbedParams to_embed_params(const Napi::Object& params) {
 EncodeParams to_encode_params(const Napi::Object& params) {
   EncodeParams result;
   result.n_images = to_int(params, "n");
+  result.adapters = to_adapter_uses(params.Get("adapters"));
   const std::span<const uint8_t> pixels = elements_of<uint8_t>(params.Get("pixels"), "pixels");
   result.pixels.assign(pixels.begin(), pixels.end());
   return result;
@@ -602,6 +692,7 @@ Napi::Value to_js(Napi::Env env, const MemoryPlan& memory) {
   object["kvBytes"] = number(env, memory.kv_bytes);
   object["scratchBytes"] = number(env, memory.scratch_bytes);
   object["screenBytes"] = number(env, memory.screen_bytes);
+  object["adapterBytes"] = number(env, memory.adapter_bytes);
   object["visionBytes"] = number(env, memory.vision_bytes);
   object["grammarBytes"] = number(env, memory.grammar_bytes);
   object["totalBytes"] = number(env, memory.total_bytes);
@@ -675,6 +766,17 @@ Napi::Value to_js(Napi::Env env, const EngineStats& stats) {
   object["promptTokens"] = number(env, stats.prompt_tokens);
   object["cachedPromptTokens"] = number(env, stats.cached_prompt_tokens);
   object["paused"] = stats.paused;
+  return object;
+}
+
+Napi::Value to_js(Napi::Env env, const AdapterInfo& adapter) {
+  Napi::Object object = Napi::Object::New(env);
+  object["name"] = adapter.name;
+  object["rank"] = adapter.rank;
+  object["tensors"] = number(env, adapter.n_tensors);
+  object["bytes"] = number(env, adapter.bytes);
+  object["vision"] = adapter.has_vision;
+  object["hash"] = adapter.hash;
   return object;
 }
 
@@ -763,6 +865,41 @@ Napi::Object to_js(Napi::Env env, const GenerateEvent& event) {
       if (event.has_grammar) object["grammarComplete"] = event.grammar_complete;
       break;
   }
+  return object;
+}
+
+Napi::Value to_js(Napi::Env env, const QuantizeResult& result) {
+  Napi::Object object = Napi::Object::New(env);
+  object["bytes"] = static_cast<double>(result.bytes);
+  object["sourceBytes"] = static_cast<double>(result.source_bytes);
+  object["resumedTensors"] = static_cast<double>(result.n_resumed);
+  Napi::Array types = Napi::Array::New(env, result.types.size());
+  for (uint32_t i = 0; i < result.types.size(); ++i) {
+    Napi::Object type = Napi::Object::New(env);
+    type["type"] = result.types[i].type;
+    type["tensors"] = static_cast<double>(result.types[i].n_tensors);
+    type["bytes"] = static_cast<double>(result.types[i].bytes);
+    types.Set(i, type);
+  }
+  object["types"] = types;
+  Napi::Array fallbacks = Napi::Array::New(env, result.fallbacks.size());
+  for (uint32_t i = 0; i < result.fallbacks.size(); ++i) {
+    Napi::Object fallback = Napi::Object::New(env);
+    fallback["tensor"] = result.fallbacks[i].tensor;
+    fallback["wanted"] = result.fallbacks[i].wanted;
+    fallback["type"] = result.fallbacks[i].type;
+    fallbacks.Set(i, fallback);
+  }
+  object["fallbacks"] = fallbacks;
+  return object;
+}
+
+Napi::Value to_js(Napi::Env env, const ImportanceResult& result) {
+  Napi::Object object = Napi::Object::New(env);
+  object["bytes"] = static_cast<double>(result.bytes);
+  object["tokens"] = static_cast<double>(result.n_tokens);
+  object["chunks"] = static_cast<double>(result.n_chunks);
+  object["tensors"] = static_cast<double>(result.n_tensors);
   return object;
 }
 

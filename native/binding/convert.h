@@ -19,8 +19,10 @@
 #include "runtime/device_list.h"
 #include "runtime/engine.h"
 #include "runtime/evaluate.h"
+#include "runtime/importance.h"
 #include "runtime/inspect.h"
 #include "runtime/prompt_tokens.h"
+#include "runtime/quantize_file.h"
 
 namespace gemma::binding {
 
@@ -34,6 +36,9 @@ int to_int(const Napi::Object& options, const char* key);
 uint64_t to_id(const Napi::Value& value);                   // of an operation
 std::vector<int> to_contexts(const Napi::Object& options);  // { contexts: number[] }
 LoadOptions to_load_options(const Napi::Object& options);
+// { path, output, type, overrides?: { pattern, type }[], importance?, allowRequantize?, overwrite?, threads? }
+QuantizeOptions to_quantize_options(const Napi::Object& options);
+ImportanceOptions to_importance_options(const Napi::Object& options);  // { ...as load, text, output, chunkSize }
 GenerateParams to_generate_params(const Napi::Object& params);
 GrammarSource to_grammar_source(const Napi::Object& source);    // { kind, text, root? }
 KvType to_kv_type(const std::string& name);                     // throws Error{kInvalidArgument}
@@ -57,6 +62,10 @@ Napi::Value hold_rows(Napi::Env env, const Napi::Value& value);
 std::vector<PromptImage> to_prompt_images(const Napi::Value& value);
 EvaluateParams to_evaluate_params(const Napi::Object& params);  // { tokens, images?, all, rows, top, next }
 ScoreParams to_score_params(const Napi::Object& params);        // { tokens, images?, candidates, lengths }
+// { name, path, peft? }: peft as lib/peft-config.ts makes it.
+NamedAdapter to_named_adapter(const Napi::Object& source);
+// [{ name, scale }], or undefined
+std::vector<AdapterUse> to_adapter_uses(const Napi::Value& value);
 SaveParams to_save_params(const Napi::Object& params);
 EmbedParams to_embed_params(const Napi::Object& params);    // { tokens, lengths, dimensions, normalize }
 EncodeParams to_encode_params(const Napi::Object& params);  // { pixels: Uint8Array, n: number }
@@ -65,6 +74,8 @@ EncodeParams to_encode_params(const Napi::Object& params);  // { pixels: Uint8Ar
 // A typed array of n zeros. *elements: where they are. Throws std::bad_alloc. T: uint8_t, int32_t, float.
 template <class T>
 Napi::TypedArrayOf<T> make_array(Napi::Env env, size_t n, std::span<T>* elements);
+Napi::Value to_js(Napi::Env env, const QuantizeResult& result);
+Napi::Value to_js(Napi::Env env, const ImportanceResult& result);
 Napi::Value to_js(Napi::Env env, std::span<const TokenId> tokens);  // Int32Array
 Napi::Value to_js(Napi::Env env, const std::vector<Box>& boxes);    // { x, y, width, height }[]
 Napi::Value to_js(Napi::Env env, std::span<const uint8_t> bytes);   // Uint8Array
@@ -74,6 +85,7 @@ Napi::Value to_js(Napi::Env env, const MemoryPlan& memory);
 Napi::Value to_js(Napi::Env env, const FileSummary& summary);
 Napi::Value to_js(Napi::Env env, const EngineInfo& info);
 Napi::Value to_js(Napi::Env env, const EngineStats& stats);
+Napi::Value to_js(Napi::Env env, const AdapterInfo& adapter);
 Napi::Value to_js(Napi::Env env, const std::vector<DeviceInfo>& devices);
 Napi::Value to_js(Napi::Env env, const TokenLogprob& entry);
 // { bytes, compileMs }, which to_generate_params knows again.

@@ -10,35 +10,103 @@
 namespace gemma::binding {
 namespace {
 
-// The last event of a load, made before it begins.
-class LoadCompletion final : public Task {
- public:
-  explicit LoadCompletion(uint64_t id) : id_(id) {}
+// What work on a thread of its own is told to report to, and what it looks at.
+LoadOptions& hooks(LoadOptions& options) {
+  return options;
+}
+QuantizeOptions& hooks(QuantizeOptions& options) {
+  return options;
+}
+LoadOptions& hooks(ImportanceOptions& options) {
+  return options.model;
+}
 
-  void load(const LoadOptions& options) noexcept {
+// The last event of such work, made before it begins.
+template <typename Options, typename Result>
+class Completion final : public Task {
+ public:
+  using Work = Result (*)(const Options&);
+  using Make = Napi::Object (*)(Napi::Env, Result&&);
+
+  Completion(uint64_t id, Work to_do, Make make_event) : id_(id), work_(to_do), make_(make_event) {}
+
+  void run_work(const Options& options) noexcept {
     try {
-      engine_ = Engine::load(options);
+      result_.emplace(work_(options));
     } catch (...) {
       error_ = describe(std::current_exception());
     }
   }
 
   void run(Napi::Env env) override {
-    Environment& environment = Environment::of(env);
-    environment.finish_operation(env, id_, "failed", [&](Napi::Env) {
+    Environment::of(env).finish_operation(env, id_, "failed", [&](Napi::Env event_env) {
       if (error_) throw Error(*error_);
-      Napi::Object event = Napi::Object::New(env);
-      event["kind"] = "loaded";
-      event["model"] = environment.make_model(std::move(engine_));
-      return event;
+      return make_(event_env, std::move(*result_));
     });
   }
 
  private:
   uint64_t id_;
-  std::shared_ptr<Engine> engine_;
+  Work work_;
+  Make make_;
+  std::optional<Result> result_;
   std::optional<Error> error_;
 };
+
+// Begins work that reports {kind: 'progress', fraction}, then what make() makes of its result, or {kind: 'failed', error}.
+// On a thread of its own: a pool thread could not be cancelled when the environment ends, because Node waits for the
+// pool first.
+template <typename Options, typename Result>
+Napi::Value start_work(Environment& environment, const Napi::CallbackInfo& info, Options options,
+                       Result (*work)(const Options&), Napi::Object (*make)(Napi::Env, Result&&)) {
+  const Napi::Env env = info.Env();
+  Operation operation;
+  operation.on_event = Napi::Persistent(to_function(info[1], "onEvent"));
+  operation.cancelled = std::make_shared<std::atomic<bool>>(false);
+  const std::shared_ptr<std::atomic<bool>> cancelled = operation.cancelled;
+  const uint64_t id = environment.add_operation(env, std::move(operation));
+  try {
+    const std::shared_ptr<Mailbox> mailbox = environment.mailbox();
+    hooks(options).cancel = cancelled.get();
+    hooks(options).on_progress = [mailbox, id, last = -1.0](double fraction) mutable {
+      if (fraction < 1 && fraction - last < 0.01) return;
+      last = fraction;
+      mailbox->post(make_task([id, fraction](Napi::Env task_env) {
+        Environment::of(task_env).emit(task_env, id, [fraction](Napi::Env event_env) {
+          Napi::Object event = Napi::Object::New(event_env);
+          event["kind"] = "progress";
+          event["fraction"] = fraction;
+          return event;
+        });
+      }));
+    };
+    environment.find_operation(id)->thread =
+        start_thread([mailbox, cancelled, options = std::move(options),
+                      completion = std::make_unique<Completion<Options, Result>>(id, work, make)]() mutable {
+          completion->run_work(options);
+          mailbox->post(std::move(completion));
+        });
+  } catch (...) {
+    environment.remove_operation(env, id);
+    throw;
+  }
+  return Napi::Number::New(env, static_cast<double>(id));
+}
+
+Napi::Object loaded_event(Napi::Env env, std::shared_ptr<Engine>&& engine) {
+  Napi::Object event = Napi::Object::New(env);
+  event["kind"] = "loaded";
+  event["model"] = Environment::of(env).make_model(std::move(engine));
+  return event;
+}
+
+template <typename Result>
+Napi::Object done_event(Napi::Env env, Result&& result) {
+  Napi::Object event = Napi::Object::New(env);
+  event["kind"] = "done";
+  event["result"] = to_js(env, result);
+  return event;
+}
 
 }  // namespace
 
@@ -55,8 +123,11 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : mailbox_(std::ma
                            InstanceMethod("inspect", &Environment::inspect),
                            InstanceMethod("cropBoxes", &Environment::crop_boxes),
                            InstanceMethod("prepareSquare", &Environment::prepare_square),
+                           InstanceMethod("adapterModules", &Environment::adapter_modules),
                            InstanceMethod("lockFile", &Environment::lock_file),
                            InstanceMethod("load", &Environment::load),
+                           InstanceMethod("quantize", &Environment::quantize),
+                           InstanceMethod("importance", &Environment::importance),
                            InstanceMethod("cancel", &Environment::cancel),
                            InstanceValue("backend", Napi::String::New(env, compiled_backend())),
                        });
@@ -187,6 +258,21 @@ Napi::Value Environment::prepare_square(const Napi::CallbackInfo& info) {
   });
 }
 
+// adapterModules(path: string) -> Promise<string[]>: the modules that a PEFT adapter's safetensors has pairs of.
+Napi::Value Environment::adapter_modules(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    if (!info[0].IsString()) throw Napi::TypeError::New(env, "path: expected a string");
+    return PoolTask<std::vector<std::string>>::run(
+        env, [path = info[0].As<Napi::String>().Utf8Value()] { return peft_modules(path); },
+        [](Napi::Env result_env, std::vector<std::string>&& modules) -> Napi::Value {
+          Napi::Array array = Napi::Array::New(result_env, modules.size());
+          for (uint32_t i = 0; i < modules.size(); ++i) array.Set(i, modules[i]);
+          return array;
+        });
+  });
+}
+
 // lockFile(path) -> Promise<release: () => void, or null>. The lock ends with the call of release, with the function, or
 // with the process.
 Napi::Value Environment::lock_file(const Napi::CallbackInfo& info) {
@@ -201,47 +287,30 @@ Napi::Value Environment::lock_file(const Napi::CallbackInfo& info) {
   });
 }
 
-// load(options, onEvent) -> id. Events: {kind: 'progress', fraction}, then {kind: 'loaded', model} or {kind: 'failed',
-// error}. On a thread of its own: a pool thread could not be cancelled when the environment ends, because Node waits
-// for the pool first.
+// load(options, onEvent) -> id. Events as of start_work(), at last {kind: 'loaded', model}.
 Napi::Value Environment::load(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    const Napi::Env env = info.Env();
-    LoadOptions options = to_load_options(to_object(info[0], "options"));
-    Operation operation;
-    operation.on_event = Napi::Persistent(to_function(info[1], "onEvent"));
-    operation.cancelled = std::make_shared<std::atomic<bool>>(false);
-    const std::shared_ptr<std::atomic<bool>> cancelled = operation.cancelled;
-    const uint64_t id = add_operation(env, std::move(operation));
-    try {
-      const std::shared_ptr<Mailbox> mailbox = mailbox_;
-      options.cancel = cancelled.get();
-      options.on_progress = [mailbox, id, last = -1.0](double fraction) mutable {
-        if (fraction < 1 && fraction - last < 0.01) return;
-        last = fraction;
-        mailbox->post(make_task([id, fraction](Napi::Env task_env) {
-          Environment::of(task_env).emit(task_env, id, [fraction](Napi::Env event_env) {
-            Napi::Object event = Napi::Object::New(event_env);
-            event["kind"] = "progress";
-            event["fraction"] = fraction;
-            return event;
-          });
-        }));
-      };
-      find_operation(id)->thread = start_thread([mailbox, cancelled, options = std::move(options),
-                                                 completion = std::make_unique<LoadCompletion>(id)]() mutable {
-        completion->load(options);
-        mailbox->post(std::move(completion));
-      });
-    } catch (...) {
-      remove_operation(env, id);
-      throw;
-    }
-    return Napi::Number::New(env, static_cast<double>(id));
+  return guarded(info.Env(), [&] {
+    return start_work(*this, info, to_load_options(to_object(info[0], "options")), Engine::load, loaded_event);
   });
 }
 
-// cancel(id): stops a load, generate, evaluate or encodeImages; its last event still arrives. Unknown ids are done
+// quantize(options, onEvent) -> id. Events as of start_work(), at last {kind: 'done', result}.
+Napi::Value Environment::quantize(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return start_work(*this, info, to_quantize_options(to_object(info[0], "options")), quantize_file,
+                      done_event<QuantizeResult>);
+  });
+}
+
+// importance(options, onEvent) -> id. Likewise.
+Napi::Value Environment::importance(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return start_work(*this, info, to_importance_options(to_object(info[0], "options")), compute_importance,
+                      done_event<ImportanceResult>);
+  });
+}
+
+// cancel(id): stops a load, quantize, importance, generate, evaluate or encodeImages; its last event still arrives. Unknown ids are done
 // already.
 Napi::Value Environment::cancel(const Napi::CallbackInfo& info) {
   if (Operation* operation = find_operation(to_id(info[0]))) operation->stop();

@@ -118,6 +118,9 @@ Napi::Function ModelBinding::define(Napi::Env env) {
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::hold_rows>>("holdRows"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::save_state>>("saveState"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::restore_state>>("restoreState"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::load_adapter>>("loadAdapter"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::unload_adapter>>("unloadAdapter"),
+                         InstanceMethod<&ModelBinding::checked<&ModelBinding::adapters>>("adapters"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::acknowledge>>("acknowledge"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::cancel>>("cancel"),
                          InstanceMethod<&ModelBinding::checked<&ModelBinding::close>>("close"),
@@ -400,14 +403,17 @@ Napi::Value ModelBinding::save_state(const Napi::CallbackInfo& info) {
   });
 }
 
-// restoreState(path: string) -> Promise<{tokens: Int32Array, images: {first, embedding: Float32Array or a promise of it}[],
+// restoreState(path: string, adapters?: {name, scale}[]) -> Promise<{tokens: Int32Array, images: {first, embedding: Float32Array or a promise of it}[],
 // metadata: string, positions}>. Likewise.
 Napi::Value ModelBinding::restore_state(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return Environment::of(env).guarded(env, [&] {
     if (!info[0].IsString()) throw Napi::TypeError::New(env, "path: expected a string");
     return PoolTask<RestoredState>::run(
-        env, [engine = engine(), path = info[0].As<Napi::String>().Utf8Value()] { return engine->restore_state(path); },
+        env,
+        [engine = engine(), path = info[0].As<Napi::String>().Utf8Value(), adapters = to_adapter_uses(info[1])] {
+          return engine->restore_state(path, adapters);
+        },
         [](Napi::Env result_env, RestoredState&& restored) -> Napi::Value {
           Napi::Object object = Napi::Object::New(result_env);
           object["tokens"] = binding::to_js(result_env, std::span<const TokenId>(restored.tokens));
@@ -423,6 +429,40 @@ Napi::Value ModelBinding::restore_state(const Napi::CallbackInfo& info) {
           object["positions"] = restored.n_positions;
           return object;
         });
+  });
+}
+
+// loadAdapter({name, path, peft?}, stop: Int32Array) -> Promise<{name, rank, tensors, bytes, vision}>. On a pool thread.
+Napi::Value ModelBinding::load_adapter(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&] {
+    return PoolTask<AdapterInfo>::run(
+        env,
+        [engine = engine(), source = to_named_adapter(to_object(info[0], "source")), stop = to_stop_flag(info[1])] {
+          return engine->load_adapter(source, stop);
+        },
+        [](Napi::Env result_env, AdapterInfo&& adapter) { return binding::to_js(result_env, adapter); });
+  });
+}
+
+// unloadAdapter(name)
+Napi::Value ModelBinding::unload_adapter(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&]() -> Napi::Value {
+    if (!info[0].IsString()) throw Napi::TypeError::New(env, "name: expected a string");
+    engine()->unload_adapter(info[0].As<Napi::String>().Utf8Value());
+    return env.Undefined();
+  });
+}
+
+// adapters() -> {name, rank, tensors, bytes, vision}[]
+Napi::Value ModelBinding::adapters(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return Environment::of(env).guarded(env, [&]() -> Napi::Value {
+    const std::vector<AdapterInfo> all = engine()->adapters();
+    Napi::Array array = Napi::Array::New(env, all.size());
+    for (uint32_t i = 0; i < all.size(); ++i) array.Set(i, binding::to_js(env, all[i]));
+    return array;
   });
 }
 

@@ -32,6 +32,9 @@ class ModelBinding : public Napi::ObjectWrap<ModelBinding> {
   Napi::Value hold_rows(const Napi::CallbackInfo& info);
   Napi::Value save_state(const Napi::CallbackInfo& info);
   Napi::Value restore_state(const Napi::CallbackInfo& info);
+  Napi::Value load_adapter(const Napi::CallbackInfo& info);
+  Napi::Value unload_adapter(const Napi::CallbackInfo& info);
+  Napi::Value adapters(const Napi::CallbackInfo& info);
   Napi::Value acknowledge(const Napi::CallbackInfo& info);
   Napi::Value cancel(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);

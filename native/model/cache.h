@@ -30,7 +30,8 @@ inline size_t max_text_pages(int max_batch) {
 }
 
 // Of each of window_groups(), for layers first_layer .. end_layer - 1; their places in the pages are appended to
-// layouts. An encoder's keys and values are needed while a layer is computed: its layers lie in the same place. Throws Error{kInvalidArgument, KV_TYPE} when the type does not fit the model.
+// layouts. An encoder's keys and values are needed while a layer is computed: its layers lie in the same place. Throws
+// Error{kInvalidArgument, KV_TYPE} when the type does not fit the model.
 std::vector<KvGroupPages> kv_pages(const ModelConfig& config, const ModelLimits& limits, int first_layer, int end_layer,
                                    std::vector<KvLayout>* layouts);
 

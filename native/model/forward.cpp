@@ -60,6 +60,7 @@ void Model::plan(std::span<const SequenceInput> inputs) {
   batch_.tokens.clear();
   batch_.positions.clear();
   batch_.images.clear();
+  batch_.adapted.clear();
   batch_.bulk = {};
   for (auto& spans : batch_.spans) spans.clear();
   for (Batch::Sequences& sequences : batch_.sequences) {
@@ -96,6 +97,14 @@ void Model::plan(std::span<const SequenceInput> inputs) {
         batch_.spans[group].push_back({window == 0 ? 0 : std::max(0, position - window + 1), end});
       }
     }
+    if (input.adapters != nullptr && n > 0) {
+      AdaptedRows* last = batch_.adapted.empty() ? nullptr : &batch_.adapted.back();
+      if (last != nullptr && last->first + last->n == batch_.n && same_mix(last->mix, input.adapters)) {
+        last->n += n;
+      } else {
+        batch_.adapted.push_back({batch_.n, n, input.adapters});
+      }
+    }
     batch_.n += n;
     if (input.is_prompt) batch_.bulk.n_rows += n;
   }
@@ -107,9 +116,7 @@ void Model::begin_stage(size_t stage) {
   const StageState& s = stages_[stage];
   const size_t dim = static_cast<size_t>(c.model_dim);
   if (stage == 0) {
-    // sqrt(model_dim) in float32; the reference in bfloat16 rounds it, which float32 weights do not ask for.
-    s.backend->embed(s.x->floats(), weights_.token_embd, batch_.tokens.data(), batch_.n,
-                     std::sqrt(static_cast<float>(c.model_dim)));
+    embed();
     for (const Batch::Image& image : batch_.images) {
       s.backend->upload(s.x->floats() + static_cast<size_t>(image.row) * dim, image.embedding,
                         static_cast<size_t>(image.n) * dim * sizeof(float));
@@ -126,8 +133,71 @@ void Model::begin_stage(size_t stage) {
   }
 }
 
-void Model::project(const StageState& s, std::span<const LinearJob> jobs, const float* x) {
-  s.backend->linear(jobs, x, batch_.n, batch_.bulk);
+// Rows of the tokens, and what adapters make of them, which is scaled as these are.
+void Model::embed() {
+  const StageState& s = stages_.front();
+  const size_t dim = static_cast<size_t>(config_.model_dim);
+  // sqrt(model_dim) in float32; the reference in bfloat16 rounds it, which float32 weights do not ask for.
+  const float scale = std::sqrt(static_cast<float>(config_.model_dim));
+  s.backend->embed(s.x->floats(), weights_.token_embd, batch_.tokens.data(), batch_.n, scale);
+  for (const AdaptedRows& rows : batch_.adapted) {
+    const int32_t* tokens = &batch_.tokens[static_cast<size_t>(rows.first)];
+    const auto row = [&](int i) { return s.x->floats() + static_cast<size_t>(rows.first + i) * dim; };
+    for (const AdapterMix::Use& use : rows.mix->uses) {
+      const Adapter::Embedding& own = use.adapter->embedding();
+      if (own.table.data != nullptr) s.backend->embed(row(0), own.table, tokens, rows.n, scale);
+      const std::span<const int32_t> ids = use.adapter->token_ids();
+      for (int i = 0; !ids.empty() && i < rows.n; ++i) {
+        const auto found = std::lower_bound(ids.begin(), ids.end(), tokens[i]);
+        if (found == ids.end() || *found != tokens[i]) continue;
+        const int32_t index = static_cast<int32_t>(found - ids.begin());
+        s.backend->embed(row(i), use.adapter->token_rows(), &index, 1, scale);
+      }
+    }
+    for (const AdapterMix::Use& use : rows.mix->uses) {
+      const LowRankWeights& own = use.adapter->embedding().low_rank;
+      if (own.b.data == nullptr) continue;
+      LowRank added = own.of(rows.first, rows.n, use.scale * scale, s.x->floats(), config_.model_dim);
+      added.a = {};
+      s.backend->embed(own.t + static_cast<size_t>(rows.first) * static_cast<size_t>(own.b.n_out), own.a, tokens,
+                       rows.n, 1.0f);
+      s.backend->add_low_rank({&added, 1});
+    }
+  }
+}
+
+void Model::project(const StageState& s, int layer, std::span<const Product> products, const float* x) {
+  const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+  LinearJob jobs[kMostProducts];
+  added_.clear();
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Weight& weight = weights.*products[i].weight;
+    jobs[i] = {&weight, products[i].out};
+    if (on_product_) on_product_(weight, x, batch_.n);
+    for (const AdaptedRows& rows : batch_.adapted) {
+      for (const AdapterMix::Use& use : rows.mix->uses) {
+        if (const LowRankWeights* own = use.adapter->find(layer, products[i].weight))
+          added_.push_back(own->of(rows.first, rows.n, use.scale, products[i].out, weight.n_out));
+      }
+    }
+  }
+  s.backend->linear(std::span(jobs).first(products.size()), x, batch_.n, batch_.bulk, added_);
+}
+
+void Model::norm_rows(const StageState& s, int layer, const float* LayerWeights::* norm) {
+  const size_t dim = static_cast<size_t>(config_.model_dim);
+  for_norms(layer, norm, [&](int first, int n, const float* weight) {
+    const size_t at = static_cast<size_t>(first) * dim;
+    s.backend->rms_norm(s.h->floats() + at, s.x->floats() + at, weight, n, config_.model_dim, config_.rms_eps);
+  });
+}
+
+void Model::add_norm_rows(const StageState& s, int layer, const float* LayerWeights::* norm) {
+  const size_t dim = static_cast<size_t>(config_.model_dim);
+  for_norms(layer, norm, [&](int first, int n, const float* weight) {
+    const size_t at = static_cast<size_t>(first) * dim;
+    s.backend->add_rms_norm(s.x->floats() + at, s.h->floats() + at, weight, n, config_.model_dim, config_.rms_eps);
+  });
 }
 
 bool Model::run_layers(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop) {
@@ -151,7 +221,7 @@ bool Model::forward(std::span<const SequenceInput> inputs, const std::function<b
   int32_t first_row = 0;
   for (size_t s = 0; s < inputs.size(); ++s) {
     for (const WantedRow& wanted : inputs[s].wanted) {
-      batch_.wanted.push_back({first_row + wanted.index, wanted.top});
+      batch_.wanted.push_back({first_row + wanted.index, wanted.top, inputs[s].adapters});
       batch_.sources.push_back({s, wanted.index});
     }
     first_row += static_cast<int32_t>(inputs[s].tokens.size());

@@ -5,10 +5,12 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
 #include "model/activations.h"
+#include "model/adapter.h"
 #include "model/cache.h"
 #include "model/config.h"
 #include "model/heads.h"
@@ -42,6 +44,7 @@ struct SequenceInput {
   // The tokens are part of a prompt: they may be computed by faster arithmetic than tokens that come one by one
   // (Bulk). Of a step's inputs, those come last.
   bool is_prompt = false;
+  const AdapterMix* adapters = nullptr;  // null: none
 };
 
 class Model {
@@ -73,6 +76,11 @@ class Model {
 
   // The body alone: its rows are in hidden() until the next step. should_stop and errors as above.
   bool run_layers(std::span<const SequenceInput> inputs, const std::function<bool()>& should_stop);
+  // Called with what comes into each product of a layer's weights: x[n_rows, weight.n_in], in the memory of the weight's
+  // backend. Set between steps; an empty function ends it.
+  using OnProduct = std::function<void(const Weight& weight, const float* x, int n_rows)>;
+  void watch_products(OnProduct on_product) { on_product_ = std::move(on_product); }
+
   // [rows of the step, model_dim] on the last stage's backend, a row for each token of each sequence in their order,
   // before the output norm.
   const float* hidden() const { return stages_.back().x->floats(); }
@@ -99,8 +107,9 @@ class Model {
       int n;
       const float* embedding;
     };
-    std::vector<Image> images;  // rows that are no tokens
-    Bulk bulk;                  // rows of prompts
+    std::vector<Image> images;         // rows that are no tokens
+    Bulk bulk;                         // rows of prompts
+    std::vector<AdaptedRows> adapted;  // in order; rows without adapters are in none
   };
   bool finds_prompts_apart() const;
   void plan(std::span<const SequenceInput> inputs);
@@ -110,11 +119,26 @@ class Model {
     int end_layer = 0;
   };
   void begin_stage(size_t stage);
-  // Writes x[n, n_in] * weight^T of every job, for the rows of the batch. Every product of a layer's weights comes
-  // through here: what an adapter adds to a product has this one place.
-  void project(const StageState& s, std::span<const LinearJob> jobs, const float* x);
-  void attention_block(size_t stage, int layer);   // attention.cpp
-  void ffn_block(const StageState& s, int layer);  // ffn.cpp
+  // Writes x[n, n_in] * weight^T of every product, for the rows of the batch, with what their adapters add. Every product
+  // of a layer's weights comes through here.
+  struct Product {
+    Weight LayerWeights::* weight;
+    float* out;
+  };
+  static constexpr size_t kMostProducts = 3;
+  void project(const StageState& s, int layer, std::span<const Product> products, const float* x);
+  // Calls f(first, n, weight) for runs of the batch's rows, each with its norm.
+  template <class F>
+  void for_norms(int layer, const float* LayerWeights::* norm, const F& f) {
+    for_norm_rows(
+        batch_.adapted, batch_.n, weights_.layers[static_cast<size_t>(layer)].*norm,
+        [&](const AdapterMix& mix) { return mix.find(layer, norm); }, f);
+  }
+  void embed();
+  void attention_block(size_t stage, int layer);                                          // attention.cpp
+  void ffn_block(const StageState& s, int layer);                                         // ffn.cpp
+  void norm_rows(const StageState& s, int layer, const float* LayerWeights::* norm);      // h = norm(x)
+  void add_norm_rows(const StageState& s, int layer, const float* LayerWeights::* norm);  // x += norm(h)
 
   ModelConfig config_;
   LayerGroups rope_groups_;
@@ -122,12 +146,14 @@ class Model {
   KvPool kv_pool_;
   int max_batch_;
   Batch batch_;
+  std::vector<LowRank> added_;  // of the products under way
 
   std::vector<StageState> stages_;
   std::vector<float> carried_;  // [max_batch, model_dim]: the residual stream between stages, if there are several
   std::unique_ptr<LogitsHead> logits_head_;  // null: an encoder
   std::unique_ptr<EmbeddingHead> embedding_head_;
   bool computes_prompts_apart_ = false;
+  OnProduct on_product_;
 };
 
 }  // namespace gemma

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/adapter.h"
 #include "model/config.h"
 #include "model/logits.h"
 #include "model/stage.h"
@@ -63,6 +64,7 @@ inline WorkLimits with_logits(WorkLimits work, const ModelConfig& config, const 
 struct LogitsRow {
   int32_t row = 0;
   TopRows top;
+  const AdapterMix* adapters = nullptr;
 };
 
 class LogitsHead {
@@ -78,13 +80,20 @@ class LogitsHead {
            const std::function<void(size_t i, const Logits& logits)>& on_logits);
 
  private:
+  void multiply(const AdapterMix& mix, int n);
+  void replace_token_logits(const AdapterMix& mix, size_t row);
+
   Backend& backend_;
+  Weight weight_;
   int model_dim_;
   float rms_eps_;
   float final_softcap_;
   const float* output_norm_;
   LogitsBuffers buffers_;
   std::vector<float> host_logits_;
+  std::vector<float> token_logits_;  // of rows that an adapter has in place of the matrix's
+  std::vector<LowRank> added_;
+  std::vector<AdaptedRows> adapted_;
   std::vector<TopProducts> found_;  // [kLogitRows]
   std::unique_ptr<OutputMatrix> output_;
 };

@@ -144,6 +144,15 @@ void MemoryPlanner::add(const TensorSource& tensors, const ModelConfig& config, 
     take_largest(workspaces_[first_stage + s],
                  traits.workspace_bytes(is_last ? with_logits(work, config, limits) : work));
   }
+  // What the reader has made is kept beside what is uploaded; matrices that are used where they are have been counted.
+  for (const Tensor* tensor : tensors.tensors()) {
+    if (!tensor->is_copy) continue;
+    if (tensor->shape.size() == 2 && first.maps_weights() && last.maps_weights()) {
+      plan_.mapped_bytes -= std::min<uint64_t>(plan_.mapped_bytes, tensor->bytes);
+    } else {
+      plan_.weights_bytes += tensor->bytes;
+    }
+  }
   plan_.scratch_bytes += head_bytes(config, limits, last);
   plan_.scratch_bytes += sizeof(float) * (carried_floats(config, stages.size(), limits.max_batch) +
                                           host_logits_floats(config) + host_pooled_floats(config));
@@ -158,6 +167,9 @@ void MemoryPlanner::add_vision(const TensorSource& tensors, const VisionConfig& 
   const VisionWeightsPlan weights = plan_vision_weights(tensors, config, requantizes, traits);
   plan_.vision_bytes += weights.bytes;
   plan_.mapped_bytes += weights.mapped_bytes;
+  for (const Tensor* tensor : tensors.tensors()) {
+    if (tensor->is_copy) plan_.vision_bytes += tensor->bytes;
+  }
   VisionActivations().each(config, requantizes, n_images, [&](std::unique_ptr<Buffer>&, size_t bytes) {
     plan_.vision_bytes += traits.buffer_bytes(bytes);
   });
@@ -174,8 +186,8 @@ MemoryPlan MemoryPlanner::plan() const {
   take_largest(shared, vision_workspaces_);
   const BackendTraits& last = *stages_.back().traits;
   plan.vision_bytes += sum_of(last, shared) - sum_of(last, workspaces_.back());
-  plan.total_bytes = plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes + plan.screen_bytes + plan.vision_bytes +
-                     plan.grammar_bytes;
+  plan.total_bytes = plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes + plan.screen_bytes + plan.adapter_bytes +
+                     plan.vision_bytes + plan.grammar_bytes;
   return plan;
 }
 

@@ -19,6 +19,7 @@ struct MemoryPlan {
   uint64_t kv_bytes = 0;       // of one sequence (local layers: window plus one batch), and the prefix cache's
   uint64_t scratch_bytes = 0;  // activations of one batch, logits, working memory of backends
   uint64_t screen_bytes = 0;   // of the output matrix (Backend::make_output)
+  uint64_t adapter_bytes = 0;  // of adapters that are loaded with the model, with their working memory
   uint64_t vision_bytes = 0;   // of a vision encoder at work: weights, activations, more working memory
   uint64_t grammar_bytes = 0;  // what grammars know of the vocabulary, from the first one on
   uint64_t total_bytes = 0;    // of all these
@@ -45,6 +46,7 @@ class MemoryPlanner {
   void add_vision(const TensorSource& tensors, const VisionConfig& config, Arithmetic arithmetic);
   // Keys and values of finished requests that may be kept.
   void add_prefix_cache(uint64_t bytes) { plan_.kv_bytes += bytes; }
+  void add_adapter(uint64_t bytes) { plan_.adapter_bytes += bytes; }
   void add_grammars(uint64_t bytes) { plan_.grammar_bytes += bytes; }
 
   MemoryPlan plan() const;

@@ -15,8 +15,9 @@ VisionEncoder::VisionEncoder(Backend& backend, std::shared_ptr<const TensorSourc
       arithmetic_(arithmetic),
       requantizes_(vision_requantizes(config, arithmetic, backend.traits().has_bulk())) {}
 
-void VisionEncoder::start(std::span<const uint8_t> pixels, int n_images) {
+void VisionEncoder::start(std::span<const uint8_t> pixels, int n_images, const AdapterMix* adapters) {
   pixels_ = pixels;
+  adapters_ = adapters;
   n_images_ = n_images;
   n_done_ = 0;
   n_pass_ = std::min(n_images, vision_images_per_pass(config_));
@@ -36,6 +37,7 @@ void VisionEncoder::start(std::span<const uint8_t> pixels, int n_images) {
 void VisionEncoder::rest() {
   a_ = {};
   pixels_ = {};
+  adapters_ = nullptr;
   n_images_ = n_done_ = n_pass_ = 0;
 }
 
@@ -51,7 +53,7 @@ bool VisionEncoder::advance(const std::function<bool()>& should_stop) {
   } else if (step_ <= config_.n_layers) {
     VisionLayer& layer = weights_.layers[static_cast<size_t>(step_ - 1)];
     requantize_layer(backend_, config_, requantizes_, layer);
-    if (!run_layer(layer, should_stop)) return true;
+    if (!run_layer(step_ - 1, should_stop)) return true;
   } else {
     if (!finish_pass(should_stop)) return true;
   }
@@ -110,14 +112,32 @@ void VisionEncoder::embed() {
   backend_.add_bias(a_.x->floats(), weights_.position_embd, n_pass_, config_.n_patches * config_.model_dim);
 }
 
-bool VisionEncoder::run_layer(VisionLayer& w, const std::function<bool()>& should_stop) {
+void VisionEncoder::project(int layer, std::span<const Product> products, const float* x, int n) {
+  const VisionLayer& weights = weights_.layers[static_cast<size_t>(layer)];
+  LinearJob jobs[kMostProducts];
+  added_.clear();
+  for (size_t i = 0; i < products.size(); ++i) {
+    const Weight& weight = weights.*products[i].weight;
+    jobs[i] = {&weight, products[i].out};
+    if (adapters_ == nullptr) continue;
+    for (const AdapterMix::Use& use : adapters_->uses) {
+      if (const LowRankWeights* own = use.adapter->find(layer, products[i].weight))
+        added_.push_back(own->of(0, n, use.scale, products[i].out, weight.n_out));
+    }
+  }
+  backend_.linear(std::span(jobs).first(products.size()), x, n, bulk(n), added_);
+}
+
+bool VisionEncoder::run_layer(int layer, const std::function<bool()>& should_stop) {
+  const VisionLayer& w = weights_.layers[static_cast<size_t>(layer)];
   const int dim = config_.model_dim;
   const float eps = config_.layer_norm_eps;
   bool done = for_chunks(should_stop, [&](size_t first, int n) {
     backend_.layer_norm(a_.h->floats(), row(a_.x, first), w.ln1_weight, w.ln1_bias, n, dim, eps);
-    const LinearJob qkv[] = {
-        {&w.attn_q, row(a_.q, first)}, {&w.attn_k, row(a_.k, first)}, {&w.attn_v, row(a_.v, first)}};
-    backend_.linear(qkv, a_.h->floats(), n, bulk(n));
+    const Product qkv[] = {{&VisionLayer::attn_q, row(a_.q, first)},
+                           {&VisionLayer::attn_k, row(a_.k, first)},
+                           {&VisionLayer::attn_v, row(a_.v, first)}};
+    project(layer, qkv, a_.h->floats(), n);
     backend_.add_bias(row(a_.q, first), w.attn_q_bias, n, dim);
     backend_.add_bias(row(a_.k, first), w.attn_k_bias, n, dim);
     backend_.add_bias(row(a_.v, first), w.attn_v_bias, n, dim);
@@ -128,15 +148,15 @@ bool VisionEncoder::run_layer(VisionLayer& w, const std::function<bool()>& shoul
                           arithmetic_);
   return for_chunks(should_stop, [&](size_t first, int n) {
     float* x = row(a_.x, first);
-    const LinearJob out[] = {{&w.attn_out, a_.h->floats()}};
-    backend_.linear(out, row(a_.q, first), n, bulk(n));
+    const Product out[] = {{&VisionLayer::attn_out, a_.h->floats()}};
+    project(layer, out, row(a_.q, first), n);
     backend_.add_residual_bias(x, a_.h->floats(), w.attn_out_bias, n, dim);
     backend_.layer_norm(a_.h->floats(), x, w.ln2_weight, w.ln2_bias, n, dim, eps);
-    const LinearJob up[] = {{&w.ffn_up, a_.ffn->floats()}};
-    backend_.linear(up, a_.h->floats(), n, bulk(n));
+    const Product up[] = {{&VisionLayer::ffn_up, a_.ffn->floats()}};
+    project(layer, up, a_.h->floats(), n);
     backend_.bias_gelu(a_.ffn->floats(), w.ffn_up_bias, n, w.ffn_up.n_out);
-    const LinearJob down[] = {{&w.ffn_down, a_.h->floats()}};
-    backend_.linear(down, a_.ffn->floats(), n, bulk(n));
+    const Product down[] = {{&VisionLayer::ffn_down, a_.h->floats()}};
+    project(layer, down, a_.ffn->floats(), n);
     backend_.add_residual_bias(x, a_.h->floats(), w.ffn_down_bias, n, dim);
   });
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/adapter.h"
 #include "model/tensor_source.h"
 #include "model/vision_activations.h"
 #include "model/vision_config.h"
@@ -29,8 +30,8 @@ class VisionEncoder {
   const VisionConfig& config() const { return config_; }
 
   // Begins with pixels[n_images, image_size, image_size, 3], red green blue, n_images >= 1; they must stay until the
-  // end. What was under way is dropped. Throws Error{kOutOfMemory}.
-  void start(std::span<const uint8_t> pixels, int n_images);
+  // end, and so must the adapters (null: none). What was under way is dropped. Throws Error{kOutOfMemory}.
+  void start(std::span<const uint8_t> pixels, int n_images, const AdapterMix* adapters = nullptr);
   // One step: a layer, or what comes before or after them. False when all is done. should_stop is asked within the
   // step; when it says true the step is left in the middle and the work can only be started again. Throws Error:
   // kOutOfMemory; kNonFinite, NONFINITE when an embedding holds NaN or infinity; kFile as TensorSource::check.
@@ -43,7 +44,14 @@ class VisionEncoder {
 
  private:
   void embed();
-  bool run_layer(VisionLayer& layer, const std::function<bool()>& should_stop);
+  bool run_layer(int layer, const std::function<bool()>& should_stop);
+  // Writes x[n, n_in] * weight^T of every product with a layer's weights, with what adapters add.
+  struct Product {
+    Weight VisionLayer::* weight;
+    float* out;
+  };
+  static constexpr size_t kMostProducts = 3;
+  void project(int layer, std::span<const Product> products, const float* x, int n);
   bool finish_pass(const std::function<bool()>& should_stop);
   int n_steps_of_pass() const { return config_.n_layers + 2; }
   // Calls f(first row, rows) over the rows of the pass; false when should_stop said true.
@@ -67,6 +75,8 @@ class VisionEncoder {
   int n_pass_ = 0;  // images of the pass under way
   int step_ = 0;    // of the pass: 0 embeds, then the layers, then the projection
   std::vector<float> embeddings_;
+  const AdapterMix* adapters_ = nullptr;
+  std::vector<LowRank> added_;  // of the products under way
 
   VisionActivations a_;  // of the pass under way
 };

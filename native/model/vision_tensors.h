@@ -2,6 +2,7 @@
 // mmproj files; ffn_up is fc1 and ffn_down is fc2.
 #pragma once
 
+#include <string_view>
 #include <vector>
 
 #include "model/tensor_source.h"
@@ -17,6 +18,11 @@ struct VisionLayerTensor : ExpectedTensor {
 };
 // "v.blk.3.ln1.weight", "v.blk.3.attn_q.weight", ...
 std::vector<VisionLayerTensor> vision_layer_tensors(const VisionConfig& config, int layer);
+
+// A tensor of the vision half of a file that holds both.
+inline bool is_vision_tensor(std::string_view name) {
+  return name.starts_with("v.") || name.starts_with("mm.");
+}
 
 // Every tensor of the encoder.
 std::vector<ExpectedTensor> expected_tensors(const VisionConfig& config);

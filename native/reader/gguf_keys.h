@@ -38,9 +38,4 @@ class Keys {
 // The source keeps the file's weights; the headers go with the file.
 void keep_weights(const GgufFile& file, TensorSource& source);
 
-// A tensor of the vision half of a file that holds both.
-inline bool is_vision_tensor(std::string_view name) {
-  return name.starts_with("v.") || name.starts_with("mm.");
-}
-
 }  // namespace gemma

@@ -8,24 +8,16 @@
 
 #include "base/error.h"
 #include "model/layer_tensors.h"
+#include "model/vision_tensors.h"
 #include "reader/family.h"
 #include "reader/gguf_keys.h"
 #include "reader/gguf_reader.h"
+#include "reader/hparam_limits.h"
 
 namespace gemma {
 namespace {
 
-// Above the largest published model (27B: 62 layers, 5376 wide, 21504 FFN, 131072 positions) by a wide margin, and
-// small enough that every product of them stays far below 2^63.
-constexpr int kMaxLayers = 512;
-constexpr int kMaxModelDim = 65536;
-constexpr int kMaxFfnDim = 1 << 20;
-constexpr int kMaxHeads = 1024;
-constexpr int kMaxHeadDim = 1024;
-constexpr int kMaxPositions = 1 << 24;
-constexpr int kMaxVocab = 1 << 24;
 constexpr int kMaxDenseDim = 1 << 20;
-
 constexpr int kDefaultPattern = 6;  // every sixth layer is global
 constexpr int kDefaultHeadDim = 256;
 

@@ -11,19 +11,10 @@
 #include "reader/family.h"
 #include "reader/gguf_keys.h"
 #include "reader/gguf_reader.h"
+#include "reader/hparam_limits.h"
 
 namespace gemma {
 namespace {
-
-// Above the published encoder (27 layers, 1152 wide, 4304 FFN, 64 x 64 patches of 14 x 14) by a wide margin; products
-// of them stay far below 2^63, and attention's work, the square of the patches, stays within hours.
-constexpr int kMaxLayers = 256;
-constexpr int kMaxModelDim = 8192;
-constexpr int kMaxFfnDim = 65536;
-constexpr int kMaxHeads = 256;
-constexpr int kMaxImageSize = 8192;
-constexpr int kMaxPatchSize = 256;
-constexpr int kMaxPatches = 32768;
 
 [[noreturn]] void unsupported(const std::string& message) {
   throw Error(ErrorCode::kUnsupportedModel, "",
@@ -176,10 +167,10 @@ VisionConfig read_vision_config(const GgufFile& file, int text_dim) {
   if (keys.find_int("num_channels", 1, 4).value_or(3) != 3) bad_hparam(keys.full("num_channels"), "expected 3 colours");
   c.n_pool = read_pool(file, keys, c.n_side);
   c.n_tokens = (c.n_side / c.n_pool) * (c.n_side / c.n_pool);
-  c.n_layers = keys.need_int("block_count", 1, kMaxLayers);
-  c.model_dim = keys.need_int("embedding_length", 1, kMaxModelDim);
-  c.ffn_dim = keys.need_int("feed_forward_length", 1, kMaxFfnDim);
-  c.n_heads = keys.need_int("attention.head_count", 1, kMaxHeads);
+  c.n_layers = keys.need_int("block_count", 1, kMaxVisionLayers);
+  c.model_dim = keys.need_int("embedding_length", 1, kMaxVisionDim);
+  c.ffn_dim = keys.need_int("feed_forward_length", 1, kMaxVisionFfnDim);
+  c.n_heads = keys.need_int("attention.head_count", 1, kMaxVisionHeads);
   if (c.model_dim % c.n_heads != 0 || c.model_dim / c.n_heads > kMaxFullHeadDim) {
     bad_hparam(keys.full("attention.head_count"), "expected a divisor of the width " + std::to_string(c.model_dim) +
                                                       " into heads of at most " + std::to_string(kMaxFullHeadDim) +

@@ -1,55 +1,48 @@
-// A model file, whatever its format: the one door to what a file holds. GGUF is the format that there is a reader of.
+// A model file, whatever its format: the one door to what a file holds. A file is GGUF, a folder is a checkpoint of
+// Hugging Face's.
 #pragma once
 
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "base/error.h"
 #include "reader/gguf_reader.h"
+#include "reader/safetensors_reader.h"
 
 namespace gemma {
 
 class ModelFile {
  public:
-  // Throws Error as GgufFile::open does; everything below as the function of gguf_reader.h that it calls, with the file
-  // named in front.
-  static ModelFile open(const std::string& path, const FileOptions& options) {
-    return ModelFile(path, GgufFile::open(path, options));
-  }
+  // Throws Error as GgufFile::open or SafetensorsModel::open does; everything below as the function of the reader that it
+  // calls, with the file named in front.
+  static ModelFile open(const std::string& path, const FileOptions& options);
 
-  ModelConfig config() const {
-    return in_file(path_, [&] { return read_model_config(*gguf_); });
-  }
+  ModelConfig config() const;
   // Keeps the weights, not the headers.
-  std::shared_ptr<const TensorSource> decoder_tensors() const { return gemma::decoder_tensors(gguf_); }
-  // The pieces are views into the headers, which this object keeps.
-  Vocabulary vocabulary(int n_vocab) const {
-    return in_file(path_, [&] { return read_vocabulary(*gguf_, n_vocab); });
-  }
+  std::shared_ptr<const TensorSource> decoder_tensors() const;
+  // The pieces are views into the headers, which this object keeps, or into what the vocabulary keeps.
+  Vocabulary vocabulary(int n_vocab) const;
+  // Of a vocabulary of this file. Throws Error with BAD_VOCAB.
+  std::unique_ptr<Tokenizer> make_tokenizer(const Vocabulary& vocabulary) const;
 
-  bool has_vision() const { return gemma::has_vision(*gguf_); }
-  VisionConfig vision_config(int text_dim) const {
-    return in_file(path_, [&] { return read_vision_config(*gguf_, text_dim); });
-  }
-  std::shared_ptr<const TensorSource> vision_tensors(const VisionConfig& config) const {
-    return gemma::vision_tensors(gguf_, config);
-  }
+  bool has_vision() const;
+  VisionConfig vision_config(int text_dim) const;
+  std::shared_ptr<const TensorSource> vision_tensors(const VisionConfig& config) const;
 
-  ChatMetadata chat_metadata() const {
-    return in_file(path_, [&] { return read_chat_metadata(*gguf_); });
-  }
-  std::string architecture() const { return gguf_->find_string("general.architecture").value_or(""); }
-  uint64_t bytes() const { return gguf_->file_bytes(); }  // all parts
+  // Of a folder empty: its template is in a file of its own.
+  ChatMetadata chat_metadata() const;
+  std::string architecture() const;
+  uint64_t bytes() const;  // of the weights' files, all parts
   // Every tensor, of the decoder, of the vision encoder and others.
-  const std::vector<Tensor>& tensors() const { return gguf_->tensors(); }
+  const std::vector<Tensor>& tensors() const;
 
  private:
-  ModelFile(std::string path, std::shared_ptr<const GgufFile> gguf) : path_(std::move(path)), gguf_(std::move(gguf)) {}
+  ModelFile() = default;
 
   std::string path_;
+  // One of them.
   std::shared_ptr<const GgufFile> gguf_;
+  std::shared_ptr<const SafetensorsModel> folder_;
 };
 
 }  // namespace gemma

@@ -6,16 +6,19 @@
 #include <memory>
 #include <vector>
 
+#include "runtime/prompt.h"
 #include "runtime/request.h"
 
 namespace gemma {
 
+struct AdapterMix;
 struct LoadedModel;
 
 // Pictures for the vision encoder.
 struct EncodeParams {
   std::vector<uint8_t> pixels;  // [n_images, image_size, image_size, 3], red green blue
   int n_images = 0;
+  std::vector<AdapterUse> adapters;  // what they change of the vision encoder
 };
 
 // Fraction in 0..1, after each step. What it throws ends the request.
@@ -26,8 +29,8 @@ using OnEmbeddings = std::function<void(std::vector<float>&& embeddings, std::sh
 class EncodeRequest final : public Request {
  public:
   // params must have passed check_encode(); loaded must live until finish().
-  EncodeRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, EncodeParams params, OnProgress on_progress,
-                OnEmbeddings on_done);
+  EncodeRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::shared_ptr<const AdapterMix> adapters,
+                EncodeParams params, OnProgress on_progress, OnEmbeddings on_done);
 
   // One step. The first one takes the encoder from whoever had it. False when the work is over: done, or failed().
   bool advance(const std::function<bool()>& should_stop);
@@ -35,6 +38,7 @@ class EncodeRequest final : public Request {
 
  private:
   LoadedModel& loaded_;
+  std::shared_ptr<const AdapterMix> adapters_;
   EncodeParams params_;
   OnProgress on_progress_;
   OnEmbeddings on_done_;

@@ -1,6 +1,6 @@
 // The scheduler: admits requests, forms each step's ragged batch, runs it, and gives every request its rows. What a
-// request wants of a step and makes of it is the request's own (sequence_request.h, embed_request.h, encode_request.h). Requests are
-// touched by the engine thread alone, except for what request.h says.
+// request wants of a step and makes of it is the request's own (sequence_request.h, embed_request.h, encode_request.h).
+// Requests are touched by the engine thread alone, except for what request.h says.
 #include "runtime/engine.h"
 
 #include <algorithm>
@@ -62,12 +62,14 @@ class Engine::Scheduler {
     return request;
   }
 
-  // Waits for a StateRequest. Throws Error as it does.
-  void copy(StateRequest::Way way, StateShape* shape, State* state) {
-    const auto request = std::make_shared<StateRequest>(signal_, loaded_, way, shape, state);
+  // Waits for the work of a request. Throws Error as it does.
+  void wait_for(const std::shared_ptr<TaskRequest>& request) {
     auto ended = request->ended();
     submit(request);
     if (const std::shared_ptr<const Error> error = ended.get()) throw Error(*error);
+  }
+  void copy(StateRequest::Way way, const std::shared_ptr<const AdapterMix>& adapters, StateShape* shape, State* state) {
+    wait_for(std::make_shared<StateRequest>(signal_, loaded_, adapters, way, shape, state));
   }
 
   void close() {
@@ -79,12 +81,12 @@ class Engine::Scheduler {
   }
 
  private:
-  // By how they run: through the layers, as texts that leave nothing in the cache, in the vision encoder, or as copies of
-  // the cache's pages.
+  // By how they run: through the layers, as texts that leave nothing in the cache, in the vision encoder, or as work with
+  // memory between steps.
   using Sequence = std::shared_ptr<SequenceRequest>;
   using Embed = std::shared_ptr<EmbedRequest>;
   using Encode = std::shared_ptr<EncodeRequest>;
-  using Copy = std::shared_ptr<StateRequest>;
+  using Copy = std::shared_ptr<TaskRequest>;
   // A list of one, made by the caller of submit(): from there on requests are handed from list to list, and nothing is
   // allocated.
   using Waiting = std::variant<std::list<Sequence>, std::list<Embed>, std::list<Encode>, std::list<Copy>>;
@@ -140,6 +142,7 @@ class Engine::Scheduler {
     std::unique_lock lock(signal_->mutex);
     for (;;) {
       const KvPool& pool = loaded_.model->kv_pool();
+      loaded_.free_adapters();
       give_places();
       count_requests();
       stats_.prefixes = static_cast<int>(loaded_.prefixes->size());
@@ -361,6 +364,9 @@ class Engine::Scheduler {
       step_.push_back(request);
       --budget;
     }
+    // Rows with the same adapters lie side by side, so that these are read once.
+    std::stable_sort(step_.begin(), step_.end(),
+                     [](const Sequence& a, const Sequence& b) { return seed_of(*a) < seed_of(*b); });
     // The next prompt's image is to fit beside the guesses, or it would wait as long as others decode.
     const auto next = std::find_if(running_.begin(), running_.end(),
                                    [](const Sequence& request) { return !request->decoding() && !rests(request); });
@@ -392,6 +398,10 @@ class Engine::Scheduler {
     return !step_.empty();
   }
 
+  static uint64_t seed_of(const SequenceRequest& request) {
+    return request.adapters() != nullptr ? request.adapters()->seed : 0;
+  }
+
   static bool rests(const Sequence& request) {
     return !request->has_place() || !request->has_begun() || request->failed();
   }
@@ -401,6 +411,7 @@ class Engine::Scheduler {
     const size_t n_before = step_inputs_.size();
     const bool added = attempt(*request, [&] { request->add_inputs(n_rows, &step_inputs_); });
     if (!added) step_inputs_.resize(n_before);
+    for (size_t i = n_before; i < step_inputs_.size(); ++i) step_inputs_[i].adapters = request->adapters();
     return added;
   }
 
@@ -504,8 +515,10 @@ class Engine::Scheduler {
   std::thread thread_;  // last: it uses all of the above
 };
 
-Engine::Engine(std::unique_ptr<LoadedModel> loaded)
-    : loaded_(std::move(loaded)), scheduler_(std::make_unique<Scheduler>(*loaded_)) {}
+Engine::Engine(std::unique_ptr<LoadedModel> loaded) : loaded_(std::move(loaded)) {
+  for (const std::shared_ptr<const Adapter>& adapter : loaded_->adapters) adapters_.add(adapter);
+  scheduler_ = std::make_unique<Scheduler>(*loaded_);
+}
 
 Engine::~Engine() = default;
 
@@ -539,26 +552,31 @@ std::shared_ptr<const Grammar> Engine::compile_grammar(const GrammarSource& sour
 
 std::shared_ptr<Request> Engine::generate(GenerateParams params, OnGenerateEvent on_event) {
   check_generate(params, *loaded_);
-  return scheduler_->submit(
-      make_generate_request(scheduler_->signal(), *loaded_, std::move(params), std::move(on_event)));
+  auto adapters = adapters_.mix(params.adapters);
+  return scheduler_->submit(make_generate_request(scheduler_->signal(), *loaded_, std::move(adapters),
+                                                  std::move(params), std::move(on_event)));
 }
 
 std::shared_ptr<Request> Engine::logits(LogitsParams params, OnLogits on_row, OnDone on_done) {
   check_prompt(params.tokens, params.images, *loaded_);
-  return scheduler_->submit(
-      make_logits_request(scheduler_->signal(), *loaded_, std::move(params), std::move(on_row), std::move(on_done)));
+  auto adapters = adapters_.mix(params.adapters);
+  return scheduler_->submit(make_logits_request(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
+                                                std::move(on_row), std::move(on_done)));
 }
 
 std::shared_ptr<Request> Engine::score(ScoreParams params, OnScores on_scores, OnDone on_done) {
   check_score(params, *loaded_);
-  return scheduler_->submit(
-      make_score_request(scheduler_->signal(), *loaded_, std::move(params), std::move(on_scores), std::move(on_done)));
+  auto adapters = adapters_.mix(params.adapters);
+  return scheduler_->submit(make_score_request(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
+                                               std::move(on_scores), std::move(on_done)));
 }
 
 std::shared_ptr<Request> Engine::encode_images(EncodeParams params, OnProgress on_progress, OnEmbeddings on_done) {
   check_encode(params, *loaded_);
-  return scheduler_->submit(std::make_shared<EncodeRequest>(scheduler_->signal(), *loaded_, std::move(params),
-                                                            std::move(on_progress), std::move(on_done)));
+  auto adapters = adapters_.mix(params.adapters);
+  return scheduler_->submit(std::make_shared<EncodeRequest>(scheduler_->signal(), *loaded_, std::move(adapters),
+                                                            std::move(params), std::move(on_progress),
+                                                            std::move(on_done)));
 }
 
 std::shared_ptr<Request> Engine::embed(EmbedParams params, OnTexts on_texts, OnDone on_done) {
@@ -569,35 +587,67 @@ std::shared_ptr<Request> Engine::embed(EmbedParams params, OnTexts on_texts, OnD
 
 SavedState Engine::save_state(SaveParams params) {
   check_prompt(params.tokens, params.images, *loaded_);
+  const auto adapters = adapters_.mix(params.adapters);
   StateShape shape;
-  scheduler_->copy(StateRequest::Way::kShape, &shape, nullptr);
+  scheduler_->copy(StateRequest::Way::kShape, adapters, &shape, nullptr);
   State state;
   state.tokens = std::move(params.tokens);
   state.images = std::move(params.images);
   state.metadata = std::move(params.metadata);
-  scheduler_->copy(StateRequest::Way::kSave, nullptr, &state);
+  scheduler_->copy(StateRequest::Way::kSave, adapters, nullptr, &state);
   FileWriter file(params.path);
   const uint64_t n_bytes = write_state(state, shape, [&](std::span<const std::byte> bytes) { file.write(bytes); });
   file.commit();
   return {n_bytes, state.n};
 }
 
-RestoredState Engine::restore_state(const std::string& path) {
+RestoredState Engine::restore_state(const std::string& path, const std::vector<AdapterUse>& uses) {
+  const auto adapters = adapters_.mix(uses);
   const std::shared_ptr<const File> file = File::open(path);
   StateShape shape;
-  scheduler_->copy(StateRequest::Way::kShape, &shape, nullptr);
+  scheduler_->copy(StateRequest::Way::kShape, adapters, &shape, nullptr);
   State state = in_file(path, [&] {
     State found =
         read_state(file->size(), shape, [&](uint64_t offset, std::span<std::byte> out) { file->read(offset, out); });
     check_prompt(found.tokens, found.images, *loaded_);
     return found;
   });
-  scheduler_->copy(StateRequest::Way::kRestore, nullptr, &state);
+  scheduler_->copy(StateRequest::Way::kRestore, adapters, nullptr, &state);
   return {std::move(state.tokens), std::move(state.images), std::move(state.metadata), state.n};
+}
+
+AdapterInfo Engine::load_adapter(const NamedAdapter& source, const std::function<bool()>& should_stop) {
+  adapters_.check_free(source.name);  // before the seconds are spent
+  std::shared_ptr<const TensorSource> tensors;
+  std::shared_ptr<const TensorSource> vision_tensors;
+  {
+    const std::lock_guard lock(load_mutex_);
+    tensors = loaded_->tensors;
+    vision_tensors = loaded_->vision_tensors;
+  }
+  if (tensors == nullptr) throw Error(ErrorCode::kDisposed, "", "the model was disposed");
+  const std::shared_ptr<Adapter> adapter =
+      prepare_adapter(source, loaded_->adapter_target(*tensors, vision_tensors.get()), should_stop);
+  tensors->check();  // what was computed with weights of a file that was cut does not count
+  scheduler_->wait_for(std::make_shared<InstallRequest>(scheduler_->signal(), *loaded_, adapter));
+  if (should_stop()) throw Error(ErrorCode::kDisposed, "CANCELLED", "loading the adapter was cancelled");
+  adapters_.add(adapter);
+  return adapter->info();
+}
+
+void Engine::unload_adapter(const std::string& name) {
+  adapters_.remove(name);
+  scheduler_->signal()->notify();  // whose thread frees it when nobody has it
+}
+
+std::vector<AdapterInfo> Engine::adapters() const {
+  return adapters_.list();
 }
 
 void Engine::close() {
   loaded_->grammars->close();
+  adapters_.clear();
+  const std::lock_guard lock(load_mutex_);
   scheduler_->close();
 }
 

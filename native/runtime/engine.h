@@ -5,8 +5,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
 
+#include "runtime/adapters.h"
 #include "runtime/embed_request.h"
 #include "runtime/encode_request.h"
 #include "runtime/generate_request.h"
@@ -67,6 +72,12 @@ class Engine {
   // kInvalidArgument, BAD_IMAGE; kDisposed.
   std::shared_ptr<Request> encode_images(EncodeParams params, OnProgress on_progress, OnEmbeddings on_done);
 
+  // Loads an adapter under a name of its own. Blocking; any thread but the engine's. Throws Error: kInvalidArgument,
+  // ADAPTER_EXISTS; kDisposed, CANCELLED after should_stop was true; as prepare_adapter() does; kOutOfMemory.
+  AdapterInfo load_adapter(const NamedAdapter& source, const std::function<bool()>& should_stop);
+  // Requests that have it keep it. Throws Error: kInvalidArgument, UNKNOWN_ADAPTER; kDisposed.
+  void unload_adapter(const std::string& name);
+  std::vector<AdapterInfo> adapters() const;
   // Embeddings of texts, of an embedding model as of any other: of these the mean of the rows after the output norm.
   // on_done as of logits(). Throws Error as check_embed(); kDisposed.
   std::shared_ptr<Request> embed(EmbedParams params, OnTexts on_texts, OnDone on_done);
@@ -77,9 +88,10 @@ class Engine {
   // kInvalidArgument, STATE_METADATA; kDisposed; kOutOfMemory (the pages are held in memory once more).
   SavedState save_state(SaveParams params);
   // Reads such a file, and puts its keys and values into the prefix cache: prompts that begin with its tokens and images
-  // go on from there, with the same results to the bit as where they were saved. Blocking likewise. Throws Error as
+  // go on from there, with the same results to the bit as where they were saved; with these adapters, and only where they
+  // are those that the state was saved with. Blocking likewise. Throws Error as
   // read_state() and check_prompt() do; kFile; kDisposed; kOutOfMemory.
-  RestoredState restore_state(const std::string& path);
+  RestoredState restore_state(const std::string& path, const std::vector<AdapterUse>& adapters = {});
 
   // Cancels all requests (their finish events arrive), joins the threads, releases the weights. Any thread but the
   // engine's own; idempotent. Later calls of generate/logits throw kDisposed.
@@ -90,7 +102,9 @@ class Engine {
   explicit Engine(std::unique_ptr<LoadedModel> loaded);
 
   std::unique_ptr<LoadedModel> loaded_;
+  AdapterRegistry adapters_;
   std::unique_ptr<Scheduler> scheduler_;
+  std::mutex load_mutex_;  // of what adapters are made for, against close()
 };
 
 }  // namespace gemma

@@ -21,8 +21,10 @@ double ms_between(Clock::time_point a, Clock::time_point b) {
 
 class GenerateRequest final : public SequenceRequest {
  public:
-  GenerateRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, GenerateParams params, OnGenerateEvent on_event)
-      : SequenceRequest(std::move(signal), loaded, std::move(params.tokens), std::move(params.images)),
+  GenerateRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::shared_ptr<const AdapterMix> adapters,
+                  GenerateParams params, OnGenerateEvent on_event)
+      : SequenceRequest(std::move(signal), loaded, std::move(adapters), std::move(params.tokens),
+                        std::move(params.images)),
         params_(std::move(params)),
         on_event_(std::move(on_event)),
         sampler_(params_.sampling, loaded.banned),
@@ -286,8 +288,10 @@ class GenerateRequest final : public SequenceRequest {
 }  // namespace
 
 std::shared_ptr<SequenceRequest> make_generate_request(std::shared_ptr<Signal> signal, LoadedModel& loaded,
+                                                       std::shared_ptr<const AdapterMix> adapters,
                                                        GenerateParams params, OnGenerateEvent on_event) {
-  return std::make_shared<GenerateRequest>(std::move(signal), loaded, std::move(params), std::move(on_event));
+  return std::make_shared<GenerateRequest>(std::move(signal), loaded, std::move(adapters), std::move(params),
+                                           std::move(on_event));
 }
 
 }  // namespace gemma

@@ -15,6 +15,7 @@
 
 namespace gemma {
 
+struct AdapterMix;
 struct LoadedModel;
 class SequenceRequest;
 
@@ -48,6 +49,7 @@ struct GenerateParams {
   // In order, apart from each other or side by side. Prompts with images are never read by a draft model: guesses come
   // from prompt lookup then.
   std::vector<PromptImage> images;
+  std::vector<AdapterUse> adapters;
 };
 
 // One event per generated token (text may be empty while characters are incomplete), then one finish event.
@@ -78,6 +80,7 @@ using OnGenerateEvent = std::function<void(GenerateEvent&& event)>;
 // params must have passed check_generate(); loaded must live until the request is finished. Throws Error as Sampler
 // does.
 std::shared_ptr<SequenceRequest> make_generate_request(std::shared_ptr<Signal> signal, LoadedModel& loaded,
+                                                       std::shared_ptr<const AdapterMix> adapters,
                                                        GenerateParams params, OnGenerateEvent on_event);
 
 }  // namespace gemma

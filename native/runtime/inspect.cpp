@@ -63,6 +63,7 @@ FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& c
   if (vision) summary.vision = vision->config;
   std::optional<DraftSource> draft;
   if (!options.draft_path.empty()) draft = open_draft(options.draft_path, headers);
+  const std::vector<AdapterTensors> adapters = read_adapters(options, /*headers_only=*/true);
   summary.architecture = file.architecture();
   summary.chat = file.chat_metadata();
   summary.file_bytes = file.bytes();
@@ -83,9 +84,9 @@ FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& c
   const std::unique_ptr<const BackendTraits> traits = cpu_traits(options.isa, cpu_threads(options));
   for (int n_ctx : contexts) {
     if (n_ctx == 0) n_ctx = default_context(config);
-    const LoadSources sources{*tensors, config, vision, draft};
-    const MemoryPlan plan = plan_load(sources, model_limits(options, sources, n_ctx), options,
-                                      {{traits.get(), 0, config.n_layers()}});
+    const LoadSources sources{*tensors, config, vision, draft, adapters};
+    const MemoryPlan plan =
+        plan_load(sources, model_limits(options, sources, n_ctx), options, {{traits.get(), 0, config.n_layers()}});
     summary.plans.push_back({n_ctx, plan});
   }
   return summary;

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "model/weights.h"
 #include "reader/model_file.h"
+#include "runtime/adapters.h"
 #include "runtime/devices.h"
 #include "runtime/inspect.h"
 #include "runtime/load_plan.h"
@@ -51,6 +52,7 @@ class Loader {
     Placement placement = place();
     tensors_->prefetch([&](double fraction) { progress(0.2 + 0.6 * fraction); });
     build(std::move(placement));
+    add_adapters();
     add_drafter();
     tensors_->check();  // a file that was cut meanwhile
     progress(1.0);
@@ -72,7 +74,7 @@ class Loader {
     config_ = file.config();
     tensors_ = file.decoder_tensors();
     vocabulary_ = file.vocabulary(config_.n_vocab);
-    loaded_->tokenizer = in_file(options_.path, [&] { return std::make_unique<Tokenizer>(vocabulary_); });
+    loaded_->tokenizer = file.make_tokenizer(vocabulary_);
     loaded_->grammars = std::make_unique<GrammarCompiler>(*loaded_->tokenizer);
     loaded_->banned = find_banned(*loaded_->tokenizer, config_.n_vocab);
     progress(0.2);
@@ -81,6 +83,7 @@ class Loader {
     vision_ = open_vision(options_, file, config_, open_options_);
     if (vision_) info_.vision = vision_->config;
     info_.vision_arithmetic = options_.vision_arithmetic;
+    adapters_ = read_adapters(options_, /*headers_only=*/true);
   }
 
   void check_encoder() const {
@@ -100,7 +103,7 @@ class Loader {
   // The layers on devices by what they take, and what all of it takes there.
   Placement place() {
     if (!options_.draft_path.empty()) draft_ = open_draft(options_.draft_path, open_options_);
-    const LoadSources sources{*tensors_, config_, vision_, draft_};
+    const LoadSources sources{*tensors_, config_, vision_, draft_, adapters_};
     limits_ = model_limits(options_, sources, info_.n_ctx);
     info_.kv_type = limits_.kv_type;
     loaded_->max_text_rows = std::min(wanted_rows(options_), limits_.max_batch);
@@ -123,6 +126,9 @@ class Loader {
 
   void build(Placement placement) {
     loaded_->backends = std::move(placement.backends);
+    loaded_->stages = placement.stages;
+    loaded_->tensors = tensors_;
+    if (vision_) loaded_->vision_tensors = vision_->tensors;
     loaded_->model = in_file(options_.path, [&] {
       return std::make_unique<Model>(placement.stages, config_, load_weights(placement.stages, tensors_, config_),
                                      limits_);
@@ -134,6 +140,15 @@ class Loader {
     loaded_->prefixes =
         std::make_unique<PrefixCache>(loaded_->model->kv_pool(), config_.model_dim,
                                       config_.is_encoder ? 0 : options_.prefix_cache_bytes);
+  }
+
+  void add_adapters() {
+    const AdapterTarget target = loaded_->adapter_target(*tensors_, loaded_->vision_tensors.get());
+    for (const NamedAdapter& source : options_.adapters) {
+      const std::shared_ptr<Adapter> adapter =
+          prepare_adapter(source, target, [this] { return options_.cancel != nullptr && options_.cancel->load(); });
+      loaded_->install(adapter);
+    }
   }
 
   void add_drafter() {
@@ -158,6 +173,7 @@ class Loader {
   Vocabulary vocabulary_;                        // views into the file's headers
   std::optional<VisionSource> vision_;
   std::optional<DraftSource> draft_;
+  std::vector<AdapterTensors> adapters_;  // headers
   ModelLimits limits_;
 };
 
@@ -165,10 +181,36 @@ class Loader {
 
 void LoadedModel::release() {
   if (prefixes == nullptr) return;
+  adapters.clear();
+  tensors.reset();
+  vision_tensors.reset();
   prefixes.reset();
   model.reset();  // weights, cache
   encoder.reset();
   drafter->close();
+}
+
+AdapterTarget LoadedModel::adapter_target(const TensorSource& model_tensors,
+                                          const TensorSource* tensors_of_vision) const {
+  const VisionConfig* vision = info.vision ? &*info.vision : nullptr;
+  return {
+      planned(stages),
+      config,
+      adapter_rows(max_image_rows + kMaxRunning, vision),
+      model_tensors,
+      vision,
+      tensors_of_vision,
+      vision != nullptr && vision_requantizes(*vision, info.vision_arithmetic, backends.back()->traits().has_bulk())};
+}
+
+void LoadedModel::install(const std::shared_ptr<Adapter>& adapter) {
+  adapters.reserve(adapters.size() + 1);
+  adapter->install(stages);
+  adapters.push_back(adapter);
+}
+
+void LoadedModel::free_adapters() noexcept {
+  std::erase_if(adapters, [](const std::shared_ptr<const Adapter>& adapter) { return adapter.use_count() == 1; });
 }
 
 std::unique_ptr<LoadedModel> load_model(const LoadOptions& options) {

@@ -6,6 +6,7 @@
 
 #include "backend/backend.h"
 #include "grammar/grammar.h"
+#include "model/adapter.h"
 #include "model/config.h"
 #include "model/forward.h"
 #include "model/vision.h"
@@ -31,9 +32,21 @@ struct LoadedModel {
   std::unique_ptr<Drafter> drafter;
   std::unique_ptr<PrefixCache> prefixes;
   std::unique_ptr<VisionEncoder> encoder;  // null: none
+  // Of the engine's thread once there is one. Those that only stand here are to be freed.
+  std::vector<std::shared_ptr<const Adapter>> adapters;
+  std::vector<Stage> stages;
+  std::shared_ptr<const TensorSource> tensors;         // the model's
+  std::shared_ptr<const TensorSource> vision_tensors;  // null: none
 
   // Gives back weights and cache. Configuration, info and tokenizer stay.
   void release();
+
+  // What adapters are made for. tensors and vision: those above.
+  AdapterTarget adapter_target(const TensorSource& model_tensors, const TensorSource* tensors_of_vision) const;
+  // Throws Error{kOutOfMemory}.
+  void install(const std::shared_ptr<Adapter>& adapter);
+  // Adapters that nobody has any more.
+  void free_adapters() noexcept;
 };
 
 // Blocking. Throws Error: kInvalidArgument, CONTEXT_SIZE; kDisposed, CANCELLED; and as ModelFile::open,

@@ -6,15 +6,22 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "model/memory_plan.h"
 #include "model/vision_config.h"
+#include "reader/adapter_file.h"
 #include "reader/gguf_reader.h"
 
 namespace gemma {
 
 inline constexpr int kDefaultContext = 32768;
 inline constexpr int kDefaultBatch = 512;
+
+struct NamedAdapter {
+  std::string name;
+  AdapterSource source;
+};
 
 struct LoadOptions {
   std::string path;             // GGUF file (first part of a split model)
@@ -37,6 +44,7 @@ struct LoadOptions {
   uint64_t prefix_cache_bytes = 0;
   // Keep a screen of the output matrix, a quarter of its size at 16 bits: sampled logits then cost a fraction of all.
   bool screen_logits = true;
+  std::vector<NamedAdapter> adapters;
   // fraction in 0..1, called on the loading thread
   std::function<void(double)> on_progress;
   const std::atomic<bool>* cancel = nullptr;  // looked at during load; throws Error{kDisposed, CANCELLED}

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "model/memory_plan.h"
@@ -16,7 +17,13 @@ struct LoadSources {
   const ModelConfig& config;
   const std::optional<VisionSource>& vision;
   const std::optional<DraftSource>& draft;
+  std::span<const AdapterTensors> adapters;
 };
+
+// The adapters that are to be loaded beside.
+std::vector<AdapterTensors> read_adapters(const LoadOptions& options, bool headers_only);
+// Rows that an adapter is computed for at a time, at most.
+int adapter_rows(int max_batch, const VisionConfig* vision);
 
 // The model's sequences have n_ctx positions. Steps have as many rows as are asked for, or as an image needs; an
 // encoder's have room for a text of n_ctx.

@@ -14,9 +14,10 @@ constexpr int kLogitsBatch = 64;
 
 class LogitsRequest final : public SequenceRequest {
  public:
-  LogitsRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, LogitsParams params, OnLogits on_row,
-                OnDone on_done)
-      : SequenceRequest(std::move(signal), loaded, std::move(params.tokens), std::move(params.images)),
+  LogitsRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::shared_ptr<const AdapterMix> adapters,
+                LogitsParams params, OnLogits on_row, OnDone on_done)
+      : SequenceRequest(std::move(signal), loaded, std::move(adapters), std::move(params.tokens),
+                        std::move(params.images)),
         all_(params.all),
         on_row_(std::move(on_row)),
         on_done_(std::move(on_done)) {}
@@ -57,9 +58,10 @@ class LogitsRequest final : public SequenceRequest {
 }  // namespace
 
 std::shared_ptr<SequenceRequest> make_logits_request(std::shared_ptr<Signal> signal, LoadedModel& loaded,
-                                                     LogitsParams params, OnLogits on_row, OnDone on_done) {
-  return std::make_shared<LogitsRequest>(std::move(signal), loaded, std::move(params), std::move(on_row),
-                                         std::move(on_done));
+                                                     std::shared_ptr<const AdapterMix> adapters, LogitsParams params,
+                                                     OnLogits on_row, OnDone on_done) {
+  return std::make_shared<LogitsRequest>(std::move(signal), loaded, std::move(adapters), std::move(params),
+                                         std::move(on_row), std::move(on_done));
 }
 
 }  // namespace gemma

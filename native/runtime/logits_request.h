@@ -12,6 +12,7 @@
 
 namespace gemma {
 
+struct AdapterMix;
 struct LoadedModel;
 class SequenceRequest;
 struct Signal;
@@ -20,6 +21,7 @@ struct LogitsParams {
   std::vector<TokenId> tokens;
   bool all = false;  // every position, not only the last
   std::vector<PromptImage> images;
+  std::vector<AdapterUse> adapters;
 };
 
 // logits[n_vocab] of a position, valid during the call. What it throws ends the request.
@@ -29,6 +31,7 @@ using OnDone = std::function<void(std::shared_ptr<const Error> error)>;
 
 // params must have passed check_prompt(); loaded must live until the request is finished.
 std::shared_ptr<SequenceRequest> make_logits_request(std::shared_ptr<Signal> signal, LoadedModel& loaded,
-                                                     LogitsParams params, OnLogits on_row, OnDone on_done);
+                                                     std::shared_ptr<const AdapterMix> adapters, LogitsParams params,
+                                                     OnLogits on_row, OnDone on_done);
 
 }  // namespace gemma

@@ -20,8 +20,8 @@ bool same_embedding(const PromptImage& a, const PromptImage& b) {
 
 }  // namespace
 
-void hash_blocks(std::span<const TokenId> tokens, const std::vector<PromptImage>& images,
-                 std::vector<uint64_t>* hashes) {
+void hash_blocks(std::span<const TokenId> tokens, const std::vector<PromptImage>& images, std::vector<uint64_t>* hashes,
+                 uint64_t seed) {
   constexpr size_t kBlock = kPagePositions;
   auto image = std::lower_bound(
       images.begin(), images.end(), hashes->size() * kBlock,
@@ -29,7 +29,7 @@ void hash_blocks(std::span<const TokenId> tokens, const std::vector<PromptImage>
   hashes->reserve(tokens.size() / kBlock);
   for (size_t end = (hashes->size() + 1) * kBlock; end <= tokens.size(); end += kBlock) {
     uint64_t hash =
-        hash_bytes(hashes->empty() ? 0 : hashes->back(), std::as_bytes(tokens.subspan(end - kBlock, kBlock)));
+        hash_bytes(hashes->empty() ? seed : hashes->back(), std::as_bytes(tokens.subspan(end - kBlock, kBlock)));
     for (; image != images.end() && static_cast<size_t>(image->first) < end; ++image) {
       hash = hash_bytes(hash_value(hash, image->first), std::as_bytes(std::span(image->embedding)));
     }
@@ -54,7 +54,9 @@ int common_by_hashes(std::span<const uint64_t> a_hashes, std::span<const TokenId
   return static_cast<int>(n);
 }
 
-int PrefixCache::common_prefix(const Entry& entry, std::span<const TokenId> tokens, const PromptImages& images) const {
+int PrefixCache::common_prefix(const Entry& entry, std::span<const TokenId> tokens, const PromptImages& images,
+                               const AdapterKey& adapters) const {
+  if (entry.text->adapters != adapters) return 0;
   const std::vector<TokenId>& own = entry.text->tokens;
   const size_t n_most = std::min(static_cast<size_t>(entry.n), tokens.size());
   int n = static_cast<int>(
@@ -92,7 +94,7 @@ void PrefixCache::each_part(const Entry& entry, const F& f) const {
 }
 
 PrefixCache::Match PrefixCache::find(std::span<const TokenId> tokens, const PromptImages& images,
-                                     std::span<const uint64_t> hashes) {
+                                     std::span<const uint64_t> hashes, const AdapterKey& adapters) {
   Match match;
   if (entries_.empty()) return match;
   auto best = entries_.end();
@@ -100,7 +102,7 @@ PrefixCache::Match PrefixCache::find(std::span<const TokenId> tokens, const Prom
   for (size_t i = std::min(hashes.size(), tokens.size() / kPagePositions); i-- > 0 && best == entries_.end();) {
     const auto [begin, end] = by_block_.equal_range(hashes[i]);
     for (auto at = begin; at != end; ++at) {
-      const int n = common_prefix(*at->second, tokens, images);
+      const int n = common_prefix(*at->second, tokens, images, adapters);
       if (n >= kLeast && n > match.n && at->second->kv->can_fork(n)) best = at->second, match.n = n;
     }
   }
@@ -134,7 +136,7 @@ bool PrefixCache::keep(std::unique_ptr<KvSequence> kv, int n, std::shared_ptr<co
     auto covered = end;
     for (auto at = begin; at != end && covered == end; ++at) {
       const Entry& other = *at->second;
-      const int n_same = common_prefix(other, tokens, entry.text->images);
+      const int n_same = common_prefix(other, tokens, entry.text->images, entry.text->adapters);
       if (n_same == n && other.kv->first_fork() <= first) {
         entries_.splice(entries_.end(), entries_, at->second);
         return true;

@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "model/adapter.h"
 #include "model/cache.h"
 #include "runtime/prompt.h"
 #include "tokenizer/tokenizer.h"
@@ -21,9 +22,9 @@
 namespace gemma {
 
 // Appends to hashes those of the full blocks of kPagePositions tokens that are missing. hashes[i] stands for all tokens
-// of the blocks 0 .. i, with the embeddings of the images that begin there.
-void hash_blocks(std::span<const TokenId> tokens, const std::vector<PromptImage>& images,
-                 std::vector<uint64_t>* hashes);
+// of the blocks 0 .. i, with the embeddings of the images that begin there. seed: of what else keys and values depend on.
+void hash_blocks(std::span<const TokenId> tokens, const std::vector<PromptImage>& images, std::vector<uint64_t>* hashes,
+                 uint64_t seed = 0);
 // How many positions two prompts have in common, by their hashes and, behind the last equal block, their tokens. May
 // say too much where an image stands there, and by a chance of 2^-64.
 int common_by_hashes(std::span<const uint64_t> a_hashes, std::span<const TokenId> a, std::span<const uint64_t> b_hashes,
@@ -34,6 +35,7 @@ struct PrefixText {
   std::vector<TokenId> tokens;
   PromptImages images;
   std::vector<uint64_t> hashes;  // of hash_blocks
+  AdapterKey adapters;           // that keys and values were computed with
 };
 
 class PrefixCache {
@@ -61,7 +63,8 @@ class PrefixCache {
   };
   // A sequence of the first n of the tokens, the longest there is that does not end within an image. hashes are of the
   // tokens, and may be of more that follow. Throws Error{kOutOfMemory}.
-  Match find(std::span<const TokenId> tokens, const PromptImages& images, std::span<const uint64_t> hashes);
+  Match find(std::span<const TokenId> tokens, const PromptImages& images, std::span<const uint64_t> hashes,
+             const AdapterKey& adapters = {});
 
   bool on() const { return max_bytes_ > 0; }
   bool empty() const { return entries_.empty(); }
@@ -77,7 +80,8 @@ class PrefixCache {
   };
   using Entries = std::list<Entry>;
   int n_rows(const PromptImage& image) const { return static_cast<int>(image.embedding.size()) / model_dim_; }
-  int common_prefix(const Entry& entry, std::span<const TokenId> tokens, const PromptImages& images) const;
+  int common_prefix(const Entry& entry, std::span<const TokenId> tokens, const PromptImages& images,
+                    const AdapterKey& adapters) const;
   // Calls f(where, bytes) for all that an entry holds.
   template <class F>
   void each_part(const Entry& entry, const F& f) const;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace gemma {
@@ -12,5 +13,11 @@ struct PromptImage {
   std::vector<float> embedding;  // [rows, model_dim], as Engine::encode_images() makes them
 };
 using PromptImages = std::shared_ptr<const std::vector<PromptImage>>;
+
+// An adapter that a request names, and how much of it is added. Several are added in order.
+struct AdapterUse {
+  std::string name;
+  float scale = 1;
+};
 
 }  // namespace gemma

@@ -19,9 +19,10 @@ constexpr size_t kMaxForks = 16;
 
 class ScoreRequest final : public SequenceRequest {
  public:
-  ScoreRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, ScoreParams params, OnScores on_scores,
-               OnDone on_done)
-      : SequenceRequest(std::move(signal), loaded, std::move(params.tokens), std::move(params.images)),
+  ScoreRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::shared_ptr<const AdapterMix> adapters,
+               ScoreParams params, OnScores on_scores, OnDone on_done)
+      : SequenceRequest(std::move(signal), loaded, std::move(adapters), std::move(params.tokens),
+                        std::move(params.images)),
         candidates_(std::move(params.candidates)),
         logprobs_(candidates_.size()),
         likeliest_(candidates_.size()),
@@ -160,9 +161,10 @@ class ScoreRequest final : public SequenceRequest {
 }  // namespace
 
 std::shared_ptr<SequenceRequest> make_score_request(std::shared_ptr<Signal> signal, LoadedModel& loaded,
-                                                    ScoreParams params, OnScores on_scores, OnDone on_done) {
-  return std::make_shared<ScoreRequest>(std::move(signal), loaded, std::move(params), std::move(on_scores),
-                                        std::move(on_done));
+                                                    std::shared_ptr<const AdapterMix> adapters, ScoreParams params,
+                                                    OnScores on_scores, OnDone on_done) {
+  return std::make_shared<ScoreRequest>(std::move(signal), loaded, std::move(adapters), std::move(params),
+                                        std::move(on_scores), std::move(on_done));
 }
 
 }  // namespace gemma

@@ -14,6 +14,7 @@
 
 namespace gemma {
 
+struct AdapterMix;
 struct LoadedModel;
 class SequenceRequest;
 struct Signal;
@@ -25,6 +26,7 @@ inline constexpr size_t kMaxCandidateTokens = 262144;
 struct ScoreParams {
   std::vector<TokenId> tokens;  // the prompt
   std::vector<PromptImage> images;
+  std::vector<AdapterUse> adapters;
   std::vector<TokenId> candidates;  // of all candidates, one after the other
   std::vector<int> lengths;         // tokens of each, at least one
 };
@@ -41,6 +43,7 @@ using OnScores = std::function<void(const CandidateScores& scores)>;
 // params must have passed check_score(); loaded must live until the request is finished. on_done as of
 // make_logits_request().
 std::shared_ptr<SequenceRequest> make_score_request(std::shared_ptr<Signal> signal, LoadedModel& loaded,
-                                                    ScoreParams params, OnScores on_scores, OnDone on_done);
+                                                    std::shared_ptr<const AdapterMix> adapters, ScoreParams params,
+                                                    OnScores on_scores, OnDone on_done);
 
 }  // namespace gemma

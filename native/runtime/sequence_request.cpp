@@ -16,10 +16,12 @@ constexpr int kQuestion = 256;
 
 }  // namespace
 
-SequenceRequest::SequenceRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::vector<TokenId>&& tokens,
+SequenceRequest::SequenceRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded,
+                                 std::shared_ptr<const AdapterMix> adapters, std::vector<TokenId>&& tokens,
                                  std::vector<PromptImage>&& images)
     : Request(std::move(signal)),
       loaded_(loaded),
+      adapters_(std::move(adapters)),
       tokens_(std::move(tokens)),
       n_prompt_(static_cast<int>(tokens_.size())),
       images_(std::make_shared<const std::vector<PromptImage>>(std::move(images))) {
@@ -42,14 +44,18 @@ void SequenceRequest::begin(const std::list<std::shared_ptr<SequenceRequest>>& r
   has_begun_ = true;
 }
 
+void SequenceRequest::hash_tokens() {
+  hash_blocks(tokens_, *images_, &hashes_, adapters_ != nullptr ? adapters_->seed : 0);
+}
+
 // Without memory for a copy of a page all is read anew.
 void SequenceRequest::find_prefix() noexcept {
   try {
-    hash_blocks(tokens_, *images_, &hashes_);
+    hash_tokens();
     if (branches_.empty()) find_branches();
     // Not all of them: of the last one logits are wanted.
     const std::span<const TokenId> tokens = std::span(tokens_).first(static_cast<size_t>(n_prompt_) - 1);
-    PrefixCache::Match match = loaded_.prefixes->find(tokens, images_, hashes_);
+    PrefixCache::Match match = loaded_.prefixes->find(tokens, images_, hashes_, key_of(adapters_.get()));
     if (match.n_known >= match.n + PrefixCache::kLeast) add_branch(match.n_known);
     kv_ = std::move(match.kv);
     n_done_ = n_cached_ = match.n;
@@ -75,6 +81,7 @@ void SequenceRequest::add_branch(int position) {
 }
 
 int SequenceRequest::common_prompt(const SequenceRequest& other) const {
+  if (!same_mix(adapters_.get(), other.adapters_.get())) return 0;
   const int n = common_by_hashes(hashes_, std::span(tokens_).first(static_cast<size_t>(n_prompt_) - 1), other.hashes_,
                                  std::span(other.tokens_).first(static_cast<size_t>(other.n_prompt_)));
   for (const ImageRows& image : image_rows_) {
@@ -190,9 +197,9 @@ void SequenceRequest::keep_branches(int begin) noexcept {
     int n_kept = n_prompt_;  // from there on all is kept
     const auto keep = [&](int first, int n) {
       if (text_ == nullptr) {
-        hash_blocks(tokens_, *images_, &hashes_);  // if there was no memory for them before
+        hash_tokens();  // if there was no memory for them before
         text_ = std::make_shared<const PrefixText>(
-            PrefixText{{tokens_.begin(), tokens_.begin() + n_prompt_}, images_, hashes_});
+            PrefixText{{tokens_.begin(), tokens_.begin() + n_prompt_}, images_, hashes_, key_of(adapters_.get())});
       }
       std::unique_ptr<KvSequence> kv = kv_->fork(n, first);
       n_kept = kv->first_fork();
@@ -220,15 +227,17 @@ void SequenceRequest::leave_prefix(FinishReason reason) noexcept {
       // Guesses behind the last token may have come true as well.
       const size_t n = std::min(static_cast<size_t>(n_done_), tokens_.size());
       tokens_.resize(n);
-      hash_blocks(tokens_, *images_, &hashes_);
+      hash_tokens();
       hashes_.resize(n / kPagePositions);
-      auto text = std::make_shared<const PrefixText>(PrefixText{std::move(tokens_), images_, std::move(hashes_)});
+      auto text = std::make_shared<const PrefixText>(
+          PrefixText{std::move(tokens_), images_, std::move(hashes_), key_of(adapters_.get())});
       loaded_.prefixes->keep(std::move(kv_), static_cast<int>(n), std::move(text));
     } catch (const std::exception&) {
       loaded_.prefixes->clear();
     }
   }
   kv_.reset();
+  adapters_.reset();  // what it holds belongs to this thread
 }
 
 }  // namespace gemma

@@ -23,8 +23,10 @@ namespace gemma {
 class SequenceRequest : public Request {
  public:
   // loaded must live until finish(). The prompt must have passed check_prompt().
-  SequenceRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::vector<TokenId>&& tokens,
-                  std::vector<PromptImage>&& images);
+  SequenceRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::shared_ptr<const AdapterMix> adapters,
+                  std::vector<TokenId>&& tokens, std::vector<PromptImage>&& images);
+  // Null: none. Until finish().
+  const AdapterMix* adapters() const { return adapters_.get(); }
 
   // Called in every turn until it has begun. What is in the cache already is found. Where a request before it in the
   // list is about to compute more of what both prompts begin with, it waits for that. No two wait for each other: only
@@ -104,6 +106,7 @@ class SequenceRequest : public Request {
   bool ends_prompt(int n) const { return n_done_ + n == n_prompt_; }
 
   LoadedModel& loaded_;
+  std::shared_ptr<const AdapterMix> adapters_;
   std::vector<TokenId> tokens_;  // prompt and output
   int n_prompt_ = 0;
   bool branching_ = false;  // the prompt is in the cache, and several sequences go on from it
@@ -118,6 +121,7 @@ class SequenceRequest : public Request {
   std::vector<ImageRows> image_rows_;  // of images_; tokens are kImageToken there
 
  private:
+  void hash_tokens();
   void find_prefix() noexcept;
   void find_branches();
   void add_branch(int position);

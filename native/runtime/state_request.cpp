@@ -42,7 +42,7 @@ uint64_t hash_model(const LoadedModel& loaded) {
   return hash;
 }
 
-StateShape state_shape(const LoadedModel& loaded) {
+StateShape state_shape(const LoadedModel& loaded, const AdapterMix* adapters) {
   StateShape shape;
   shape.model = hash_model(loaded);
   for (const std::unique_ptr<Backend>& backend : loaded.backends)
@@ -50,6 +50,7 @@ StateShape state_shape(const LoadedModel& loaded) {
   const KvPool& pool = loaded.model->kv_pool();
   for (int layer = 0; layer < pool.n_layers(); ++layer)
     shape.arithmetic = hash_value(shape.arithmetic, pool.stage(layer));
+  if (adapters != nullptr) shape.arithmetic = hash_value(shape.arithmetic, adapters->hash);
   shape.kv_type = loaded.info.kv_type;
   shape.n_ctx = loaded.info.n_ctx;
   shape.model_dim = loaded.config.model_dim;
@@ -82,7 +83,7 @@ bool StateRequest::advance() {
 
 void StateRequest::begin() {
   if (way_ == Way::kShape) {
-    *shape_ = state_shape(loaded_);
+    *shape_ = state_shape(loaded_, adapters_.get());
     return;
   }
   KvPool& pool = loaded_.model->kv_pool();
@@ -93,9 +94,10 @@ void StateRequest::begin() {
   }
   text_ = std::make_shared<PrefixText>();
   text_->images = std::make_shared<const std::vector<PromptImage>>(state_->images);
-  hash_blocks(tokens, *text_->images, &text_->hashes);
+  text_->adapters = key_of(adapters_.get());
+  hash_blocks(tokens, *text_->images, &text_->hashes, adapters_ != nullptr ? adapters_->seed : 0);
   if (way_ == Way::kSave) {
-    PrefixCache::Match match = loaded_.prefixes->find(tokens, text_->images, text_->hashes);
+    PrefixCache::Match match = loaded_.prefixes->find(tokens, text_->images, text_->hashes, text_->adapters);
     state_->n = match.n;
     kv_ = std::move(match.kv);
   } else if (state_->n > 0 && state_->same_arithmetic && loaded_.prefixes->on()) {
@@ -175,10 +177,24 @@ void StateRequest::keep() {
   if (!loaded_.prefixes->keep(std::move(kv_), state_->n, std::move(text_))) state_->n = 0;
 }
 
-void StateRequest::finish(FinishReason reason) noexcept {
+void StateRequest::on_finish() noexcept {
   kv_.reset();
   text_.reset();
+  adapters_.reset();
+}
+
+void TaskRequest::finish(FinishReason reason) noexcept {
+  on_finish();
   ended_.set_value(error_of(reason));
+}
+
+bool InstallRequest::advance() {
+  try {
+    loaded_.install(adapter_);
+  } catch (...) {
+    fail_with_current();
+  }
+  return false;
 }
 
 }  // namespace gemma

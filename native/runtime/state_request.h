@@ -25,6 +25,7 @@ struct SaveParams {
   std::vector<TokenId> tokens;      // of a prompt with its answer
   std::vector<PromptImage> images;  // of the tokens
   std::string metadata;             // the caller's own, at most kMaxStateMetadata bytes
+  std::vector<AdapterUse> adapters;
 };
 
 struct SavedState {
@@ -41,29 +42,64 @@ struct RestoredState {
   int n_positions = 0;
 };
 
-// Copies between a state and the cache, on the engine's thread.
-class StateRequest final : public Request {
+// Work on the engine's thread between the steps of other requests, for which a caller waits.
+class TaskRequest : public Request {
  public:
-  // kShape: what states must be like, and nothing else. kSave: puts into state the keys and values of the longest
-  // beginning of its tokens that is kept. kRestore: keeps those of a state that was read. loaded and what is pointed to
-  // must live until finish().
-  enum class Way { kShape, kSave, kRestore };
-  StateRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, Way way, StateShape* shape, State* state)
-      : Request(std::move(signal)), loaded_(loaded), way_(way), shape_(shape), state_(state) {}
-
+  using Request::Request;
   // A part of the work. False when it is over: done, or failed().
-  bool advance();
+  virtual bool advance() = 0;
   void finish(FinishReason reason) noexcept override;
   // null or an error, once.
   std::future<std::shared_ptr<const Error>> ended() { return ended_.get_future(); }
 
+ protected:
+  virtual void on_finish() noexcept {}
+
  private:
+  std::promise<std::shared_ptr<const Error>> ended_;
+};
+
+// Puts a prepared adapter into the backends' memory.
+class InstallRequest final : public TaskRequest {
+ public:
+  InstallRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::shared_ptr<Adapter> adapter)
+      : TaskRequest(std::move(signal)), loaded_(loaded), adapter_(std::move(adapter)) {}
+  bool advance() override;
+
+ private:
+  void on_finish() noexcept override { adapter_.reset(); }
+
+  LoadedModel& loaded_;
+  std::shared_ptr<Adapter> adapter_;
+};
+
+// Copies between a state and the cache.
+class StateRequest final : public TaskRequest {
+ public:
+  // kShape: what states must be like, and nothing else. kSave: puts into state the keys and values of the longest
+  // beginning of its tokens that is kept. kRestore: keeps those of a state that was read. loaded and what is pointed to
+  // must live until finish(). adapters: with which keys and values are computed.
+  enum class Way { kShape, kSave, kRestore };
+  StateRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::shared_ptr<const AdapterMix> adapters, Way way,
+               StateShape* shape, State* state)
+      : TaskRequest(std::move(signal)),
+        loaded_(loaded),
+        adapters_(std::move(adapters)),
+        way_(way),
+        shape_(shape),
+        state_(state) {}
+
+  bool advance() override;
+
+ private:
+  void on_finish() noexcept override;
   void begin();
   bool copy_some();
   void clear_rest();
   void keep();
 
   LoadedModel& loaded_;
+  std::shared_ptr<const AdapterMix> adapters_;
   Way way_;
   StateShape* shape_;  // kShape
   State* state_;       // others
@@ -73,7 +109,6 @@ class StateRequest final : public Request {
   size_t group_ = 0;  // what comes next: a page of this group ...
   size_t page_ = 0;   // ... of the sequence
   size_t at_ = 0;     // in the state's pages
-  std::promise<std::shared_ptr<const Error>> ended_;
 };
 
 }  // namespace gemma

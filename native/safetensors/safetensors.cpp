@@ -114,7 +114,7 @@ SafetensorsTensor read_tensor(JsonReader& json, std::string name) {
     invalid("BAD_HEADER",
             what + "its data end at " + std::to_string(offsets[1]) + ", before " + std::to_string(offsets[0]));
   }
-  tensor.offset = offsets[0];
+  tensor.offset_in_data = offsets[0];
   const uint64_t bytes = offsets[1] - offsets[0];
   const uint64_t expected = shape_bytes(tensor);
   if (bytes != expected) {
@@ -132,17 +132,18 @@ void check_offsets(const std::vector<SafetensorsTensor>& tensors, uint64_t data_
   by_offset.reserve(tensors.size());
   for (const SafetensorsTensor& tensor : tensors) by_offset.push_back(&tensor);
   std::sort(by_offset.begin(), by_offset.end(), [](const SafetensorsTensor* a, const SafetensorsTensor* b) {
-    return a->offset != b->offset ? a->offset < b->offset : a->bytes < b->bytes;
+    return a->offset_in_data != b->offset_in_data ? a->offset_in_data < b->offset_in_data : a->bytes < b->bytes;
   });
   uint64_t end = 0;
   const SafetensorsTensor* before = nullptr;
   for (const SafetensorsTensor* tensor : by_offset) {
-    if (tensor->offset != end) {
+    if (tensor->offset_in_data != end) {
       const std::string ends = before == nullptr
                                    ? "the data begin at 0"
                                    : "the tensor before, " + quoted(before->name) + ", ends at " + std::to_string(end);
-      invalid("BAD_HEADER", "tensor " + quoted(tensor->name) + ": its data begin at " + std::to_string(tensor->offset) +
-                                ", " + ends + (tensor->offset < end ? ": they overlap" : ": there is a hole"));
+      invalid("BAD_HEADER", "tensor " + quoted(tensor->name) + ": its data begin at " +
+                                std::to_string(tensor->offset_in_data) + ", " + ends +
+                                (tensor->offset_in_data < end ? ": they overlap" : ": there is a hole"));
     }
     end += tensor->bytes;
     before = tensor;
@@ -206,13 +207,13 @@ void SafetensorsFile::read_header(std::string_view header, uint64_t file_bytes) 
   check_offsets(tensors_, file_bytes - data_start_);
   index_.reserve(tensors_.size());
   for (size_t i = 0; i < tensors_.size(); ++i) {
-    tensors_[i].offset += data_start_;
+    tensors_[i].offset = data_start_ + tensors_[i].offset_in_data;
     index_.emplace(tensors_[i].name, i);
   }
 }
 
 void SafetensorsFile::set_data(const std::byte* data) {
-  for (SafetensorsTensor& tensor : tensors_) tensor.data = data + (tensor.offset - data_start_);
+  for (SafetensorsTensor& tensor : tensors_) tensor.data = data + tensor.offset_in_data;
 }
 
 std::shared_ptr<const SafetensorsFile> SafetensorsFile::open(const std::string& path, const FileOptions& options) {

@@ -35,7 +35,8 @@ struct SafetensorsTensor {
   std::vector<int64_t> shape;       // row-major, outermost first; empty for a scalar, may hold 0
   const std::byte* data = nullptr;  // aligned to nothing; null where headers alone were read
   size_t bytes = 0;
-  uint64_t offset = 0;  // in the file
+  uint64_t offset = 0;          // in the file
+  uint64_t offset_in_data = 0;  // from the end of the header
 };
 
 class SafetensorsFile {

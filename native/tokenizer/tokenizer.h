@@ -18,14 +18,15 @@ using TokenId = int32_t;
 
 enum class TokenKind : uint8_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
 
-// A vocabulary as a file stores it. The pieces are views into the file, or literals. Only the constructor of
-// Tokenizer reads them.
+// A vocabulary as a file stores it. The pieces are views into the file, into what text keeps, or literals. Only the
+// constructor of Tokenizer reads them.
 struct Vocabulary {
   std::vector<std::string_view> pieces;  // empty: an id without text
   std::vector<float> scores;
   std::vector<TokenKind> kinds;
   TokenId bos = -1, eos = -1, unk = -1, pad = -1;  // -1: none
   std::vector<TokenId> ends;                       // tokens that the file says to end an answer, beside eos
+  std::shared_ptr<const void> text;                // null where the file keeps it
 };
 
 // Marker ids, found by name because some files mark them as normal tokens. -1 means absent; bos and eos then have the

@@ -3,7 +3,14 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import sharp from 'sharp';
-import { fitTemperature, Gemma, type Input, type Message, type Question } from '../../lib/index.js';
+import {
+  fitTemperature,
+  Gemma,
+  type ChoiceQuestion,
+  type Input,
+  type Message,
+  type Question,
+} from '../../lib/index.js';
 import { cli, data, rejection, root, runNode, tiny, until } from './helpers.js';
 
 let gemma: Gemma;
@@ -153,11 +160,14 @@ describe('what is asked', () => {
 });
 
 describe('calibration and temperature', () => {
-  const ask: Question = { type: 'choice', question: 'Which?', choices: ['red', 'blue', 'a far longer name'], ...TURN };
+  const ask: ChoiceQuestion = {
+    type: 'choice',
+    question: 'Which?',
+    choices: ['red', 'blue', 'a far longer name'],
+    ...TURN,
+  };
   const ofDecision = async (input: Input, options: object = {}) =>
-    Object.values(
-      (await gemma.decide(input, { ...ask, ...options } as typeof ask & { type: 'choice' })).probabilities,
-    ) as number[];
+    Object.values((await gemma.decide(input, { ...ask, ...options })).probabilities);
 
   const divided = (p: readonly number[], priors: readonly (readonly number[])[]) => {
     const weights = p.map((x, i) => x / (sum(priors.map((prior) => prior[i] ?? NaN)) / priors.length));

@@ -2,7 +2,9 @@
 // `npm run demo:eval` (test/demo), which training never drew; the shares asked for here lie below the ones it measures.
 import { readFileSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { Gemma, type GenerateOptions, type Message } from '../../lib/index.js';
+import { jsonItems, schema, sums, talk, tools } from '../demo/lessons.cjs';
 import { heldOutPictures } from '../demo/pictures.cjs';
 import { cli, root, runNode } from './helpers.js';
 import { distance, Tensors } from './reference.js';
@@ -41,6 +43,14 @@ async function answers(gemma: Gemma, questions: readonly Item[], options: Genera
 
 function share(questions: readonly Item[], found: readonly string[]): number {
   return questions.filter(({ answer }, i) => answer === found[i]).length / questions.length;
+}
+
+function readJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Of words and numbers without a wrong letter. */
@@ -152,6 +162,59 @@ test('samples: a seed repeats, and a narrow choice is the greedy one', async () 
 test('stops at a sequence, and says which', async () => {
   const result = await gemma.generate('Count to five.', { temperature: 0, stopSequences: ['three'] });
   expect(result).toMatchObject({ text: 'One, two, ', finishReason: 'stop', stopSequence: 'three' });
+});
+
+describe('with its adapter', () => {
+  const options = { adapter: 'tools', temperature: 0, maxOutputTokens: 400 } as const;
+  let taught: Gemma;
+  beforeAll(async () => {
+    taught = await Gemma.load('demo', { adapters: { tools: Gemma.demoAdapter } });
+  });
+  afterAll(() => taught.dispose());
+
+  const part = (results: readonly boolean[]) => results.filter((isRight) => isRight).length / results.length;
+
+  test('describes pictures as JSON, with the schema and without', async () => {
+    const shares = async (kind: string) => {
+      const right = await Promise.all(
+        jsonItems(of(kind, 20)).map(async (item) => {
+          const free = await taught.generate(asked(item), options);
+          const { object } = await taught.generate(asked(item), { ...options, schema });
+          return [isDeepStrictEqual(readJson(free.text), item.object), isDeepStrictEqual(object, item.object)];
+        }),
+      );
+      return [part(right.map(([free = false]) => free)), part(right.map(([, bound = false]) => bound))];
+    };
+    // Of objects with up to five shapes, each with three properties, half are right in all of them.
+    for (const share of await shares('describe')) expect(share).toBeGreaterThanOrEqual(0.35);
+    for (const share of await shares('read')) expect(share).toBeGreaterThanOrEqual(0.8);
+  });
+
+  test('calls the tool that a question needs, and says what came back', async () => {
+    const right = await Promise.all(
+      sums(20).map(async ({ kind, question, input, answer }) => {
+        const { text, steps } = await taught.generate(question, { ...options, tools });
+        const [call, ...others] = steps?.[0]?.toolCalls ?? [];
+        return call?.name === kind && others.length === 0 && isDeepStrictEqual(call.input, input) && text === answer;
+      }),
+    );
+    expect(part(right)).toBeGreaterThanOrEqual(0.8);
+  });
+
+  test('answers what it knows without a call', async () => {
+    const right = await Promise.all(
+      talk.map(async ({ question, answer }) => {
+        const { text, toolCalls } = await taught.generate(question, { ...options, tools });
+        return text === answer && toolCalls?.length === 0;
+      }),
+    );
+    expect(part(right)).toBeGreaterThanOrEqual(0.8);
+  });
+
+  test('is what it was for requests that do not name it', async () => {
+    const questions = [...of('describe', 5), ...of('read', 5)];
+    expect(await answers(taught, questions)).toEqual(await answers(gemma, questions));
+  });
 });
 
 test('the command line knows it by name', async () => {

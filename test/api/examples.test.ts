@@ -64,7 +64,7 @@ test('search.mjs', async () => {
 const demonstrated: [string, RegExp][] = [
   [
     'tools.mjs',
-    /^> What is 417[^]*\nadd\(\{"a":417,"b":311\}\) = 728\n417 plus 311 is 728\.\n> How[^]*\nweather\(\{"city":"Paris"\}\) = \{[^]*\nIt is clear in Paris, 17 degrees\.\n> What is the capital[^]*\nThe capital of France is Paris\.\n$/,
+    /^> What is 417[^]*\nadd\(\{"a":417,"b":311\}\) = 728\n417 plus 311 is 728\.\n> What is the capital[^]*\nThe capital of France is Paris\.\n$/,
   ],
   ['picture-as-json.mjs', /^shape 1\nshape 2\nshape 3\nshape 4\n[^]*circle[^]*red[^]*top left[^]*triangle[^]*green/],
 ];

@@ -199,7 +199,7 @@ describe('what is chosen', () => {
     expect(choose(unsloth, 'UD-Q4_K_XL')).toBe('gguf | gemma-3-4b-it-UD-Q4_K_XL.gguf | mmproj-F16.gguf');
     expect(choose(unsloth, 'q8_k_xl')).toBe('gguf | gemma-3-4b-it-UD-Q8_K_XL.gguf | mmproj-F16.gguf');
     expect(choose(unsloth, 'bf16')).toBe(`gguf | ${unsloth[3]} ${unsloth[4]} | mmproj-F16.gguf`);
-    expect(choose(unsloth, unsloth[3]!)).toBe(`gguf | ${unsloth[3]} ${unsloth[4]} | mmproj-F16.gguf`);
+    expect(choose(unsloth, unsloth[3])).toBe(`gguf | ${unsloth[3]} ${unsloth[4]} | mmproj-F16.gguf`);
     expect(choose(google)).toBe('gguf | gemma-3-4b-it-q4_0.gguf | mmproj-model-f16-4B.gguf');
   });
 

@@ -106,10 +106,10 @@ export class FakeHub {
     };
     this.requests.push(entry);
     const writeHead = response.writeHead.bind(response) as (...args: unknown[]) => ServerResponse;
-    response.writeHead = ((status: number, ...rest: unknown[]) => {
+    response.writeHead = (status: number, ...rest: unknown[]) => {
       entry.status = status;
       return writeHead(status, ...rest);
-    }) as typeof response.writeHead;
+    };
   }
 
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {

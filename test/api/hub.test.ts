@@ -1,5 +1,5 @@
 // Getting models from a hub: what is chosen, where it goes, and everything that may go wrong on the way.
-import { createHash, randomBytes } from 'node:crypto';
+import { randomBytes } from 'node:crypto';
 import {
   existsSync,
   lstatSync,
@@ -8,7 +8,6 @@ import {
   readdirSync,
   readFileSync,
   readlinkSync,
-  realpathSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -59,7 +58,7 @@ function hasty(name: string, tuning: Partial<Tuning> = {}, options: Partial<Pull
 }
 
 async function detail(promise: Promise<unknown>): Promise<string> {
-  const error = (await rejection(promise)) as GemmaError;
+  const error = await rejection(promise);
   if (!(error instanceof GemmaError)) throw error;
   expect(error.message).not.toMatch(/secret|signature/);
   return `${error.code} ${error.detail}`;

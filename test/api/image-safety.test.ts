@@ -18,7 +18,7 @@ interface ShieldGolden {
 }
 
 const golden = readJson<ShieldGolden>('shieldgemma.json');
-const { dangerous, sexual, violence, ...custom } = golden.policies;
+const custom = { weapons: golden.policies.weapons ?? '' };
 const seeing = join(data, 'mm-a-f16.gguf');
 const photo = join(data, 'images', 'photo.png');
 const answers = { force: true, yesToken: golden.yes, noToken: golden.no };
@@ -44,7 +44,6 @@ describe('the reference', () => {
       '<end_of_image>',
       '<image_soft_token>*N',
     ];
-    expect(Object.keys(custom)).toEqual(['weapons']);
     const policies = policyTexts(['dangerous', 'sexual', 'violence'], Object.entries(custom));
     expect(policies).toEqual(Object.entries(golden.policies));
     for (const [, text] of policies) {

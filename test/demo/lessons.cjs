@@ -1,5 +1,5 @@
-// What the demonstration model's adapter was taught (training/lessons.py), as users ask for it: the schema of a picture and the two
-// tools of docs/guides/demo.md, and questions that training never asked with their answers.
+// What the demonstration model's adapter was taught (training/lessons.py), as users ask for it: the schema of a picture and the
+// tool of docs/guides/demo.md, and questions that training never asked with their answers.
 'use strict';
 
 const SHAPES = ['circle', 'square', 'triangle', 'star', 'cross', 'ring'];
@@ -26,9 +26,6 @@ exports.schema = {
   required: ['shapes', 'text'],
 };
 
-const skies = ['clear', 'cloudy', 'sunny', 'rainy', 'foggy', 'windy', 'snowy', 'stormy'];
-const weatherIn = (city) => ({ sky: skies[city.charCodeAt(1) % skies.length], celsius: (city.charCodeAt(2) % 40) - 8 });
-
 exports.tools = {
   add: {
     description: 'Adds two numbers',
@@ -38,11 +35,6 @@ exports.tools = {
       required: ['a', 'b'],
     },
     execute: ({ a, b }) => a + b,
-  },
-  weather: {
-    description: 'The weather in a city',
-    inputSchema: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] },
-    execute: ({ city }) => weatherIn(city),
   },
 };
 
@@ -74,23 +66,6 @@ exports.sums = (n) =>
       input: { a, b: other },
       answer: `${a} plus ${other} is ${a + other}.`,
     };
-  });
-
-const HELD_OUT_CITIES = (
-  'Berlin Tokyo Lisbon Cairo Dublin Budapest Copenhagen Milan Venice Cologne Nice Barcelona Porto Vilnius Kyiv Delhi ' +
-  'Shanghai Seoul Sydney Toronto Chicago Miami Lima Havana Lagos'
-).split(' ');
-
-/** Cities that training never named where it asked for the weather. */
-exports.weather = () =>
-  HELD_OUT_CITIES.flatMap((city) => {
-    const { sky, celsius } = weatherIn(city);
-    return [`How is the weather in ${city}?`, `What is the weather in ${city}?`].map((question) => ({
-      kind: 'weather',
-      question,
-      input: { city },
-      answer: `It is ${sky} in ${city}, ${celsius} degrees.`,
-    }));
   });
 
 /** What it knows without a tool. */

@@ -12,5 +12,4 @@ export declare const schema: object;
 export declare const tools: Tools;
 export declare function jsonItems<T extends Item>(items: readonly T[]): (T & { object: unknown })[];
 export declare function sums(n: number): (Item & { input: unknown })[];
-export declare function weather(): (Item & { input: unknown })[];
 export declare const talk: Item[];

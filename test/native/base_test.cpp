@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "backend/cpu/cpu_features.h"
+#include "base/file.h"
 #include "base/half.h"
 #include "base/thread_pool.h"
 #include "check.h"
@@ -290,6 +291,25 @@ TEST("errors: names are distinct and complete") {
   for (const std::string& name : names) CHECK(name.rfind("ERR_", 0) == 0);
   const Error error(ErrorCode::kFile, "WORD", "what happened");
   CHECK(error.code() == ErrorCode::kFile && error.detail() == "WORD" && std::string(error.what()) == "what happened");
+}
+
+TEST("a file's lock is one holder's, of this process too, and free again after it") {
+  const std::filesystem::path folder =
+      std::filesystem::temp_directory_path() / ("gemma-lock-" + std::to_string(std::random_device()()));
+  std::filesystem::create_directory(folder);
+  const std::string path = (folder / "x.lock").string();
+  const std::shared_ptr<FileLock> lock = FileLock::try_lock(path);
+  CHECK(lock != nullptr && FileLock::try_lock(path) == nullptr);
+  CHECK(FileLock::try_lock((folder / "y.lock").string()) != nullptr);
+  lock->release();
+  lock->release();
+  std::shared_ptr<FileLock> second = FileLock::try_lock(path);
+  CHECK(second != nullptr && FileLock::try_lock(path) == nullptr);
+  second.reset();
+  CHECK(FileLock::try_lock(path) != nullptr);
+  CHECK_THROWS(kFile, "", FileLock::try_lock((folder / "none" / "x.lock").string()));
+  CHECK_THROWS(kFile, "", FileLock::try_lock(""));
+  std::filesystem::remove_all(folder);
 }
 
 TEST("comparator: NaN, infinity, sign and length are seen") {

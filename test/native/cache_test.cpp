@@ -42,7 +42,9 @@ class MemoryBackend final : public Backend, public BackendTraits {
   void embed(float*, const Weight&, const int32_t*, int, float) override {}
   void rms_norm(float*, const float*, const float*, int, int, float) override {}
   void add_rms_norm(float*, const float*, const float*, int, int, float) override {}
-  void linear(std::span<const LinearJob>, const float*, int, Bulk) override {}
+  using Backend::linear;
+  void linear(std::span<const LinearJob>, const float*, int, Bulk, std::span<const LowRank>) override {}
+  void add_low_rank(std::span<const LowRank>) override {}
   bool computes_bulk_apart(TensorType) const override { return false; }
   std::unique_ptr<OutputMatrix> make_output(const Weight&, bool, int) override { return nullptr; }
   void top_linear(OutputMatrix&, float*, const float*, int, std::span<const TopRows>, std::span<TopProducts>) override {

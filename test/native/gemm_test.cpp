@@ -309,6 +309,93 @@ TEST("backend linear: several jobs of mixed types, any set, batch and number of 
   });
 }
 
+TEST("backend linear with adapters: near double arithmetic; any set, batch and number of threads give the same bits") {
+  std::mt19937 rng(23);
+  const test::LowRankCase c(rng);
+  std::vector<std::vector<float>> want;
+  test::for_each_set([&](const Kernels& kernels) {
+    for (const int n_threads : {1, 3}) {
+      for (const bool alone : {false, true}) {  // rows one by one
+        const std::unique_ptr<Backend> backend = make_cpu_backend(kernels.isa, n_threads);
+        std::vector<std::vector<float>> out;
+        std::vector<Weight> weights;
+        for (size_t j = 0; j < 2; ++j) {
+          out.emplace_back(static_cast<size_t>(c.kRows * c.kOut[j]), test::kUntouched);
+          weights.push_back(backend->load_weight(TensorType::kF32, c.kOut[j], c.kCols, c.w[j].data()));
+        }
+        std::vector<float> t(static_cast<size_t>(4 * c.kRows * 16), test::kUntouched);
+        const auto run = [&](int first, int n) {
+          std::vector<LinearJob> jobs;
+          for (size_t j = 0; j < 2; ++j) jobs.push_back({&weights[j], out[j].data() + first * c.kOut[j]});
+          std::vector<LowRank> added;
+          for (size_t i = 0; i < c.parts.size(); ++i) {
+            const test::LowRankCase::Part& p = c.parts[i];
+            const int begin = std::max(first, p.first_row);
+            const int end = std::min(first + n, p.first_row + p.n_rows);
+            if (begin >= end) continue;
+            const int n_out = c.kOut[p.job];
+            const int columns = (n_out + kOutputLanes - 1) / kOutputLanes * kOutputLanes;
+            added.push_back({begin - first,
+                             end - begin,
+                             {p.type, p.rank, c.kCols, p.a.data()},
+                             {p.type, p.rank, columns, p.b.data()},
+                             p.has_bias ? p.bias.data() : nullptr,
+                             p.has_norms ? p.norms.data() : nullptr,
+                             p.scale,
+                             t.data() + i * static_cast<size_t>(c.kRows * 16),
+                             jobs[static_cast<size_t>(p.job)].out,
+                             n_out,
+                             n_out});
+          }
+          backend->linear(jobs, c.x.data() + first * c.kCols, n, {}, added);
+        };
+        if (alone) {
+          for (int row = 0; row < c.kRows; ++row) run(row, 1);
+        } else {
+          run(0, c.kRows);
+        }
+        if (want.empty()) want = out;
+        for (size_t j = 0; j < 2; ++j) test::check_same_bits(out[j], want[j], kernels.isa);
+      }
+    }
+  });
+  for (int j = 0; j < 2; ++j) {
+    std::vector<float> w(static_cast<size_t>(c.kOut[j] * c.kCols));
+    dequantize_row(TensorType::kF32, c.w[static_cast<size_t>(j)].data(), w.data(), static_cast<int64_t>(w.size()));
+    for (int r = 0; r < c.kRows; ++r) {
+      const float* x = c.x.data() + r * c.kCols;
+      for (int o = 0; o < c.kOut[j]; ++o) {
+        double sum = 0;
+        double magnitude = 0;
+        const auto add = [&](double term) { sum += term, magnitude += std::fabs(term); };
+        for (int k = 0; k < c.kCols; ++k) add(static_cast<double>(w[static_cast<size_t>(o * c.kCols + k)]) * x[k]);
+        for (const test::LowRankCase::Part& p : c.parts) {
+          if (p.job != j || r < p.first_row || r >= p.first_row + p.n_rows) continue;
+          const int columns = (c.kOut[j] + kOutputLanes - 1) / kOutputLanes * kOutputLanes;
+          std::vector<float> a(static_cast<size_t>(p.rank * c.kCols));
+          std::vector<float> b(static_cast<size_t>(p.rank * columns));
+          dequantize_row(p.type, p.a.data(), a.data(), static_cast<int64_t>(a.size()));
+          dequantize_row(p.type, p.b.data(), b.data(), static_cast<int64_t>(b.size()));
+          if (p.has_bias) add(static_cast<double>(p.scale) * p.bias[static_cast<size_t>(o)]);
+          for (int k = 0; k < p.rank; ++k) {
+            for (int i = 0; i < c.kCols; ++i) {
+              add(static_cast<double>(p.scale) * b[static_cast<size_t>(k * columns + o)] *
+                  a[static_cast<size_t>(k * c.kCols + i)] * x[i]);
+            }
+          }
+          if (!p.has_norms) continue;
+          const auto norm = [&](int i) { return static_cast<double>(p.norms[static_cast<size_t>(i * columns + o)]); };
+          const double factor = norm(0) / std::sqrt(norm(1) + p.scale * (norm(2) + p.scale * norm(3)));
+          sum *= factor;
+          magnitude *= factor;
+        }
+        const double got = want[static_cast<size_t>(j)][static_cast<size_t>(r * c.kOut[j] + o)];
+        CHECK(std::fabs(got - sum) <= 24 * 0x1p-24 * magnitude);
+      }
+    }
+  }
+}
+
 TEST("kernel table: names, best first, unknown names are refused") {
   CHECK(std::string(kernel_table().back().isa) == "ref" && kernel_table().back().available());
   for (const KernelRow& row : kernel_table()) {

@@ -426,6 +426,50 @@ TEST("elementwise: sums to the bit, GELU and softcap within rounding, in place, 
   }
 }
 
+TEST("what adapters add to rows: the CPU's results, and nothing beside them") {
+  std::mt19937 rng(29);
+  const LowRankCase c(rng);
+  const std::unique_ptr<Backend> cpu = make_cpu_backend("ref", 1);
+  for (size_t i = 0; i < c.parts.size(); ++i) {
+    const LowRankCase::Part& p = c.parts[i];
+    const int n_out = c.kOut[p.job];
+    const int columns = (n_out + kOutputLanes - 1) / kOutputLanes * kOutputLanes;
+    const std::vector<float> before = random_floats(rng, static_cast<size_t>(c.kRows * n_out));
+    std::vector<float> t = random_floats(rng, static_cast<size_t>(c.kRows * p.rank));
+    std::vector<float> want = before;
+    LowRank added{p.first_row,
+                  p.n_rows,
+                  {},
+                  {p.type, p.rank, columns, p.b.data()},
+                  p.has_bias ? p.bias.data() : nullptr,
+                  p.has_norms ? p.norms.data() : nullptr,
+                  p.scale,
+                  t.data(),
+                  want.data(),
+                  n_out,
+                  n_out};
+    cpu->add_low_rank({&added, 1});
+    std::vector<double> near(want.begin(), want.end());
+    std::vector<double> tolerance;
+    for (const float v : want) tolerance.push_back(1e-6 * (std::fabs(v) + 1));
+    for_each_chip([&](Chip& chip) {
+      const Floats out(chip, before);
+      const Floats given(chip, t);
+      const Floats bias(chip, p.bias);
+      const Floats norms(chip, p.norms);
+      const Array<std::byte> b(chip, p.b);
+      LowRank on_chip = added;
+      on_chip.b.data = b.data();
+      on_chip.bias = p.has_bias ? bias.data() : nullptr;
+      on_chip.norms = p.has_norms ? norms.data() : nullptr;
+      on_chip.t = given.data();
+      on_chip.out = out.data();
+      chip.backend->add_low_rank({&on_chip, 1});
+      check_near(out.get(), near, tolerance, "adapter " + std::to_string(i));
+    });
+  }
+}
+
 TEST("gather_rows: bits move as they are, rows twice and in any order") {
   std::mt19937 rng(5);
   const std::vector<int32_t> rows = {6, 0, 3, 3, 5};

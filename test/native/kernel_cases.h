@@ -221,4 +221,39 @@ inline std::vector<float> awkward_blocks(std::mt19937& rng) {
   return x;
 }
 
+// What adapters add to rows of two products: one adapter for rows 1 .. 5, two after another for the last row.
+struct LowRankCase {
+  static constexpr int kRows = 9;
+  static constexpr int kCols = 96;
+  static constexpr int kOut[2] = {85, 33};  // columns of b: 96 and 48
+  std::vector<float> x;
+  std::vector<std::vector<std::byte>> w;  // F32
+  struct Part {
+    int job, first_row, n_rows, rank;
+    TensorType type;
+    bool has_bias, has_norms;
+    float scale;
+    std::vector<std::byte> a, b;
+    std::vector<float> bias, norms;
+  };
+  std::vector<Part> parts;
+
+  explicit LowRankCase(std::mt19937& rng) : x(random_floats(rng, kRows * kCols)) {
+    for (const int n_out : kOut) w.push_back(float_weights(rng, TensorType::kF32, n_out, kCols));
+    const Part shapes[] = {{0, 1, 5, 16, TensorType::kF16, false, false, 0.5f, {}, {}, {}, {}},
+                           {1, 1, 5, 3, TensorType::kF32, true, false, -2.0f, {}, {}, {}, {}},
+                           {0, 8, 1, 1, TensorType::kBF16, false, true, 1.5f, {}, {}, {}, {}},
+                           {0, 8, 1, 7, TensorType::kF32, false, false, 0.25f, {}, {}, {}, {}}};
+    for (Part part : shapes) {
+      const int columns = (kOut[part.job] + kOutputLanes - 1) / kOutputLanes * kOutputLanes;
+      part.a = float_weights(rng, part.type, part.rank, kCols);
+      part.b = float_weights(rng, part.type, part.rank, columns);
+      part.bias = random_floats(rng, static_cast<size_t>(columns));
+      part.norms = random_floats(rng, static_cast<size_t>(4 * columns));
+      for (float& v : part.norms) v = 1.0f + v * v;
+      parts.push_back(std::move(part));
+    }
+  }
+};
+
 }  // namespace gemma::test

@@ -4,9 +4,11 @@ import type { ContentPart, Conversation, Gemma, GemmaStream, GenerateResult, Mes
 import { commandOf, findMedia, plainPath, type ChatCommand, type Media } from '../chat-input.js';
 import { PipedInput, TerminalInput, type ChatInput } from '../chat-terminal.js';
 import {
+  adapterOptions,
   imageOptions,
   samplingOptions,
   using,
+  withAdapters,
   withImages,
   withModel,
   withSampling,
@@ -252,7 +254,7 @@ function fileOf(name: string, argument: string): string {
 }
 
 function defaultsOf(flags: ChatFlags) {
-  return { onOverflow: 'shift', ...samplingOptions(flags), ...imageOptions(flags) } as const;
+  return { onOverflow: 'shift', ...samplingOptions(flags), ...imageOptions(flags), ...adapterOptions(flags) } as const;
 }
 
 async function chat(flags: ChatFlags, signal: AbortSignal): Promise<void> {
@@ -295,7 +297,11 @@ async function chat(flags: ChatFlags, signal: AbortSignal): Promise<void> {
 }
 
 export function addChat(command: DefineCommand, signal: AbortSignal): void {
-  withSampling(withImages(withModel(command('chat', 'talk with a model; a question in each line where nobody types'))))
+  withAdapters(
+    withSampling(
+      withImages(withModel(command('chat', 'talk with a model; a question in each line where nobody types'))),
+    ),
+  )
     .option('--system <text>', 'system message')
     .option('--load <file>', 'go on with a conversation that /save has written')
     .action((flags: ChatFlags) => chat(flags, signal));

@@ -45,7 +45,7 @@ async function inspect(model: string, flags: InspectFlags): Promise<void> {
       summary.memory.map((plan) => [
         '  ',
         plan.contextSize,
-        `${bytes(plan.totalBytes)} = weights ${bytes(plan.weightsBytes)} + cache ${bytes(plan.kvBytes)} + work ${bytes(plan.scratchBytes)} + screen ${bytes(plan.screenBytes)}${plan.visionBytes > 0 ? ` + vision ${bytes(plan.visionBytes)}` : ''} + grammars ${bytes(plan.grammarBytes)}`,
+        `${bytes(plan.totalBytes)} = weights ${bytes(plan.weightsBytes)} + cache ${bytes(plan.kvBytes)} + work ${bytes(plan.scratchBytes)} + screen ${bytes(plan.screenBytes)}${plan.adapterBytes > 0 ? ` + adapters ${bytes(plan.adapterBytes)}` : ''}${plan.visionBytes > 0 ? ` + vision ${bytes(plan.visionBytes)}` : ''} + grammars ${bytes(plan.grammarBytes)}`,
       ]),
     ),
   );

@@ -3,10 +3,12 @@ import { closeSync, openSync, writeSync } from 'node:fs';
 import type { Gemma, TokenScore } from '../../index.js';
 import {
   collect,
+  adapterOptions,
   imageOptions,
   textFrom,
   tokenList,
   using,
+  withAdapters,
   withImages,
   withModel,
   type DefineCommand,
@@ -62,6 +64,7 @@ async function logits(argument: string | undefined, flags: LogitsFlags, signal: 
         top: 5,
         signal,
         ...imageOptions(flags),
+        ...adapterOptions(flags),
         // Literally raw: only what was given, <bos> when asked for.
         ...(flags.raw && { raw: true, bos: !!flags.bos }),
         ...(file === undefined
@@ -77,7 +80,7 @@ async function logits(argument: string | undefined, flags: LogitsFlags, signal: 
 }
 
 export function addLogits(command: DefineCommand, signal: AbortSignal): void {
-  withImages(withModel(command('logits [prompt]', "the model's scores for the next token")))
+  withAdapters(withImages(withModel(command('logits [prompt]', "the model's scores for the next token"))))
     .option('--raw', 'the text as it is, without template and <bos>')
     .option('--bos', 'with --raw: begin with <bos>')
     .option('--tokens <ids>', 'token ids instead of a prompt, separated by commas', tokenList)

@@ -1,6 +1,6 @@
 // gemma-native perplexity: how well the model predicts a text.
 import { readFileSync } from 'node:fs';
-import { using, withModel, type DefineCommand, type ModelFlags } from '../options.js';
+import { adapterOptions, using, withAdapters, withModel, type DefineCommand, type ModelFlags } from '../options.js';
 import { printJson, printLine, withProgress } from '../output.js';
 
 interface PerplexityFlags extends ModelFlags {
@@ -12,7 +12,7 @@ async function perplexity(flags: PerplexityFlags, signal: AbortSignal): Promise<
   const context = flags.context ?? 512;
   const result = await using({ ...flags, context }, signal, (gemma) =>
     withProgress('Scoring', !!flags.json, (onProgress) =>
-      gemma.perplexity(text, { contextSize: context, onProgress, signal }),
+      gemma.perplexity(text, { contextSize: context, ...adapterOptions(flags), onProgress, signal }),
     ),
   );
   if (flags.json) printJson({ ...result, contextSize: context });
@@ -20,7 +20,7 @@ async function perplexity(flags: PerplexityFlags, signal: AbortSignal): Promise<
 }
 
 export function addPerplexity(command: DefineCommand, signal: AbortSignal): void {
-  withModel(command('perplexity', 'how well the model predicts a text'))
+  withAdapters(withModel(command('perplexity', 'how well the model predicts a text')))
     .requiredOption('--file <file>', 'the text')
     .action((flags: PerplexityFlags) => perplexity(flags, signal));
 }

@@ -3,12 +3,14 @@ import { readFileSync } from 'node:fs';
 import type { GenerateOptions, Input, StreamPart, ToolChoice, Tools } from '../../index.js';
 import {
   collect,
+  adapterOptions,
   imageOptions,
   jsonFrom,
   number,
   samplingOptions,
   textFrom,
   using,
+  withAdapters,
   withImages,
   withModel,
   withSampling,
@@ -106,6 +108,7 @@ async function run(argument: string | undefined, flags: RunFlags, signal: AbortS
       ...(typeof input === 'string' && images && { images }),
       onProgress: progress.update,
       ...(flags.raw !== undefined && { raw: flags.raw }),
+      ...adapterOptions(flags),
       ...samplingOptions(flags),
       ...structure,
     });
@@ -145,7 +148,7 @@ async function run(argument: string | undefined, flags: RunFlags, signal: AbortS
 }
 
 export function addRun(command: DefineCommand, signal: AbortSignal): void {
-  withSampling(withImages(withModel(command('run [prompt]', 'answer or continue a prompt'))))
+  withAdapters(withSampling(withImages(withModel(command('run [prompt]', 'answer or continue a prompt')))))
     .option('--raw', 'continue the text, also with an instruction-tuned model')
     .option('--no-raw', 'take the text as a user turn, also without a chat template')
     .option('--system <text>', 'system message')

@@ -3,8 +3,10 @@ import { Option } from 'commander';
 import {
   candidatesOf,
   collect,
+  adapterOptions,
   imageOptions,
   using,
+  withAdapters,
   withImages,
   withModel,
   type DefineCommand,
@@ -40,6 +42,7 @@ async function score(prompt: string, given: readonly string[], flags: ScoreFlags
       gemma.score(input, candidates, {
         signal,
         ...seen,
+        ...adapterOptions(flags),
         onProgress,
         ...(typeof input === 'string' && images && { images }),
         ...(raw !== undefined && { raw }),
@@ -65,7 +68,9 @@ async function score(prompt: string, given: readonly string[], flags: ScoreFlags
 }
 
 export function addScore(command: DefineCommand, signal: AbortSignal): void {
-  withImages(withModel(command('score <prompt> [candidates...]', 'how likely candidates are to follow a prompt')))
+  withAdapters(
+    withImages(withModel(command('score <prompt> [candidates...]', 'how likely candidates are to follow a prompt'))),
+  )
     .option('--raw', 'the candidates continue the text, also with an instruction-tuned model')
     .option('--no-raw', 'the candidates begin an answer, also without a chat template')
     .option('--system <text>', 'system message')

@@ -126,7 +126,9 @@ class CpuBackend final : public Backend {
 
   bool computes_bulk_apart(TensorType type) const override { return traits_.has_bulk() && !is_float_type(type); }
 
-  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) override {
+  using Backend::linear;
+  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk,
+              std::span<const LowRank> added) override {
     const int n_in = jobs.front().weight->n_in;
     // Of a job's rows these many come first and are computed as single rows are.
     const auto n_exact = [&](const Weight& weight) {
@@ -150,6 +152,8 @@ class CpuBackend final : public Backend {
       job_chunks_.push_back({n_chunks, rows});
       n_chunks += (job.weight->n_out + rows - 1) / rows;
     }
+    // Before: what is added is added to each chunk while that is near the core.
+    if (!added.empty()) multiply_low_rank(added, x);
     pool_.parallel_for(n_chunks, [&](int chunk, int thread) {
       size_t j = jobs.size() - 1;
       while (job_chunks_[j].first_chunk > chunk) --j;
@@ -172,7 +176,16 @@ class CpuBackend final : public Backend {
         float* out = row_of(jobs[j].out, exact, weight.n_out);
         kernels_.bulk->multiply(rows, packed, n - exact, n_in, out, stride, scratch);
       }
+      for (const LowRank& part : added) {
+        if (part.out == jobs[j].out) add_columns(part, 0, part.n_rows, rows.row_begin, rows.row_end);
+      }
     });
+  }
+
+  void add_low_rank(std::span<const LowRank> added) override {
+    for (const LowRank& part : added) {
+      for_parts(part.n_rows, [&](int first, int n) { add_columns(part, first, n, 0, part.n_out); });
+    }
   }
 
   std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened, int max_rows) override {
@@ -389,6 +402,13 @@ class CpuBackend final : public Backend {
     int first_chunk;
     int rows;
   };
+  // Of t = x a^T: rows of x in a chunk, and rows of a.
+  static constexpr int kLowRankRows = 64;
+  static constexpr int kRowsOfA = 8;
+  struct LowRankChunks {
+    int first_chunk;
+    int n_row_chunks;
+  };
   struct RowPart {  // of found[row].rows
     size_t row;
     size_t first;
@@ -405,6 +425,67 @@ class CpuBackend final : public Backend {
     pool_.parallel_for((n + rows_per_chunk - 1) / rows_per_chunk, [&](int chunk, int /*thread*/) {
       for (int i = chunk * rows_per_chunk; i < std::min(n, (chunk + 1) * rows_per_chunk); ++i) f(i);
     });
+  }
+
+  // t = x a^T of each.
+  void multiply_low_rank(std::span<const LowRank> added, const float* x) {
+    int n_chunks = 0;
+    size_t n_products = 0;
+    low_rank_chunks_.clear();
+    for (const LowRank& part : added) {
+      const int n_row_chunks = (part.n_rows + kLowRankRows - 1) / kLowRankRows;
+      low_rank_chunks_.push_back({n_chunks, n_row_chunks});
+      n_chunks += n_row_chunks * ((part.a.n_out + kRowsOfA - 1) / kRowsOfA);
+      n_products +=
+          static_cast<size_t>(part.n_rows) * static_cast<size_t>(part.a.n_out) * static_cast<size_t>(part.a.n_in);
+    }
+    const auto multiply = [&](int chunk, int thread) {
+      size_t i = added.size() - 1;
+      while (low_rank_chunks_[i].first_chunk > chunk) --i;
+      const Weight& a = added[i].a;
+      const int index = chunk - low_rank_chunks_[i].first_chunk;
+      const int first = index % low_rank_chunks_[i].n_row_chunks * kLowRankRows;
+      const int first_out = index / low_rank_chunks_[i].n_row_chunks * kRowsOfA;
+      const int row = added[i].first_row + first;
+      const cpu::WeightRows rows{a.type, a.data, row_bytes(a.type, a.n_in), first_out,
+                                 std::min(a.n_out, first_out + kRowsOfA)};
+      kernels_.gemm_float(rows, row_of(x, row, a.n_in), std::min(kLowRankRows, added[i].n_rows - first), a.n_in,
+                          row_of(added[i].t, row, a.n_out), static_cast<size_t>(a.n_out),
+                          scratch_[static_cast<size_t>(thread)]);
+    };
+    constexpr size_t kWorthWaking = 1 << 16;  // products
+    if (n_products < kWorthWaking) {
+      for (int chunk = 0; chunk < n_chunks; ++chunk) multiply(chunk, 0);
+    } else {
+      pool_.parallel_for(n_chunks, multiply);
+    }
+  }
+
+  // n of the rows, from the first-th on, and columns begin .. end - 1; begin a multiple of kOutputLanes.
+  void add_columns(const LowRank& part, int first, int n, int begin, int end) {
+    const int row = part.first_row + first;
+    cpu::LowRankRows rows;
+    rows.rank = part.b.n_out;
+    rows.t = row_of(part.t, row, rows.rank);
+    rows.n_rows = n;
+    rows.type = part.b.type;
+    rows.b = part.b.data;
+    rows.b_row_bytes = row_bytes(part.b.type, part.b.n_in);
+    rows.bias = part.bias;
+    rows.norms = part.norms;
+    rows.norms_stride = static_cast<size_t>(part.b.n_in);
+    rows.scale = part.scale;
+    rows.out = row_of(part.out, row, part.stride);
+    rows.out_stride = static_cast<size_t>(part.stride);
+    if (begin < part.n_out) kernels_.add_low_rank(rows, begin, std::min(part.n_out, end));
+  }
+
+  // f(first, n) for runs of n_rows rows.
+  template <class F>
+  void for_parts(int n_rows, const F& f) {
+    constexpr int kPart = 16;
+    pool_.parallel_for((n_rows + kPart - 1) / kPart,
+                       [&](int chunk, int /*thread*/) { f(chunk * kPart, std::min(kPart, n_rows - chunk * kPart)); });
   }
 
   // Weight rows per chunk, of a product with n rows of x, of which the n_exact first are not bulk.
@@ -498,6 +579,7 @@ class CpuBackend final : public Backend {
   std::vector<RowPart> parts_;
   std::vector<int> queries_;  // of a call of top_linear(): rows of x that are screened
   std::vector<JobChunks> job_chunks_;
+  std::vector<LowRankChunks> low_rank_chunks_;
 };
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "backend/cpu/float_products.h"
 #include "backend/cpu/gemm_panels_avx2.h"
 #include "backend/cpu/kernels_avx2.h"
+#include "backend/cpu/low_rank.h"
 
 namespace gemma::cpu {
 namespace {
@@ -147,6 +148,31 @@ void gemm_quantized_avx2(const WeightRows& w, const QuantizedRows& x, float* out
 void gemm_float_avx2(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                      const Scratch& /*scratch*/) {
   gemm_float<FloatKernel>(w, x, n_x, n_cols, out, out_stride);
+}
+
+namespace {
+
+struct LowRankLanes {
+  using F32 = cpu::F32;
+  using F16 = cpu::F16;
+  using BF16 = cpu::BF16;
+  using Float = __m256;
+  static constexpr int kLanes = 8;
+  static constexpr int kRows = 4;
+  static constexpr int kColumns = 16;
+  static Float set1(float v) { return _mm256_set1_ps(v); }
+  static Float load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, Float v) { _mm256_storeu_ps(p, v); }
+  static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
+  static Float root(Float v) { return _mm256_sqrt_ps(v); }
+  static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+};
+
+}  // namespace
+
+void add_low_rank_avx2(const LowRankRows& rows, int col_begin, int col_end) {
+  add_low_rank<LowRankLanes>(rows, col_begin, col_end);
 }
 
 }  // namespace gemma::cpu

@@ -9,6 +9,7 @@
 #include "backend/cpu/float_products.h"
 #include "backend/cpu/inlining.h"
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/low_rank.h"
 #include "backend/cpu/products_avx512.h"
 #include "backend/cpu/small_math.h"
 #include "backend/cpu/unpack_avx512.h"
@@ -400,6 +401,31 @@ void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, flo
 void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                        const Scratch& /*scratch*/) {
   gemm_float<FloatKernel>(w, x, n_x, n_cols, out, out_stride);
+}
+
+namespace {
+
+struct LowRankLanes {
+  using F32 = cpu::F32;
+  using F16 = cpu::F16;
+  using BF16 = cpu::BF16;
+  using Float = __m512;
+  static constexpr int kLanes = 16;
+  static constexpr int kRows = 8;
+  static constexpr int kColumns = 32;
+  static Float set1(float v) { return _mm512_set1_ps(v); }
+  static Float load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
+  static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+  static Float root(Float v) { return _mm512_sqrt_ps(v); }
+  static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+};
+
+}  // namespace
+
+void add_low_rank_avx512(const LowRankRows& rows, int col_begin, int col_end) {
+  add_low_rank<LowRankLanes>(rows, col_begin, col_end);
 }
 
 void load_columns_avx512(const WeightRows& w, int n_cols, float* columns, const Scratch& scratch) {

@@ -5,6 +5,7 @@
 
 #include "backend/cpu/float_products.h"
 #include "backend/cpu/kernels_neon.h"
+#include "backend/cpu/low_rank.h"
 #include "backend/cpu/unrolled.h"
 
 namespace gemma::cpu {
@@ -106,6 +107,31 @@ struct FloatKernel {
 void gemm_float_neon(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                      const Scratch& /*scratch*/) {
   gemm_float<FloatKernel>(w, x, n_x, n_cols, out, out_stride);
+}
+
+namespace {
+
+struct LowRankLanes {
+  using F32 = cpu::F32;
+  using F16 = cpu::F16;
+  using BF16 = cpu::BF16;
+  using Float = float32x4_t;
+  static constexpr int kLanes = 4;
+  static constexpr int kRows = 4;
+  static constexpr int kColumns = 16;
+  static Float set1(float v) { return vdupq_n_f32(v); }
+  static Float load(const float* p) { return vld1q_f32(p); }
+  static void store(float* p, Float v) { vst1q_f32(p, v); }
+  static Float mul(Float a, Float b) { return vmulq_f32(a, b); }
+  static Float div(Float a, Float b) { return vdivq_f32(a, b); }
+  static Float root(Float v) { return vsqrtq_f32(v); }
+  static Float fma(Float a, Float b, Float c) { return vfmaq_f32(c, a, b); }
+};
+
+}  // namespace
+
+void add_low_rank_neon(const LowRankRows& rows, int col_begin, int col_end) {
+  add_low_rank<LowRankLanes>(rows, col_begin, col_end);
 }
 
 }  // namespace gemma::cpu

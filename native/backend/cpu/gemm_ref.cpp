@@ -65,4 +65,24 @@ void gemm_float_ref(const WeightRows& w, const float* x, int n_x, int n_cols, fl
   }
 }
 
+void add_low_rank_ref(const LowRankRows& a, int col_begin, int col_end) {
+  for (int r = 0; r < a.n_rows; ++r) {
+    const float* t = a.t + static_cast<size_t>(r) * static_cast<size_t>(a.rank);
+    for (int column = col_begin; column < col_end; ++column) {
+      const size_t j = static_cast<size_t>(column);
+      float acc = a.bias != nullptr ? a.bias[j] : 0.0f;
+      for (int k = 0; k < a.rank; ++k) {
+        float value = 0;
+        dequantize_row(a.type, a.b + static_cast<size_t>(k) * a.b_row_bytes + row_bytes(a.type, column), &value, 1);
+        acc = std::fma(t[k], value, acc);
+      }
+      float& out = a.out[static_cast<size_t>(r) * a.out_stride + j];
+      out = std::fma(a.scale, acc, out);
+      if (a.norms == nullptr) continue;
+      const auto norm = [&](size_t which) { return a.norms[which * a.norms_stride + j]; };
+      out *= norm(0) / std::sqrt(std::fma(a.scale, std::fma(a.scale, norm(3), norm(2)), norm(1)));
+    }
+  }
+}
+
 }  // namespace gemma::cpu

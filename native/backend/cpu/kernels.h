@@ -182,6 +182,25 @@ struct BulkGemm {
 };
 inline constexpr int kBulkRows = 16;
 
+// What an adapter adds to rows of a product (backend.h, LowRank):
+//   acc = bias[j];  acc = fma(t[k], b[k][j], acc) for k in order;  out[j] = fma(scale, acc, out[j])
+// and with norms, which lie norms_stride apart, out[j] *= norms[0][j] / sqrt(fma(scale, fma(scale, norms[3][j],
+// norms[2][j]), norms[1][j])). Columns of b, bias and norms are there up to a multiple of 16.
+struct LowRankRows {
+  const float* t = nullptr;  // [n_rows][rank]
+  int n_rows = 0;
+  int rank = 0;
+  TensorType type = TensorType::kF32;  // of b: F32, F16 or BF16
+  const std::byte* b = nullptr;        // [rank], rows b_row_bytes apart
+  size_t b_row_bytes = 0;
+  const float* bias = nullptr;   // null: none
+  const float* norms = nullptr;  // [4], null: none
+  size_t norms_stride = 0;
+  float scale = 0;
+  float* out = nullptr;  // [n_rows], rows out_stride apart
+  size_t out_stride = 0;
+};
+
 struct Kernels {
   const char* isa;
 
@@ -191,6 +210,8 @@ struct Kernels {
   // The same for F32, F16, BF16 with float x[n_x][n_cols]; x rows are n_cols apart.
   void (*gemm_float)(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                      const Scratch& scratch);
+  // Columns col_begin..col_end-1 of all rows; col_begin a multiple of 16. The same bits in all sets.
+  void (*add_low_rank)(const LowRankRows& rows, int col_begin, int col_end);
   // One row; n_cols a multiple of 32. NaN and infinity make d NaN.
   void (*quantize_row)(const float* x, int n_cols, const QuantizedRowOut& out);
 

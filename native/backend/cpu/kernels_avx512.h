@@ -9,6 +9,7 @@ void gemm_quantized_avx512_vnni(const WeightRows& w, const QuantizedRows& x, flo
                                 const Scratch& scratch);
 void gemm_float_avx512(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                        const Scratch& scratch);
+void add_low_rank_avx512(const LowRankRows& rows, int col_begin, int col_end);
 void quantize_row_avx512(const float* x, int n_cols, const QuantizedRowOut& out);
 void rms_norm_avx512(float* out, const float* x, const float* weight, int dim, float eps);
 void add_rms_norm_avx512(float* x, const float* branch, const float* weight, int dim, float eps);

@@ -11,6 +11,7 @@ void gemm_quantized_neon_i8mm(const WeightRows& w, const QuantizedRows& x, float
                               const Scratch& scratch);
 void gemm_float_neon(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                      const Scratch& scratch);
+void add_low_rank_neon(const LowRankRows& rows, int col_begin, int col_end);
 void quantize_row_neon(const float* x, int n_cols, const QuantizedRowOut& out);
 void rms_norm_neon(float* out, const float* x, const float* weight, int dim, float eps);
 void add_rms_norm_neon(float* x, const float* branch, const float* weight, int dim, float eps);

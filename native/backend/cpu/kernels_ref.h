@@ -9,6 +9,7 @@ void gemm_quantized_ref(const WeightRows& w, const QuantizedRows& x, float* out,
                         const Scratch& scratch);
 void gemm_float_ref(const WeightRows& w, const float* x, int n_x, int n_cols, float* out, size_t out_stride,
                     const Scratch& scratch);
+void add_low_rank_ref(const LowRankRows& rows, int col_begin, int col_end);
 void quantize_row_ref(const float* x, int n_cols, const QuantizedRowOut& out);
 void rms_norm_ref(float* out, const float* x, const float* weight, int dim, float eps);
 void add_rms_norm_ref(float* x, const float* branch, const float* weight, int dim, float eps);

@@ -154,7 +154,9 @@ class GpuBackend final : public Backend {
 
   // Whoever is alone and who is one of many, the kernels for quantised weights compute a row alike. Of float weights
   // bulk rows are multiplied in bfloat16, two for a value: as good as exact, whatever bulk.float_weights allows.
-  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk) override {
+  using Backend::linear;
+  void linear(std::span<const LinearJob> jobs, const float* x, int n, Bulk bulk,
+              std::span<const LowRank> added) override {
     if (n == 0) return;
     QuantizedX quantized{};
     if (newest_.x == x && newest_.n == n && newest_.dim == jobs.front().weight->n_in) quantized = as_x(newest_.blocks);
@@ -172,6 +174,34 @@ class GpuBackend final : public Backend {
       if (n_together == most) multiply(std::span(together).first(std::exchange(n_together, 0)), quantized, n);
     }
     multiply(std::span(together).first(n_together), quantized, n);
+    for (const LowRank& part : added) {
+      const size_t first = static_cast<size_t>(part.first_row);
+      const LinearJob job{&part.a, part.t + first * static_cast<size_t>(part.a.n_out)};
+      multiply_floats(job, x + first * static_cast<size_t>(part.a.n_in), part.n_rows, 0);
+    }
+    if (!added.empty()) add_low_rank(added);
+  }
+
+  void add_low_rank(std::span<const LowRank> added) override {
+    for (const LowRank& part : added) {
+      const size_t first = static_cast<size_t>(part.first_row);
+      LowRankArguments a{};
+      a.type = static_cast<int>(part.b.type);
+      a.rank = part.b.n_out;
+      a.n_out = part.n_out;
+      a.stride = part.stride;
+      a.n_columns = part.b.n_in;
+      a.b = part.b.data;
+      a.bias = part.bias;
+      a.norms = part.norms;
+      a.t = part.t + first * static_cast<size_t>(a.rank);
+      a.out = part.out + first * static_cast<size_t>(a.stride);
+      a.n = part.n_rows;
+      a.scale = part.scale;
+      launch(Kernel::add_low_rank,
+             {ceil_div(static_cast<size_t>(a.n_out), kThreads), ceil_div(static_cast<size_t>(a.n), gpu::kLowRankRows)},
+             a);
+    }
   }
 
   std::unique_ptr<OutputMatrix> make_output(const Weight& weight, bool screened, int /*max_rows*/) override {

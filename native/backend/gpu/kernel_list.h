@@ -23,6 +23,7 @@ namespace gemma::gpu {
   X(linear_tiled, LinearArguments)            \
   X(linear_float, LinearFloatArguments)       \
   X(linear_float_tiled, LinearFloatArguments) \
+  X(add_low_rank, LowRankArguments)           \
   X(store_kv, StoreKvArguments)               \
   X(attention, AttentionArguments)            \
   X(attention_merge, AttentionMergeArguments) \
@@ -119,6 +120,24 @@ struct LinearFloatArguments {
 };
 inline constexpr int kFloatOut = 8;  // results of a block side by side,
 inline constexpr int kFloatX = 8;    // for so many rows of x
+
+// out[n, n_out] = f * (out + scale * (t[n, rank] b + bias)), as LowRank of backend.h says. A thread has one column of
+// kLowRankRows rows, and adds up in the order that kernels.h of the CPU gives.
+struct LowRankArguments {
+  int type;  // of b
+  int rank;
+  int n_out;
+  int stride;     // of out
+  int n_columns;  // of b, bias and norms
+  const void* b;  // [rank][n_columns]
+  const float* bias;
+  const float* norms;  // [4][n_columns]
+  const float* t;
+  float* out;
+  int n;
+  float scale;
+};
+inline constexpr int kLowRankRows = 4;
 
 struct QuantizeArguments {
   const float* x;  // [n_blocks][32]

@@ -284,6 +284,41 @@ GPU_KERNEL(linear_float)(const LinearFloatArguments a) {
   }
 }
 
+GPU_KERNEL(add_low_rank)(const LowRankArguments a) {
+  const int column = block_x() * kThreads + thread_index();
+  if (column >= a.n_out) return;
+  const int first = block_y() * kLowRankRows;
+  const size_t j = static_cast<size_t>(column);
+  const size_t rank = static_cast<size_t>(a.rank);
+  const int n = a.n - first < kLowRankRows ? a.n - first : kLowRankRows;
+  const float bias = a.bias != nullptr ? load(a.bias + j) : 0.0f;
+  float sums[kLowRankRows];
+  GPU_UNROLL
+  for (int r = 0; r < kLowRankRows; ++r) sums[r] = bias;
+  const float* t = a.t + static_cast<size_t>(first) * rank;
+  for (size_t k = 0; k < rank; ++k) {
+    const float b = load_float(a.type, a.b, k * static_cast<size_t>(a.n_columns) + j);
+    GPU_UNROLL
+    for (int r = 0; r < kLowRankRows; ++r) {
+      if (r < n) sums[r] = fmaf(load(t + static_cast<size_t>(r) * rank + k), b, sums[r]);
+    }
+  }
+  float factor = 1.0f;
+  if (a.norms != nullptr) {
+    const float* norms = a.norms + j;
+    const size_t next = static_cast<size_t>(a.n_columns);
+    const float square =
+        fmaf(a.scale, fmaf(a.scale, load(norms + 3 * next), load(norms + 2 * next)), load(norms + next));
+    factor = load(norms) / sqrtf(square);
+  }
+  GPU_UNROLL
+  for (int r = 0; r < kLowRankRows; ++r) {
+    if (r >= n) break;
+    float* out = a.out + static_cast<size_t>(first + r) * static_cast<size_t>(a.stride) + j;
+    *out = fmaf(a.scale, sums[r], *out) * factor;
+  }
+}
+
 // What a thread holds of the next tiles while these are multiplied: twice eight weights and twice four values of x.
 struct FloatFetch {
   unsigned weights[2][4];
