@@ -43,7 +43,8 @@ int cut(float value) {
 
 // Codes of 4 bits: element j and element j + 16 share a byte.
 void store_nibbles(const int* codes, uint8_t* out) {
-  for (int j = 0; j < kBlock / 2; ++j) out[j] = static_cast<uint8_t>((codes[j] & 15) | (codes[j + kBlock / 2] & 15) << 4);
+  for (int j = 0; j < kBlock / 2; ++j)
+    out[j] = static_cast<uint8_t>((codes[j] & 15) | (codes[j + kBlock / 2] & 15) << 4);
 }
 
 void store_fifth_bits(const int* codes, uint8_t* out) {

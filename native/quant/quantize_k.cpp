@@ -278,8 +278,7 @@ void fit_super(const float* x, const float* w, float max_code, AffineScales* s) 
     const float min = static_cast<float>(s->min[k]);
     const float step = s->d * scale;
     const WeightedSums sums = weighted_sums<32>(x + 32 * k, w + 32 * k);
-    const AffineSums a =
-        affine_sums<32>(x + 32 * k, w + 32 * k, s->dmin * min, step > 0 ? 1 / step : 0, max_code);
+    const AffineSums a = affine_sums<32>(x + 32 * k, w + 32 * k, s->dmin * min, step > 0 ? 1 / step : 0, max_code);
     aa += scale * scale * a.ll;
     ab += scale * min * a.l;
     bb += min * min * sums.w;
@@ -455,8 +454,7 @@ float fit_scale(const float* x, const float* w, float spread, float step) {
   };
   const int n_tries = static_cast<int>(2 * spread / step + 1.5f);
   for (const int end : Levels::kEnds) {
-    for (int i = 0; i < n_tries; ++i)
-      take((static_cast<float>(end) - spread + step * static_cast<float>(i)) / largest);
+    for (int i = 0; i < n_tries; ++i) take((static_cast<float>(end) - spread + step * static_cast<float>(i)) / largest);
   }
   take(1 / best);
   return best;

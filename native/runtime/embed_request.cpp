@@ -102,8 +102,9 @@ void EmbedRequest::embed(size_t n) {
   loaded_.model->embedding_head().project(embeddings.data(), means.data(), static_cast<int>(n));
   for (size_t i = 0; i < n; ++i) {
     if (is_finite_row(std::span(embeddings).subspan(i * dim, dim))) continue;
-    throw Error(ErrorCode::kNonFinite, "NONFINITE",
-                "the embedding of text " + std::to_string(next_ + i) + " holds NaN or infinity: the weights are damaged");
+    throw Error(
+        ErrorCode::kNonFinite, "NONFINITE",
+        "the embedding of text " + std::to_string(next_ + i) + " holds NaN or infinity: the weights are damaged");
   }
   std::vector<float> rows(n * n_dims);
   for (size_t i = 0; i < n; ++i) {

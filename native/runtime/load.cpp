@@ -137,9 +137,8 @@ class Loader {
       loaded_->encoder =
           std::make_unique<VisionEncoder>(last(), vision_->tensors, vision_->config, options_.vision_arithmetic);
     }
-    loaded_->prefixes =
-        std::make_unique<PrefixCache>(loaded_->model->kv_pool(), config_.model_dim,
-                                      config_.is_encoder ? 0 : options_.prefix_cache_bytes);
+    loaded_->prefixes = std::make_unique<PrefixCache>(loaded_->model->kv_pool(), config_.model_dim,
+                                                      config_.is_encoder ? 0 : options_.prefix_cache_bytes);
   }
 
   void add_adapters() {

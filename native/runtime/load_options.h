@@ -24,15 +24,16 @@ struct NamedAdapter {
 };
 
 struct LoadOptions {
-  std::string path;             // GGUF file (first part of a split model)
-  std::string device = "auto";  // "auto", "cpu", "cuda", "cuda:1", "cuda:0,cuda:1", likewise "rocm"
-  std::string emulated_chip;    // for tests: the chip of device "emulated"; "": the first
-  int n_gpu_layers = -1;        // so many of the last layers on GPUs; -1: as memory allows
-  std::string isa;              // "" best; "avx512_vnni", "avx2", "ref": forced, error when unknown or not here
-  int n_threads = 0;            // 0: physical cores this process may use
-  int n_ctx = 0;                // positions per sequence; 0: min(model's, 32768)
+  std::string path;               // GGUF file (first part of a split model)
+  std::string device = "auto";    // "auto", "cpu", "cuda", "cuda:1", "cuda:0,cuda:1", likewise "rocm"
+  std::string emulated_chip;      // for tests: the chip of device "emulated"; "": the first
+  int n_gpu_layers = -1;          // so many of the last layers on GPUs; -1: as memory allows
+  std::string isa;                // "" best; "avx512_vnni", "avx2", "ref": forced, error when unknown or not here
+  int n_threads = 0;              // 0: physical cores this process may use
+  int n_ctx = 0;                  // positions per sequence; 0: min(model's, 32768)
   std::optional<KvType> kv_type;  // nothing: as default_kv_type() says
-  int n_batch = 0;         // rows per step; 0: default (512). With vision at least an image and 64, of an encoder at least n_ctx
+  int n_batch =
+      0;  // rows per step; 0: default (512). With vision at least an image and 64, of an encoder at least n_ctx
   std::string draft_path;  // a smaller model of the same vocabulary that guesses tokens ahead; "": none
   bool mmap = true;
   std::string mmproj_path;  // the model's vision encoder; "": the one in the model file, if it holds one

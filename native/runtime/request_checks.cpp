@@ -43,9 +43,10 @@ void check_images(const std::vector<TokenId>& tokens, const std::vector<PromptIm
 void check_tokens(const std::vector<TokenId>& tokens, const std::vector<PromptImage>& images,
                   const LoadedModel& loaded) {
   if (loaded.config.is_encoder) {
-    throw Error(ErrorCode::kUnsupportedInput, "EMBEDDING_MODEL",
-                "this is an embedding model: it turns texts into vectors (embed) and writes or scores none; load a chat "
-                "model for that");
+    throw Error(
+        ErrorCode::kUnsupportedInput, "EMBEDDING_MODEL",
+        "this is an embedding model: it turns texts into vectors (embed) and writes or scores none; load a chat "
+        "model for that");
   }
   if (tokens.empty())
     throw Error(ErrorCode::kInvalidArgument, "EMPTY", "the prompt has no tokens: expected at least one");
@@ -169,8 +170,7 @@ void check_embed(const EmbedParams& params, const LoadedModel& loaded) {
   }
   const int dim = loaded.config.embedding_dim();
   if (params.n_dims < 0 || params.n_dims > dim) {
-    bad("DIMENSIONS",
-        "dimensions: expected 1 to " + std::to_string(dim) + ", found " + std::to_string(params.n_dims));
+    bad("DIMENSIONS", "dimensions: expected 1 to " + std::to_string(dim) + ", found " + std::to_string(params.n_dims));
   }
   size_t token = 0;
   for (size_t i = 0; i < n; ++i) {

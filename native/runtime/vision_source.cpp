@@ -12,7 +12,8 @@ std::optional<VisionSource> open_vision(const LoadOptions& options, const ModelF
   if (!options.vision) return std::nullopt;
   if (config.is_encoder) {
     if (options.mmproj_path.empty()) return std::nullopt;
-    throw Error(ErrorCode::kUnsupportedInput, "EMBEDDING_MODEL", "mmproj: an embedding model of texts sees no pictures");
+    throw Error(ErrorCode::kUnsupportedInput, "EMBEDDING_MODEL",
+                "mmproj: an embedding model of texts sees no pictures");
   }
   if (options.mmproj_path.empty()) {
     if (!model_file.has_vision()) return std::nullopt;

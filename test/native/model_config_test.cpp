@@ -274,14 +274,18 @@ TEST("relatives of another architecture are named") {
     }
     return "";
   };
-  const std::pair<const char*, const char*> relatives[] = {
-      {"gemma", "this is Gemma 1 or CodeGemma,"},    {"gemma2", "this is Gemma 2,"},
-      {"gemma3n", "this is Gemma 3n,"},              {"gemma4", "this is Gemma 4,"},
-      {"gemma4-assistant", "this is Gemma 4,"},      {"paligemma", "this is PaliGemma,"},
-      {"t5gemma", "this is T5Gemma,"},               {"t5gemma2", "this is T5Gemma 2,"},
-      {"recurrent_gemma", "this is RecurrentGemma,"}};
+  const std::pair<const char*, const char*> relatives[] = {{"gemma", "this is Gemma 1 or CodeGemma,"},
+                                                           {"gemma2", "this is Gemma 2,"},
+                                                           {"gemma3n", "this is Gemma 3n,"},
+                                                           {"gemma4", "this is Gemma 4,"},
+                                                           {"gemma4-assistant", "this is Gemma 4,"},
+                                                           {"paligemma", "this is PaliGemma,"},
+                                                           {"t5gemma", "this is T5Gemma,"},
+                                                           {"t5gemma2", "this is T5Gemma 2,"},
+                                                           {"recurrent_gemma", "this is RecurrentGemma,"}};
   for (const auto& [architecture, expected] : relatives) {
-    CHECK(message(architecture).find(std::string(expected) + " another architecture than Gemma 3") != std::string::npos);
+    CHECK(message(architecture).find(std::string(expected) + " another architecture than Gemma 3") !=
+          std::string::npos);
   }
   for (const char* other : {"llama", "gemmaX", "gemma22", ""}) {
     CHECK(message(other).find("this is") == std::string::npos);
