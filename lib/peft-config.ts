@@ -163,7 +163,7 @@ class ConfigReader {
   async patterns(
     key: string,
     check: (name: string, value: unknown) => number,
-  ): Promise<(module: string) => number | undefined> {
+  ): Promise<(module: string) => Promise<number | undefined>> {
     const value = this.#value(key) ?? {};
     if (typeof value !== 'object' || Array.isArray(value)) this.fail(key, `expected patterns, found ${show(value)}`);
     const entries = Object.entries(value as Fields);
@@ -181,9 +181,12 @@ class ConfigReader {
         this.fail(name, `not a pattern that can be used here: ${error.message}`, 'UNSUPPORTED');
       }
     }
-    return (module) => {
+    return async (module) => {
       try {
-        return compiled.find(([language]) => patterns.has(language, module))?.[1];
+        for (const [language, value] of compiled) {
+          if (await inSlices(patterns.has(language, module))) return value;
+        }
+        return undefined;
       } catch (error) {
         if (!(error instanceof PatternError)) throw error;
         this.fail(key, `its patterns cannot be used here: ${error.message}`, 'UNSUPPORTED');
@@ -252,9 +255,9 @@ export async function readPeftConfig(
     const scales = new Float64Array(modules.length);
     const pace = new Pace();
     for (const [i, module] of modules.entries()) {
-      const r = rankOf(module) ?? rank;
+      const r = (await rankOf(module)) ?? rank;
       ranks[i] = r;
-      scales[i] = (alphaOf(module) ?? alpha) / (isRs ? Math.sqrt(r) : r);
+      scales[i] = ((await alphaOf(module)) ?? alpha) / (isRs ? Math.sqrt(r) : r);
       if (pace.due) await pace.turn();
     }
     return { ...rest, modules: [...modules], ranks, scales };
