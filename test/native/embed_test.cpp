@@ -336,7 +336,7 @@ TEST("what is refused") {
   CHECK_THROWS(kUnsupportedInput, "EMBEDDING_MODEL", start(*engine, greedy({2, 5}, 3)));
   CHECK_THROWS(kUnsupportedInput, "EMBEDDING_MODEL", logits_of(*engine, {2, 5}));
   CHECK_THROWS(kUnsupportedInput, "EMBEDDING_MODEL", scores_of(*engine, {2, 5}, {{7}}));
-  CHECK_THROWS(kUnsupportedInput, "EMBEDDING_MODEL", engine->save_state({"state", {2, 5}, {}, ""}));
+  CHECK_THROWS(kUnsupportedInput, "EMBEDDING_MODEL", engine->save_state({"state", {2, 5}, {}, "", {}}));
   LoadOptions o = options(kEncoder);
   o.draft_path = data("text-a-f16.gguf");
   CHECK_THROWS(kUnsupportedInput, "EMBEDDING_MODEL", Engine::load(o));

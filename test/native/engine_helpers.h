@@ -119,7 +119,7 @@ inline std::vector<float> logits_of(Engine& engine, const std::vector<TokenId>& 
   std::vector<float> out;
   std::promise<std::shared_ptr<const Error>> done;
   const auto request = engine.logits(
-      {tokens, all, std::move(images)},
+      {tokens, all, std::move(images), {}},
       [&](int, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); },
       [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
   if (const std::shared_ptr<const Error> error = done.get_future().get()) throw Error(*error);
@@ -130,7 +130,7 @@ inline std::vector<float> logits_of(Engine& engine, const std::vector<TokenId>& 
 inline std::vector<double> scores_of(Engine& engine, const std::vector<TokenId>& tokens,
                                      const std::vector<std::vector<TokenId>>& candidates,
                                      std::vector<PromptImage> images = {}) {
-  ScoreParams params{tokens, std::move(images), {}, {}};
+  ScoreParams params{tokens, std::move(images), {}, {}, {}};
   for (const std::vector<TokenId>& candidate : candidates) {
     params.candidates.insert(params.candidates.end(), candidate.begin(), candidate.end());
     params.lengths.push_back(static_cast<int>(candidate.size()));

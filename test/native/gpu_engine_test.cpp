@@ -228,7 +228,7 @@ std::vector<float> encode(Engine& engine, std::vector<uint8_t> pixels) {
   std::promise<std::vector<float>> done;
   const int n = static_cast<int>(pixels.size() / kImageBytes);
   const auto request = engine.encode_images(
-      {std::move(pixels), n}, [](double) {},
+      {std::move(pixels), n, {}}, [](double) {},
       [&](std::vector<float>&& embeddings, std::shared_ptr<const Error> error) {
         done.set_value(error ? std::vector<float>() : std::move(embeddings));
       });

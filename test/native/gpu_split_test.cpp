@@ -140,7 +140,7 @@ TEST("what is kept, saved and restored of a split model: the same bits, prompts 
     const std::vector<float> want = logits_of(*plain, tokens, false);
     CHECK(same_bits(logits_of(*engine, tokens, false), want));
     CHECK(engine->stats().cached_prompt_tokens >= 75);
-    const SavedState saved = engine->save_state({path, tokens, {}, "split"});
+    const SavedState saved = engine->save_state({path, tokens, {}, "split", {}});
     CHECK(saved.n_positions >= 75);
     const std::shared_ptr<Engine> second = Engine::load(o);
     CHECK(second->restore_state(path).n_positions == saved.n_positions);

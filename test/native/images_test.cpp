@@ -58,7 +58,7 @@ std::shared_ptr<Encoded> start_encoding(Engine& engine, std::vector<uint8_t> pix
   auto encoded = std::make_shared<Encoded>();
   const int n = static_cast<int>(pixels.size() / kImageBytes);
   encoded->request = engine.encode_images(
-      {std::move(pixels), n}, [encoded](double fraction) { encoded->progress.push_back(fraction); },
+      {std::move(pixels), n, {}}, [encoded](double fraction) { encoded->progress.push_back(fraction); },
       [encoded](std::vector<float>&& embeddings, std::shared_ptr<const Error> error) {
         encoded->embeddings = std::move(embeddings);
         encoded->error = std::move(error);
@@ -514,8 +514,9 @@ TEST("images that cannot be are refused at once") {
 
   CHECK_THROWS(kUnsupportedInput, "NO_VISION", start_encoding(*small, pixels_of("img-square")));
   const auto refused_pixels = [&](size_t bytes, int n) {
-    CHECK_THROWS(kInvalidArgument, "BAD_IMAGE",
-                 engine->encode_images({std::vector<uint8_t>(bytes), n}, [](double) {}, [](auto&&, const auto&) {}));
+    CHECK_THROWS(
+        kInvalidArgument, "BAD_IMAGE",
+        engine->encode_images({std::vector<uint8_t>(bytes), n, {}}, [](double) {}, [](auto&&, const auto&) {}));
   };
   refused_pixels(0, 0);
   refused_pixels(kImageBytes, -1);

@@ -219,13 +219,13 @@ TEST("requests") {
   sweep_engine("scores of candidates", *engine, [&] {
     wait([&](std::shared_ptr<Ending> ending) {
       return engine->score(
-          {tokens, {}, some_tokens(9), {3, 1, 5}}, [](const CandidateScores&) {},
+          {tokens, {}, {}, some_tokens(9), {3, 1, 5}}, [](const CandidateScores&) {},
           [ending](std::shared_ptr<const Error> error) { ending->set(error.get()); });
     });
   });
   sweep_engine("embeddings", *engine, [&] {
     wait([&](std::shared_ptr<Ending> ending) {
-      EncodeParams params{std::vector<uint8_t>(size_t{2} * kSide * kSide * 3, 99), 2};
+      EncodeParams params{std::vector<uint8_t>(size_t{2} * kSide * kSide * 3, 99), 2, {}};
       return engine->encode_images(
           std::move(params), [](double) {},
           [ending](std::vector<float>&&, std::shared_ptr<const Error> error) { ending->set(error.get()); });
@@ -263,7 +263,7 @@ TEST("saving and restoring a state, and users who share a beginning") {
   const std::string folder =
       (std::filesystem::temp_directory_path() / ("gemma-memory-" + std::to_string(std::random_device()()))).string();
   std::filesystem::create_directory(folder);
-  const SaveParams saved{folder + "/state", some_tokens(40), {}, "a text that is longer than a short string"};
+  const SaveParams saved{folder + "/state", some_tokens(40), {}, "a text that is longer than a short string", {}};
   sweep_engine("save", *engine, [&] { engine->save_state(saved); });
   engine->save_state(saved);
   sweep_engine("restore", *engine, [&] { engine->restore_state(saved.path); });

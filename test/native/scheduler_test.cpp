@@ -32,7 +32,7 @@ TEST("cancel at any moment: one finish event, pages go back, others go on") {
   CHECK(survivor->finish.reason == FinishReason::kLength && survivor->tokens.size() == 300);
   std::promise<std::shared_ptr<const Error>> done;
   const auto request = engine->logits(
-      {some_tokens(4000), true, {}}, [](int, std::span<const float>) {},
+      {some_tokens(4000), true, {}, {}}, [](int, std::span<const float>) {},
       [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
   request->cancel();
   const std::shared_ptr<const Error> error = done.get_future().get();

@@ -137,7 +137,7 @@ TEST("scores do not depend on company, and hold nobody up") {
   std::vector<std::vector<TokenId>> many;
   for (int i = 0; i < 3000; ++i) many.push_back(some_tokens(3, i));
   std::promise<void> done;
-  ScoreParams params{some_tokens(20), {}, {}, {}};
+  ScoreParams params{some_tokens(20), {}, {}, {}, {}};
   for (const std::vector<TokenId>& candidate : many) {
     params.candidates.insert(params.candidates.end(), candidate.begin(), candidate.end());
     params.lengths.push_back(3);
@@ -159,7 +159,7 @@ TEST("cancelled at any moment") {
   const auto want = start(*engine, greedy(some_tokens(300), 200));
   for (int round = 0; round < 40; ++round) {
     std::promise<std::shared_ptr<const Error>> done;
-    ScoreParams params{some_tokens(100, round), {}, some_tokens(4000, round), std::vector<int>(1000, 4)};
+    ScoreParams params{some_tokens(100, round), {}, {}, some_tokens(4000, round), std::vector<int>(1000, 4)};
     const auto request = engine->score(
         std::move(params), [](const CandidateScores&) {},
         [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
@@ -180,7 +180,7 @@ TEST("a callback that throws ends its own request alone") {
   const auto other = start(*engine, greedy(some_tokens(30), 40));
   std::promise<std::shared_ptr<const Error>> done;
   const auto request = engine->score(
-      {some_tokens(9), {}, some_tokens(40), std::vector<int>(20, 2)},
+      {some_tokens(9), {}, {}, some_tokens(40), std::vector<int>(20, 2)},
       [](const CandidateScores&) { throw std::bad_alloc(); },
       [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
   const std::shared_ptr<const Error> error = done.get_future().get();
@@ -196,7 +196,8 @@ TEST("what cannot be scored") {
   const auto score = [&](int n_prompt, std::vector<TokenId> candidates, std::vector<int> lengths) {
     std::vector<TokenId> prompt = n_prompt > 0 ? some_tokens(n_prompt) : std::vector<TokenId>();
     engine->score(
-        {std::move(prompt), {}, std::move(candidates), std::move(lengths)}, [](const CandidateScores&) {}, [](auto) {});
+        {std::move(prompt), {}, {}, std::move(candidates), std::move(lengths)}, [](const CandidateScores&) {},
+        [](auto) {});
   };
   constexpr int kMost = std::numeric_limits<int>::max();
   CHECK_THROWS(kInvalidArgument, "EMPTY", score(0, {5}, {1}));

@@ -147,7 +147,7 @@ TEST("random bytes with right checksums never crash") {
 }
 
 SaveParams save_params(const std::string& path, const std::vector<TokenId>& tokens) {
-  return {path, tokens, {}, "{\"turn\": 1, \"text\": \"\u00e9\"}"};
+  return {path, tokens, {}, "{\"turn\": 1, \"text\": \"\u00e9\"}", {}};
 }
 
 TEST("an engine goes on where another stopped, to the bit; caches of every type, with images") {
