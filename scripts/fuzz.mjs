@@ -1,4 +1,4 @@
-// The libFuzzer targets of test/fuzz: builds them with clang and runs each for a minute, as many side by side as there are
+// The libFuzzer targets of test/fuzz: builds them with clang and runs each for half a minute, as many side by side as there are
 // processors. node scripts/fuzz.mjs [seconds]; `npm test -- --checks` runs it.
 import { availableParallelism } from 'node:os';
 import { copyFileSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
@@ -126,7 +126,7 @@ async function fuzz(name, seconds) {
 }
 
 /** Builds and runs all targets. Throws when clang or its runtime is missing, and when an input fails, with how to repeat it. */
-export async function runFuzzers(seconds = 60) {
+export async function runFuzzers(seconds = 30) {
   if (!compiler) throw new SetupError('clang++ is missing: apt-get install clang-19 libclang-rt-19-dev');
   const options = ['-DGEMMA_FUZZ=ON', '-DGEMMA_TESTS=OFF', '-DGEMMA_ADDON=OFF', '-DGEMMA_SANITIZE=address'];
   const flags = ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1', `-DCMAKE_CXX_COMPILER=${compiler}`];
@@ -145,4 +145,4 @@ export async function runFuzzers(seconds = 60) {
   if (failures.length > 0) throw new SetupError(`the fuzzers found:\n${failures.join('\n')}`);
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main(() => runFuzzers(Number(process.argv[2] ?? 60)));
+if (process.argv[1] === fileURLToPath(import.meta.url)) await main(() => runFuzzers(Number(process.argv[2] ?? 30)));
