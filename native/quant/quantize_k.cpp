@@ -106,7 +106,7 @@ template <int kN>
 void weigh(const float* x, const float* importance, float* weights) {
   const float largest = importance == nullptr ? 0 : largest_size(importance, kN);
   const float factor = 1 / largest;
-  if (largest > 0 && std::isfinite(factor)) {
+  if (importance != nullptr && largest > 0 && std::isfinite(factor)) {
     const float square = 2 * mean_square<kN>(x);
     for (int j = 0; j < kN; ++j) weights[j] = importance[j] * factor * std::sqrt(square + x[j] * x[j]);
     return;

@@ -60,7 +60,7 @@ ModelLimits model_limits(const LoadOptions& options, const LoadSources& sources,
 }
 
 MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, const LoadOptions& options,
-                     std::vector<PlannedStage> stages) {
+                     const std::vector<PlannedStage>& stages) {
   MemoryPlanner planner(stages);
   planner.add_model(sources.tensors, sources.config, limits);
   add_beside(planner, sources, limits, options, stages);

@@ -35,7 +35,7 @@ int wanted_rows(const LoadOptions& options);
 
 // Throws Error as MemoryPlanner does.
 MemoryPlan plan_load(const LoadSources& sources, const ModelLimits& limits, const LoadOptions& options,
-                     std::vector<PlannedStage> stages);
+                     const std::vector<PlannedStage>& stages);
 // What lies on the last stage's backend beside the model. The prefix cache gives way where memory ends.
 uint64_t bytes_beside(const LoadSources& sources, const ModelLimits& limits, const LoadOptions& options,
                       const BackendTraits& traits);
