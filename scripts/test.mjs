@@ -79,7 +79,7 @@ function printSlowest() {
   for (const { name, seconds } of slowest) process.stdout.write(`${seconds.toFixed(1).padStart(7)} s  ${name}\n`);
 }
 
-// All tests run where all sets of kernels do, except those of what surrounds the kernels (drafting, scheduler, prefixes, grammars),
+// All tests run where all sets of kernels do, except those of what surrounds the kernels (drafting, scheduler, prefixes, grammars, embeddings),
 // of whole images and of the memory of models of published sizes, which emulated take longer than all others together. The other
 // processors must choose the best set that they have, and must find no instruction in it that they lack: for that the tests of its
 // files are enough.
@@ -88,7 +88,7 @@ const arm64Processors = [
     cpu: 'max',
     isa: 'neon_i8mm',
     except: [
-      ...['draft', 'scheduler', 'prefix', 'state', 'grammar', 'memory', 'out_of_memory'],
+      ...['draft', 'scheduler', 'prefix', 'state', 'grammar', 'memory', 'out_of_memory', 'embed'],
       ...['images', 'vision', 'gpu_engine', 'gpu_split'],
     ],
   },
