@@ -119,7 +119,10 @@ void EmbedRequest::embed(size_t n) {
 
 void EmbedRequest::finish(FinishReason reason) noexcept {
   texts_.clear();  // first, so that a caller who asks sees the pages gone
-  on_done_(error_of(reason));
+  params_ = {};    // handles may stay for long, texts may be many
+  on_texts_ = nullptr;
+  const OnDone on_done = std::move(on_done_);
+  on_done(error_of(reason));
 }
 
 }  // namespace gemma
