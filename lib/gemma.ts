@@ -32,7 +32,8 @@ import { runGeneration, type Sink } from './generation.js';
 import { listLocalModels, type LocalModel } from './hub/local.js';
 import { locateModel, withModelHeaders, type ModelFiles } from './hub/locate.js';
 import { parseModelName } from './hub/names.js';
-import { pullModel, type PulledModel } from './hub/pull.js';
+import { pullModel } from './hub/pull.js';
+import type { PulledModel } from './hub/pulled.js';
 import {
   hubOptions,
   localModelsOptions,

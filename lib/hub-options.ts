@@ -11,7 +11,7 @@ import {
   valuesOf,
   type TableOf,
 } from './option-table.js';
-import type { PullProgress, PullSettings } from './hub/pull.js';
+import type { PullProgress, PullSettings } from './hub/pulled.js';
 import { text } from './values.js';
 
 /** How models are got that are named `hf:org/repo`. Environment variables hold where an option is not given. */

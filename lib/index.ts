@@ -10,7 +10,7 @@ export {
 export type { AdapterOption, AdapterPaths } from './adapters.js';
 export type { Backend } from './backends.js';
 export type { LocalModel } from './hub/local.js';
-export type { PulledModel, PullPlan, PullProgress } from './hub/pull.js';
+export type { PulledModel, PullPlan, PullProgress } from './hub/pulled.js';
 export type { HubOptions, LocalModelsOptions, PullOptions } from './hub-options.js';
 export { ERROR_CODES, GemmaError, type GemmaErrorCode } from './errors.js';
 export { Conversation, type TurnInput } from './conversation.js';

@@ -1,6 +1,6 @@
 // From what a user calls a model to its files: names of the hub, of Ollama and of LM Studio; paths stay what they are.
-import type { PullSettings } from './pull.js';
 import { pullModel, withHubHeaders } from './pull.js';
+import type { PullSettings } from './pulled.js';
 import { findLmStudio, findOllama, type Files } from './local.js';
 import { isModelName, parseModelName } from './names.js';
 

@@ -16,7 +16,8 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Gemma, GemmaError, type PullOptions, type PullProgress } from '../../lib/index.js';
-import { pullModel, type PullSettings } from '../../lib/hub/pull.js';
+import { pullModel } from '../../lib/hub/pull.js';
+import type { PullSettings } from '../../lib/hub/pulled.js';
 import { parseModelName, type HubName } from '../../lib/hub/names.js';
 import { TUNING, type Tuning } from '../../lib/hub/transfer.js';
 import { data, rejection, tiny } from './helpers.js';
