@@ -103,6 +103,27 @@ std::wstring wide(const std::string& path) {
   return out;
 }
 
+OVERLAPPED place_at(uint64_t offset) {
+  OVERLAPPED place = {};
+  place.Offset = static_cast<DWORD>(offset);
+  place.OffsetHigh = static_cast<DWORD>(offset >> 32);
+  return place;
+}
+
+// Fills out with the bytes from offset on; false when the file ends before.
+bool read_at(File::Handle handle, const std::string& path, uint64_t offset, std::span<std::byte> out) {
+  for (size_t done = 0; done < out.size();) {
+    OVERLAPPED place = place_at(offset + done);
+    DWORD got = 0;
+    const DWORD want = static_cast<DWORD>(std::min(out.size() - done, kMaxRead));
+    if (!ReadFile(handle, out.data() + done, want, &got, &place) && GetLastError() != ERROR_HANDLE_EOF)
+      throw system_error(path, "cannot be read");
+    if (got == 0) return false;
+    done += got;
+  }
+  return true;
+}
+
 }  // namespace
 
 ErrorCode system_code() {
@@ -153,18 +174,7 @@ File::~File() {
 }
 
 void File::read(uint64_t offset, std::span<std::byte> out) const {
-  for (size_t done = 0; done < out.size();) {
-    const uint64_t at = offset + done;
-    OVERLAPPED place = {};
-    place.Offset = static_cast<DWORD>(at);
-    place.OffsetHigh = static_cast<DWORD>(at >> 32);
-    DWORD got = 0;
-    const DWORD want = static_cast<DWORD>(std::min(out.size() - done, kMaxRead));
-    if (!ReadFile(handle_, out.data() + done, want, &got, &place) && GetLastError() != ERROR_HANDLE_EOF)
-      throw system_error(path_, "cannot be read");
-    if (got == 0) fail("became shorter while it was read", "FILE_CHANGED");
-    done += got;
-  }
+  if (!read_at(handle_, path_, offset, out)) fail("became shorter while it was read", "FILE_CHANGED");
 }
 
 bool file_exists(const std::string& path) {
@@ -212,7 +222,6 @@ void FileWriter::commit() {
   beside_.clear();
 }
 
-<<<<<<< HEAD
 PartFile::PartFile(const std::string& path) : path_(path) {
   check_path(path);
   part_ = path + ".part";
@@ -246,27 +255,12 @@ uint64_t PartFile::size() const {
 }
 
 bool PartFile::read(uint64_t offset, std::span<std::byte> out) const {
-  for (size_t done = 0; done < out.size();) {
-    const uint64_t at = offset + done;
-    OVERLAPPED place = {};
-    place.Offset = static_cast<DWORD>(at);
-    place.OffsetHigh = static_cast<DWORD>(at >> 32);
-    DWORD got = 0;
-    const DWORD want = static_cast<DWORD>(std::min(out.size() - done, kMaxRead));
-    if (!ReadFile(handle_, out.data() + done, want, &got, &place) && GetLastError() != ERROR_HANDLE_EOF)
-      throw system_error(part_, "cannot be read");
-    if (got == 0) return false;
-    done += got;
-  }
-  return true;
+  return read_at(handle_, part_, offset, out);
 }
 
 void PartFile::write(uint64_t offset, std::span<const std::byte> bytes) {
   for (size_t done = 0; done < bytes.size();) {
-    const uint64_t at = offset + done;
-    OVERLAPPED place = {};
-    place.Offset = static_cast<DWORD>(at);
-    place.OffsetHigh = static_cast<DWORD>(at >> 32);
+    OVERLAPPED place = place_at(offset + done);
     DWORD n = 0;
     const DWORD want = static_cast<DWORD>(std::min(bytes.size() - done, kMaxRead));
     if (!WriteFile(handle_, bytes.data() + done, want, &n, &place)) throw system_error(part_, "cannot be written");
@@ -286,7 +280,8 @@ void PartFile::commit() {
   close();
   if (!MoveFileExW(wide(part_).c_str(), wide(path_).c_str(), MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH))
     throw system_error(path_, "cannot be written");
-=======
+}
+
 std::shared_ptr<FileLock> FileLock::try_lock(const std::string& path) {
   check_path(path);
   const DWORD share = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
@@ -303,7 +298,6 @@ std::shared_ptr<FileLock> FileLock::try_lock(const std::string& path) {
 void FileLock::release() {
   if (is_held_) CloseHandle(handle_);
   is_held_ = false;
->>>>>>> main
 }
 
 #else
@@ -324,6 +318,19 @@ int64_t nanoseconds_of(const struct stat& info) {
 #else
   return info.st_mtim.tv_nsec;
 #endif
+}
+
+// Fills out with the bytes from offset on; false when the file ends before.
+bool read_at(File::Handle handle, const std::string& path, uint64_t offset, std::span<std::byte> out) {
+  for (size_t done = 0; done < out.size();) {
+    const ssize_t got =
+        ::pread(handle, out.data() + done, std::min(out.size() - done, kMaxRead), static_cast<off_t>(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) throw system_error(path, "cannot be read");
+    if (got == 0) return false;
+    done += static_cast<size_t>(got);
+  }
+  return true;
 }
 
 // The name, too, outlasts a loss of power. File systems that cannot say so have done what they can.
@@ -366,14 +373,7 @@ File::~File() {
 }
 
 void File::read(uint64_t offset, std::span<std::byte> out) const {
-  for (size_t done = 0; done < out.size();) {
-    const ssize_t got =
-        ::pread(handle_, out.data() + done, std::min(out.size() - done, kMaxRead), static_cast<off_t>(offset + done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw system_error(path_, "cannot be read");
-    if (got == 0) fail("became shorter while it was read", "FILE_CHANGED");
-    done += static_cast<size_t>(got);
-  }
+  if (!read_at(handle_, path_, offset, out)) fail("became shorter while it was read", "FILE_CHANGED");
 }
 
 void File::check_unchanged() const {
@@ -473,15 +473,7 @@ uint64_t PartFile::size() const {
 }
 
 bool PartFile::read(uint64_t offset, std::span<std::byte> out) const {
-  for (size_t done = 0; done < out.size();) {
-    const ssize_t got =
-        ::pread(handle_, out.data() + done, std::min(out.size() - done, kMaxRead), static_cast<off_t>(offset + done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw system_error(part_, "cannot be read");
-    if (got == 0) return false;
-    done += static_cast<size_t>(got);
-  }
-  return true;
+  return read_at(handle_, part_, offset, out);
 }
 
 void PartFile::write(uint64_t offset, std::span<const std::byte> bytes) {
