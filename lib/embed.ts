@@ -5,7 +5,7 @@ import { GemmaError } from './errors.js';
 import type { NativeEmbedEvent, NativeModel, NativeModelInfo, PromptPart } from './native.js';
 import { runReporting } from './operation.js';
 import { encodeParts } from './token-text.js';
-import { Pace } from './turns.js';
+import { allocateFloats, Pace } from './turns.js';
 import { show } from './values.js';
 
 const TASKS = {
@@ -173,17 +173,6 @@ class Batches {
   }
 }
 
-function allocate(length: number): Float32Array {
-  try {
-    return new Float32Array(length);
-  } catch {
-    throw new GemmaError(
-      'ERR_OUT_OF_MEMORY',
-      `the embeddings take ${((length * 4) / 2 ** 30).toFixed(1)} GiB, more than there is; ask for fewer texts at a time`,
-    );
-  }
-}
-
 /**
  * Embeddings of texts. All of them are tokenised before the first is computed, so that one that is too long costs nothing.
  *
@@ -221,7 +210,10 @@ export async function embedTexts(
   }
   await batches.flush(signal);
 
-  const data = allocate(texts.length * dimensions);
+  const data = allocateFloats(
+    texts.length * dimensions,
+    (size) => `the embeddings take ${size}, more than there is; ask for fewer texts at a time`,
+  );
   const waiting = batches.all.values();
   let nDone = 0;
   const work = async () => {

@@ -83,6 +83,7 @@ import { candidateList, encodeCandidates, endToken, scoresOf, type Candidates, t
 import { GemmaStream } from './stream.js';
 import { answerWithTools, conversationOf, type AskModel, type Bound } from './tool-loop.js';
 import { decodeTokens, encodeParts, plainIds, stoppable, tokenIds } from './token-text.js';
+import { allocateFloats } from './turns.js';
 import { show, text as checkText } from './values.js';
 import type { OutputOf, StandardSchema } from './schema.js';
 import { embeddingOf, ImageEncoder } from './vision.js';
@@ -565,7 +566,10 @@ export class Gemma {
       const positions = all ? tokens.length : 1;
       const first = tokens.length - positions;
       const collect = rows && !onRow;
-      const data = allocate(collect ? positions * vocabulary : 0);
+      const data = allocateFloats(
+        collect ? positions * vocabulary : 0,
+        (size) => `the logits take ${size}, more than an array can hold; use onRow, or top with data: false`,
+      );
       const best: TokenScore[][] = [];
       await this.#evaluate({ tokens, images, adapters, all, rows, top, next: false }, cancellation, (event) => {
         if (event.top) best.push(event.top);
@@ -1050,15 +1054,4 @@ function loadNative(
     },
     cancellation,
   );
-}
-
-function allocate(length: number): Float32Array {
-  try {
-    return new Float32Array(length);
-  } catch {
-    throw new GemmaError(
-      'ERR_OUT_OF_MEMORY',
-      `the logits take ${((length * 4) / 2 ** 30).toFixed(1)} GiB, more than an array can hold; use onRow, or top with data: false`,
-    );
-  }
 }

@@ -1,5 +1,6 @@
 // Work on large inputs that has to be done on the JavaScript thread is done in slices, each in a turn of the event loop of its own.
 import { setImmediate as immediate } from 'node:timers/promises';
+import { GemmaError } from './errors.js';
 
 /** Bytes that are copied in one turn: a fraction of a millisecond. */
 export const COPY_SLICE = 256 << 10;
@@ -126,5 +127,18 @@ export function atOnce<T>(work: Sliced<T>): T {
   for (;;) {
     const { done, value } = work.next();
     if (done) return value;
+  }
+}
+
+/**
+ * An array for a large result.
+ *
+ * @throws GemmaError `ERR_OUT_OF_MEMORY` with what `message` says of its size, "1.5 GiB"
+ */
+export function allocateFloats(length: number, message: (size: string) => string): Float32Array {
+  try {
+    return new Float32Array(length);
+  } catch {
+    throw new GemmaError('ERR_OUT_OF_MEMORY', message(`${((length * 4) / 2 ** 30).toFixed(1)} GiB`));
   }
 }

@@ -707,6 +707,18 @@ Napi::Value to_js(Napi::Env env, const ChatMetadata& chat) {
   return object;
 }
 
+static Napi::Value to_js(Napi::Env env, const std::vector<TypeCount>& types) {
+  Napi::Array array = Napi::Array::New(env, types.size());
+  for (uint32_t i = 0; i < types.size(); ++i) {
+    Napi::Object entry = Napi::Object::New(env);
+    entry["type"] = types[i].type;
+    entry["tensors"] = number(env, types[i].n_tensors);
+    entry["bytes"] = number(env, types[i].bytes);
+    array.Set(i, entry);
+  }
+  return array;
+}
+
 Napi::Value to_js(Napi::Env env, const FileSummary& summary) {
   Napi::Object object = Napi::Object::New(env);
   object["architecture"] = summary.architecture;
@@ -716,15 +728,7 @@ Napi::Value to_js(Napi::Env env, const FileSummary& summary) {
   object["outputBytes"] = number(env, summary.output_bytes);
   object["config"] = to_js(env, summary.model);
   if (summary.vision) object["vision"] = to_js(env, *summary.vision);
-  Napi::Array types = Napi::Array::New(env, summary.types.size());
-  for (uint32_t i = 0; i < summary.types.size(); ++i) {
-    Napi::Object entry = Napi::Object::New(env);
-    entry["type"] = summary.types[i].type;
-    entry["tensors"] = number(env, summary.types[i].n_tensors);
-    entry["bytes"] = number(env, summary.types[i].bytes);
-    types.Set(i, entry);
-  }
-  object["tensorTypes"] = types;
+  object["tensorTypes"] = to_js(env, summary.types);
   Napi::Array plans = Napi::Array::New(env, summary.plans.size());
   for (uint32_t i = 0; i < summary.plans.size(); ++i) {
     Napi::Object plan = to_js(env, summary.plans[i].memory).As<Napi::Object>();
@@ -873,15 +877,7 @@ Napi::Value to_js(Napi::Env env, const QuantizeResult& result) {
   object["bytes"] = static_cast<double>(result.bytes);
   object["sourceBytes"] = static_cast<double>(result.source_bytes);
   object["resumedTensors"] = static_cast<double>(result.n_resumed);
-  Napi::Array types = Napi::Array::New(env, result.types.size());
-  for (uint32_t i = 0; i < result.types.size(); ++i) {
-    Napi::Object type = Napi::Object::New(env);
-    type["type"] = result.types[i].type;
-    type["tensors"] = static_cast<double>(result.types[i].n_tensors);
-    type["bytes"] = static_cast<double>(result.types[i].bytes);
-    types.Set(i, type);
-  }
-  object["types"] = types;
+  object["types"] = to_js(env, result.types);
   Napi::Array fallbacks = Napi::Array::New(env, result.fallbacks.size());
   for (uint32_t i = 0; i < result.fallbacks.size(); ++i) {
     Napi::Object fallback = Napi::Object::New(env);

@@ -1,7 +1,6 @@
 #include "runtime/inspect.h"
 
 #include <algorithm>
-#include <map>
 #include <memory>
 
 #include "backend/cpu/cpu_features.h"
@@ -67,19 +66,14 @@ FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& c
   summary.architecture = file.architecture();
   summary.chat = file.chat_metadata();
   summary.file_bytes = file.bytes();
-  std::map<TensorType, FileSummary::TypeCount> types;
+  TypeCounts types;
   for (const Tensor& tensor : file.tensors()) {
     uint64_t n_elements = 1;
     for (const int64_t dimension : tensor.shape) n_elements *= static_cast<uint64_t>(dimension);
     summary.n_parameters += n_elements;
-    FileSummary::TypeCount& count = types[tensor.type];
-    count.type = type_traits(tensor.type).name;
-    ++count.n_tensors;
-    count.bytes += tensor.bytes;
+    types.add(tensor.type, tensor.bytes);
   }
-  for (const auto& [type, count] : types) summary.types.push_back(count);
-  std::stable_sort(summary.types.begin(), summary.types.end(),
-                   [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
+  summary.types = types.most_bytes_first();
   if (!config.is_encoder) summary.output_bytes = tensors->find(config.has_output ? kOutput : kTokenEmbd)->bytes;
   const std::unique_ptr<const BackendTraits> traits = cpu_traits(options.isa, cpu_threads(options));
   for (int n_ctx : contexts) {

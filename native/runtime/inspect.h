@@ -8,6 +8,7 @@
 
 #include "model/config.h"
 #include "model/vision_config.h"
+#include "quant/type_counts.h"
 #include "runtime/load_options.h"
 
 namespace gemma {
@@ -45,12 +46,7 @@ struct FileSummary {
   ChatMetadata chat;
   uint64_t file_bytes = 0;
   uint64_t n_parameters = 0;
-  uint64_t output_bytes = 0;  // of the matrix that logits are computed with; 0: an embedding model
-  struct TypeCount {
-    std::string type;  // of tensors, "Q4_K"
-    uint64_t n_tensors = 0;
-    uint64_t bytes = 0;
-  };
+  uint64_t output_bytes = 0;     // of the matrix that logits are computed with; 0: an embedding model
   std::vector<TypeCount> types;  // most bytes first
   struct Plan {
     int n_ctx = 0;

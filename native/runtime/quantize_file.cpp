@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -330,17 +329,9 @@ class Quantizer {
     result.source_bytes = source_->file_bytes();
     result.n_resumed = n_resumed_;
     result.fallbacks = std::move(fallbacks_);
-    std::map<std::string, QuantizeResult::TypeCount> counts;
-    for (const Output& output : outputs_) {
-      QuantizeResult::TypeCount& count = counts[type_traits(output.type).name];
-      ++count.n_tensors;
-      count.bytes += output.bytes;
-    }
-    for (auto& [type, count] : counts) {
-      count.type = type;
-      result.types.push_back(count);
-    }
-    std::ranges::stable_sort(result.types, [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
+    TypeCounts types;
+    for (const Output& output : outputs_) types.add(output.type, output.bytes);
+    result.types = types.most_bytes_first();
     return result;
   }
 

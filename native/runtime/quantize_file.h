@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "quant/type_counts.h"
 #include "runtime/quantize_types.h"
 
 namespace gemma {
@@ -28,12 +29,7 @@ struct QuantizeOptions {
 struct QuantizeResult {
   uint64_t bytes = 0;
   uint64_t source_bytes = 0;
-  uint64_t n_resumed = 0;  // tensors that an earlier run had written
-  struct TypeCount {
-    std::string type;
-    uint64_t n_tensors = 0;
-    uint64_t bytes = 0;
-  };
+  uint64_t n_resumed = 0;        // tensors that an earlier run had written
   std::vector<TypeCount> types;  // most bytes first
   struct Fallback {
     std::string tensor;

@@ -69,6 +69,40 @@ void check_tokens(const std::vector<TokenId>& tokens, const std::vector<PromptIm
   }
 }
 
+struct ListNames {
+  const char* one;  // "text ", before its number
+  const char* all;
+  const char* detail;  // of lengths and tokens that do not belong together
+};
+
+// Lists of ids, one after the other, of these lengths. check_length(name, length) throws where a list has no room.
+template <class F>
+void check_lists(const ListNames& names, const std::vector<TokenId>& tokens, const std::vector<int>& lengths,
+                 const LoadedModel& loaded, const F& check_length) {
+  const auto bad = [](const char* detail, const std::string& message) {
+    throw Error(ErrorCode::kInvalidArgument, detail, message);
+  };
+  size_t token = 0;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    const std::string name = names.one + std::to_string(i);
+    const int length = lengths[i];
+    if (length < 1) bad("EMPTY", name + ": expected at least one token, found none");
+    if (static_cast<size_t>(length) > tokens.size() - token)
+      bad(names.detail, name + ": its tokens are more than were given");
+    check_length(name, length);
+    for (const size_t end = token + static_cast<size_t>(length); token < end; ++token) {
+      const TokenId id = tokens[token];
+      if (id >= 0 && id < loaded.config.n_vocab) continue;
+      bad("BAD_TOKEN",
+          name + ": expected ids in 0.." + std::to_string(loaded.config.n_vocab - 1) + ", found " + std::to_string(id));
+    }
+  }
+  if (token != tokens.size()) {
+    bad(names.detail, std::string(names.all) + ": expected " + std::to_string(token) +
+                          " tokens, as many as their lengths say, found " + std::to_string(tokens.size()));
+  }
+}
+
 }  // namespace
 
 bool is_finite_row(std::span<const float> logits) {
@@ -130,31 +164,15 @@ void check_score(const ScoreParams& params, const LoadedModel& loaded) {
                                " with " + std::to_string(params.candidates.size()));
   }
   const int room = loaded.info.n_ctx - static_cast<int>(params.tokens.size());
-  size_t token = 0;
-  for (size_t i = 0; i < n; ++i) {
-    const std::string name = "candidate " + std::to_string(i);
-    const int length = params.lengths[i];
-    if (length < 1) bad("EMPTY", name + ": expected at least one token, found none");
-    if (static_cast<size_t>(length) > params.candidates.size() - token)
-      bad("CANDIDATE_LIMIT", name + ": its tokens are more than were given");
-    if (length > room) {
-      throw Error(ErrorCode::kContextFull, "CONTEXT_OVERFLOW",
-                  "the prompt of " + std::to_string(params.tokens.size()) + " tokens and " + name + " of " +
-                      std::to_string(length) + " do not fit into the context of " + std::to_string(loaded.info.n_ctx) +
-                      " positions: shorten them or load with a larger contextSize");
-    }
-    for (const size_t end = token + static_cast<size_t>(length); token < end; ++token) {
-      const TokenId id = params.candidates[token];
-      if (id >= 0 && id < loaded.config.n_vocab) continue;
-      bad("BAD_TOKEN",
-          name + ": expected ids in 0.." + std::to_string(loaded.config.n_vocab - 1) + ", found " + std::to_string(id));
-    }
-  }
-  if (token != params.candidates.size()) {
-    bad("CANDIDATE_LIMIT", "candidates: expected " + std::to_string(token) +
-                               " tokens, as many as their lengths say, found " +
-                               std::to_string(params.candidates.size()));
-  }
+  check_lists({"candidate ", "candidates", "CANDIDATE_LIMIT"}, params.candidates, params.lengths, loaded,
+              [&](const std::string& name, int length) {
+                if (length <= room) return;
+                throw Error(ErrorCode::kContextFull, "CONTEXT_OVERFLOW",
+                            "the prompt of " + std::to_string(params.tokens.size()) + " tokens and " + name + " of " +
+                                std::to_string(length) + " do not fit into the context of " +
+                                std::to_string(loaded.info.n_ctx) +
+                                " positions: shorten them or load with a larger contextSize");
+              });
 }
 
 void check_embed(const EmbedParams& params, const LoadedModel& loaded) {
@@ -172,29 +190,13 @@ void check_embed(const EmbedParams& params, const LoadedModel& loaded) {
   if (params.n_dims < 0 || params.n_dims > dim) {
     bad("DIMENSIONS", "dimensions: expected 1 to " + std::to_string(dim) + ", found " + std::to_string(params.n_dims));
   }
-  size_t token = 0;
-  for (size_t i = 0; i < n; ++i) {
-    const std::string name = "text " + std::to_string(i);
-    const int length = params.lengths[i];
-    if (length < 1) bad("EMPTY", name + ": expected at least one token, found none");
-    if (static_cast<size_t>(length) > params.tokens.size() - token)
-      bad("TEXT_LIMIT", name + ": its tokens are more than were given");
-    if (length > loaded.info.n_ctx) {
-      throw Error(ErrorCode::kContextFull, "CONTEXT_OVERFLOW",
-                  name + " of " + std::to_string(length) + " tokens does not fit into the context of " +
-                      std::to_string(loaded.info.n_ctx) + " positions: shorten or cut it");
-    }
-    for (const size_t end = token + static_cast<size_t>(length); token < end; ++token) {
-      const TokenId id = params.tokens[token];
-      if (id >= 0 && id < loaded.config.n_vocab) continue;
-      bad("BAD_TOKEN",
-          name + ": expected ids in 0.." + std::to_string(loaded.config.n_vocab - 1) + ", found " + std::to_string(id));
-    }
-  }
-  if (token != params.tokens.size()) {
-    bad("TEXT_LIMIT", "texts: expected " + std::to_string(token) + " tokens, as many as their lengths say, found " +
-                          std::to_string(params.tokens.size()));
-  }
+  check_lists({"text ", "texts", "TEXT_LIMIT"}, params.tokens, params.lengths, loaded,
+              [&](const std::string& name, int length) {
+                if (length <= loaded.info.n_ctx) return;
+                throw Error(ErrorCode::kContextFull, "CONTEXT_OVERFLOW",
+                            name + " of " + std::to_string(length) + " tokens does not fit into the context of " +
+                                std::to_string(loaded.info.n_ctx) + " positions: shorten or cut it");
+              });
 }
 
 void check_encode(const EncodeParams& params, const LoadedModel& loaded) {

@@ -101,3 +101,14 @@ export async function until(holds: () => boolean): Promise<void> {
 export function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
+
+/** FunctionGemma's control tokens for tools, in the order of their ids. */
+export const FUNCTION_MARKS = [
+  '<start_function_declaration>',
+  '<end_function_declaration>',
+  '<start_function_call>',
+  '<end_function_call>',
+  '<start_function_response>',
+  '<end_function_response>',
+  '<escape>',
+];

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { Gemma, type GenerateOptions, type LoadOptions, type Message, type Tools } from '../../lib/index.js';
 import { stored, writeModel, type Changes } from './gguf.js';
-import { data, rejection, tiny } from './helpers.js';
+import { data, FUNCTION_MARKS, rejection, tiny } from './helpers.js';
 
 interface ChatCase {
   name: string;
@@ -59,16 +59,7 @@ async function promptOf(
 }
 
 describe('FunctionGemma', () => {
-  const MARKS = [
-    '<start_function_declaration>',
-    '<end_function_declaration>',
-    '<start_function_call>',
-    '<end_function_call>',
-    '<start_function_response>',
-    '<end_function_response>',
-    '<escape>',
-  ];
-  const tokens = Object.fromEntries(MARKS.map((mark, i) => [1010 + i, [mark, 3] as const]));
+  const tokens = Object.fromEntries(FUNCTION_MARKS.map((mark, i) => [1010 + i, [mark, 3] as const]));
   let gemma: Gemma;
   beforeAll(async () => {
     gemma = await relative('Functiongemma 270m It', templates.functiongemma, { mmproj: false }, { tokens });
@@ -87,7 +78,7 @@ describe('FunctionGemma', () => {
 
   test('a call, its result and the answer; the response’s mark ends an answer', async () => {
     expect(gemma.info.chat).toMatchObject({ template: 'file', toolFormat: 'functiongemma' });
-    expect(gemma.info.endTokens).toContain(1010 + MARKS.indexOf('<start_function_response>'));
+    expect(gemma.info.endTokens).toContain(1010 + FUNCTION_MARKS.indexOf('<start_function_response>'));
     const given: unknown[] = [];
     const result = await gemma.generate('The light!', {
       tools: {

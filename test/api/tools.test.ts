@@ -15,25 +15,16 @@ import {
   type Tools,
 } from '../../lib/index.js';
 import { stored, writeModel, type Changes } from './gguf.js';
-import { data, rejection } from './helpers.js';
+import { data, FUNCTION_MARKS, rejection } from './helpers.js';
 
 const { templates } = JSON.parse(gunzipSync(readFileSync(join(data, 'chat.json.gz'))).toString('utf8')) as {
   templates: Record<'chatml' | 'chatml-tools' | 'functiongemma', string>;
 };
 
-const MARKS = [
-  '<start_function_declaration>',
-  '<end_function_declaration>',
-  '<start_function_call>',
-  '<end_function_call>',
-  '<start_function_response>',
-  '<end_function_response>',
-  '<escape>',
-];
 const FIRST = 1010;
 const CALL = FIRST + 2;
 const ESCAPE = FIRST + 6;
-const functionTokens = Object.fromEntries(MARKS.map((mark, i) => [FIRST + i, [mark, 3] as const]));
+const functionTokens = Object.fromEntries(FUNCTION_MARKS.map((mark, i) => [FIRST + i, [mark, 3] as const]));
 const chatTokens = { 1020: ['<|im_start|>', 3], 1021: ['<|im_end|>', 3] } as const;
 
 let folder: string;
@@ -243,7 +234,7 @@ describe('what the model is told', () => {
     // Each mark as often as the format has it: none of them is of the texts.
     const ids = await idsOf(written, conversation, options);
     const count = (id: number) => ids.filter((each) => each === id).length;
-    expect(MARKS.slice(0, 6).map((_, i) => count(FIRST + i))).toEqual([2, 2, 2, 2, 2, 2]);
+    expect(FUNCTION_MARKS.slice(0, 6).map((_, i) => count(FIRST + i))).toEqual([2, 2, 2, 2, 2, 2]);
     expect(count(ESCAPE) % 2).toBe(0);
     const harmless = JSON.parse(JSON.stringify(conversation).replaceAll(hostile, 'x')) as Message[];
     const plain = await idsOf(written, harmless, { ...options, tools: { ...told, weather } });
