@@ -66,6 +66,13 @@ test('every include of native/ is allowed', () => {
   expect(violations(native, allowed)).toEqual([]);
 });
 
+// In code for another system no compiler here would see them.
+test('no merge has left its marks', () => {
+  const marks = /^(?:<{7} |={7}$|>{7} )/m;
+  expect(marks.test('a\n<<<<<<< HEAD\nb')).toBe(true);
+  expect(native.filter(({ text }) => marks.test(text)).map(({ path }) => path)).toEqual([]);
+});
+
 test('backends do not include each other', () => {
   const inBackend = native.filter(({ path }) => path.startsWith('native/backend/'));
   const shared = inBackend.map(({ path }) => path.split('/').slice(2)).filter((names) => names.length === 1);
