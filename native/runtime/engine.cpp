@@ -141,14 +141,9 @@ class Engine::Scheduler {
   void wait_for_work() {
     std::unique_lock lock(signal_->mutex);
     for (;;) {
-      const KvPool& pool = loaded_.model->kv_pool();
       loaded_.free_adapters();
       give_places();
-      count_requests();
-      stats_.prefixes = static_cast<int>(loaded_.prefixes->size());
-      stats_.prefix_bytes = loaded_.prefixes->bytes();
-      stats_.kv_pages_in_use = pool.pages_in_use() + loaded_.drafter->pages_in_use();
-      stats_.kv_bytes_resident = pool.bytes_resident() + loaded_.drafter->bytes_resident();
+      count();
       if (closing_.load() || !waiting_.empty() || n_places_ > 0) return;
       if (!embeds_.empty() || !encodes_.empty() || !copies_.empty()) return;
       if (std::any_of(running_.begin(), running_.end(), [](const Sequence& r) { return r->ended(); })) return;
@@ -172,11 +167,16 @@ class Engine::Scheduler {
     }
   }
 
-  // Under the mutex.
-  void count_requests() {
+  // All that is counted, at once: who sees that requests have gone sees that their pages have. Under the mutex.
+  void count() {
     stats_.running = static_cast<int>(n_places_) + static_cast<int>(embeds_.size() + encodes_.size() + copies_.size());
     stats_.waiting = static_cast<int>(waiting_.size());
     stats_.paused = static_cast<int>(running_.size()) - static_cast<int>(n_places_);
+    const KvPool& pool = loaded_.model->kv_pool();
+    stats_.prefixes = static_cast<int>(loaded_.prefixes->size());
+    stats_.prefix_bytes = loaded_.prefixes->bytes();
+    stats_.kv_pages_in_use = pool.pages_in_use() + loaded_.drafter->pages_in_use();
+    stats_.kv_bytes_resident = pool.bytes_resident() + loaded_.drafter->bytes_resident();
   }
 
   // Finishes what was cancelled or failed, or all there is.
@@ -235,7 +235,7 @@ class Engine::Scheduler {
         }
         waiting_.pop_front();
       }
-      count_requests();  // the first step may take seconds, and shows them as running
+      count();  // the first step may take seconds, and shows them as running
     }
     for (const Sequence& request : running_) {
       if (request->has_begun() || !request->has_place() || request->failed()) continue;
