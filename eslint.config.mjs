@@ -6,6 +6,7 @@ import tseslint from 'typescript-eslint';
 export default defineConfig(
   globalIgnores([
     'dist',
+    'packages/*/dist',
     'build',
     'prebuilds',
     'node_modules',
@@ -26,7 +27,7 @@ export default defineConfig(
   },
   {
     // expect.any() and its kin are of type any.
-    files: ['test/**/*.ts'],
+    files: ['test/**/*.ts', 'packages/*/test/**/*.ts'],
     rules: {
       '@typescript-eslint/no-unsafe-assignment': 'off',
       '@typescript-eslint/no-unsafe-argument': 'off',

@@ -6,7 +6,7 @@ const toCommonJs = (syntax) => [
 
 export default {
   testEnvironment: 'node',
-  roots: ['<rootDir>/test/api'],
+  roots: ['<rootDir>/test/api', '<rootDir>/packages'],
   testTimeout: 120_000,
   maxWorkers: 2,
   transform: {
@@ -14,5 +14,6 @@ export default {
     '[/\\\\](?:arktype|@ark|arkregex)[/\\\\].+\\.js$': toCommonJs('ecmascript'), // published as ES modules only
   },
   transformIgnorePatterns: ['[/\\\\]node_modules[/\\\\](?!(?:arktype|@ark|arkregex)[/\\\\])'],
-  moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1' },
+  moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1', '^gemma-native$': '<rootDir>/lib/index.ts' },
+  modulePathIgnorePatterns: ['<rootDir>/packages/.*/dist/'],
 };

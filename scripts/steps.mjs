@@ -171,14 +171,23 @@ function newest(path) {
   return Math.max(0, ...readdirSync(path).map((name) => newest(join(path, name))));
 }
 
+/** Compiles the main package, and those in packages/ that stand on it. */
 export async function buildTypeScript() {
-  const sources = ['lib', 'package.json', 'tsconfig.json', 'tsconfig.build.json'].map((name) =>
-    newest(join(root, name)),
-  );
-  const built = join(root, 'dist', 'cli', 'main.js');
-  if (existsSync(built) && statSync(built).mtimeMs > Math.max(...sources)) return;
-  say('Compiling TypeScript');
-  await run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', 'tsconfig.build.json']);
+  const { workspaces } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
+  for (const folder of ['.', ...workspaces]) {
+    const config = join(folder, folder === '.' ? 'tsconfig.build.json' : 'tsconfig.json');
+    const sources = [
+      join(folder, folder === '.' ? 'lib' : 'src'),
+      'lib',
+      'package.json',
+      'tsconfig.build.json',
+      config,
+    ];
+    const built = join(root, folder, 'dist', 'index.js');
+    if (newest(built) > Math.max(...sources.map((name) => newest(join(root, name))))) continue;
+    say(`Compiling TypeScript${folder === '.' ? '' : ` (${folder})`}`);
+    await run(process.execPath, [join(root, 'node_modules', 'typescript', 'bin', 'tsc'), '-p', config]);
+  }
 }
 
 export async function fetchModel() {
