@@ -9,6 +9,7 @@ import { HttpError, sendable } from './errors.js';
 import { Metrics } from './metrics.js';
 import { ModelRegistry, type ModelEvent, type ModelSpec } from './models.js';
 import { openai } from './openai.js';
+import { page } from './page.js';
 
 export interface ServerOptions {
   /** what is served */
@@ -202,6 +203,7 @@ export async function createServer(options: ServerOptions): Promise<Server> {
   );
 
   await app.register((scope: FastifyInstance) => openai(scope, context));
+  await app.register((scope: FastifyInstance) => page(scope, context));
 
   let closing: Promise<void> | undefined;
   const close = async () => {
