@@ -4,7 +4,7 @@ import { apiKey, setApiKey } from './api.js';
 const dialog = document.getElementById('settings');
 const form = dialog.querySelector('form');
 const failure = document.getElementById('settings-failure');
-const texts = ['system', 'temperature', 'topK', 'topP', 'maxTokens', 'seed', 'schema', 'tools'];
+const texts = ['system', 'temperature', 'topK', 'topP', 'maxTokens', 'seed', 'adapter', 'schema', 'tools'];
 
 function stored() {
   try {
@@ -88,11 +88,12 @@ export function systemPrompt() {
 
 /** The settings as parameters of OpenAI's interface. */
 export function parameters() {
-  const numbers = { temperature: 'temperature', topK: 'top_k', topP: 'top_p', maxTokens: 'max_tokens', seed: 'seed' };
+  const numbers = { temperature: 'temperature', topK: 'topK', topP: 'top_p', maxTokens: 'max_tokens', seed: 'seed' };
   const found = {};
   for (const [name, parameter] of Object.entries(numbers))
     if (settings[name]) found[parameter] = Number(settings[name]);
-  if (settings.panAndScan) found.pan_and_scan = true;
+  if (settings.adapter) found.adapter = settings.adapter;
+  if (settings.panAndScan) found.panAndScan = true;
   if (settings.schema) {
     found.response_format = {
       type: 'json_schema',
