@@ -6,7 +6,7 @@ import sharp from 'sharp';
 import { Gemma } from 'gemma-native';
 import { join } from 'node:path';
 import { createServer, type Server } from '../src/index.js';
-import { root, tiny } from '../../../test/api/helpers.js';
+import { realModel, root, tiny } from '../../../test/api/helpers.js';
 
 const picture = join(root, 'models', 'pictures', 'shapes.png');
 
@@ -27,7 +27,7 @@ beforeAll(async () => {
   server = await createServer({
     models: [
       { name: 'demo', model: 'demo', options: { adapters } },
-      { name: 'endless', model: tiny },
+      { name: 'endless', model: realModel(), options: { chatTemplate: '{{ messages[0].content }}' } },
     ],
   });
   url = await server.listen({ port: 0 });
@@ -45,7 +45,9 @@ async function withPage(work: (page: Page) => Promise<void>, options: BrowserCon
   try {
     const page = await context.newPage();
     page.on('console', (message) => {
-      if (message.type() === 'error') complaints.push(message.text());
+      // That the policy holds is no complaint: DOMPurify reads HTML in a document that has it too.
+      if (message.type() === 'error' && !/^Executing inline event handler violates/.test(message.text()))
+        complaints.push(message.text());
     });
     page.on('pageerror', (error) => complaints.push(error.message));
     await page.goto(at);
@@ -57,7 +59,7 @@ async function withPage(work: (page: Page) => Promise<void>, options: BrowserCon
 }
 
 async function send(page: Page, text: string) {
-  await page.getByLabel('Message').fill(text);
+  await page.locator('#message').fill(text);
   await page.keyboard.press('Enter');
 }
 
@@ -120,11 +122,10 @@ test('Pan & Scan draws where it cuts', async () => {
     await set(page, { 'Pan & Scan': true });
     await attach(page, { name: 'wide.png', mimeType: 'image/png', buffer: wide });
     await page.locator('#attached rect').first().waitFor({ state: 'attached' });
-    const boxes = await page
-      .locator('#attached rect')
-      .evaluateAll((all) =>
-        all.map((rect) => ['x', 'y', 'width', 'height'].map((side) => Number(rect.getAttribute(side)))),
-      );
+    const boxes = await page.evaluate(
+      `[...document.querySelectorAll('#attached rect')].map((rect) =>
+        ['x', 'y', 'width', 'height'].map((side) => Number(rect.getAttribute(side))))`,
+    );
     expect(boxes).toEqual(crops.map(({ x, y, width, height }) => [x, y, width, height]));
     expect(await page.locator('#attached figcaption').innerText()).toContain(`in ${crops.length} crops`);
     await page.getByRole('button', { name: 'Remove wide.png' }).click();
@@ -136,18 +137,16 @@ test('pictures are dropped and pasted', async () => {
   const bytes = [...readFileSync(picture)];
   await withPage(async (page) => {
     for (const kind of ['drop', 'paste']) {
-      await page.evaluate(
-        ([type, file]) => {
-          const transfer = new DataTransfer();
-          transfer.items.add(new File([new Uint8Array(file)], `${type}.png`, { type: 'image/png' }));
-          const event =
-            type === 'drop'
-              ? new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true })
-              : new ClipboardEvent('paste', { clipboardData: transfer, bubbles: true });
-          document.body.dispatchEvent(event);
-        },
-        [kind, bytes] as const,
-      );
+      // As a text: the compiler knows no browser here.
+      await page.evaluate(`{
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array([${bytes.join()}])], '${kind}.png', { type: 'image/png' }));
+        document.body.dispatchEvent(
+          '${kind}' === 'drop'
+            ? new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true })
+            : new ClipboardEvent('paste', { clipboardData: transfer, bubbles: true }),
+        );
+      }`);
       await page.getByRole('button', { name: `Remove ${kind}.png` }).waitFor();
     }
   });
@@ -156,6 +155,7 @@ test('pictures are dropped and pasted', async () => {
 test('an answer is stopped by the button and by Escape, and what came stays', async () => {
   await withPage(async (page) => {
     await page.getByLabel('Model').selectOption('endless');
+    await set(page, { 'JSON schema': '{ "type": "string", "minLength": 100000 }' });
     for (const [i, stop] of [
       () => page.getByRole('button', { name: 'Stop' }).click(),
       () => page.keyboard.press('Escape'),
@@ -185,16 +185,20 @@ test('a tool is called, and its result answered', async () => {
     properties: { a: { type: 'integer' }, b: { type: 'integer' } },
     required: ['a', 'b'],
   };
-  const description = 'Adds two numbers.';
+  const description = 'Adds two numbers';
   const tools = [{ type: 'function', function: { name: 'add', description, parameters } }];
   await withPage(async (page) => {
     await set(page, { Adapter: 'tools', Tools: JSON.stringify(tools), Temperature: '0' });
-    await send(page, 'What is 12 plus 30?');
+    await send(page, 'What is 417 plus 311?');
     await page.getByRole('heading', { name: 'Call of add' }).waitFor();
-    expect(await page.locator('.call .json').innerText()).toMatch(/12[^]*30/);
-    await page.getByLabel('Result of add').fill('42');
+    expect(await page.locator('.call .json').innerText()).toMatch(/417[^]*311/);
+    await page.getByLabel('Result of add').fill('728');
     await page.getByRole('button', { name: 'Send results' }).click();
-    expect(await answered(page, 2)).toMatch(/42/);
+    expect(await answered(page, 2)).toMatch(/^417 plus 311 is/);
+    await page.getByRole('button', { name: 'Show request and answer as JSON' }).last().click();
+    expect(await page.locator('.raw').innerText()).toMatch(
+      /"role": "tool",\s+"tool_call_id": "[^"]+",\s+"content": "728"/,
+    );
   });
 });
 
@@ -228,9 +232,9 @@ test('what a model writes runs nothing and loads nothing', async () => {
     await answered(page);
     expect(await page.title()).toBe('Gemma');
     expect(
-      await page
-        .locator('.assistant .text')
-        .evaluate((box) => [...box.querySelectorAll('*')].map((each) => each.outerHTML.replace(/>[^]*/, '>'))),
+      await page.evaluate(
+        `[...document.querySelectorAll('.assistant .text *')].map((each) => each.outerHTML.replace(/>[^]*/, '>'))`,
+      ),
     ).toEqual([
       '<p>',
       '<strong>',
@@ -267,9 +271,8 @@ test.each(['light', 'dark'] as const)(
     await withPage(async (page) => {
       const violations = async () => {
         await page.evaluate(axe);
-        const { violations: found } = (await page.evaluate('axe.run()')) as {
-          violations: { id: string; nodes: { html: string }[] }[];
-        };
+        type Found = { violations: { id: string; nodes: { html: string }[] }[] };
+        const { violations: found } = await page.evaluate<Found>('axe.run()');
         return found.map(({ id, nodes }) => [id, ...nodes.map(({ html }) => html)]);
       };
       expect(await violations()).toEqual([]);
