@@ -59,13 +59,18 @@ std::string class_of(std::string_view type) {
   return std::string(type.substr(type.rfind('.') + 1));
 }
 
-// One name, so that no path leads out of the folder.
+// "2_Dense": a number and a class, as every version writes it. No other path is followed, and none leads out of the folder;
+// lib/model-files.ts knows the same names (SENTENCE_MODULE).
 bool is_folder_name(std::string_view name) {
-  const auto is_plain = [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_' || c == '-' ||
-           c == '.';
+  const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+  const auto is_word = [&](char c) {
+    return is_digit(c) || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_';
   };
-  return name.size() <= 100 && name.front() != '.' && name.back() != '.' && std::all_of(name.begin(), name.end(), is_plain);
+  const size_t n = std::min(name.find('_'), name.size());
+  const std::string_view number = name.substr(0, n);
+  const std::string_view rest = name.substr(std::min(n + 1, name.size()));
+  return !number.empty() && number.size() <= 4 && std::all_of(number.begin(), number.end(), is_digit) &&
+         !rest.empty() && rest.size() <= 64 && std::all_of(rest.begin(), rest.end(), is_word);
 }
 
 std::vector<Module> read_modules(std::string_view text) {
@@ -84,7 +89,7 @@ std::vector<Module> read_modules(std::string_view text) {
         has_path = true;
         module.path = json.read_string();
         if (!module.path.empty() && !is_folder_name(module.path))
-          json.fail("expected the name of a folder beside this file, found " + quoted(module.path), at);
+          json.fail("expected the name of a folder beside this file, such as \"2_Dense\", found " + quoted(module.path), at);
       } else if (key == "kwargs") {
         if (json.kind() != JsonKind::kArray) return json.skip();
         json.read_array([&] { unsupported("a module that takes arguments (kwargs)"); });

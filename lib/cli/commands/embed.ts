@@ -1,7 +1,15 @@
 // gemma-native embed: texts to vectors.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { Option } from 'commander';
-import { adapterOptions, number, using, withAdapters, withModel, type DefineCommand, type ModelFlags } from '../options.js';
+import {
+  adapterOptions,
+  number,
+  using,
+  withAdapters,
+  withModel,
+  type DefineCommand,
+  type ModelFlags,
+} from '../options.js';
 import { printJson, printLine, UsageError, withProgress } from '../output.js';
 
 interface EmbedFlags extends ModelFlags {
