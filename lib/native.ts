@@ -192,6 +192,7 @@ export interface NativeEmbedParams {
   dimensions: number;
   /** to a length of 1 */
   normalize: boolean;
+  adapters: readonly NativeAdapterUse[];
 }
 
 export type NativeEmbedEvent =
@@ -265,10 +266,14 @@ export interface ModelConfig {
   finalSoftcap: number;
   /** an embedding model: texts become vectors (`embed`), nothing is written */
   encoder: boolean;
-  /** of an embedding model: whether its file has the dense layers behind the mean */
+  /** of an embedding model: whether its file has the dense layers behind the pooled rows */
   denseLayers: boolean;
   /** of what `embed` makes of a text */
   embeddingDim: number;
+  /** what `embed` makes of a text's rows, by sentence-transformers' names; `'mean'` where a file says nothing else */
+  pooling: 'mean' | 'cls' | 'lasttoken' | 'max' | 'mean_sqrt_len_tokens' | 'weightedmean';
+  /** whether embeddings have a length of 1 where `normalize` says nothing else */
+  normalizedEmbeddings: boolean;
 }
 
 /** What a file says about its vision encoder. */

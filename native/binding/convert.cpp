@@ -616,6 +616,7 @@ EmbedParams to_embed_params(const Napi::Object& params) {
   result.lengths = to_tokens(params.Get("lengths"));
   result.n_dims = to_int(params, "dimensions");
   result.normalize = to_bool(params.Get("normalize"), "normalize");
+  result.adapters = to_adapter_uses(params.Get("adapters"));
   return result;
 }
 
@@ -672,6 +673,8 @@ Napi::Value to_js(Napi::Env env, const ModelDescription& model) {
   object["encoder"] = model.is_encoder;
   object["denseLayers"] = model.has_dense;
   object["embeddingDim"] = model.embedding_dim;
+  object["pooling"] = model.pooling;
+  object["normalizedEmbeddings"] = model.normalizes;
   return object;
 }
 

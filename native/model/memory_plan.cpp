@@ -40,7 +40,7 @@ std::vector<PlannedStage> planned(std::span<const Stage> stages) {
   return all;
 }
 
-uint64_t matrix_bytes(const TensorSource& tensors, const char* name, const BackendTraits& traits) {
+uint64_t matrix_bytes(const TensorSource& tensors, std::string_view name, const BackendTraits& traits) {
   const Tensor* tensor = tensors.find(name);
   return tensor != nullptr ? weight_bytes(*tensor, traits) : 0;
 }
@@ -124,9 +124,7 @@ void MemoryPlanner::add(const TensorSource& tensors, const ModelConfig& config, 
   } else if (!config.is_encoder && stages.size() > 1 && !(first.maps_weights() && last.maps_weights())) {
     add_matrix(kTokenEmbd, last);
   }
-  if (config.has_dense()) {
-    for (const char* name : {kDense2, kDense3}) add_matrix(name, last);
-  }
+  for (size_t i = 0; i < config.dense.size(); ++i) add_matrix(dense_weight(i), last);
   const LayerGroups rotations = rope_groups(config);
   const WorkLimits work = layer_work(config, limits, has_quantized_weights(tensors, config));
   for (size_t s = 0; s < stages.size(); ++s) {

@@ -28,6 +28,8 @@ ModelDescription describe_model(const ModelConfig& config) {
   model.is_encoder = config.is_encoder;
   model.has_dense = config.has_dense();
   model.embedding_dim = config.embedding_dim();
+  model.pooling = pooling_name(config.pooling);
+  model.normalizes = config.normalizes;
   // Layers of Gemma 3 differ in window and rotation alone.
   for (const LayerConfig& layer : config.layers) {
     model.ffn_dim = layer.ffn_dim;

@@ -36,6 +36,8 @@ struct ModelDescription {
   bool is_encoder = false;  // an embedding model
   bool has_dense = false;   // with its dense layers
   int embedding_dim = 0;    // of a text's embedding
+  std::string pooling;      // pooling_name()
+  bool normalizes = true;   // embeddings have a length of 1 where nothing else is asked for
 };
 ModelDescription describe_model(const ModelConfig& config);
 

@@ -77,12 +77,13 @@ class Loader {
     tensors_ = quantized(stored, config_, options_.path);
     if (tensors_ != stored) info_.quantize = options_.quantize;
     vocabulary_ = file.vocabulary(config_.n_vocab);
+    config_.embeds_eos = vocabulary_.adds_eos.value_or(config_.embeds_eos);
     loaded_->tokenizer = file.make_tokenizer(vocabulary_);
     loaded_->grammars = std::make_unique<GrammarCompiler>(*loaded_->tokenizer);
     loaded_->banned = find_banned(*loaded_->tokenizer, config_.n_vocab);
     progress(0.2);
     info_.n_ctx = in_file(options_.path, [&] { return choose_context(options_.n_ctx, config_); });
-    if (config_.is_encoder) in_file(options_.path, [&] { check_encoder(); });
+    in_file(options_.path, [&] { check_embedding_model(file); });
     vision_ = open_vision(options_, file, config_, open_options_);
     if (vision_) info_.vision = vision_->config;
     info_.vision_arithmetic = options_.vision_arithmetic;
@@ -95,17 +96,14 @@ class Loader {
     return quantized_tensors(std::move(tensors), config, options_.quantize, path, info_.n_threads);
   }
 
-  void check_encoder() const {
-    if (!options_.draft_path.empty()) {
+  void check_embedding_model(const ModelFile& file) const {
+    if (config_.is_encoder && !options_.draft_path.empty()) {
       throw Error(ErrorCode::kUnsupportedInput, "EMBEDDING_MODEL",
                   "draft: an embedding model writes nothing that could be guessed");
     }
-    if (options_.needs_dense && !config_.has_dense()) {
+    if (options_.needs_dense && config_.lacks_dense) {
       throw Error(ErrorCode::kUnsupportedModel, "NO_DENSE_LAYERS",
-                  "the file has none of the two dense layers of an embedding model, without which its vectors are not "
-                  "the model's: convert it again with llama.cpp's convert_hf_to_gguf.py "
-                  "--sentence-transformers-dense-modules, or take the vectors as they are (option denseLayers: "
-                  "'optional')");
+                  file.dense_hint() + "; or take vectors that are not the model's (option denseLayers: 'optional')");
     }
   }
 

@@ -221,8 +221,7 @@ VisionConfig vision_config(int n_layers) {
 ModelConfig encoder_config() {
   ModelConfig config = config_of({6, 768, 1152, 3, 1, 512});
   config.is_encoder = true;
-  config.dense_dim = 3072;
-  config.dense_out_dim = 768;
+  config.dense = {{.out_dim = 3072}, {.out_dim = 768}};
   for (int i = 0; i < config.n_layers(); ++i) {
     LayerConfig& layer = config.layers[static_cast<size_t>(i)];
     layer.n_window = i == 5 ? 0 : 512;
