@@ -558,7 +558,7 @@ export const GENERATE = {
   ...LATER,
 } as const satisfies TableOf<GenerateOptions, keyof typeof LATER>;
 
-const EMBED_IMAGE = {
+export const EMBED_IMAGE = {
   ...IMAGE,
   ...CROP,
   pooling: orIfNull(choices('none', 'mean'), 'none'),
@@ -567,7 +567,7 @@ const EMBED_IMAGE = {
   signal: signals,
 } as const satisfies TableOf<EmbedImageOptions>;
 
-const EMBED = {
+export const EMBED = {
   task: choices(...EMBEDDING_TASKS),
   title: custom((name, value) => {
     if (typeof value === 'string') return value;
