@@ -350,6 +350,7 @@ class Batch {
     try {
       const nLines = await this.#beginAll(input);
       while (this.#unwritten > 0 && !this.#failure) await this.#change();
+      if (this.#failure) throw this.#failure.error;
       const { highest } = this.#output.done;
       if (highest > nLines) this.#output.refuseInput(`line ${highest} has a result, the input ${nLines} lines`);
       return {
