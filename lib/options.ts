@@ -334,6 +334,8 @@ export interface LogitsOptions extends PromptOptions {
   top?: number;
   /** False leaves `data` empty (for `top` alone). Default true. */
   data?: boolean;
+  /** With `all`: also report the log-probability of each token of the input after those before it. Default false. */
+  next?: boolean;
   /** Receives each position's logits instead of their being collected in `data`. */
   onRow?: (logits: Float32Array, position: number) => void;
   signal?: AbortSignal;
@@ -593,6 +595,7 @@ const LOGITS = {
   all: or(booleans, false),
   top: or(integers(0, 1000), 0),
   data: or(booleans, true),
+  next: or(booleans, false),
   onRow: callbacks,
   signal: signals,
 } as const satisfies TableOf<LogitsOptions>;
@@ -759,10 +762,12 @@ export function logitsOptions(options: LogitsOptions): {
   all: boolean;
   rows: boolean;
   top: number;
+  next: boolean;
   prompt: PromptSettings;
 } {
-  const { all, top, data } = checked(LOGITS, options);
-  return { all, top, rows: data || !!options.onRow, prompt: promptSettings(options) };
+  const { all, top, data, next } = checked(LOGITS, options);
+  if (next && !all) throw new TypeError('next: only with all, because nothing follows the last token');
+  return { all, top, next, rows: data || !!options.onRow, prompt: promptSettings(options) };
 }
 
 export function scoreOptions(options: ScoreOptions): {
