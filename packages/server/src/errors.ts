@@ -62,7 +62,8 @@ const CLIENT_ERRORS: Readonly<Record<number, string>> = {
 };
 
 // Messages about arguments begin with the argument's name, `maxOutputTokens: ...`, `messages[0].content: ...`; those of bugs do not.
-const ARGUMENT = /^([A-Za-z_$][\w$]*(?:\.[\w$]+|\[\d+\])*)(?=: )/;
+// Within a schema a pointer follows: `schema/properties/a: ...`.
+const ARGUMENT = /^([A-Za-z_$][\w$]*(?:\.[\w$]+|\[\d+\])*)(?=(?:\/[^\s:]*)?: )/;
 
 function internal(cause: unknown): HttpError {
   return new HttpError(500, 'internal_error', 'the server failed to answer; its log says why', { cause });

@@ -8,6 +8,7 @@ import type { Limits, ServerContext } from './context.js';
 import { HttpError, sendable } from './errors.js';
 import { Metrics } from './metrics.js';
 import { ModelRegistry, type ModelEvent, type ModelSpec } from './models.js';
+import { ollama } from './ollama.js';
 import { openai } from './openai.js';
 
 export interface ServerOptions {
@@ -201,7 +202,7 @@ export async function createServer(options: ServerOptions): Promise<Server> {
     reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
   );
 
-  await app.register((scope: FastifyInstance) => openai(scope, context));
+  for (const api of [openai, ollama]) await app.register((scope: FastifyInstance) => api(scope, context));
 
   let closing: Promise<void> | undefined;
   const close = async () => {
