@@ -313,10 +313,13 @@ export async function ollama(app: FastifyInstance, context: ServerContext): Prom
   app.get('/api/ps', async () => {
     const loaded = models.list().filter(({ state }) => state === 'loaded');
     const entries = loaded.map(async (model) => {
-      const { modified_at: _, ...entry } = await listed(model);
+      const { name, digest, details } = await listed(model);
       const { bytes, expiresAt, gemma } = model;
       return {
-        ...entry,
+        name,
+        model: name,
+        digest,
+        details,
         size: bytes,
         // One that is not unloaded by time has Go's way of saying never: far away.
         expires_at: expiresAt === undefined ? NEVER : new Date(expiresAt).toISOString(),

@@ -6,6 +6,7 @@ import { Admission } from './admission.js';
 import { parseJson, readBody } from './body.js';
 import type { Limits, ServerContext } from './context.js';
 import { HttpError, sendable } from './errors.js';
+import { gemini } from './gemini.js';
 import { Metrics } from './metrics.js';
 import { ModelRegistry, type ModelEvent, type ModelSpec } from './models.js';
 import { ollama } from './ollama.js';
@@ -202,7 +203,7 @@ export async function createServer(options: ServerOptions): Promise<Server> {
     reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
   );
 
-  for (const api of [openai, ollama]) await app.register((scope: FastifyInstance) => api(scope, context));
+  for (const api of [openai, gemini, ollama]) await app.register((scope: FastifyInstance) => api(scope, context));
 
   let closing: Promise<void> | undefined;
   const close = async () => {

@@ -244,7 +244,7 @@ test('a client that leaves ends the work', async () => {
   const format = { type: 'array', items: { type: 'integer' }, minItems: 1000 }; // no short answer
   const stream = await client.chat({ model, messages, options: { seed: 1 }, format, stream: true });
   const read = async () => {
-    for await (const _ of stream) stream.abort();
+    for await (const { done } of stream) if (!done) stream.abort();
   };
   expect(await rejection(read())).toMatchObject({ name: 'AbortError' });
   await until(() => gemma.stats().running === 0 && server.context.admission.inFlight === 0);
