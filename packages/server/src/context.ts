@@ -78,7 +78,7 @@ export async function serve<T>(
   const { models, admission, metrics, limits, ending } = context;
   if (!models.find(model)) throw models.notFound(model);
   const controller = new AbortController();
-  setMaxListeners(0, controller.signal); // every call of gemma-native listens
+  setMaxListeners(0, controller.signal); // each of the calls for a request listens
   const onClose = () => {
     if (!reply.raw.writableFinished) controller.abort(new ClientGone());
   };
