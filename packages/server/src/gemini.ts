@@ -1,4 +1,5 @@
 // The interface of Google's Gemini: generateContent, streamGenerateContent, countTokens, embedContent, batchEmbedContents, models.
+import type { IncomingMessage } from 'node:http';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import type { EmbedOptions, GenerateOptions, GenerateResult } from 'gemma-native';
 import { event, serve, stream, type Job, type ServerContext } from './context.js';
@@ -22,6 +23,18 @@ import { factsOf } from './model-facts.js';
 import type { ListedModel } from './models.js';
 import { answer, answerParts, type Question } from './openai/answer.js';
 import { newId, seedOf, totalUsage } from './openai/common.js';
+
+/**
+ * Google's clients ask under /v1beta or, newer ones, under /v1, where OpenAI's list of models has the same name: theirs are told by what they
+ * alone send. Returns the path under /v1beta.
+ */
+export function geminiUrl({ method, url = '', headers }: IncomingMessage): string {
+  const [, rest, query = ''] = /^\/v1(\/models(?:\/[^?]*)?)(\?.*)?$/s.exec(url) ?? [];
+  if (rest === undefined) return url;
+  const isGoogles =
+    method === 'POST' || 'x-goog-api-client' in headers || 'x-goog-api-key' in headers || /[?&]key=/.test(query);
+  return isGoogles ? `/v1beta${rest}${query}` : url;
+}
 
 const TASKS: Readonly<Record<string, EmbedOptions['task']>> = {
   RETRIEVAL_QUERY: 'query',
@@ -221,7 +234,9 @@ export async function gemini(app: FastifyInstance, context: ServerContext): Prom
     return { embeddings: await embed(name, request, reply, requests) };
   };
 
-  const methods: Readonly<Record<string, (name: string, request: FastifyRequest, reply: FastifyReply) => Promise<unknown>>> = {
+  const methods: Readonly<
+    Record<string, (name: string, request: FastifyRequest, reply: FastifyReply) => Promise<unknown>>
+  > = {
     generateContent,
     streamGenerateContent,
     countTokens,

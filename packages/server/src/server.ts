@@ -6,7 +6,7 @@ import { Admission } from './admission.js';
 import { parseJson, readBody } from './body.js';
 import type { Limits, ServerContext } from './context.js';
 import { HttpError, sendable } from './errors.js';
-import { gemini } from './gemini.js';
+import { gemini, geminiUrl } from './gemini.js';
 import { Metrics } from './metrics.js';
 import { ModelRegistry, type ModelEvent, type ModelSpec } from './models.js';
 import { ollama } from './ollama.js';
@@ -104,6 +104,7 @@ function makeApp(options: ServerOptions): FastifyInstance {
     },
     forceCloseConnections: 'idle',
     genReqId: () => randomUUID(),
+    rewriteUrl: geminiUrl,
     logController: new LogController({ disableRequestLogging: true }), // it would log URLs with their queries
     routerOptions: { maxParamLength: 300 },
     // What Node's parser refuses never becomes a request.
