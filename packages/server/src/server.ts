@@ -11,6 +11,7 @@ import { Metrics } from './metrics.js';
 import { ModelRegistry, type ModelEvent, type ModelSpec } from './models.js';
 import { ollama } from './ollama.js';
 import { openai } from './openai.js';
+import { page } from './page.js';
 
 export interface ServerOptions {
   /** what is served */
@@ -204,7 +205,7 @@ export async function createServer(options: ServerOptions): Promise<Server> {
     reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
   );
 
-  for (const api of [openai, gemini, ollama]) await app.register((scope: FastifyInstance) => api(scope, context));
+  for (const api of [openai, gemini, ollama, page]) await app.register((scope: FastifyInstance) => api(scope, context));
 
   let closing: Promise<void> | undefined;
   const close = async () => {
