@@ -813,7 +813,7 @@ export class Gemma {
   async batch(input: string | URL, output: string | URL, options: BatchOptions = {}): Promise<BatchResult> {
     const settings = batchOptions(options);
     check.generateOptions(settings.generate);
-    check.embedOptions(settings.embed, this.info.config.embeddingDim);
+    check.embedOptions(settings.embed, this.info.config);
     check.embedImageOptions(settings.embedImage);
     this.#live();
     return runBatch(this, input, output, settings, options);

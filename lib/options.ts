@@ -590,14 +590,9 @@ export const EMBED_IMAGE = {
   signal: signals,
 } as const satisfies TableOf<EmbedImageOptions>;
 
-<<<<<<< HEAD
 export const EMBED = {
-  task: choices(...EMBEDDING_TASKS),
-=======
-const EMBED = {
   task: strings,
   prompt: strings,
->>>>>>> main
   title: custom((name, value) => {
     if (typeof value === 'string') return value;
     if (!Array.isArray(value)) throw new TypeError(`${name}: expected a string or an array, found ${show(value)}`);

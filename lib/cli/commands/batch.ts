@@ -1,8 +1,6 @@
 // gemma-native batch: a file of requests to a file of results.
 import { SingleBar } from 'cli-progress';
-import { Option } from 'commander';
 import type { BatchGenerateOptions, BatchProgress } from '../../index.js';
-import { EMBEDDING_TASKS, type EmbeddingTask } from '../../embed.js';
 import {
   adapterOptions,
   imageOptions,
@@ -24,7 +22,7 @@ import { note, printJson, printLine } from '../output.js';
 interface BatchFlags extends ModelFlags, ImageFlags, SamplingFlags {
   raw?: boolean;
   schema?: string;
-  task?: EmbeddingTask;
+  task?: string;
   dimensions?: number;
   concurrency?: number;
   unordered?: boolean;
@@ -122,7 +120,7 @@ export function addBatch(command: DefineCommand, signal: AbortSignal): void {
     .option('--raw', 'continue prompts, also with an instruction-tuned model')
     .option('--no-raw', 'take prompts as user turns, also without a chat template')
     .option('--schema <file>', 'answers are JSON that meets the JSON Schema in this file')
-    .addOption(new Option('--task <task>', 'what embeddings are for').choices(EMBEDDING_TASKS))
+    .option('--task <task>', 'what embeddings are for: query, document or another prompt that the model has')
     .option('--dimensions <n>', 'numbers of an embedding, the first are kept', number)
     .option('--remote', 'fetch pictures from public http(s) addresses that lines name')
     .option('--concurrency <n>', 'lines that are worked on at once (64)', number)

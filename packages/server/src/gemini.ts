@@ -191,7 +191,10 @@ export async function gemini(app: FastifyInstance, context: ServerContext): Prom
 
   /** Embeddings of several requests, those with the same wishes together. */
   const embed = async (name: string, request: FastifyRequest, reply: FastifyReply, bodies: readonly EmbedBody[]) => {
-    const groups = new Map<string, { options: EmbedOptions; titles: string[]; texts: string[]; places: number[] }>();
+    const groups = new Map<
+      string,
+      { options: EmbedOptions; titles: (string | undefined)[]; texts: string[]; places: number[] }
+    >();
     bodies.forEach(({ model, content, taskType, title, outputDimensionality }, i) => {
       checkModel(model, name);
       const task = taskType == null ? undefined : TASKS[taskType];
@@ -205,13 +208,15 @@ export async function gemini(app: FastifyInstance, context: ServerContext): Prom
       const group = groups.get(key) ?? { options, titles: [], texts: [], places: [] };
       groups.set(key, group);
       group.texts.push(content.parts.map(({ text }) => text).join(''));
-      group.titles.push(title ?? 'none'); // what the model was trained with where there is none
+      group.titles.push(title ?? undefined);
       group.places.push(i);
     });
     return serve(context, request, reply, name, async ({ gemma, signal, answered }) => {
       const rows: { values: number[] }[] = [];
       for (const { options, titles, texts, places } of groups.values()) {
-        const title = options.task === 'document' ? { title: titles } : {};
+        // 'none' is what the model was trained with where there is none.
+        const hasTitles = titles.some((title) => title !== undefined);
+        const title = hasTitles ? { title: titles.map((each) => each ?? 'none') } : {};
         const { data, shape, usage } = await gemma.embed(texts, { ...options, ...title, signal });
         answered({ ...usage, outputTokens: 0, imageTokens: 0, cachedInputTokens: 0 });
         const [, width] = shape;
