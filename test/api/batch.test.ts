@@ -436,19 +436,35 @@ test('lines wait for room in the queue of a model that others use', async () => 
   }
 });
 
-test('memory does not grow with the input', async () => {
-  const { input, output } = files([]);
-  const line = `${JSON.stringify({ prompt: 'x'.repeat(50_000) })} x\n`; // no JSON: done at once
-  const handle = await fs.open(input, 'w');
-  for (let i = 0; i < 16; ++i) await handle.write(line.repeat(100));
-  await handle.close(); // 80 MB
+test('lines are read as there is room for them', async () => {
+  const CONCURRENCY = 4;
+  const WINDOW = 8 * CONCURRENCY; // results that wait for the first, and it
+  const result = await gemma.generate('x', { maxOutputTokens: 1 });
+  let begun = 0;
+  let atOnce = 0;
   let most = 0;
-  const before = process.memoryUsage().rss;
-  const onProgress = ({ lines }: BatchProgress) => {
-    if (lines % 100 === 0) most = Math.max(most, process.memoryUsage().rss - before);
-  };
-  expect(await gemma.batch(input, output, { onProgress })).toMatchObject({ lines: 1600, failedLines: 1600 });
-  expect(most).toBeLessThan(60 << 20);
+  let release = () => {};
+  const first = new Promise<void>((resolve) => (release = resolve));
+  const spy = jest.spyOn(gemma, 'generate').mockImplementation(async () => {
+    most = Math.max(most, ++atOnce);
+    if (++begun === 1) await first;
+    else await new Promise((resolve) => setImmediate(resolve));
+    --atOnce;
+    return result;
+  });
+  try {
+    const { input, output } = files(numbered(500));
+    const running = gemma.batch(input, output, { concurrency: CONCURRENCY });
+    await until(() => begun === WINDOW && atOnce === 1);
+    for (let i = 0; i < 100; ++i) await new Promise((resolve) => setImmediate(resolve));
+    expect([begun, results(output).length]).toEqual([WINDOW, 0]);
+    release();
+    expect(await running).toMatchObject({ lines: 500, failedLines: 0 });
+    expect(most).toBe(CONCURRENCY);
+    expect(results(output).map(({ line }) => line)).toEqual([...Array(500).keys()].map((i) => i + 1));
+  } finally {
+    spy.mockRestore();
+  }
 });
 
 test('the command line', async () => {
