@@ -23,6 +23,9 @@ import { factsOf } from './model-facts.js';
 import type { ListedModel } from './models.js';
 import { answer, answerParts, type Question } from './openai/answer.js';
 import { newId, seedOf, totalUsage } from './openai/common.js';
+import { vectorsText } from './vectors.js';
+
+const JSON_TYPE = 'application/json; charset=utf-8';
 
 /**
  * Google's clients ask under /v1beta or, newer ones, under /v1, where OpenAI's list of models has the same name: theirs are told by what they
@@ -165,13 +168,13 @@ export async function gemini(app: FastifyInstance, context: ServerContext): Prom
     const questions = questionsOf(body, limits.maxChoices);
     return serve(context, request, reply, name, async (job) => {
       const objects = chunks(job, body, questions, limits.stallTimeoutMs);
-      const [type, texts] =
-        alt === 'sse' ? ['text/event-stream', events(objects)] : ['application/json; charset=utf-8', elements(objects)];
+      const type = alt === 'sse' ? 'text/event-stream; charset=utf-8' : JSON_TYPE;
+      const texts = alt === 'sse' ? events(objects) : elements(objects);
       const failed = (error: unknown) => {
         const told = errorBody(errorOf(error, request));
         return alt === 'sse' ? event(told) : `,\r\n${JSON.stringify(told)}]`;
       };
-      await stream(context, job, reply, type as string, texts as AsyncIterable<string>, failed);
+      await stream(context, job, reply, type, texts, failed);
       return reply;
     });
   };
@@ -189,8 +192,15 @@ export async function gemini(app: FastifyInstance, context: ServerContext): Prom
     });
   };
 
-  /** Embeddings of several requests, those with the same wishes together. */
-  const embed = async (name: string, request: FastifyRequest, reply: FastifyReply, bodies: readonly EmbedBody[]) => {
+  /** Embeds for several requests, those with the same wishes together, and writes the vectors between two texts. */
+  const embed = async (
+    name: string,
+    request: FastifyRequest,
+    reply: FastifyReply,
+    bodies: readonly EmbedBody[],
+    before: string,
+    after: string,
+  ) => {
     const groups = new Map<
       string,
       { options: EmbedOptions; titles: (string | undefined)[]; texts: string[]; places: number[] }
@@ -211,33 +221,29 @@ export async function gemini(app: FastifyInstance, context: ServerContext): Prom
       group.titles.push(title ?? undefined);
       group.places.push(i);
     });
-    return serve(context, request, reply, name, async ({ gemma, signal, answered }) => {
-      const rows: { values: number[] }[] = [];
+    return serve(context, request, reply, name, async (job) => {
+      const rows: Float32Array[] = [];
       for (const { options, titles, texts, places } of groups.values()) {
         // 'none' is what the model was trained with where there is none.
         const hasTitles = titles.some((title) => title !== undefined);
         const title = hasTitles ? { title: titles.map((each) => each ?? 'none') } : {};
-        const { data, shape, usage } = await gemma.embed(texts, { ...options, ...title, signal });
-        answered({ ...usage, outputTokens: 0, imageTokens: 0, cachedInputTokens: 0 });
+        const { data, shape, usage } = await job.gemma.embed(texts, { ...options, ...title, signal: job.signal });
+        job.answered({ ...usage, outputTokens: 0, imageTokens: 0, cachedInputTokens: 0 });
         const [, width] = shape;
-        places.forEach((place, i) => {
-          rows[place] = { values: Array.from(data.subarray(i * width, (i + 1) * width)) };
-        });
+        places.forEach((place, i) => (rows[place] = data.subarray(i * width, (i + 1) * width)));
       }
-      return rows;
+      const text = vectorsText(rows, before, (numbers) => `{"values":${numbers}}`, after);
+      await stream(context, job, reply, JSON_TYPE, text, () => '');
+      return reply;
     });
   };
 
-  const embedContent = async (name: string, request: FastifyRequest, reply: FastifyReply) => {
-    const [embedding] = await embed(name, request, reply, [parsed(embedBody, request.body)]);
-    return { embedding };
-  };
+  const embedContent = (name: string, request: FastifyRequest, reply: FastifyReply) =>
+    embed(name, request, reply, [parsed(embedBody, request.body)], '{"embedding":', '}');
 
   const batchBody = batchEmbedBody(limits.maxInputs);
-  const batchEmbedContents = async (name: string, request: FastifyRequest, reply: FastifyReply) => {
-    const { requests } = parsed(batchBody, request.body);
-    return { embeddings: await embed(name, request, reply, requests) };
-  };
+  const batchEmbedContents = (name: string, request: FastifyRequest, reply: FastifyReply) =>
+    embed(name, request, reply, parsed(batchBody, request.body).requests, '{"embeddings":[', ']}');
 
   const methods: Readonly<
     Record<string, (name: string, request: FastifyRequest, reply: FastifyReply) => Promise<unknown>>

@@ -2,7 +2,16 @@
 // otherwise. Models are those of the server's configuration: nothing is pulled, created or deleted.
 import type { IncomingMessage } from 'node:http';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
-import type { GenerateOptions, GenerateResult, Input, Timings, TokenLogprobs, ToolCall, Usage } from 'gemma-native';
+import type {
+  EmbedOptions,
+  GenerateOptions,
+  GenerateResult,
+  Input,
+  Timings,
+  TokenLogprobs,
+  ToolCall,
+  Usage,
+} from 'gemma-native';
 import { parseJson, readBody } from './body.js';
 import { serve, stream, type Job, type ServerContext } from './context.js';
 import { HttpError, sendable } from './errors.js';
@@ -22,11 +31,14 @@ import {
 import { messagesOf, picturesOf } from './ollama/messages.js';
 import { answer, answerParts, type Question } from './openai/answer.js';
 import { finite, idsOf, spelled, textLogprobs, toolsOf } from './openai/common.js';
+import { rowsOf, vectorsText } from './vectors.js';
 
 /** Which of Ollama's versions this interface is like: clients ask it whether it knows what they use. */
 const OLLAMA_VERSION = '0.12.11';
 
 const NANOSECONDS = 1e6; // in a millisecond
+
+const JSON_TYPE = 'application/json; charset=utf-8';
 
 const nanoseconds = (ms: number) => Math.round(ms * NANOSECONDS);
 
@@ -239,49 +251,48 @@ export async function ollama(app: FastifyInstance, context: ServerContext): Prom
     return respond(request, reply, body, GENERATE, input, own);
   });
 
-  /** Rows of the embeddings, each as JSON: a turn of the event loop for each would be its own; together they are limited by the request. */
+  /** Embeds texts and writes the answer, whose vectors stand between two texts. */
   const embed = (
     request: FastifyRequest,
     reply: FastifyReply,
-    model: string,
-    keepAliveMs: number | null | undefined,
-    texts: readonly string[],
-    options: { truncate: boolean; dimensions?: number; normalize?: boolean },
+    { model, keepAliveMs, texts }: { model: string; keepAliveMs: number | null | undefined; texts: readonly string[] },
+    options: EmbedOptions,
+    before: string,
+    after: (loadMs: number, inputTokens: number) => string,
   ) =>
     serve(context, request, reply, find(model).name, async (job) => {
       const loadMs = performance.now() - request.begun;
       if (keepAliveMs != null) job.keepAlive(keepAliveMs);
-      if (texts.length === 0) return { embeddings: [], loadMs, inputTokens: 0 };
-      const { data, shape, usage } = await job.gemma.embed(texts, { ...options, signal: job.signal });
-      job.answered({ ...usage, outputTokens: 0, imageTokens: 0, cachedInputTokens: 0 });
-      const [, width] = shape;
-      const embeddings = texts.map((_, i) => Array.from(data.subarray(i * width, (i + 1) * width)));
-      return { embeddings, loadMs, inputTokens: usage.inputTokens };
+      const nothing = { data: new Float32Array(), shape: [0, 0] as [number, number], usage: { inputTokens: 0 } };
+      const found = texts.length > 0 ? await job.gemma.embed(texts, { ...options, signal: job.signal }) : nothing;
+      const { inputTokens } = found.usage;
+      job.answered({ inputTokens, outputTokens: 0, imageTokens: 0, cachedInputTokens: 0 });
+      const text = vectorsText(rowsOf(found), before, (numbers) => numbers, after(loadMs, inputTokens));
+      await stream(context, job, reply, JSON_TYPE, text, () => '');
+      return reply;
     });
 
   const embedRequest = embedBody(limits.maxInputs);
   app.post('/api/embed', async (request, reply) => {
-    const { model, input, truncate, dimensions, keep_alive } = parsed(embedRequest, request.body);
+    const { model, input, truncate, dimensions, keep_alive: keepAliveMs } = parsed(embedRequest, request.body);
     const texts = typeof input === 'string' ? [input] : input;
     const options = { truncate: truncate ?? true, ...(dimensions != null && { dimensions }) };
-    const { embeddings, loadMs, inputTokens } = await embed(request, reply, model, keep_alive, texts, options);
-    return {
-      model,
-      embeddings,
-      total_duration: nanoseconds(performance.now() - request.begun),
-      load_duration: nanoseconds(loadMs),
-      prompt_eval_count: inputTokens,
-    };
+    const before = `{"model":${JSON.stringify(model)},"embeddings":[`;
+    return embed(request, reply, { model, keepAliveMs, texts }, options, before, (loadMs, inputTokens) => {
+      const measured = {
+        total_duration: nanoseconds(performance.now() - request.begun),
+        load_duration: nanoseconds(loadMs),
+        prompt_eval_count: inputTokens,
+      };
+      return `],${JSON.stringify(measured).slice(1)}`;
+    });
   });
 
   // The older path, whose embeddings have the length that the model gives them.
   app.post('/api/embeddings', async (request, reply) => {
-    const { model, prompt, keep_alive } = parsed(embeddingsBody, request.body);
-    const { embeddings } = await embed(request, reply, model, keep_alive, [prompt], {
-      truncate: true,
-      normalize: false,
-    });
-    return { embedding: embeddings[0] };
+    const { model, prompt, keep_alive: keepAliveMs } = parsed(embeddingsBody, request.body);
+    const asked = { model, keepAliveMs, texts: [prompt] };
+    return embed(request, reply, asked, { truncate: true, normalize: false }, '{"embedding":', () => '}');
   });
 
   const detailsOf = (facts: ModelFacts | undefined) => ({

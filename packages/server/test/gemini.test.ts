@@ -150,7 +150,7 @@ test('pictures, and counts of tokens', async () => {
   ]);
   expect((await ai.models.countTokens({ model, contents })).totalTokens).toBe(inputTokens);
   const asked = { generateContentRequest: { model: 'models/tiny', contents: [{ parts: [{ text: question }] }], systemInstruction: { parts: [{ text: 'Be brief.' }] } } }; // prettier-ignore
-  const counted = (await (await post('models/tiny:countTokens', asked)).json()) as unknown;
+  const counted = (await (await post('models/tiny:countTokens', asked)).json());
   expect(counted).toEqual({ totalTokens: await gemma.countTokens(messages) });
   for (const [mimeType, bytes] of [
     ['image/png', '/etc/passwd'],
@@ -297,8 +297,12 @@ test('a client that leaves ends the work', async () => {
   const controller = new AbortController();
   const long = { seed: 1, responseMimeType: 'application/json', responseJsonSchema, abortSignal: controller.signal };
   const read = async () => {
-    for await (const _chunk of await ai.models.generateContentStream({ model, contents: question, config: long })) {
-      controller.abort();
+    for await (const { candidates } of await ai.models.generateContentStream({
+      model,
+      contents: question,
+      config: long,
+    })) {
+      if (candidates) controller.abort();
     }
   };
   expect(await rejection(read())).toMatchObject({ name: 'AbortError' });
