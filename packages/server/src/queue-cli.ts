@@ -4,7 +4,7 @@ import { open } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { createInterface } from 'node:readline';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
-import { Gemma, GemmaError, type KvCacheType, type LoadOptions } from 'gemma-native';
+import { Gemma, GemmaError, type KvCacheType } from 'gemma-native';
 import { checkJob, Producer, type QueuedJob, type QueueOptions } from './queue.js';
 import { createWorker } from './worker.js';
 
@@ -53,10 +53,7 @@ function signalled(): Promise<void> {
 async function work(flags: WorkerFlags): Promise<void> {
   const { queue, redis, concurrency, lock, maxDeaths, metricsHost: host, metricsPort: port } = flags;
   const { mmproj, device, threads, context: contextSize, kv: kvCache } = flags;
-  const gemma = await Gemma.load(
-    flags.model,
-    defined({ mmproj, device, threads, contextSize, kvCache }) as LoadOptions,
-  );
+  const gemma = await Gemma.load(flags.model, defined({ mmproj, device, threads, contextSize, kvCache }));
   const images = { allowRemote: flags.remoteImages ?? false, allowLocal: flags.localImages ?? false };
   const times = defined({ concurrency, lockMs: lock === undefined ? undefined : lock * 1000, maxDeaths });
   const worker = await createWorker({ gemma, queue, redis, images, ...times });
