@@ -78,7 +78,9 @@ function warnOf({ reasoning, prompt }: LanguageModelV4CallOptions, warnings: Sha
   const inMessages = prompt.some(
     ({ content, providerOptions }) =>
       providerOptions?.gemma ??
-      (typeof content === 'string' ? [] : content).some((part) => 'providerOptions' in part && part.providerOptions?.gemma),
+      (typeof content === 'string' ? [] : content).some(
+        (part) => 'providerOptions' in part && part.providerOptions?.gemma,
+      ),
   );
   if (inMessages) {
     const details = 'They hold for a whole call: give them beside the prompt.';
@@ -258,7 +260,12 @@ export class GemmaLanguageModel implements LanguageModelV4 {
       const results = await reading.results();
       const last = results.at(-1) as GenerateResult;
       yield* blocks.end();
-      yield { type: 'finish', finishReason: finishOf(last), usage: usageOf(results), providerMetadata: metadataOf(last) };
+      yield {
+        type: 'finish',
+        finishReason: finishOf(last),
+        usage: usageOf(results),
+        providerMetadata: metadataOf(last),
+      };
     } catch (error) {
       if (options.abortSignal?.aborted) throw error;
       yield* blocks.end();

@@ -47,20 +47,23 @@ export function createGemma({ models: sources, load = {} }: GemmaProviderSetting
   const models = new Models(sources, load);
   const languageModel = (model: string | Gemma, settings?: GemmaLanguageModelSettings) =>
     new GemmaLanguageModel(models.handle(model, 'languageModel'), settings);
-  return Object.assign((model: string | Gemma, settings?: GemmaLanguageModelSettings) => languageModel(model, settings), {
-    specificationVersion: 'v4' as const,
-    languageModel,
-    embeddingModel: (model: string | Gemma, settings?: GemmaEmbeddingModelOptions) =>
-      new GemmaEmbeddingModel(models.handle(model, 'embeddingModel'), settings),
-    rerankingModel: (model: string | Gemma, settings?: GemmaRerankingModelOptions) =>
-      new GemmaRerankingModel(models.handle(model, 'rerankingModel'), settings),
-    imageModel: (modelId: string): never => {
-      throw new NoSuchModelError({ modelId, modelType: 'imageModel' });
+  return Object.assign(
+    (model: string | Gemma, settings?: GemmaLanguageModelSettings) => languageModel(model, settings),
+    {
+      specificationVersion: 'v4' as const,
+      languageModel,
+      embeddingModel: (model: string | Gemma, settings?: GemmaEmbeddingModelOptions) =>
+        new GemmaEmbeddingModel(models.handle(model, 'embeddingModel'), settings),
+      rerankingModel: (model: string | Gemma, settings?: GemmaRerankingModelOptions) =>
+        new GemmaRerankingModel(models.handle(model, 'rerankingModel'), settings),
+      imageModel: (modelId: string): never => {
+        throw new NoSuchModelError({ modelId, modelType: 'imageModel' });
+      },
+      load: (model: string) => models.handle(model, 'languageModel').get(),
+      dispose: () => models.dispose(),
+      [Symbol.asyncDispose]: () => models.dispose(),
     },
-    load: (model: string) => models.handle(model, 'languageModel').get(),
-    dispose: () => models.dispose(),
-    [Symbol.asyncDispose]: () => models.dispose(),
-  });
+  );
 }
 
 /**

@@ -13,7 +13,6 @@ import type {
 } from '@ai-sdk/provider';
 import {
   APICallError,
-  convertToModelMessages,
   createProviderRegistry,
   embed,
   embedMany,
@@ -24,7 +23,6 @@ import {
   NoSuchModelError,
   Output,
   rerank,
-  RetryError,
   stepCountIs,
   streamObject,
   streamText,
@@ -150,7 +148,13 @@ describe('text', () => {
     const messages: ModelMessage[] = [
       { role: 'user', content: 'Hello!' },
       { role: 'assistant', content: 'Hello!' },
-      { role: 'user', content: [{ type: 'text', text: 'Count to ' }, { type: 'text', text: 'five.' }] },
+      {
+        role: 'user',
+        content: [
+          { type: 'text', text: 'Count to ' },
+          { type: 'text', text: 'five.' },
+        ],
+      },
       { role: 'assistant', content: 'One, two,' },
     ];
     const bare: Message[] = [
@@ -189,7 +193,13 @@ describe('pictures', () => {
     generateText({
       model: asked,
       messages: [
-        { role: 'user', content: [{ type: 'file', data: image, mediaType }, { type: 'text', text: question }] },
+        {
+          role: 'user',
+          content: [
+            { type: 'file', data: image, mediaType },
+            { type: 'text', text: question },
+          ],
+        },
       ],
       temperature: 0,
       maxRetries: 0,
@@ -240,7 +250,9 @@ describe('pictures', () => {
 
   test('Pan & Scan', async () => {
     const wide = readFileSync(join(data, 'images', 'wide.png'));
-    const messages: ModelMessage[] = [{ role: 'user', content: [{ type: 'file', data: wide, mediaType: 'image/png' }] }];
+    const messages: ModelMessage[] = [
+      { role: 'user', content: [{ type: 'file', data: wide, mediaType: 'image/png' }] },
+    ];
     const panAndScan = { minCropSize: 32 };
     const content = [{ type: 'image' as const, image: wide }];
     const bare = await gemma.generate([{ role: 'user', content }], { panAndScan, temperature: 0, maxOutputTokens: 20 });
@@ -352,9 +364,9 @@ describe('tools', () => {
     expect(start).toMatchObject({ toolName: 'add' });
     expect(call).toMatchObject({ toolName: 'add', input: (delta as { delta: string }).delta });
     expect(JSON.parse((call as { input: string }).input)).toEqual({ a: 417, b: 311 });
-    expect(new Set(parts.flatMap((part) => ('toolCallId' in part ? part.toolCallId : 'id' in part ? part.id : [])))).toEqual(
-      new Set([(call as { toolCallId: string }).toolCallId, (parts[1] as { id: string }).id]),
-    );
+    expect(
+      new Set(parts.flatMap((part) => ('toolCallId' in part ? part.toolCallId : 'id' in part ? part.id : []))),
+    ).toEqual(new Set([(call as { toolCallId: string }).toolCallId, (parts[1] as { id: string }).id]));
     expect(finish).toMatchObject({ finishReason: { unified: 'tool-calls', raw: 'tool-calls' } });
     // Without a tool, and with the engine's own parts between.
     const plain = await streamed(model, { prompt: [said('Count to five.')], includeRawChunks: true });
@@ -386,16 +398,26 @@ describe('tools', () => {
     });
     expect(steps).toHaveLength(2);
     expect(steps[0]?.content).toMatchObject([{ type: 'tool-call' }, { type: 'tool-error' }]);
-    const { execute: _, ...left } = add;
+    const left = tool({ description: 'Adds two numbers', inputSchema: add.inputSchema });
     const result = await generateText({ ...options, model: taught, tools: { add: left } });
-    expect(result).toMatchObject({ finishReason: 'tool-calls', toolResults: [], toolCalls: [{ input: { a: 417, b: 311 } }] });
+    expect(result).toMatchObject({
+      finishReason: 'tool-calls',
+      toolResults: [],
+      toolCalls: [{ input: { a: 417, b: 311 } }],
+    });
   });
 
   test('what the model does not know is a warning', async () => {
     const { warnings } = await model.doGenerate({
       prompt: [
         user({ type: 'text', text: 'Hello!', providerOptions: { gemma: { panAndScan: true } } }),
-        { role: 'assistant', content: [{ type: 'reasoning', text: 'hm' }, { type: 'text', text: 'Hello!' }] },
+        {
+          role: 'assistant',
+          content: [
+            { type: 'reasoning', text: 'hm' },
+            { type: 'text', text: 'Hello!' },
+          ],
+        },
         said('How are you?'),
       ],
       reasoning: 'high',
@@ -424,7 +446,15 @@ describe('structured output', () => {
   ];
   const bare = () =>
     gemma.generate(
-      [{ role: 'user', content: [{ type: 'image', image: picture }, { type: 'text', text: 'Describe the picture as JSON.' }] }],
+      [
+        {
+          role: 'user',
+          content: [
+            { type: 'image', image: picture },
+            { type: 'text', text: 'Describe the picture as JSON.' },
+          ],
+        },
+      ],
       { adapter: 'tools', temperature: 0, schema: shapes },
     );
 
@@ -504,7 +534,9 @@ describe('embeddings', () => {
     expect(short[0]).toHaveLength(4);
     const aborted = asked.doEmbed({ values: long.slice(0, 1000), abortSignal: AbortSignal.abort(new Error('enough')) });
     expect(await rejection(Promise.resolve(aborted))).toEqual(new Error('enough'));
-    const task = await rejection(Promise.resolve(provider.embeddingModel(gemma, { task: 'query' }).doEmbed({ values })));
+    const task = await rejection(
+      Promise.resolve(provider.embeddingModel(gemma, { task: 'query' }).doEmbed({ values })),
+    );
     expect(UnsupportedFunctionalityError.isInstance(task)).toBe(true);
     expect((task as Error).cause).toMatchObject({ code: 'ERR_UNSUPPORTED_INPUT', detail: 'NO_TASKS' });
   });
@@ -584,7 +616,13 @@ describe('ends', () => {
   test('too many at once is tried again by the AI SDK', async () => {
     const busy = await Gemma.load(tiny, { contextSize: 2048, maxQueue: 0 });
     const model = provider(busy);
-    const calls = Array.from({ length: 80 }, () => rejection(Promise.resolve(model.doGenerate({ prompt: [said('Hi')], maxOutputTokens: 50 })).then(() => Promise.reject(new Error('done')))));
+    const calls = Array.from({ length: 80 }, () =>
+      rejection(
+        Promise.resolve(model.doGenerate({ prompt: [said('Hi')], maxOutputTokens: 50 })).then(() =>
+          Promise.reject(new Error('done')),
+        ),
+      ),
+    );
     const refused = (await Promise.all(calls)).filter((error) => APICallError.isInstance(error));
     expect(refused.length).toBeGreaterThan(0);
     expect(refused[0]).toMatchObject({ isRetryable: true, statusCode: 503, cause: { code: 'ERR_QUEUE_FULL' } });
@@ -619,13 +657,13 @@ describe('what is wrong', () => {
     ['a value', { providerOptions: { gemma: { minP: 'x' } } }, 'minP'],
     ['an option that is none', { providerOptions: { gemma: { minp: 1 } } }, 'providerOptions.gemma.minp'],
     ['a setting of the AI SDK', { providerOptions: { gemma: { topK: 1 } } }, 'providerOptions.gemma.topK'],
-    ['what a call may not say', { providerOptions: { gemma: { allowLocal: true } } }, 'providerOptions.gemma.allowLocal'],
-    ['an adapter that is not loaded', { providerOptions: { gemma: { adapter: 'x' } } }, 'adapter'],
     [
-      'a tool’s name',
-      { tools: [{ type: 'function', name: 'a b', inputSchema: { type: 'object' } }] },
-      'tools.a b',
+      'what a call may not say',
+      { providerOptions: { gemma: { allowLocal: true } } },
+      'providerOptions.gemma.allowLocal',
     ],
+    ['an adapter that is not loaded', { providerOptions: { gemma: { adapter: 'x' } } }, 'adapter'],
+    ['a tool’s name', { tools: [{ type: 'function', name: 'a b', inputSchema: { type: 'object' } }] }, 'tools.a b'],
   ])('%s', async (_, options, argument) => {
     for (const error of await asked(options)) {
       expect(InvalidArgumentError.isInstance(error)).toBe(true);
