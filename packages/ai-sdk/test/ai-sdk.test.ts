@@ -70,9 +70,10 @@ const user = (...content: Extract<LanguageModelV4Prompt[number], { role: 'user' 
   ({ role: 'user', content }) as const;
 const said = (text: string) => user({ type: 'text', text });
 
+const numbers = z.object({ a: z.int().min(0).max(999), b: z.int().min(0).max(999) });
 const add = tool({
   description: 'Adds two numbers',
-  inputSchema: z.object({ a: z.int().min(0).max(999), b: z.int().min(0).max(999) }),
+  inputSchema: numbers,
   execute: ({ a, b }) => a + b,
 });
 const sum = { prompt: 'What is 417 plus 311?', temperature: 0 };
@@ -327,7 +328,7 @@ describe('tools', () => {
       tools: {
         add: {
           description: 'Adds two numbers',
-          inputSchema: z.object({ a: z.int().min(0).max(999), b: z.int().min(0).max(999) }),
+          inputSchema: numbers,
           execute: ({ a, b }: { a: number; b: number }) => a + b,
         },
       },
@@ -398,7 +399,7 @@ describe('tools', () => {
     });
     expect(steps).toHaveLength(2);
     expect(steps[0]?.content).toMatchObject([{ type: 'tool-call' }, { type: 'tool-error' }]);
-    const left = tool({ description: 'Adds two numbers', inputSchema: add.inputSchema });
+    const left = { description: 'Adds two numbers', inputSchema: numbers };
     const result = await generateText({ ...options, model: taught, tools: { add: left } });
     expect(result).toMatchObject({
       finishReason: 'tool-calls',

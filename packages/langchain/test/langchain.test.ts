@@ -259,8 +259,10 @@ describe('tools', () => {
       const said = await agent.invoke(messages);
       messages.push(said);
       if (!said.tool_calls?.length) break;
-      for (const call of said.tool_calls)
-        messages.push((await add.invoke({ ...call, type: 'tool_call' })) as ToolMessage);
+      for (const call of said.tool_calls) {
+        const result: unknown = await add.invoke({ ...call, type: 'tool_call' });
+        messages.push(result as ToolMessage);
+      }
     }
     expect(messages.map((message) => message.getType())).toEqual(['human', 'ai', 'tool', 'ai']);
     expect(messages[1]).toMatchObject({
