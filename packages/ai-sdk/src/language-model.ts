@@ -71,10 +71,14 @@ function settingsOf(options: LanguageModelV4CallOptions): GenerateOptions {
   return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
 }
 
+/** @internal */
+export function reasoningWarnings(reasoning: LanguageModelV4CallOptions['reasoning']): SharedV4Warning[] {
+  if (reasoning === undefined || reasoning === 'none' || reasoning === 'provider-default') return [];
+  return [{ type: 'unsupported', feature: 'reasoning', details: 'Gemma 3 answers without.' }];
+}
+
 function warnOf({ reasoning, prompt }: LanguageModelV4CallOptions, warnings: SharedV4Warning[]): void {
-  if (reasoning !== undefined && reasoning !== 'none' && reasoning !== 'provider-default') {
-    warnings.push({ type: 'unsupported', feature: 'reasoning', details: 'Gemma 3 answers without.' });
-  }
+  warnings.push(...reasoningWarnings(reasoning));
   const inMessages = prompt.some(
     ({ content, providerOptions }) =>
       providerOptions?.gemma ??

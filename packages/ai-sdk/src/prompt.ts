@@ -16,12 +16,12 @@ function unsupported(functionality: string, message: string): UnsupportedFunctio
   return new UnsupportedFunctionalityError({ functionality, message });
 }
 
-function text(value: string): ContentPart {
+export function text(value: string): ContentPart {
   return { type: 'text', text: value };
 }
 
-// Texts in a row as one, as templates write them: cut in two, a word would be other tokens.
-function contentOf(parts: readonly ContentPart[]): TurnMessage['content'] {
+/** Texts in a row as one, as templates write them: cut in two, a word would be other tokens. */
+export function contentOf(parts: readonly ContentPart[]): TurnMessage['content'] {
   const merged: ContentPart[] = [];
   for (const part of parts) {
     const last = merged.at(-1);
@@ -56,7 +56,7 @@ function textOf(data: SharedV4FileData): string | undefined {
 }
 
 /** @throws UnsupportedFunctionalityError for what is neither a picture nor text */
-function filePart({ data, mediaType }: Pick<LanguageModelV4FilePart, 'data' | 'mediaType'>): ContentPart {
+export function filePart({ data, mediaType }: Pick<LanguageModelV4FilePart, 'data' | 'mediaType'>): ContentPart {
   const [kind] = mediaType.toLowerCase().split('/');
   if (kind === 'image') return { type: 'image', image: imageOf(data) };
   if (kind === 'text' || data.type === 'text') {

@@ -2,15 +2,22 @@
 import {
   NoSuchModelError,
   type EmbeddingModelV4,
+  type Experimental_DecisionModelV4,
   type LanguageModelV4,
   type ProviderV4,
   type RerankingModelV4,
 } from '@ai-sdk/provider';
 import type { Gemma, LoadOptions } from 'gemma-native';
+import { GemmaDecisionModel } from './decision-model.js';
 import { GemmaEmbeddingModel } from './embedding-model.js';
 import { GemmaLanguageModel } from './language-model.js';
 import { Models, type ModelSource } from './models.js';
-import type { GemmaEmbeddingModelOptions, GemmaLanguageModelSettings, GemmaRerankingModelOptions } from './options.js';
+import type {
+  GemmaDecisionModelOptions,
+  GemmaEmbeddingModelOptions,
+  GemmaLanguageModelSettings,
+  GemmaRerankingModelOptions,
+} from './options.js';
 import { GemmaRerankingModel } from './reranking-model.js';
 
 export interface GemmaProviderSettings {
@@ -29,6 +36,8 @@ export interface GemmaProvider extends ProviderV4 {
   languageModel(model: string | Gemma, settings?: GemmaLanguageModelSettings): LanguageModelV4;
   embeddingModel(model: string | Gemma, settings?: GemmaEmbeddingModelOptions): EmbeddingModelV4;
   rerankingModel(model: string | Gemma, settings?: GemmaRerankingModelOptions): RerankingModelV4;
+  /** For `experimental_decide` of the AI SDK, which may change there. */
+  decisionModel(model: string | Gemma, settings?: GemmaDecisionModelOptions): Experimental_DecisionModelV4;
   /** Throws NoSuchModelError: Gemma draws no pictures. */
   imageModel(modelId: string): never;
   /**
@@ -56,6 +65,8 @@ export function createGemma({ models: sources, load = {} }: GemmaProviderSetting
         new GemmaEmbeddingModel(models.handle(model, 'embeddingModel'), settings),
       rerankingModel: (model: string | Gemma, settings?: GemmaRerankingModelOptions) =>
         new GemmaRerankingModel(models.handle(model, 'rerankingModel'), settings),
+      decisionModel: (model: string | Gemma, settings?: GemmaDecisionModelOptions) =>
+        new GemmaDecisionModel(models.handle(model, 'decisionModel'), settings),
       imageModel: (modelId: string): never => {
         throw new NoSuchModelError({ modelId, modelType: 'imageModel' });
       },

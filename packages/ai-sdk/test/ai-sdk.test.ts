@@ -16,6 +16,7 @@ import {
   createProviderRegistry,
   embed,
   embedMany,
+  experimental_decide as decide,
   generateObject,
   generateText,
   InvalidArgumentError,
@@ -564,6 +565,45 @@ test('documents are ranked as gemma-native ranks them', async () => {
   expect(ranking.map(({ originalIndex, score }) => [originalIndex, score])).toEqual(
     same.map(({ index, score }) => [index, score]),
   );
+});
+
+test('decisions are those of gemma-native', async () => {
+  const state = [
+    { type: 'file' as const, data: picture, mediaType: 'image/webp' },
+    { type: 'text' as const, text: 'Look.' },
+  ];
+  const { answers, providerMetadata } = await decide({
+    model: provider.decisionModel(gemma),
+    state,
+    questions: {
+      red: { type: 'boolean', instructions: 'Is there a red star?', criteria: { true: 'one or more' } },
+      shape: { type: 'choice', instructions: 'Which shape?', criteria: { star: null, ring: 'a circle with a hole' } },
+      count: { type: 'score', instructions: 'How many?', criteria: ['none', null, 'two'] },
+      only: { type: 'choice', criteria: { yes: null } },
+    },
+  });
+  const content = [
+    { type: 'image' as const, image: picture },
+    { type: 'text' as const, text: '\n\nLook.' },
+  ];
+  const input: Message[] = [{ role: 'user', content }];
+  const red = await gemma.decide(input, { type: 'boolean', question: 'Is there a red star?\nYes: one or more' });
+  const choices = { star: '', ring: 'a circle with a hole' };
+  const shape = await gemma.decide(input, { type: 'choice', question: 'Which shape?', choices });
+  const count = await gemma.decide(input, { type: 'score', question: 'How many?', levels: ['none', '1', 'two'] });
+  expect(answers).toEqual({
+    red: { type: 'boolean', probability: red.probabilities.true },
+    shape: { type: 'choice', choice: shape.value, probabilities: shape.probabilities },
+    count: {
+      type: 'score',
+      score: count.value,
+      probabilities: Object.fromEntries(count.distribution.map(({ value, probability }) => [value, probability])),
+    },
+    only: { type: 'choice', choice: 'yes', probabilities: { yes: 1 } },
+  });
+  expect(providerMetadata?.gemma?.coverage).toMatchObject({ shape: shape.coverage });
+  const box = decide({ model: provider.decisionModel(gemma), state, questions: { a: { type: 'box' } } });
+  await expect(box).rejects.toThrow();
 });
 
 describe('ends', () => {

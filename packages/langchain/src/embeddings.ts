@@ -1,19 +1,20 @@
 // Embeddings of LangChain over `gemma.embed`.
 import { Embeddings, type EmbeddingsParams } from '@langchain/core/embeddings';
-import type { EmbeddingTask, EmbedOptions, Gemma } from 'gemma-native';
+import type { AdapterOption, EmbedOptions, Gemma } from 'gemma-native';
 import { ModelSource, type ModelFields } from './source.js';
 
 export interface GemmaEmbeddingsFields extends EmbeddingsParams, ModelFields {
   /**
-   * What documents are embedded for, and queries: EmbeddingGemma was trained with a prompt for each. Default `'document'` and `'query'`;
-   * null: the texts as they are. A model that is no embedding model has no tasks.
+   * What documents are embedded for, and queries: EmbeddingGemma was trained with a prompt for each. Default `'document'` and `'query'`, of
+   * a model that knows them (`gemma.info.prompts`); null: the texts as they are.
    */
-  documentTask?: EmbeddingTask | null;
-  queryTask?: EmbeddingTask | null;
+  documentTask?: EmbedOptions['task'] | null;
+  queryTask?: EmbedOptions['task'] | null;
   /** As the options of the same names of `gemma.embed`. */
   dimensions?: number;
   normalize?: boolean;
   truncate?: boolean;
+  adapter?: AdapterOption;
 }
 
 // So many texts are asked for at a time, and of so many rows arrays are made before other work has its turn.
@@ -31,24 +32,20 @@ export class GemmaEmbeddings extends Embeddings {
   /** The model's name, as it was given. */
   readonly model: string;
   readonly #source: ModelSource;
-  readonly #tasks: { document: EmbeddingTask | null; query: EmbeddingTask | null };
-  readonly #tasksGiven: boolean;
-  readonly #options: Omit<EmbedOptions, 'task'>;
+  readonly #tasks: Pick<GemmaEmbeddingsFields, 'documentTask' | 'queryTask'>;
+  readonly #options: EmbedOptions;
 
   constructor(fields: GemmaEmbeddingsFields) {
     super(fields);
-    const { documentTask, queryTask, dimensions, normalize, truncate } = fields;
+    const { documentTask, queryTask, dimensions, normalize, truncate, adapter } = fields;
     this.#source = new ModelSource(fields);
     this.model = this.#source.name;
-    this.#tasks = {
-      document: documentTask === undefined ? 'document' : documentTask,
-      query: queryTask === undefined ? 'query' : queryTask,
-    };
-    this.#tasksGiven = Boolean(documentTask ?? queryTask);
+    this.#tasks = { documentTask, queryTask };
     this.#options = {
       ...(dimensions !== undefined && { dimensions }),
       ...(normalize !== undefined && { normalize }),
       ...(truncate !== undefined && { truncate }),
+      ...(adapter !== undefined && { adapter }),
     };
   }
 
@@ -69,20 +66,24 @@ export class GemmaEmbeddings extends Embeddings {
   async embedDocuments(documents: string[]): Promise<number[][]> {
     const embeddings: number[][] = [];
     for (let first = 0; first < documents.length; first += TEXTS_AT_ONCE) {
-      embeddings.push(...(await this.#embed(documents.slice(first, first + TEXTS_AT_ONCE), this.#tasks.document)));
+      embeddings.push(
+        ...(await this.#embed(documents.slice(first, first + TEXTS_AT_ONCE), 'document', this.#tasks.documentTask)),
+      );
     }
     return embeddings;
   }
 
   async embedQuery(document: string): Promise<number[]> {
-    const [embedding = []] = await this.#embed([document], this.#tasks.query);
+    const [embedding = []] = await this.#embed([document], 'query', this.#tasks.queryTask);
     return embedding;
   }
 
-  async #embed(texts: string[], task: EmbeddingTask | null): Promise<number[][]> {
+  async #embed(texts: string[], usual: string, given: EmbedOptions['task'] | null): Promise<number[][]> {
     const gemma = await this.#source.get();
-    const has = this.#tasksGiven || gemma.info.config.encoder;
-    const { data, shape } = await gemma.embed(texts, { ...this.#options, ...(has && task !== null && { task }) });
+    const known = Object.hasOwn(gemma.info.prompts, usual) ? usual : undefined;
+    const task = given === undefined ? known : given;
+    const before = task === null ? { prompt: '' } : task !== undefined && { task };
+    const { data, shape } = await gemma.embed(texts, { ...this.#options, ...before });
     const [rows, width] = shape;
     const embeddings: number[][] = [];
     for (let row = 0; row < rows; ++row) {
