@@ -1,4 +1,4 @@
-// The examples of the README.
+// The examples of the README, and of the guide.
 import * as fs from 'node:fs/promises';
 import { join } from 'node:path';
 import * as messages from '@langchain/core/messages';
@@ -27,6 +27,8 @@ const run = async (i: number) => (await runSnippet(found[i] ?? '', modules, rena
 test('first lines', async () => {
   const [content, usage, ...others] = await run(0);
   expect(content).toBe('The capital of France is Paris.');
+  const [, guide = ''] = snippets('docs/guides/frameworks.md');
+  expect((await runSnippet(guide, modules, renamed)).printed).toEqual([content]);
   expect(usage).toMatchObject({ input_tokens: 20, output_tokens: 12 });
   expect(others.slice(0, -1).join('')).toBe('One, two, three, four, five.');
   expect(others.at(-1)).toEqual([expect.stringMatching(/^Hello/), expect.any(String)]);
