@@ -149,6 +149,8 @@ export interface LogitsResult {
   shape: [number, number];
   /** per position the best tokens, when asked for with `top` */
   top?: TokenScore[][];
+  /** of each token but the first, its log-probability after those before it, when asked for with `next`; natural logarithm */
+  nextLogprobs?: number[];
 }
 
 export interface PerplexityResult {
@@ -574,7 +576,7 @@ export class Gemma {
    * @throws as `generate`
    */
   async logits(input: Input, options: LogitsOptions = {}): Promise<LogitsResult> {
-    const { all, rows, top, prompt } = check.logitsOptions(options);
+    const { all, rows, top, next, prompt } = check.logitsOptions(options);
     const { onRow } = options;
     return this.#call(options.signal, async (cancellation) => {
       const { tokens, images, adapters } = await this.#promptFor(input, prompt, 0, {}, cancellation);
@@ -587,8 +589,10 @@ export class Gemma {
         (size) => `the logits take ${size}, more than an array can hold; use onRow, or top with data: false`,
       );
       const best: TokenScore[][] = [];
-      await this.#evaluate({ tokens, images, adapters, all, rows, top, next: false }, cancellation, (event) => {
+      const nextLogprobs: number[] = [];
+      await this.#evaluate({ tokens, images, adapters, all, rows, top, next }, cancellation, (event) => {
         if (event.top) best.push(event.top);
+        if (event.nextLogprob !== undefined) nextLogprobs.push(event.nextLogprob);
         if (!event.row) return;
         if (collect) data.set(event.row, (event.position - first) * vocabulary);
         onRow?.(event.row, event.position);
@@ -598,6 +602,7 @@ export class Gemma {
         data,
         shape: [positions, vocabulary] as [number, number],
         ...(top > 0 && { top: best }),
+        ...(next && { nextLogprobs }),
       };
     });
   }

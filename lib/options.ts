@@ -42,6 +42,7 @@ import {
   type Values,
 } from './option-table.js';
 import type { ModelConfig, NativeAdapterUse } from './native.js';
+import { QUANTIZATIONS, type Quantization } from './quantize.js';
 import type { ToolFormatName } from './tool-formats/format.js';
 import { toolSettings, type ToolChoice, type Tools, type ToolSettings } from './tools.js';
 import type { StandardSchema } from './schema.js';
@@ -88,6 +89,12 @@ export interface LoadOptions {
    * the time per token.
    */
   screenLogits?: boolean;
+  /**
+   * Quantises weights of floats (F32, F16, BF16) while they are loaded, as `Gemma.quantize` would write them: the model takes the memory, and
+   * runs at the speed, of such a file. Weights that are quantised already stay as they are; so does the vision encoder. A draft model is
+   * quantised likewise. Default: weights are used as they are stored.
+   */
+  quantize?: Quantization;
   /**
    * A smaller model with the same vocabulary that guesses tokens ahead: path or `file:` URL, as for the model itself. The model
    * checks several guesses in one step, so its output comes sooner and is token for token what it would be without. A draft model
@@ -152,6 +159,8 @@ export interface EstimateOptions {
   batchSize?: number;
   kvCache?: KvCacheType;
   screenLogits?: boolean;
+  /** As in `load`. */
+  quantize?: Quantization;
   threads?: number;
   /** A draft model that is to be loaded beside. */
   draft?: string | URL;
@@ -170,6 +179,8 @@ export interface InspectOptions {
   /** Context sizes to plan memory for, at most 256. Default: a ladder up to the model's own. */
   contexts?: readonly number[];
   kvCache?: KvCacheType;
+  /** As in `load`: memory is planned for, and `tensorTypes` are, what the model would be loaded with. */
+  quantize?: Quantization;
   /** As in `load`. */
   mmproj?: string | URL | false;
   /** As in `estimate`. */
@@ -341,6 +352,8 @@ export interface LogitsOptions extends PromptOptions {
   top?: number;
   /** False leaves `data` empty (for `top` alone). Default true. */
   data?: boolean;
+  /** With `all`: also report the log-probability of each token of the input after those before it. Default false. */
+  next?: boolean;
   /** Receives each position's logits instead of their being collected in `data`. */
   onRow?: (logits: Float32Array, position: number) => void;
   signal?: AbortSignal;
@@ -399,6 +412,7 @@ const MEMORY = {
   batchSize: integers(1, 65536),
   kvCache: choices('f32', 'f16', 'q8_0'),
   screenLogits: booleans,
+  quantize: choices(...QUANTIZATIONS),
   threads: integers(1, 1024),
   visionPrecision: choices('int8', 'exact'),
   prefixCacheBytes: integers(0, ANY_SIZE),
@@ -414,6 +428,7 @@ const LOAD = {
   kvCache: MEMORY.kvCache,
   mmap: booleans,
   screenLogits: MEMORY.screenLogits,
+  quantize: MEMORY.quantize,
   draft: elsewhere,
   mmproj: elsewhere,
   visionPrecision: MEMORY.visionPrecision,
@@ -455,6 +470,7 @@ const INSPECT = {
     return value.map((n, i) => integer(`${name}[${i}]`, n, 1));
   }),
   kvCache: MEMORY.kvCache,
+  quantize: MEMORY.quantize,
   mmproj: elsewhere,
   hub: elsewhere, // hubOptions()
   signal: signals,
@@ -602,6 +618,7 @@ const LOGITS = {
   all: or(booleans, false),
   top: or(integers(0, 1000), 0),
   data: or(booleans, true),
+  next: or(booleans, false),
   onRow: callbacks,
   signal: signals,
 } as const satisfies TableOf<LogitsOptions>;
@@ -768,10 +785,12 @@ export function logitsOptions(options: LogitsOptions): {
   all: boolean;
   rows: boolean;
   top: number;
+  next: boolean;
   prompt: PromptSettings;
 } {
-  const { all, top, data } = checked(LOGITS, options);
-  return { all, top, rows: data || !!options.onRow, prompt: promptSettings(options) };
+  const { all, top, data, next } = checked(LOGITS, options);
+  if (next && !all) throw new TypeError('next: only with all, because nothing follows the last token');
+  return { all, top, next, rows: data || !!options.onRow, prompt: promptSettings(options) };
 }
 
 export function scoreOptions(options: ScoreOptions): {

@@ -315,6 +315,9 @@ std::shared_ptr<TensorSource> SafetensorsModel::make_source(bool vision) const {
   source->set_check([weights] {
     for (const auto& file : weights->files) file->check();
   });
+  source->set_release([weights](std::span<const std::byte> bytes) {
+    for (const auto& file : weights->files) file->release(bytes);
+  });
   source->set_prefetch([weights](const TensorSource::OnRead& on_read) {
     uint64_t before = 0;
     for (const auto& file : weights->files) {

@@ -49,7 +49,7 @@ struct FileSummary {
   uint64_t file_bytes = 0;
   uint64_t n_parameters = 0;
   uint64_t output_bytes = 0;     // of the matrix that logits are computed with; 0: an embedding model
-  std::vector<TypeCount> types;  // most bytes first
+  std::vector<TypeCount> types;  // most bytes first; with options.quantize as the model would be loaded
   struct Plan {
     int n_ctx = 0;
     MemoryPlan memory;

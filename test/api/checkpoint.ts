@@ -9,6 +9,8 @@ interface Stored {
   data: Buffer;
 }
 
+const DTYPES: Readonly<Record<number, string>> = { 0: 'F32', 1: 'F16', 30: 'BF16' };
+
 interface Gguf {
   keys: Map<string, unknown>;
   tensors: Map<string, Stored>;
@@ -49,7 +51,7 @@ function readGguf(path: string): Gguf {
     infos.map(({ name, shape, type, offset }) => {
       const n = shape.reduce((a, b) => a * b, 1);
       const begin = start + offset;
-      return [name, { dtype: type === 0 ? 'F32' : 'F16', shape, data: bytes.subarray(begin, begin + n * (type === 0 ? 4 : 2)) }]; // prettier-ignore
+      return [name, { dtype: DTYPES[type]!, shape, data: bytes.subarray(begin, begin + n * (type === 0 ? 4 : 2)) }]; // prettier-ignore
     }),
   );
   return { keys, tensors };

@@ -14,18 +14,14 @@
 #include "backend/cpu/small_math.h"
 #include "backend/workspace.h"
 #include "base/error.h"
+#include "base/large_memory.h"
 #include "base/thread_pool.h"
 #include "quant/dequantize.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace gemma {
 namespace {
 
 using cpu::Kernels;
-using cpu::kHugePage;
 using cpu::QuantizedMemory;
 using cpu::QuantizedRowOut;
 using cpu::QuantizedRows;
@@ -38,26 +34,13 @@ constexpr size_t kMaxTopShare = 32;
 
 class CpuBuffer final : public Buffer {
  public:
-  explicit CpuBuffer(size_t bytes) : alignment_(std::align_val_t{bytes >= kHugePage ? kHugePage : 64}) {
-    const size_t size = std::max<size_t>(cpu::allocated_bytes(bytes), 1);
-    data_ = static_cast<std::byte*>(::operator new(size, alignment_, std::nothrow));
-    if (data_ == nullptr) {
-      throw Error(ErrorCode::kOutOfMemory, "",
-                  "out of memory: " + std::to_string(bytes) + " bytes could not be allocated");
-    }
+  explicit CpuBuffer(size_t bytes) : memory_(bytes) {
+    data_ = memory_.data();
     bytes_ = bytes;
-#if defined(__linux__)
-    // A core reads the cache of a long context half as fast again through pages of 2 MiB (28 against 18 GB/s in a
-    // virtual machine, where a miss of the TLB walks two tables). Advice only: it may be declined.
-    if (bytes >= kHugePage) madvise(data_, size, MADV_HUGEPAGE);
-#endif
   }
-  ~CpuBuffer() override { ::operator delete(data_, alignment_); }
-  CpuBuffer(const CpuBuffer&) = delete;
-  CpuBuffer& operator=(const CpuBuffer&) = delete;
 
  private:
-  std::align_val_t alignment_;
+  LargeMemory memory_;
 };
 
 class CpuBackend final : public Backend {
