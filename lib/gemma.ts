@@ -474,7 +474,7 @@ export class Gemma {
    * @throws GemmaError `ERR_CONTEXT_FULL` (prompt and output do not fit), `ERR_UNSUPPORTED_INPUT`, `ERR_CHAT_TEMPLATE` (the model's
    * own template refuses the messages, or cannot be used), `ERR_INVALID_ARGUMENT` (roles out of order, a token id past the
    * vocabulary; with tools `UNKNOWN_CALL`, `UNANSWERED_CALL`), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see
-   * `maxQueue`), `ERR_FILE` (`FILE_CHANGED`), `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
+   * `maxQueue`; `GRAMMARS`: too many large schemas), `ERR_FILE` (`FILE_CHANGED`), `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
    * enforce), `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR`, `GRAMMAR_TOO_LARGE`); the signal's reason after an abort
    */
   generate<S extends StandardSchema>(input: Input, options: TypedBySchema<S>): Promise<GenerateResult<OutputOf<S>>>;

@@ -102,7 +102,8 @@ void Text::read_rope(JsonReader& json) {
 
 void Text::read_rope_of(JsonReader& json, Rope* rope) {
   bool is_linear = false;
-  double factor = 1;
+  std::optional<double> factor;
+  const size_t at = json.offset();
   json.read_object([&](std::string_view key) {
     if (key == "full_attention" || key == "sliding_attention") {
       Rope* inner = key == "full_attention" ? &global : &local;
@@ -110,7 +111,7 @@ void Text::read_rope_of(JsonReader& json, Rope* rope) {
     } else if (key == "rope_theta") {
       read_number(json, kMinBase, kMaxBase, &rope->base);
     } else if (key == "factor") {
-      read_number(json, 1e-3, 1e6, &factor);
+      if (!json.read_null()) factor = json.read_number(1e-3, 1e6);
     } else if (key == "rope_type" || key == "type") {
       const std::string type(json.read_string());
       if (type != "linear" && type != "default")
@@ -120,7 +121,9 @@ void Text::read_rope_of(JsonReader& json, Rope* rope) {
       json.skip();
     }
   });
-  if (is_linear) rope->factor = factor;
+  if (!is_linear) return;
+  if (!factor) json.fail("\"factor\" is missing, which RoPE of type \"linear\" needs", at);
+  rope->factor = *factor;
 }
 
 void Text::read_layer_types(JsonReader& json) {

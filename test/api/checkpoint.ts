@@ -395,3 +395,24 @@ export function writeSentenceModel(
   json('sentence_bert_config.json', length ?? { max_seq_length: 2048, do_lower_case: false });
   return folder;
 }
+
+/** tokenizer.model, SentencePiece's own file, of a GGUF file's vocabulary. */
+export function sentencePiece(model: string): Buffer {
+  const { keys } = readGguf(model);
+  const pieces = keys.get('tokenizer.ggml.tokens') as string[];
+  const scores = keys.get('tokenizer.ggml.scores') as number[];
+  const types = keys.get('tokenizer.ggml.token_type') as number[];
+  const varint = (value: number): number[] => (value < 128 ? [value] : [(value & 127) | 128, ...varint(value >>> 7)]);
+  const message = (field: number, content: Buffer) =>
+    Buffer.concat([Buffer.from([(field << 3) | 2, ...varint(content.length)]), content]);
+  const number = (field: number, value: number) => Buffer.from([...varint(field << 3), ...varint(value)]);
+  const entries = pieces.map((piece, id) => {
+    const score = Buffer.alloc(5, (2 << 3) | 5);
+    score.writeFloatLE(scores[id]!, 1);
+    const text = types[id] === 4 ? piece.replaceAll(' ', '\u2581') : piece;
+    return message(1, Buffer.concat([message(1, Buffer.from(text)), score, number(3, types[id]!)]));
+  });
+  const trainer = message(2, Buffer.concat([number(3, 2), number(35, 1)])); // BPE, pieces for bytes
+  const normalizer = message(3, Buffer.concat([number(3, 0), number(4, 0), number(5, 1)])); // blanks as U+2581, nothing else
+  return Buffer.concat([...entries, trainer, normalizer]);
+}
