@@ -107,7 +107,7 @@ std::string message(int field, const std::string& content) {
 std::string number(int field, int value) {
   const int tag = field << 3;
   return (tag < 128 ? std::string{static_cast<char>(tag)}
-                    : std::string{static_cast<char>(tag & 127 | 128), static_cast<char>(tag >> 7)}) +
+                    : std::string{static_cast<char>((tag & 127) | 128), static_cast<char>(tag >> 7)}) +
          static_cast<char>(value);
 }
 
