@@ -101,6 +101,7 @@ class TokenizerJson {
   void read_added_tokens(JsonReader& json);
   void read_normalizer(JsonReader& json);
   void read_pre_tokenizer(JsonReader& json);
+  void read_post_processor(JsonReader& json);
   void read_decoder(JsonReader& json);
   void read_model(JsonReader& json);
   void read_vocab(JsonReader& json);
@@ -198,6 +199,27 @@ void TokenizerJson::read_pre_tokenizer(JsonReader& json) {
     }
   });
   if (type != "Split" || pattern != " ") unsupported("a pre-tokenizer of type " + quoted(type));
+}
+
+// What stands around a text, where a template says it: {"single": [{"SpecialToken": {"id": "<bos>"}}, {"Sequence": ..}]}.
+void TokenizerJson::read_post_processor(JsonReader& json) {
+  if (json.read_null()) return;
+  json.read_object([&](std::string_view key) {
+    if (key == "processors") {  // a list of them
+      json.read_array([&] { read_post_processor(json); });
+      return;
+    }
+    if (key != "single") return json.skip();
+    bool has_text = false;
+    vocabulary_->adds_bos = vocabulary_->adds_eos = false;
+    json.read_array([&] {
+      json.read_object([&](std::string_view kind) {
+        if (kind == "SpecialToken") (has_text ? vocabulary_->adds_eos : vocabulary_->adds_bos) = true;
+        if (kind == "Sequence") has_text = true;
+        json.skip();
+      });
+    });
+  });
 }
 
 // None, or what undoes the normalizer and joins bytes, alone or in a sequence.
@@ -352,6 +374,8 @@ void TokenizerJson::read() {
       read_normalizer(json);
     } else if (key == "pre_tokenizer") {
       read_pre_tokenizer(json);
+    } else if (key == "post_processor") {
+      read_post_processor(json);
     } else if (key == "decoder") {
       read_decoder(json);
     } else if (key == "model") {
@@ -538,6 +562,10 @@ HfSpecialTokens read_tokenizer_config(std::string_view text, HfVocabulary* vocab
       read_spelling(&special.pad);
     } else if (key == "unk_token") {
       read_spelling(&special.unk);
+    } else if (key == "add_bos_token") {
+      if (!json.read_null()) special.adds_bos = json.read_bool();
+    } else if (key == "add_eos_token") {
+      if (!json.read_null()) special.adds_eos = json.read_bool();
     } else if (key == "added_tokens_decoder") {
       json.read_object([&](std::string_view number) {
         AddedToken token;

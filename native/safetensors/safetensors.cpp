@@ -259,4 +259,8 @@ void SafetensorsFile::prefetch(const std::function<void(size_t bytes)>& on_read)
   if (map_) map_->prefetch(on_read);
 }
 
+void SafetensorsFile::release(std::span<const std::byte> bytes) const {
+  if (map_) map_->release(bytes);
+}
+
 }  // namespace gemma
