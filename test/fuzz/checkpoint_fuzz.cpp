@@ -11,6 +11,7 @@
 #include "reader/hf_names.h"
 #include "reader/hf_vocabulary.h"
 #include "reader/safetensors_reader.h"
+#include "reader/sentence_modules.h"
 #include "tokenizer/tokenizer.h"
 
 enum class CheckpointPart { kConfig, kGeneration, kPreprocessor, kTokenizer, kTokenizerConfig, kSentencePiece, kNames, kIndex };
@@ -57,6 +58,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       case CheckpointPart::kTokenizerConfig: {
         const gemma::HfSpecialTokens special = gemma::read_tokenizer_config(text, &vocabulary);
         sum += static_cast<uint64_t>(vocabulary.find(special.bos));
+        sum += static_cast<uint64_t>(gemma::read_model_max_length(text).value_or(0));
         break;
       }
       case CheckpointPart::kSentencePiece: {
