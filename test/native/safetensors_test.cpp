@@ -117,17 +117,17 @@ TEST("json: blanks of every kind and number between values") {
 }
 
 TEST("merges in any order make pieces of the same ranks, whatever the numbers of the pieces") {
-  const std::vector<std::string> pieces = {"a", "b", "c", "ab", "bc", "abc", "ca", "cab"};
-  const std::vector<std::string> merges = {"a b", "b c", "ab c", "a bc", "c a", "ca b", "c ab"};
-  const std::vector<float> scores = {-1e9f, -1e9f, -1e9f, 0, -1, -2, -4, -5};
-  std::vector<size_t> order = {0, 1, 2, 3, 4, 5, 6, 7};
+  const std::vector<std::string> pieces = {"a", "b", "c", "ab", "bc", "abc", "ca"};
+  const std::vector<std::string> merges = {"a b", "b c", "ab c", "a bc", "c a"};
+  const std::vector<float> scores = {-1e9f, -1e9f, -1e9f, 0, -1, -2, -4};
+  std::vector<size_t> order = {0, 1, 2, 3, 4, 5, 6};
   do {
     std::string vocab;
     for (size_t i = 0; i < pieces.size(); ++i)
       vocab += (i == 0 ? "" : ",") + ("\"" + pieces[i] + "\":" + std::to_string(order[i]));
     std::string pairs;
     for (const std::string& merge : merges) pairs += (pairs.empty() ? "\"" : ",\"") + merge + "\"";
-    HfVocabulary vocabulary(8);
+    HfVocabulary vocabulary(7);
     read_tokenizer_json(
         R"({"normalizer":{"type":"Replace","pattern":{"String":" "},"content":"\u2581"},"model":{"type":"BPE",)"
         R"("byte_fallback":true,"vocab":{)" +
