@@ -282,7 +282,7 @@ export class Gemma {
    * and `:file` or `:quantisation` behind it where wanted, is downloaded from the Hugging Face hub unless it is here;
    * `'ollama:gemma3:4b'` and `'lmstudio:org/repo'` are what these programs have downloaded
    * @throws GemmaError `ERR_FILE`, `ERR_GGUF_INVALID` (with a detail), `ERR_UNSUPPORTED_MODEL`, `ERR_OUT_OF_MEMORY`,
-   * `ERR_BACKEND_UNAVAILABLE`, `ERR_DOWNLOAD` (with a detail); of adapters as `loadAdapter`
+   * `ERR_BACKEND_UNAVAILABLE`, `ERR_DOWNLOAD` (with a detail); with `quantize` `ERR_NON_FINITE`; of adapters as `loadAdapter`
    */
   static async load(model: string | URL, options: LoadOptions = {}): Promise<Gemma> {
     const { chatTemplate, ...settings } = check.loadOptions(options);

@@ -49,6 +49,7 @@ const isGlibc =
   const many = process.env.GEMMA_TEST_EVERY_CALL ? '1' : '5';
   const stages = {
     load: many,
+    quantize: many,
     tokenize: '1',
     generate: '1',
     together: '1',

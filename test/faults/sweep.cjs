@@ -47,6 +47,10 @@ const sampled = {
 /** What is swept: with a model (that of load(), where `model` names no other), and what is left to do afterwards. */
 const STAGES = {
   load: { run: load, after: (gemma) => gemma?.dispose() },
+  quantize: {
+    run: () => Gemma.load(join(data, 'text-a-f16.gguf'), { threads: 2, contextSize: 512, quantize: 'q8_0' }),
+    after: (gemma) => gemma?.dispose(),
+  },
   tokenize: { run: async (gemma) => gemma.detokenize(await gemma.tokenize('hello there a'.repeat(20))) },
   generate: { run: (gemma) => gemma.generate('hello there', sampled) },
   together: {
