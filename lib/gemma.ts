@@ -1,6 +1,7 @@
 import { freemem, totalmem } from 'node:os';
 import { adapterName, adapterPaths, findAdapter } from './adapters.js';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
+import { batchOptions, runBatch, type BatchOptions, type BatchResult } from './batch.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
 import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
@@ -27,6 +28,7 @@ import {
 } from './decision-options.js';
 import { embedTexts, textList, type Embeddings } from './embed.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
+import { embeddingPrompts, type EmbeddingPrompts } from './embedding-prompts.js';
 import { GemmaError } from './errors.js';
 import { runGeneration, type Sink } from './generation.js';
 import { listLocalModels, type LocalModel } from './hub/local.js';
@@ -116,6 +118,10 @@ export interface ModelInfo extends Omit<NativeModelInfo, 'chat' | 'endTokens'> {
   instructionTuned: boolean;
   /** ids of the tokens that end an answer (`stopTokens` adds others) */
   endTokens: number[];
+  /** what stands before texts that `embed` is given, by the names that its option `task` takes; empty where the model has none */
+  prompts: Readonly<Record<string, string>>;
+  /** the one of them that counts where neither `task` nor `prompt` is given */
+  defaultPrompt?: string;
   /** time `Gemma.load` took */
   loadMs: number;
 }
@@ -233,6 +239,7 @@ export class Gemma {
   readonly #cache: EmbeddingCache;
   readonly #maxQueue: number;
   readonly #path: string;
+  readonly #embedding: EmbeddingPrompts;
   #calls = 0; // under way, from their beginning on
   #disposed: Promise<void> | undefined;
 
@@ -243,12 +250,21 @@ export class Gemma {
     chat: Chat,
     cache: EmbeddingCache,
     noVision: string,
-    { maxQueue, path }: { maxQueue: number; path: string },
+    { maxQueue, path, embedding }: { maxQueue: number; path: string; embedding: EmbeddingPrompts },
   ) {
     this.#model = model;
     this.#maxQueue = maxQueue;
     this.#path = path;
-    this.info = { ...native, endTokens: Array.from(native.endTokens), ...chatInfo(chat), loadMs };
+    this.#embedding = embedding;
+    const { byTask, defaultTask } = embedding;
+    this.info = {
+      ...native,
+      endTokens: Array.from(native.endTokens),
+      ...chatInfo(chat),
+      prompts: Object.fromEntries(byTask),
+      ...(defaultTask !== undefined && { defaultPrompt: defaultTask }),
+      loadMs,
+    };
     this.#cache = cache;
     const live = () => this.#live();
     const { vision, config } = this.info;
@@ -307,7 +323,8 @@ export class Gemma {
       const cache = new EmbeddingCache(maxBytes, isKept ? { path: folder, identity } : undefined);
       try {
         const chat = await decideChat(path, info.config.name, info.chat, chatTemplate);
-        return new Gemma(native, info, loadMs, chat, cache, vision.reason, { ...queue, path });
+        const embedding = await embeddingPrompts(path, info.config);
+        return new Gemma(native, info, loadMs, chat, cache, vision.reason, { ...queue, path, embedding });
       } catch (error) {
         await native.close();
         throw error;
@@ -458,7 +475,7 @@ export class Gemma {
    * @throws GemmaError `ERR_CONTEXT_FULL` (prompt and output do not fit), `ERR_UNSUPPORTED_INPUT`, `ERR_CHAT_TEMPLATE` (the model's
    * own template refuses the messages, or cannot be used), `ERR_INVALID_ARGUMENT` (roles out of order, a token id past the
    * vocabulary; with tools `UNKNOWN_CALL`, `UNANSWERED_CALL`), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see
-   * `maxQueue`), `ERR_FILE` (`FILE_CHANGED`), `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
+   * `maxQueue`; `GRAMMARS`: too many large schemas), `ERR_FILE` (`FILE_CHANGED`), `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
    * enforce), `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR`, `GRAMMAR_TOO_LARGE`); the signal's reason after an abort
    */
   generate<S extends StandardSchema>(input: Input, options: TypedBySchema<S>): Promise<GenerateResult<OutputOf<S>>>;
@@ -739,20 +756,20 @@ export class Gemma {
 
   /**
    * Embeddings of texts: vectors that lie close together where the texts mean something alike. For search, clustering and
-   * classification, with EmbeddingGemma; of a Gemma 3 that writes texts it is the mean of a text's rows after the last norm, each of
-   * which knows what stands before it. Any number of texts in one call costs no padding, and an embedding does not depend on the others.
+   * classification, with EmbeddingGemma or another model of sentence-transformers'; of a Gemma 3 that writes texts it is the mean of a
+   * text's rows after the last norm, each of which knows what stands before it. Any number of texts in one call costs no padding, and an embedding does not depend on the others.
    * (Of pictures: `embedImage`.)
    *
    * @param texts one or several, at most 65536 with 2^24 tokens in all
    * @throws GemmaError `ERR_CONTEXT_FULL` for a text that is longer than the context (`truncate: true` cuts it), `ERR_UNSUPPORTED_INPUT`
-   * (`NO_TASKS`: a task for a model that is no embedding model), `ERR_NON_FINITE`, `ERR_QUEUE_FULL`, `ERR_FILE` (`FILE_CHANGED`),
+   * (`NO_TASKS`: a task for a model that was trained with none), `ERR_INVALID_ARGUMENT` (`UNKNOWN_ADAPTER`), `ERR_NON_FINITE`, `ERR_QUEUE_FULL`, `ERR_FILE` (`FILE_CHANGED`),
    * `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`; the signal's reason after an abort
    */
   async embed(texts: string | readonly string[], options: EmbedOptions = {}): Promise<Embeddings> {
-    const settings = check.embedOptions(options, this.info.config.embeddingDim);
+    const settings = check.embedOptions(options, this.info.config);
     const list = textList(texts);
     return this.#call(options.signal, (cancellation) =>
-      embedTexts(this.#live(), this.info, list, settings, options.onProgress, cancellation),
+      embedTexts(this.#live(), this.info, this.#embedding, list, settings, options.onProgress, cancellation),
     );
   }
 
@@ -779,6 +796,27 @@ export class Gemma {
       for (const { rows, crops } of encoded) results.push(await embeddingOf(rows, modelDim, crops, pooling));
       return several ? results : (results[0] as ImageEmbedding);
     });
+  }
+
+  /**
+   * Does what a file of JSON lines asks for and writes a file of results, one for each line: `{ prompt }`, `{ messages }`, `{ embed }` or
+   * `{ embedImage }`, with `id` and `options` where wanted. A line that is wrong or fails has an error as its result. Many lines are worked
+   * on at once; memory does not grow with the file. An output that is there already is gone on from, so a batch that was killed or aborted
+   * ends with one result for each line all the same. See the guide to batches.
+   *
+   * @param input path or `file:` URL
+   * @param output likewise; another file than the input
+   * @throws TypeError, RangeError; GemmaError `ERR_FILE` (`IN_USE`: another batch writes the output, `NOT_A_BATCH`: it holds something else,
+   * `OTHER_INPUT`: results of another input, `DISK_FULL`, `PERMISSION`; `FILE_CHANGED`: the model), `ERR_INVALID_ARGUMENT` (`SAME_FILE`),
+   * `ERR_DISPOSED`; the signal's reason after an abort
+   */
+  async batch(input: string | URL, output: string | URL, options: BatchOptions = {}): Promise<BatchResult> {
+    const settings = batchOptions(options);
+    check.generateOptions(settings.generate);
+    check.embedOptions(settings.embed, this.info.config);
+    check.embedImageOptions(settings.embedImage);
+    this.#live();
+    return runBatch(this, input, output, settings, options);
   }
 
   /** The adapters that are loaded, in the order of their names. */

@@ -102,8 +102,13 @@ void JsonReader::expected(const std::string& what) {
 }
 
 void JsonReader::skip_blanks() {
-  while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
-    ++at_;
+  // Large files are often indented: more than half of a published tokenizer.json is blanks.
+  constexpr std::string_view kIndent = "        ";
+  for (; at_ < text_.size(); ++at_) {
+    const char c = text_[at_];
+    if (c != ' ' && c != '\n' && c != '\r' && c != '\t') return;
+    while (text_.substr(at_ + 1, kIndent.size()) == kIndent) at_ += kIndent.size();
+  }
 }
 
 size_t JsonReader::offset() {
@@ -268,7 +273,8 @@ void JsonReader::unescape(size_t* at, std::string* out) const {
   }
   uint32_t code = read_hex(*at);
   if (code >= 0xd800 && code < 0xdc00) {
-    const uint32_t low = read_hex(*at + 6);
+    const bool is_followed = text_.substr(std::min(*at + 6, text_.size()), 2) == "\\u";
+    const uint32_t low = is_followed ? read_hex(*at + 6) : 0;
     if (low < 0xdc00 || low > 0xdfff) fail("not valid JSON: half of a surrogate pair", *at);
     code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
     *at += 6;

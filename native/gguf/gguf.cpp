@@ -80,6 +80,10 @@ void GgufWeights::check() const {
   for (const FileMap& map : maps) map.check();
 }
 
+void GgufWeights::release(std::span<const std::byte> bytes) const {
+  for (const FileMap& map : maps) map.release(bytes);
+}
+
 void GgufWeights::prefetch(const std::function<void(double fraction)>& on_read) const {
   size_t before = 0;
   for (const FileMap& map : maps) {

@@ -57,6 +57,8 @@ struct GgufWeights {
   void check() const;
   // Brings mapped weights into memory, as FileMap::prefetch does. on_read gets the fraction that is there.
   void prefetch(const std::function<void(double fraction)>& on_read) const;
+  // As FileMap::release.
+  void release(std::span<const std::byte> bytes) const;
 };
 
 class GgufFile {

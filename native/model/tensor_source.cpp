@@ -26,6 +26,10 @@ void TensorSource::prefetch(const OnRead& on_read) const {
   if (prefetch_) prefetch_(on_read);
 }
 
+void TensorSource::release(std::span<const std::byte> bytes) const {
+  if (release_) release_(bytes);
+}
+
 void TensorSource::check() const {
   if (check_) check_();
 }

@@ -7,9 +7,11 @@
 // What the metadata of a file say stands apart: ModelConfig, VisionConfig, Vocabulary.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -30,6 +32,8 @@ class TensorSource {
   void set_split(bool is_split) { is_split_ = is_split; }
   // read: brings the data into memory, as prefetch() promises.
   void set_prefetch(std::function<void(const OnRead&)> read) { prefetch_ = std::move(read); }
+  // release: gives pages back, as release() promises.
+  void set_release(std::function<void(std::span<const std::byte>)> release) { release_ = std::move(release); }
   // check: whether the data are still those of the file, as check() promises.
   void set_check(std::function<void()> check) { check_ = std::move(check); }
 
@@ -39,6 +43,9 @@ class TensorSource {
   bool is_split() const { return is_split_; }
   // Brings the file into memory. on_read gets the fraction that is there; what it throws ends the reading.
   void prefetch(const OnRead& on_read) const;
+  // Bytes of a tensor that have been read and will not be needed soon: their pages stop counting as memory of this
+  // process. Reading them again is right, and slower.
+  void release(std::span<const std::byte> bytes) const;
   // Throws Error{kFile, FILE_CHANGED} when the file was cut or written to while its data were mapped: what was computed
   // with them since does not count. Cheap, any thread.
   void check() const;
@@ -47,6 +54,7 @@ class TensorSource {
   std::vector<const Tensor*> tensors_;
   std::unordered_map<std::string, const Tensor*> by_name_;
   std::function<void(const OnRead&)> prefetch_;
+  std::function<void(std::span<const std::byte>)> release_;
   std::function<void()> check_;
   bool is_split_ = false;
 };

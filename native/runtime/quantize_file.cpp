@@ -13,10 +13,9 @@
 #include "base/thread_pool.h"
 #include "gguf/gguf.h"
 #include "gguf/gguf_writer.h"
-#include "quant/dequantize.h"
-#include "quant/quantize.h"
 #include "runtime/importance.h"
 #include "runtime/inspect.h"
+#include "runtime/quantize_rows.h"
 
 namespace gemma {
 namespace {
@@ -74,8 +73,7 @@ class Quantizer {
 
   QuantizeResult run() {
     check_cancelled();
-    quantization_ = find_file_quantization(options_.type);
-    if (quantization_ == nullptr) unknown_type();
+    quantization_ = &need_file_quantization(options_.type, "type");
     check_output();
     in_file(options_.path, [&] { open(); });
     part_.emplace(options_.output);
@@ -95,13 +93,6 @@ class Quantizer {
   }
 
  private:
-  [[noreturn]] void unknown_type() const {
-    std::string known;
-    for (const FileQuantization& q : file_quantizations()) known += (known.empty() ? "" : ", ") + std::string(q.name);
-    throw Error(ErrorCode::kInvalidArgument, "UNKNOWN_TYPE",
-                "type: \"" + shown_path(options_.type) + "\" is unknown; there are " + known);
-  }
-
   void check_cancelled() const {
     if (options_.cancel != nullptr && options_.cancel->load())
       throw Error(ErrorCode::kDisposed, "CANCELLED", "quantising was cancelled");
@@ -286,28 +277,13 @@ class Quantizer {
 
   uint64_t write_chunk(const Output& output, int64_t chunk, Buffers& buffers) {
     check_cancelled();
-    const Tensor& source = *output.source;
     const int64_t first = chunk * output.rows_of_chunk();
     const int64_t n_rows = std::min(output.rows_of_chunk(), output.n_rows - first);
     const size_t row = output.row();
-    const size_t source_row = row_bytes(source.type, output.n);
     buffers.out.resize(static_cast<size_t>(n_rows) * row);
-    const std::byte* from = source.data + static_cast<size_t>(first) * source_row;
-    if (source.type == output.type) {
-      std::memcpy(buffers.out.data(), from, buffers.out.size());
-    } else {
-      buffers.row.resize(static_cast<size_t>(output.n));
-      for (int64_t i = 0; i < n_rows; ++i) {
-        dequantize_row(source.type, from + static_cast<size_t>(i) * source_row, buffers.row.data(), output.n);
-        if (quantize_row(output.type, buffers.row.data(), buffers.out.data() + static_cast<size_t>(i) * row, output.n,
-                         output.importance)) {
-          continue;
-        }
-        throw Error(ErrorCode::kNonFinite, "",
-                    shown_path(options_.path) + ": tensor " + source.name + ", row " + std::to_string(first + i) +
-                        ": a value is not finite as " + type_traits(output.type).name);
-      }
-    }
+    in_file(options_.path, [&] {
+      quantize_rows(*output.source, first, n_rows, output.type, output.importance, buffers.row, buffers.out.data());
+    });
     part_->write(output.offset + static_cast<uint64_t>(first) * row, buffers.out);
     return hash_bytes(0, buffers.out);
   }
@@ -316,7 +292,7 @@ class Quantizer {
     const size_t row = row_bytes(output.source->type, output.n);
     const std::span<const std::byte> bytes(output.source->data + static_cast<size_t>(first_row) * row,
                                            static_cast<size_t>(n_rows) * row);
-    for (const FileMap& map : source_->weights()->maps) map.release(bytes);
+    source_->weights()->release(bytes);
   }
 
   void progress(double fraction) const {

@@ -58,6 +58,8 @@ class SafetensorsFile {
   void check() const;
   // As FileMap::prefetch.
   void prefetch(const std::function<void(size_t bytes)>& on_read) const;
+  // As FileMap::release.
+  void release(std::span<const std::byte> bytes) const;
 
  private:
   SafetensorsFile() = default;
