@@ -68,7 +68,7 @@ function ggufAdapter(tensors) {
 
 // Words that the readers look for, of their sources.
 const WORDS = {
-  checkpoint: ['reader/hf_config.cpp', 'reader/hf_names.cpp', 'reader/hf_vocabulary.cpp'],
+  checkpoint: ['reader/hf_config.cpp', 'reader/hf_names.cpp', 'reader/hf_vocabulary.cpp', 'reader/safetensors_reader.cpp'],
   adapter: ['reader/peft_adapter.cpp', 'reader/gguf_adapter.cpp', 'model/layer_tensors.cpp'],
   safetensors: ['safetensors/safetensors.cpp'],
 };
@@ -156,6 +156,7 @@ function writeSeeds(name, folder) {
         0,
       ),
       'model.language_model.layers.3.mlp.up_proj.weight',
+      '{"metadata":{"total_size":1},"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}',
     ];
     parts.forEach((part, i) => write(`part-${i}`, Buffer.concat([Buffer.of(i), Buffer.from(part)])));
   } else if (name === 'adapter') {
