@@ -156,6 +156,10 @@ function writeSeeds(name, folder) {
         0,
       ),
       'model.language_model.layers.3.mlp.up_proj.weight',
+      '[{"idx":0,"path":"","type":"sentence_transformers.models.Transformer"},{"idx":1,"path":"1_Pooling","type":"sentence_transformers.models.Pooling"}]',
+      '{"word_embedding_dimension":64,"pooling_mode_mean_tokens":true,"pooling_mode":"mean","include_prompt":true}',
+      '{"in_features":64,"out_features":96,"bias":false,"activation_function":"torch.nn.modules.linear.Identity"}',
+      '{"max_seq_length":2048,"do_lower_case":false,"modality_config":{"text":{}}}',
     ];
     parts.forEach((part, i) => write(`part-${i}`, Buffer.concat([Buffer.of(i), Buffer.from(part)])));
   } else if (name === 'adapter') {
