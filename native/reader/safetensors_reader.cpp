@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <map>
 #include <unordered_map>
 #include <utility>
 
@@ -61,8 +60,9 @@ std::string name_of_folder(std::string path) {
   return mark == std::string::npos ? name : name.replace(mark, 2, "/");
 }
 
-// For each tensor the file that it is in.
-std::map<std::string, std::string> read_index(std::string_view text) {
+}  // namespace
+
+std::map<std::string, std::string> read_safetensors_index(std::string_view text) {
   JsonReader json(text, {.code = ErrorCode::kSafetensorsInvalid, .detail = "BAD_INDEX", .max_depth = 16});
   std::map<std::string, std::string> files;
   bool has_map = false;
@@ -82,8 +82,6 @@ std::map<std::string, std::string> read_index(std::string_view text) {
   if (!has_map) invalid("BAD_INDEX", "\"weight_map\" is missing");
   return files;
 }
-
-}  // namespace
 
 std::string SafetensorsModel::path(const char* name) const {
   const bool has_slash = folder_.ends_with('/') || folder_.ends_with('\\');
@@ -159,7 +157,7 @@ void SafetensorsModel::open_weights(const FileOptions& options) {
 
 void SafetensorsModel::open_shards(const std::string& index, const FileOptions& options) {
   const std::vector<std::byte> bytes = read_file(index, kMaxIndexBytes);
-  const std::map<std::string, std::string> file_of = in_file(index, [&] { return read_index(as_text(bytes)); });
+  const std::map<std::string, std::string> file_of = in_file(index, [&] { return read_safetensors_index(as_text(bytes)); });
   std::map<std::string, size_t> n_tensors;
   for (const auto& [tensor, file] : file_of) ++n_tensors[file];
   in_file(index, [&] {
