@@ -110,7 +110,8 @@ std::vector<SentenceModule> read_module_list(std::string_view text) {
         has_path = true;
         module.path = json.read_string();
         if (!module.path.empty() && !is_folder_name(module.path))
-          json.fail("expected the name of a folder beside this file, such as \"2_Dense\", found " + quoted(module.path), at);
+          json.fail("expected the name of a folder beside this file, such as \"2_Dense\", found " + quoted(module.path),
+                    at);
       } else if (key == "kwargs") {
         if (json.kind() != JsonKind::kArray) return json.skip();
         json.read_array([&] { unsupported("a module that takes arguments (kwargs)"); });
@@ -168,9 +169,9 @@ DenseConfig read_sentence_dense(std::string_view text, int in_dim) {
     if (key == "in_features") {
       const int64_t dim = json.read_int();
       if (dim != in_dim) {
-        json.fail("expected " + std::to_string(in_dim) + ", the width of what comes before it, found " +
-                      std::to_string(dim),
-                  at);
+        json.fail(
+            "expected " + std::to_string(in_dim) + ", the width of what comes before it, found " + std::to_string(dim),
+            at);
       }
     } else if (key == "out_features") {
       dense.out_dim = static_cast<int>(json.read_int(1, kMaxDenseDim));

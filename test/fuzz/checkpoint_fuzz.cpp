@@ -14,7 +14,20 @@
 #include "reader/sentence_modules.h"
 #include "tokenizer/tokenizer.h"
 
-enum class CheckpointPart { kConfig, kGeneration, kPreprocessor, kTokenizer, kTokenizerConfig, kSentencePiece, kNames, kIndex, kModules, kPooling, kDense, kTransformer };
+enum class CheckpointPart {
+  kConfig,
+  kGeneration,
+  kPreprocessor,
+  kTokenizer,
+  kTokenizerConfig,
+  kSentencePiece,
+  kNames,
+  kIndex,
+  kModules,
+  kPooling,
+  kDense,
+  kTransformer
+};
 constexpr int kCheckpointRows = 300;  // of the embedding
 int checkpoint_fuzz_read = 0;         // inputs that were what their first byte says
 

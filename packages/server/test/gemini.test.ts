@@ -150,7 +150,7 @@ test('pictures, and counts of tokens', async () => {
   ]);
   expect((await ai.models.countTokens({ model, contents })).totalTokens).toBe(inputTokens);
   const asked = { generateContentRequest: { model: 'models/tiny', contents: [{ parts: [{ text: question }] }], systemInstruction: { parts: [{ text: 'Be brief.' }] } } }; // prettier-ignore
-  const counted = (await (await post('models/tiny:countTokens', asked)).json());
+  const counted = await (await post('models/tiny:countTokens', asked)).json();
   expect(counted).toEqual({ totalTokens: await gemma.countTokens(messages) });
   for (const [mimeType, bytes] of [
     ['image/png', '/etc/passwd'],
