@@ -68,7 +68,12 @@ function ggufAdapter(tensors) {
 
 // Words that the readers look for, of their sources.
 const WORDS = {
-  checkpoint: ['reader/hf_config.cpp', 'reader/hf_names.cpp', 'reader/hf_vocabulary.cpp', 'reader/safetensors_reader.cpp'],
+  checkpoint: [
+    'reader/hf_config.cpp',
+    'reader/hf_names.cpp',
+    'reader/hf_vocabulary.cpp',
+    'reader/safetensors_reader.cpp',
+  ],
   adapter: ['reader/peft_adapter.cpp', 'reader/gguf_adapter.cpp', 'model/layer_tensors.cpp'],
   safetensors: ['safetensors/safetensors.cpp'],
 };
@@ -157,6 +162,10 @@ function writeSeeds(name, folder) {
       ),
       'model.language_model.layers.3.mlp.up_proj.weight',
       '{"metadata":{"total_size":1},"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}',
+      '[{"idx":0,"path":"","type":"sentence_transformers.models.Transformer"},{"idx":1,"path":"1_Pooling","type":"sentence_transformers.models.Pooling"}]',
+      '{"word_embedding_dimension":64,"pooling_mode_mean_tokens":true,"pooling_mode":"mean","include_prompt":true}',
+      '{"in_features":64,"out_features":96,"bias":false,"activation_function":"torch.nn.modules.linear.Identity"}',
+      '{"max_seq_length":2048,"do_lower_case":false,"modality_config":{"text":{}}}',
     ];
     parts.forEach((part, i) => write(`part-${i}`, Buffer.concat([Buffer.of(i), Buffer.from(part)])));
   } else if (name === 'adapter') {
