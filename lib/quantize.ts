@@ -1,8 +1,7 @@
 // Model files in other types, and the importance of their inputs: what is done without a loaded model.
-import { realpath, stat } from 'node:fs/promises';
 import { abortable, type Cancellation } from './cancellation.js';
 import { GemmaError } from './errors.js';
-import { localPath, replaceablePath } from './local-file.js';
+import { isSameFile, localPath, replaceablePath } from './local-file.js';
 import { findModelFile } from './model-files.js';
 import { addon, type NativeAddon, type NativeWorkEvent } from './native.js';
 import { runOperation } from './operation.js';
@@ -182,13 +181,6 @@ async function outputPath(output: string | URL): Promise<string> {
   const path = await replaceablePath(named);
   checkWritable(path);
   return path;
-}
-
-async function isSameFile(a: string, b: string): Promise<boolean> {
-  const [first, second] = await Promise.all([a, b].map((path) => stat(path, { bigint: true }).catch(() => undefined)));
-  if (!first || !second) return false;
-  if (first.ino !== 0n || second.ino !== 0n) return first.ino === second.ino && first.dev === second.dev;
-  return (await realpath(a)) === (await realpath(b)); // a file system without numbers
 }
 
 /** The files of a model: of a split one all parts. */

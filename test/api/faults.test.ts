@@ -58,6 +58,7 @@ const isGlibc =
     embed: '1',
     embedImage: '1',
     pictures: '1',
+    adapters: many,
     inspect: many,
     devices: '1',
     dispose: '1',

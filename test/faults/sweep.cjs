@@ -29,6 +29,11 @@ const load = () =>
     mmproj: join(data, 'mmproj-mm-a-f16.gguf'),
     contextSize: 512,
   });
+const adapters = join(data, 'adapters');
+const loadPlain = () => Gemma.load(join(adapters, 'text-f16.gguf'), { threads: 2, contextSize: 256 });
+const unloadAll = async (_, gemma) => {
+  for (const { name } of gemma.adapters) await gemma.unloadAdapter(name);
+};
 const sampled = {
   maxOutputTokens: 6,
   temperature: 1,
@@ -39,7 +44,7 @@ const sampled = {
   logitBias: { 5: 1 },
 };
 
-/** What is swept: with a model, and what is left to do afterwards. */
+/** What is swept: with a model (that of load(), where `model` names no other), and what is left to do afterwards. */
 const STAGES = {
   load: { run: load, after: (gemma) => gemma?.dispose() },
   tokenize: { run: async (gemma) => gemma.detokenize(await gemma.tokenize('hello there a'.repeat(20))) },
@@ -62,6 +67,16 @@ const STAGES = {
   embedImage: { run: (gemma) => gemma.embedImage(picture, { panAndScan: true }) },
   pictures: { run: (gemma) => gemma.generate('x', { images: [picture], maxOutputTokens: 3, temperature: 0 }) },
   inspect: { run: () => Gemma.inspect(join(data, 'text-a-f16.gguf')) },
+  adapters: {
+    model: loadPlain,
+    run: async (gemma) => {
+      await gemma.loadAdapter('one', join(adapters, 'dora'));
+      await gemma.loadAdapter('two', join(adapters, 'plain-f16.gguf'));
+      await gemma.generate('hello there', { ...sampled, adapter: { one: 1, two: 0.5 } });
+      await gemma.unloadAdapter('one');
+    },
+    after: unloadAll,
+  },
   devices: { run: () => Gemma.devices() },
   // Each time another model, busy with a call that must settle as well.
   dispose: {
@@ -103,8 +118,8 @@ setInterval(() => {
 const alive = setInterval(() => {}, 1000); // a promise that never settles must not end the process unseen
 
 (async () => {
-  const { run, after } = STAGES[stage];
-  let gemma = await load();
+  const { run, after, model = load } = STAGES[stage];
+  const gemma = await model();
   const answer = async () =>
     (await gemma.generate('hello there', { maxOutputTokens: 6, temperature: 0 })).tokens.join();
   const want = await answer();
@@ -128,7 +143,7 @@ const alive = setInterval(() => {}, 1000); // a promise that never settles must 
     counts.calls = seen();
     reached = counts.calls >= at;
     counts[refused ? 'refused' : 'done'] += 1;
-    await after?.(result);
+    await after?.(result, gemma);
     if (at % 5 === 1 && (await answer()) !== want) unexpected.push(`call ${at}: another answer afterwards`);
   }
   await gemma.dispose();
