@@ -68,7 +68,12 @@ function ggufAdapter(tensors) {
 
 // Words that the readers look for, of their sources.
 const WORDS = {
-  checkpoint: ['reader/hf_config.cpp', 'reader/hf_names.cpp', 'reader/hf_vocabulary.cpp', 'reader/safetensors_reader.cpp'],
+  checkpoint: [
+    'reader/hf_config.cpp',
+    'reader/hf_names.cpp',
+    'reader/hf_vocabulary.cpp',
+    'reader/safetensors_reader.cpp',
+  ],
   adapter: ['reader/peft_adapter.cpp', 'reader/gguf_adapter.cpp', 'model/layer_tensors.cpp'],
   safetensors: ['safetensors/safetensors.cpp'],
 };
