@@ -1,4 +1,4 @@
-// The libFuzzer targets of test/fuzz: builds them with clang and runs each for a third of a minute, as many side by side as there are
+// The libFuzzer targets of test/fuzz: builds them with clang and runs each for a quarter of a minute, as many side by side as there are
 // processors. node scripts/fuzz.mjs [seconds] [target...]; `npm test -- --checks` runs it.
 import { availableParallelism } from 'node:os';
 import { copyFileSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
@@ -238,7 +238,7 @@ async function fuzz(name, seconds) {
 }
 
 /** Builds and runs all targets. Throws when clang or its runtime is missing, and when an input fails, with how to repeat it. */
-export async function runFuzzers(seconds = 20, names = TARGETS) {
+export async function runFuzzers(seconds = 15, names = TARGETS) {
   if (!compiler) throw new SetupError('clang++ is missing: apt-get install clang-19 libclang-rt-19-dev');
   const options = ['-DGEMMA_FUZZ=ON', '-DGEMMA_TESTS=OFF', '-DGEMMA_ADDON=OFF', '-DGEMMA_SANITIZE=address'];
   const flags = ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1', `-DCMAKE_CXX_COMPILER=${compiler}`];
