@@ -65,7 +65,7 @@ afterAll(async () => {
 
 let failed: (error: Error) => void = () => {};
 
-function spawnWorker(queue: string): ChildProcess {
+function spawnWorker(queue: string, maxDeaths = 100): ChildProcess {
   const main = join(root, 'packages', 'server', 'dist', 'main.js');
   const flags = [
     '--queue',
@@ -79,7 +79,7 @@ function spawnWorker(queue: string): ChildProcess {
     '--lock',
     '1',
     '--max-deaths',
-    '100',
+    String(maxDeaths),
   ];
   const child = spawn(process.execPath, [main, 'worker', ...flags], { stdio: ['ignore', 'ignore', 'pipe'] });
   let said = '';
@@ -93,6 +93,15 @@ function spawnWorker(queue: string): ChildProcess {
 const optionsOf = (i: number) => ({ seed: i, maxOutputTokens: 10 });
 const jobs = (n: number): QueuedJob[] =>
   Array.from({ length: n }, (_, i) => ({ id: `job ${i}`, prompt: `Say ${i}`, options: optionsOf(i) }));
+
+/** Whether some worker has begun the queue's only job for the nth time. */
+async function isBegun(queue: string, n: number): Promise<boolean> {
+  const inner = new Queue(queue, { connection: { url: redis } });
+  inner.on('error', () => {});
+  const [job] = await inner.getActive();
+  await inner.close();
+  return (job?.attemptsStarted ?? 0) >= n;
+}
 
 /** Results until there are n, none of them twice. */
 async function take(
@@ -186,28 +195,21 @@ test('bad jobs are set aside with their errors, and others go on', async () => {
 test('a job that takes its workers down with it is set aside', async () => {
   const queue = 'poison';
   const producer = await Producer.connect({ queue, redis });
-  const inner = new Queue(queue, { connection: { url: redis } });
-  inner.on('error', () => {});
-  await producer.add([{ id: 'poison', prompt: 'a' }]);
-  // Workers that die with it: each takes it, and is not heard of again.
-  const { Worker } = await import('bullmq');
-  const quick = { connection: { url: redis }, lockDuration: 50, skipLockRenewal: true, skipStalledCheck: true };
-  for (let deaths = 0; deaths < 3; ++deaths) {
-    const dying = new Worker(queue, () => new Promise(() => {}), quick);
-    dying.on('error', () => {});
-    await once(dying, 'active');
-    await dying.close(true);
-    // The stalled check of any worker gives it back, without taking it.
-    const checker = new Worker(queue, null, { connection: { url: redis }, stalledInterval: 100, maxStalledCount: 2 });
-    checker.on('error', () => {});
-    await checker.startStalledCheckTimer();
-    while ((await inner.getActiveCount()) > 0) await sleep(20);
-    await checker.close();
+  await producer.add([{ id: 'poison', prompt: 'a', options: { maxOutputTokens: 1500 } }]);
+  let worker: ChildProcess | undefined;
+  try {
+    for (let deaths = 0; deaths < 2; ++deaths) {
+      worker = spawnWorker(queue, 1);
+      while ((await producer.counts()).active === 0 || !(await isBegun(queue, deaths + 1))) await sleep(10);
+      worker.kill('SIGKILL');
+    }
+    worker = spawnWorker(queue, 1);
+    const found = await take(producer, 1);
+    expect(found.get('poison')).toMatchObject({ error: { code: 'ERR_POISON' } });
+  } finally {
+    worker?.kill('SIGKILL');
+    await producer.close();
   }
-  const found = await take(producer, 1);
-  expect(found.get('poison')).toMatchObject({ error: { code: 'ERR_POISON' } });
-  await inner.close();
-  await producer.close();
 });
 
 test('a full queue holds the producer back; jobs that are known are not added again', async () => {
