@@ -304,9 +304,7 @@ TEST("embeddings of texts") {
   for (const bool is_encoder : {true, false}) {
     if (!is_encoder) o.path = data("text-a-f16.gguf");
     const std::shared_ptr<Engine> engine = Engine::load(o);
-    EmbedParams texts;
-    texts.tokens = some_tokens(90);
-    texts.lengths = {3, 50, 20, 17};
+    const EmbedParams texts{some_tokens(90), {3, 50, 20, 17}, 0, true, {}};
     std::vector<float> rows;
     const auto embed = [&] {
       rows.clear();
