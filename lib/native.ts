@@ -8,6 +8,7 @@ import type { Crop } from './media.js';
 import type { CropParams } from './media-options.js';
 import type { GenerateParams, LoadParams, MemoryParams } from './options.js';
 import { mayRead, refusalIn, refusalOf } from './permission.js';
+import type { MergeResult } from './merge.js';
 import type { ImportanceResult, QuantizeResult } from './quantize.js';
 import { reasonOf } from './values.js';
 
@@ -510,25 +511,21 @@ export interface NativeAddon {
    */
   lockFile(path: string): Promise<(() => void) | null>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
-  /** Writes a model file in other types. `importance`: path of a matrix. */
+  /** Writes a model file in other types. */
   quantize(
-    options: {
-      path: string;
-      output: string;
-      type: string;
-      overrides?: { pattern: string; type: string }[];
-      importance?: string;
-      allowRequantize?: boolean;
-      overwrite?: boolean;
-      threads?: number;
-    },
+    options: NativeQuantizeOptions,
     onEvent: (event: NativeWorkEvent<Omit<QuantizeResult, 'path'>>) => void,
+  ): number;
+  /** Writes a model with adapters in it, or the mean of two. */
+  merge(
+    options: NativeMergeOptions,
+    onEvent: (event: NativeWorkEvent<Omit<MergeResult, 'path'>>) => void,
   ): number;
   importance(
     options: { path: string; output: string; text: string; chunkSize: number; threads?: number },
     onEvent: (event: NativeWorkEvent<Omit<ImportanceResult, 'path'>>) => void,
   ): number;
-  /** Stops a load, quantize or importance by its id. */
+  /** Stops a load, quantize, merge or importance by its id. */
   cancel(id: number): void;
 }
 

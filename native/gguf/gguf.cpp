@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "gguf/gguf_part.h"
 
 namespace gemma {
@@ -78,6 +79,16 @@ GgufPart read_headers(const File& file, std::vector<std::byte>* bytes) {
 
 void GgufWeights::check() const {
   for (const FileMap& map : maps) map.check();
+}
+
+void GgufWeights::release(std::span<const std::byte> bytes) const {
+  for (const FileMap& map : maps) map.release(bytes);
+}
+
+uint64_t GgufWeights::version() const {
+  uint64_t hash = 0;
+  for (const FileMap& map : maps) hash = hash_value(hash, map.version());
+  return hash;
 }
 
 void GgufWeights::prefetch(const std::function<void(double fraction)>& on_read) const {

@@ -30,6 +30,10 @@ void TensorSource::check() const {
   if (check_) check_();
 }
 
+void TensorSource::release(std::span<const std::byte> data) const {
+  if (release_) release_(data);
+}
+
 void bad_tensor(const std::string& name, const std::string& message) {
   throw Error(ErrorCode::kGgufInvalid, "BAD_TENSOR", "tensor " + name + ": " + message);
 }

@@ -7,9 +7,11 @@
 // What the metadata of a file say stands apart: ModelConfig, VisionConfig, Vocabulary.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -32,6 +34,9 @@ class TensorSource {
   void set_prefetch(std::function<void(const OnRead&)> read) { prefetch_ = std::move(read); }
   // check: whether the data are still those of the file, as check() promises.
   void set_check(std::function<void()> check) { check_ = std::move(check); }
+  // release: gives memory back, as release() promises. version: of the file that the data are in.
+  void set_release(std::function<void(std::span<const std::byte>)> release) { release_ = std::move(release); }
+  void set_version(uint64_t version) { version_ = version; }
 
   const Tensor* find(std::string_view name) const;  // null when absent
   const std::vector<const Tensor*>& tensors() const { return tensors_; }
@@ -42,12 +47,19 @@ class TensorSource {
   // Throws Error{kFile, FILE_CHANGED} when the file was cut or written to while its data were mapped: what was computed
   // with them since does not count. Cheap, any thread.
   void check() const;
+  // Data of a tensor that have been read and will not be needed soon: mapped pages stop counting as memory of this
+  // process.
+  void release(std::span<const std::byte> data) const;
+  // Another one after the file was written to. 0: data that were read into memory.
+  uint64_t version() const { return version_; }
 
  private:
   std::vector<const Tensor*> tensors_;
   std::unordered_map<std::string, const Tensor*> by_name_;
   std::function<void(const OnRead&)> prefetch_;
   std::function<void()> check_;
+  std::function<void(std::span<const std::byte>)> release_;
+  uint64_t version_ = 0;
   bool is_split_ = false;
 };
 

@@ -32,6 +32,8 @@ void keep_weights(const GgufFile& file, TensorSource& source) {
   const std::shared_ptr<const GgufWeights> weights = file.weights();
   source.set_prefetch([weights](const TensorSource::OnRead& on_read) { weights->prefetch(on_read); });
   source.set_check([weights] { weights->check(); });
+  source.set_release([weights](std::span<const std::byte> data) { weights->release(data); });
+  source.set_version(weights->version());
 }
 
 std::optional<int> Keys::find_int(const std::string& name, int min, int max) const {

@@ -35,6 +35,8 @@ class SafetensorsModel {
 
   // Checked with every tensor's name, shape and type.
   const ModelConfig& config() const { return config_.model; }
+  // How answers are sampled by default (generation_config.json).
+  const HfSampling& sampling() const { return config_.sampling; }
   const std::string& model_type() const { return config_.model_type; }
   std::shared_ptr<const TensorSource> decoder_tensors() const;
   // As many ids as the embedding has rows. Throws Error: kFile, kUnsupportedModel, kSafetensorsInvalid with BAD_VOCAB.

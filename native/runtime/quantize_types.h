@@ -27,6 +27,7 @@ const FileQuantization* find_file_quantization(std::string_view name);
 std::optional<TensorType> find_quantizable_type(std::string_view name);
 
 // `pattern`, with * for any text and ? for any character, names a tensor with or without ".weight" at its end.
+bool pattern_names(std::string_view pattern, std::string_view tensor);
 struct TypeOverride {
   std::string pattern;
   TensorType type = TensorType::kF16;

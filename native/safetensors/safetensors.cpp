@@ -253,6 +253,14 @@ void SafetensorsFile::check() const {
   if (map_) map_->check();
 }
 
+void SafetensorsFile::release(std::span<const std::byte> bytes) const {
+  if (map_) map_->release(bytes);
+}
+
+uint64_t SafetensorsFile::version() const {
+  return map_ ? map_->version() : 0;
+}
+
 void SafetensorsFile::prefetch(const std::function<void(size_t bytes)>& on_read) const {
   if (map_) map_->prefetch(on_read);
 }

@@ -38,7 +38,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       case 2: {
         gemma::HfConfig config = gemma::read_hf_config(text);
         sum += static_cast<uint64_t>(config.model.n_layers());
-        gemma::read_hf_generation_config(text, &config.tokens);
+        gemma::read_hf_generation_config(text, &config.tokens, &config.sampling);
         if (config.vision) gemma::read_hf_preprocessor(text, &*config.vision);
         break;
       }
