@@ -472,6 +472,36 @@ export interface NativeModel {
 export type NativeWorkEvent<T> =
   { kind: 'progress'; fraction: number } | { kind: 'done'; result: T } | { kind: 'failed'; error: unknown };
 
+export interface NativeQuantizeOptions {
+  path: string;
+  output: string;
+  type: string;
+  /** where the vision encoder of a folder goes */
+  mmprojOutput?: string;
+  mmprojType?: string;
+  /** a model without one is an error */
+  needsMmproj?: boolean;
+  /** of a folder */
+  chatTemplate?: string;
+  overrides?: { pattern: string; type: string }[];
+  /** path of a matrix */
+  importance?: string;
+  allowRequantize?: boolean;
+  overwrite?: boolean;
+  threads?: number;
+}
+
+export interface NativeMergeOptions extends NativeQuantizeOptions {
+  /** the vision encoder of a GGUF file */
+  mmproj?: string;
+  adapters?: (NativeAdapterSource & { scale: number })[];
+  /** another model */
+  other?: string;
+  blend?: 'linear' | 'slerp';
+  weight?: number;
+  weights?: { pattern: string; weight: number }[];
+}
+
 export interface NativeAddon {
   readonly backend: string;
   init(errorClass: typeof GemmaError): void;
