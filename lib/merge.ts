@@ -100,11 +100,7 @@ async function filesOfAdapter(path: string, isFolder: boolean): Promise<string[]
 }
 
 /** As `Gemma.merge`. */
-export async function merge(
-  model: string | URL,
-  output: string | URL,
-  options: MergeOptions,
-): Promise<MergeResult> {
+export async function merge(model: string | URL, output: string | URL, options: MergeOptions): Promise<MergeResult> {
   known(MERGE, options);
   const { adapters, with: other } = valuesOf(MERGE, options);
   if (!adapters === !other) {

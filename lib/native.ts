@@ -547,10 +547,7 @@ export interface NativeAddon {
     onEvent: (event: NativeWorkEvent<Omit<QuantizeResult, 'path'>>) => void,
   ): number;
   /** Writes a model with adapters in it, or the mean of two. */
-  merge(
-    options: NativeMergeOptions,
-    onEvent: (event: NativeWorkEvent<Omit<MergeResult, 'path'>>) => void,
-  ): number;
+  merge(options: NativeMergeOptions, onEvent: (event: NativeWorkEvent<Omit<MergeResult, 'path'>>) => void): number;
   importance(
     options: { path: string; output: string; text: string; chunkSize: number; threads?: number },
     onEvent: (event: NativeWorkEvent<Omit<ImportanceResult, 'path'>>) => void,
