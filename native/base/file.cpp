@@ -36,11 +36,13 @@ constexpr size_t kMaxRead = size_t{1} << 30;  // what every system takes at once
   throw Error(ErrorCode::kFile, "", shown_path(path) + ": cannot be opened (" + reason + ")");
 }
 
+// The disk, a quota, or what a file system takes of a file.
 bool is_disk_full() {
 #ifdef _WIN32
-  return GetLastError() == ERROR_DISK_FULL || GetLastError() == ERROR_HANDLE_DISK_FULL;
+  const DWORD code = GetLastError();
+  return code == ERROR_DISK_FULL || code == ERROR_HANDLE_DISK_FULL || code == ERROR_FILE_TOO_LARGE;
 #else
-  return errno == ENOSPC || errno == EDQUOT;
+  return errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
 #endif
 }
 
