@@ -67,5 +67,16 @@ export default defineConfig(
       ),
     },
   },
+  {
+    files: ['packages/server/page/**'],
+    languageOptions: {
+      globals: Object.fromEntries(
+        [
+          ...['document', 'navigator', 'localStorage', 'sessionStorage', 'requestAnimationFrame', 'globalThis'],
+          ...['FileReader', 'TextDecoderStream'],
+        ].map((name) => [name, 'readonly']),
+      ),
+    },
+  },
   prettier,
 );

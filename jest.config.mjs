@@ -4,6 +4,10 @@ const toCommonJs = (syntax) => [
   { jsc: { target: 'es2022', parser: { syntax } }, module: { type: 'commonjs' } },
 ];
 
+// Published as ES modules only, or (zod) with files of which CommonJS has no name.
+const names = '(?:arktype|@ark|arkregex|ai|@ai-sdk|@workflow|zod)';
+const esModules = `[/\\\\]node_modules[/\\\\]${names}[/\\\\]`;
+
 export default {
   testEnvironment: 'node',
   roots: ['<rootDir>/test/api', '<rootDir>/packages'],
@@ -11,9 +15,9 @@ export default {
   maxWorkers: 2,
   transform: {
     '^.+\\.ts$': toCommonJs('typescript'),
-    '[/\\\\](?:arktype|@ark|arkregex)[/\\\\].+\\.js$': toCommonJs('ecmascript'), // published as ES modules only
+    [`${esModules}.+\\.js$`]: toCommonJs('ecmascript'),
   },
-  transformIgnorePatterns: ['[/\\\\]node_modules[/\\\\](?!(?:arktype|@ark|arkregex)[/\\\\])'],
+  transformIgnorePatterns: [`[/\\\\]node_modules[/\\\\](?!${names}[/\\\\])`],
   moduleNameMapper: { '^(\\.{1,2}/.*)\\.js$': '$1', '^gemma-native$': '<rootDir>/lib/index.ts' },
   modulePathIgnorePatterns: ['<rootDir>/packages/.*/dist/'],
 };

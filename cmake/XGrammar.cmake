@@ -45,14 +45,21 @@ if(NOT EXISTS "${xgrammar_source}/include/xgrammar/xgrammar.h" OR NOT EXISTS "${
   message(FATAL_ERROR "${xgrammar_source} holds no sources of XGrammar ${xgrammar_version}")
 endif()
 
-# The folder of the library: one for a compiler and what it compiles for.
+# The folder of the library: one for a compiler and what it compiles for. Fuzzers see which code an input reaches, and what is read
+# outside of memory, in code that was compiled for that alone.
 set(xgrammar_target "${CMAKE_SYSTEM_NAME}-${CMAKE_SYSTEM_PROCESSOR}")
 if(GEMMA_ZIG)
   set(xgrammar_target "zig-${ZIG_TARGET}")
 endif()
+if(GEMMA_FUZZ)
+  string(APPEND xgrammar_target "-fuzz")
+endif()
 set(xgrammar_build "${CMAKE_CURRENT_SOURCE_DIR}/build/xgrammar-${CMAKE_CXX_COMPILER_ID}-${CMAKE_CXX_COMPILER_VERSION}-${xgrammar_target}")
 set(xgrammar_library "${xgrammar_build}/${CMAKE_STATIC_LIBRARY_PREFIX}xgrammar${CMAKE_STATIC_LIBRARY_SUFFIX}")
 set(xgrammar_options "-DXGRAMMAR_SOURCE=${xgrammar_source}" -DCMAKE_BUILD_TYPE=Release)
+if(GEMMA_FUZZ)
+  list(APPEND xgrammar_options -DXGRAMMAR_FUZZ=ON)
+endif()
 foreach(name CMAKE_TOOLCHAIN_FILE CMAKE_CXX_COMPILER CMAKE_CXX_COMPILER_LAUNCHER CMAKE_SYSTEM_NAME CMAKE_SYSTEM_PROCESSOR
     CMAKE_OSX_ARCHITECTURES CMAKE_OSX_DEPLOYMENT_TARGET CMAKE_MSVC_RUNTIME_LIBRARY ZIG ZIG_TARGET)
   if("${${name}}" STREQUAL "" OR (name STREQUAL "CMAKE_CXX_COMPILER" AND CMAKE_TOOLCHAIN_FILE)

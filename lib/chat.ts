@@ -6,7 +6,7 @@ import { isCheckpoint } from './model-files.js';
 import type { NativeChatMetadata } from './native.js';
 import type { ToolFormatName } from './tool-formats/format.js';
 import { formatOf } from './tool-formats/formats.js';
-import { reasonOf } from './values.js';
+import { plain, reasonOf, show } from './values.js';
 
 /** How messages become a prompt, and whether a string is a turn of a conversation. */
 export interface ChatInfo {
@@ -149,13 +149,24 @@ export async function findTemplate(folder: string): Promise<{ source: string; fi
   try {
     template = (JSON.parse(json) as { chat_template?: unknown } | null)?.chat_template;
   } catch (error) {
-    throw new GemmaError('ERR_FILE', `${config}: not valid JSON (${reasonOf(error)})`);
+    throw new GemmaError('ERR_FILE', `${plain(config)}: not valid JSON (${reasonOf(error)})`);
   }
   if (Array.isArray(template)) {
+    // Under names, of which "default" is the one for conversations.
     const named = template as readonly ({ name?: unknown; template?: unknown } | null)[];
-    template = named.find((entry) => entry?.name === 'default')?.template;
+    const found = named.find((entry) => entry?.name === 'default');
+    if (!found && named.every((entry) => typeof entry?.name === 'string')) return undefined;
+    template = found?.template ?? template;
   }
-  return typeof template === 'string' ? { source: template, file: config } : undefined;
+  if (template === undefined || template === null) return undefined;
+  if (typeof template !== 'string') {
+    throw new GemmaError(
+      'ERR_FILE',
+      `${plain(config)}: chat_template: expected a string, or a list of names and templates, found ${show(template)}`,
+      'BAD_TEMPLATE',
+    );
+  }
+  return { source: template, file: config };
 }
 
 // The text of a file; undefined where there is none.
@@ -164,9 +175,13 @@ async function readSmall(path: string): Promise<string | undefined> {
   const found = await stat(path).catch(() => undefined);
   if (!found?.isFile()) return undefined;
   if (found.size > limit) {
-    throw new GemmaError('ERR_FILE', `${path}: expected at most ${limit} bytes, found ${found.size}`, 'TEMPLATE_LIMIT');
+    throw new GemmaError(
+      'ERR_FILE',
+      `${plain(path)}: expected at most ${limit} bytes, found ${found.size}`,
+      'TEMPLATE_LIMIT',
+    );
   }
   return readFile(path, 'utf8').catch((error: unknown) => {
-    throw new GemmaError('ERR_FILE', `${path}: cannot be read (${reasonOf(error)})`);
+    throw new GemmaError('ERR_FILE', `${plain(path)}: cannot be read (${reasonOf(error)})`);
   });
 }

@@ -1,4 +1,5 @@
 // The options of decide, rerank and classifyImage; laid out as in options.ts.
+import type { AdapterOption } from './adapters.js';
 import type { ImageEmbedding, ImageInput } from './media.js';
 import {
   CROP,
@@ -53,6 +54,8 @@ export interface QuestionOptions extends ImageOptions, CropOptions, VideoOptions
   bos?: boolean;
   /** As in `generate`: pictures before an input that is no conversation. */
   images?: readonly (ImageInput | ImageEmbedding)[];
+  /** As in `generate`. */
+  adapter?: AdapterOption;
   signal?: AbortSignal;
 }
 
@@ -97,6 +100,8 @@ export interface RerankOptions {
   truncate?: boolean;
   /** As in `generate`. */
   raw?: boolean;
+  /** As in `generate`. */
+  adapter?: AdapterOption;
   /** Called with the fraction of the documents that is done, 0 to 1. */
   onProgress?: (fraction: number) => void;
   signal?: AbortSignal;
@@ -362,6 +367,7 @@ const RERANK = {
   topN: integers(1),
   truncate: or(booleans, false),
   raw: booleans,
+  adapter: RAW.adapter,
   onProgress: callbacks,
   signal: signals,
 } as const satisfies TableOf<RerankOptions>;
@@ -373,8 +379,8 @@ export function rerankOptions(options: RerankOptions): {
   truncate: boolean;
   prompt: PromptSettings;
 } {
-  const { raw, ...values } = checked(RERANK, options);
-  return { ...values, prompt: promptSettings(raw === undefined ? {} : { raw }) };
+  const { raw, adapter, ...values } = checked(RERANK, options);
+  return { ...values, prompt: { ...promptSettings(raw === undefined ? {} : { raw }), adapter } };
 }
 
 /** What is ranked, when it is texts. */

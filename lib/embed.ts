@@ -1,30 +1,14 @@
-// gemma.embed: from texts and what they are for to batches of token ids, and from the rows of these to one array. The prompts are
-// those of EmbeddingGemma (config_sentence_transformers.json; its model card).
+// gemma.embed: from texts and what they are for to batches of token ids, and from the rows of these to one array.
 import { Cancellation } from './cancellation.js';
+import { promptOf, type EmbeddingPrompts, type PromptChoice } from './embedding-prompts.js';
 import { GemmaError } from './errors.js';
-import type { NativeEmbedEvent, NativeModel, NativeModelInfo, PromptPart } from './native.js';
+import type { NativeAdapterUse, NativeEmbedEvent, NativeModel, NativeModelInfo, PromptPart } from './native.js';
 import { runReporting } from './operation.js';
 import { encodeParts } from './token-text.js';
 import { allocateFloats, Pace } from './turns.js';
 import { show } from './values.js';
 
-const TASKS = {
-  query: 'search result',
-  'question-answering': 'question answering',
-  'fact-checking': 'fact checking',
-  classification: 'classification',
-  clustering: 'clustering',
-  'sentence-similarity': 'sentence similarity',
-  'code-retrieval': 'code retrieval',
-  summarization: 'summarization',
-} as const;
-
-/** What embeddings are for. */
-export type EmbeddingTask = 'document' | keyof typeof TASKS;
-
-export const EMBEDDING_TASKS = ['document', ...Object.keys(TASKS)] as readonly EmbeddingTask[];
-
-type EmbedInfo = Pick<NativeModelInfo, 'config' | 'contextSize' | 'longestToken' | 'textStart' | 'textEnd'>;
+type EmbedInfo = Pick<NativeModelInfo, 'contextSize' | 'longestToken' | 'textStart' | 'textEnd'>;
 
 /** Embeddings of texts, in their order. */
 export interface Embeddings {
@@ -37,12 +21,11 @@ export interface Embeddings {
 }
 
 /** The options, defaults filled in. */
-export interface EmbedSettings {
-  task?: EmbeddingTask;
-  title?: unknown;
+export interface EmbedSettings extends PromptChoice {
   dimensions: number;
   normalize: boolean;
   truncate: boolean;
+  adapter: readonly NativeAdapterUse[];
 }
 
 /** Texts as native code takes them together. */
@@ -77,21 +60,6 @@ export function textList(texts: unknown): readonly unknown[] {
   if (length === 0) throw new RangeError('texts: expected at least one, found none');
   if (length > MAX_TEXTS) throw new RangeError(`texts: expected at most ${MAX_TEXTS}, found ${length}`);
   return texts.slice() as unknown[];
-}
-
-/** What stands before each text. */
-function promptOf({ task, title }: EmbedSettings, nTexts: number): (i: number) => string {
-  if (task === undefined) return () => '';
-  if (task !== 'document') return () => `task: ${TASKS[task]} | query: `;
-  if (!Array.isArray(title)) return () => `title: ${(title as string | undefined) ?? 'none'} | text: `;
-  if (title.length !== nTexts) {
-    throw new RangeError(`title: expected one for each of ${nTexts} texts, found ${title.length}`);
-  }
-  return (i) => {
-    const found = title[i] as unknown;
-    if (typeof found !== 'string') throw new TypeError(`title[${i}]: expected a string, found ${show(found)}`);
-    return `title: ${found} | text: `;
-  };
 }
 
 /** The tokens of texts in batches. */
@@ -183,24 +151,18 @@ class Batches {
 export async function embedTexts(
   model: NativeModel,
   info: EmbedInfo,
+  prompts: EmbeddingPrompts,
   texts: readonly unknown[],
   settings: EmbedSettings,
   onProgress: ((fraction: number) => void) | undefined,
   cancellation: Cancellation,
 ): Promise<Embeddings> {
-  const { task, dimensions, normalize, truncate } = settings;
-  if (task !== undefined && !info.config.encoder) {
-    throw new GemmaError(
-      'ERR_UNSUPPORTED_INPUT',
-      "task: the prompts are EmbeddingGemma's, this model was not trained with them; leave it out, or write what you want before the texts",
-      'NO_TASKS',
-    );
-  }
+  const { dimensions, normalize, truncate, adapter: adapters } = settings;
   if (info.textStart < 0) {
     throw new GemmaError('ERR_UNSUPPORTED_MODEL', "the model's vocabulary has no <bos>", 'NO_MARKER');
   }
   const { signal } = cancellation;
-  const prompt = promptOf(settings, texts.length);
+  const prompt = promptOf(settings, prompts, texts.length);
   const batches = new Batches(model, info, truncate);
   const pace = new Pace(signal);
   for (const [i, text] of texts.entries()) {
@@ -224,7 +186,7 @@ export async function embedTexts(
       signal.addEventListener('abort', stop, { once: true });
       let next = 0;
       const start = (listener: (event: NativeEmbedEvent) => void) =>
-        model.embed({ tokens, lengths, dimensions, normalize }, listener);
+        model.embed({ tokens, lengths, dimensions, normalize, adapters }, listener);
       await runReporting<NativeEmbedEvent>(
         { start, stop: (id) => model.cancel(id) },
         ({ first: from, rows }) => {

@@ -27,6 +27,7 @@ import {
 } from './decision-options.js';
 import { embedTexts, textList, type Embeddings } from './embed.js';
 import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
+import { embeddingPrompts, type EmbeddingPrompts } from './embedding-prompts.js';
 import { GemmaError } from './errors.js';
 import { runGeneration, type Sink } from './generation.js';
 import { listLocalModels, type LocalModel } from './hub/local.js';
@@ -117,6 +118,10 @@ export interface ModelInfo extends Omit<NativeModelInfo, 'chat' | 'endTokens'> {
   instructionTuned: boolean;
   /** ids of the tokens that end an answer (`stopTokens` adds others) */
   endTokens: number[];
+  /** what stands before texts that `embed` is given, by the names that its option `task` takes; empty where the model has none */
+  prompts: Readonly<Record<string, string>>;
+  /** the one of them that counts where neither `task` nor `prompt` is given */
+  defaultPrompt?: string;
   /** time `Gemma.load` took */
   loadMs: number;
 }
@@ -145,6 +150,8 @@ export interface LogitsResult {
   shape: [number, number];
   /** per position the best tokens, when asked for with `top` */
   top?: TokenScore[][];
+  /** of each token but the first, its log-probability after those before it, when asked for with `next`; natural logarithm */
+  nextLogprobs?: number[];
 }
 
 export interface PerplexityResult {
@@ -232,6 +239,7 @@ export class Gemma {
   readonly #cache: EmbeddingCache;
   readonly #maxQueue: number;
   readonly #path: string;
+  readonly #embedding: EmbeddingPrompts;
   #calls = 0; // under way, from their beginning on
   #disposed: Promise<void> | undefined;
 
@@ -242,12 +250,21 @@ export class Gemma {
     chat: Chat,
     cache: EmbeddingCache,
     noVision: string,
-    { maxQueue, path }: { maxQueue: number; path: string },
+    { maxQueue, path, embedding }: { maxQueue: number; path: string; embedding: EmbeddingPrompts },
   ) {
     this.#model = model;
     this.#maxQueue = maxQueue;
     this.#path = path;
-    this.info = { ...native, endTokens: Array.from(native.endTokens), ...chatInfo(chat), loadMs };
+    this.#embedding = embedding;
+    const { byTask, defaultTask } = embedding;
+    this.info = {
+      ...native,
+      endTokens: Array.from(native.endTokens),
+      ...chatInfo(chat),
+      prompts: Object.fromEntries(byTask),
+      ...(defaultTask !== undefined && { defaultPrompt: defaultTask }),
+      loadMs,
+    };
     this.#cache = cache;
     const live = () => this.#live();
     const { vision, config } = this.info;
@@ -306,7 +323,8 @@ export class Gemma {
       const cache = new EmbeddingCache(maxBytes, isKept ? { path: folder, identity } : undefined);
       try {
         const chat = await decideChat(path, info.config.name, info.chat, chatTemplate);
-        return new Gemma(native, info, loadMs, chat, cache, vision.reason, { ...queue, path });
+        const embedding = await embeddingPrompts(path, info.config);
+        return new Gemma(native, info, loadMs, chat, cache, vision.reason, { ...queue, path, embedding });
       } catch (error) {
         await native.close();
         throw error;
@@ -472,7 +490,7 @@ export class Gemma {
    * @throws GemmaError `ERR_CONTEXT_FULL` (prompt and output do not fit), `ERR_UNSUPPORTED_INPUT`, `ERR_CHAT_TEMPLATE` (the model's
    * own template refuses the messages, or cannot be used), `ERR_INVALID_ARGUMENT` (roles out of order, a token id past the
    * vocabulary; with tools `UNKNOWN_CALL`, `UNANSWERED_CALL`), `ERR_NON_FINITE`, `ERR_QUEUE_FULL` (too many calls wait, see
-   * `maxQueue`), `ERR_FILE` (`FILE_CHANGED`), `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
+   * `maxQueue`; `GRAMMARS`: too many large schemas), `ERR_FILE` (`FILE_CHANGED`), `ERR_DISPOSED`; with structured output `ERR_OUTPUT_INVALID` (the answer does not meet the schema, in what a grammar cannot
    * enforce), `ERR_INVALID_ARGUMENT` (`BAD_SCHEMA`, `BAD_REGEX`, `BAD_GRAMMAR`, `GRAMMAR_TOO_LARGE`); the signal's reason after an abort
    */
   generate<S extends StandardSchema>(input: Input, options: TypedBySchema<S>): Promise<GenerateResult<OutputOf<S>>>;
@@ -574,7 +592,7 @@ export class Gemma {
    * @throws as `generate`
    */
   async logits(input: Input, options: LogitsOptions = {}): Promise<LogitsResult> {
-    const { all, rows, top, prompt } = check.logitsOptions(options);
+    const { all, rows, top, next, prompt } = check.logitsOptions(options);
     const { onRow } = options;
     return this.#call(options.signal, async (cancellation) => {
       const { tokens, images, adapters } = await this.#promptFor(input, prompt, 0, {}, cancellation);
@@ -587,8 +605,10 @@ export class Gemma {
         (size) => `the logits take ${size}, more than an array can hold; use onRow, or top with data: false`,
       );
       const best: TokenScore[][] = [];
-      await this.#evaluate({ tokens, images, adapters, all, rows, top, next: false }, cancellation, (event) => {
+      const nextLogprobs: number[] = [];
+      await this.#evaluate({ tokens, images, adapters, all, rows, top, next }, cancellation, (event) => {
         if (event.top) best.push(event.top);
+        if (event.nextLogprob !== undefined) nextLogprobs.push(event.nextLogprob);
         if (!event.row) return;
         if (collect) data.set(event.row, (event.position - first) * vocabulary);
         onRow?.(event.row, event.position);
@@ -598,6 +618,7 @@ export class Gemma {
         data,
         shape: [positions, vocabulary] as [number, number],
         ...(top > 0 && { top: best }),
+        ...(next && { nextLogprobs }),
       };
     });
   }
@@ -750,20 +771,20 @@ export class Gemma {
 
   /**
    * Embeddings of texts: vectors that lie close together where the texts mean something alike. For search, clustering and
-   * classification, with EmbeddingGemma; of a Gemma 3 that writes texts it is the mean of a text's rows after the last norm, each of
-   * which knows what stands before it. Any number of texts in one call costs no padding, and an embedding does not depend on the others.
+   * classification, with EmbeddingGemma or another model of sentence-transformers'; of a Gemma 3 that writes texts it is the mean of a
+   * text's rows after the last norm, each of which knows what stands before it. Any number of texts in one call costs no padding, and an embedding does not depend on the others.
    * (Of pictures: `embedImage`.)
    *
    * @param texts one or several, at most 65536 with 2^24 tokens in all
    * @throws GemmaError `ERR_CONTEXT_FULL` for a text that is longer than the context (`truncate: true` cuts it), `ERR_UNSUPPORTED_INPUT`
-   * (`NO_TASKS`: a task for a model that is no embedding model), `ERR_NON_FINITE`, `ERR_QUEUE_FULL`, `ERR_FILE` (`FILE_CHANGED`),
+   * (`NO_TASKS`: a task for a model that was trained with none), `ERR_INVALID_ARGUMENT` (`UNKNOWN_ADAPTER`), `ERR_NON_FINITE`, `ERR_QUEUE_FULL`, `ERR_FILE` (`FILE_CHANGED`),
    * `ERR_OUT_OF_MEMORY`, `ERR_DISPOSED`; the signal's reason after an abort
    */
   async embed(texts: string | readonly string[], options: EmbedOptions = {}): Promise<Embeddings> {
-    const settings = check.embedOptions(options, this.info.config.embeddingDim);
+    const settings = check.embedOptions(options, this.info.config);
     const list = textList(texts);
     return this.#call(options.signal, (cancellation) =>
-      embedTexts(this.#live(), this.info, list, settings, options.onProgress, cancellation),
+      embedTexts(this.#live(), this.info, this.#embedding, list, settings, options.onProgress, cancellation),
     );
   }
 

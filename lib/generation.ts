@@ -35,11 +35,16 @@ export function runGeneration(
   const tokens: number[] = [];
   const logprobs: TokenLogprobs[] = [];
   let acknowledge = (_events: number) => {};
+  let nGiven = 0; // of the log-probabilities, those that parts have
 
   const emit = (piece: string, token?: number) => {
     const parts = assembler.push(piece, token);
     parts.forEach((part, i) => {
       text += textOf(part);
+      if (params.logprobs > 0) {
+        part.logprobs = logprobs.slice(nGiven, nGiven + part.tokens.length);
+        nGiven += part.tokens.length;
+      }
       sink?.part(part, i === 0 ? 1 : 0); // the event is read with its first part
     });
     if (sink && parts.length === 0) acknowledge(1); // nothing the reader could take

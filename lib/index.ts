@@ -52,7 +52,8 @@ export type {
   RerankOptions,
   ScoreQuestion,
 } from './decision-options.js';
-export type { Embeddings, EmbeddingTask } from './embed.js';
+export type { Embeddings } from './embed.js';
+export type { EmbeddingTask } from './embedding-prompts.js';
 export type { ChatInfo } from './chat.js';
 export type {
   ImportanceOptions,

@@ -16,6 +16,9 @@ export const demoModel = join(__dirname, '..', 'models', 'demo.gguf');
 // Weights of a Hugging Face checkpoint, in one file or in parts.
 const CHECKPOINT_FILE = /^(?:model\.safetensors(?:\.index\.json)?|model-\d{5}-of-\d{5}\.safetensors)$/;
 
+/** Folders of sentence-transformers' modules, such as 2_Dense. Native code takes no others (sentence_modules.cpp). */
+export const SENTENCE_MODULE = /^\d{1,4}_\w{1,64}$/;
+
 /** Whether what findModelFile() found is a checkpoint's folder. */
 export async function isCheckpoint(path: string): Promise<boolean> {
   return (await stat(path).catch(() => undefined))?.isDirectory() ?? false;
@@ -91,12 +94,16 @@ export async function findModelFile(model: string | URL, name = 'model'): Promis
   return only;
 }
 
-// Native code opens these by their names.
+// Native code opens these by their names; with modules.json also those in the folders of modules.
 function checkFolder(folder: string, names: readonly string[]): void {
   if (!isRestricted) return;
   checkReadable(folder);
   for (const name of names) {
-    if (/\.(?:json|safetensors)$|^tokenizer\.model$/.test(name)) checkReadable(join(folder, name));
+    const path = join(folder, name);
+    if (/\.(?:json|safetensors)$|^tokenizer\.model$/.test(name)) checkReadable(path);
+    if (names.includes('modules.json') && SENTENCE_MODULE.test(name)) {
+      for (const file of ['config.json', 'model.safetensors']) checkReadable(join(path, file));
+    }
   }
 }
 

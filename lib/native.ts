@@ -9,7 +9,7 @@ import type { CropParams } from './media-options.js';
 import type { GenerateParams, LoadParams, MemoryParams } from './options.js';
 import { mayRead, refusalIn, refusalOf } from './permission.js';
 import type { MergeResult } from './merge.js';
-import type { ImportanceResult, QuantizeResult } from './quantize.js';
+import type { ImportanceResult, Quantization, QuantizeResult } from './quantize.js';
 import { reasonOf } from './values.js';
 
 /** Of an adapter's folder, what its configuration says: a rank and a scale for each module that has a pair. */
@@ -193,6 +193,7 @@ export interface NativeEmbedParams {
   dimensions: number;
   /** to a length of 1 */
   normalize: boolean;
+  adapters: readonly NativeAdapterUse[];
 }
 
 export type NativeEmbedEvent =
@@ -223,7 +224,7 @@ type NativeEncodeEvent =
 
 /** Bytes of a model with a context of a given size. */
 export interface MemoryPlan {
-  /** of the file's tensors; mapped, so shared between processes and given back under pressure (unless `mmap: false`) */
+  /** of the file's tensors; mapped, so shared between processes and given back under pressure (unless `mmap: false` or `quantize`) */
   weightsBytes: number;
   /** key/value cache of one full sequence, and what is kept for prompts that begin alike (`prefixCacheBytes`) */
   kvBytes: number;
@@ -266,10 +267,14 @@ export interface ModelConfig {
   finalSoftcap: number;
   /** an embedding model: texts become vectors (`embed`), nothing is written */
   encoder: boolean;
-  /** of an embedding model: whether its file has the dense layers behind the mean */
+  /** of an embedding model: whether its file has the dense layers behind the pooled rows */
   denseLayers: boolean;
   /** of what `embed` makes of a text */
   embeddingDim: number;
+  /** what `embed` makes of a text's rows, by sentence-transformers' names; `'mean'` where a file says nothing else */
+  pooling: 'mean' | 'cls' | 'lasttoken' | 'max' | 'mean_sqrt_len_tokens' | 'weightedmean';
+  /** whether embeddings have a length of 1 where `normalize` says nothing else */
+  normalizedEmbeddings: boolean;
 }
 
 /** What a file says about its vision encoder. */
@@ -304,7 +309,7 @@ export interface NativeModelSummary {
   outputBytes: number;
   config: ModelConfig;
   vision?: VisionConfig;
-  /** most bytes first */
+  /** most bytes first; with the option `quantize` those that the model would be loaded with */
   tensorTypes: { type: string; tensors: number; bytes: number }[];
   memory: (MemoryPlan & { contextSize: number })[];
 }
@@ -337,6 +342,8 @@ export interface NativeModelInfo {
   kvCache: string;
   /** loaded with a model that drafts for it */
   draftModel: boolean;
+  /** what weights of floats were quantised to, with the option of this name; absent where none were */
+  quantize?: Quantization;
   memory: MemoryPlan;
   config: ModelConfig;
   vision?: VisionConfig & { precision: 'int8' | 'exact' };

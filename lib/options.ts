@@ -5,7 +5,8 @@
 import { randomInt } from 'node:crypto';
 import { adapterUses, type AdapterOption, type AdapterPaths } from './adapters.js';
 import type { HubOptions } from './hub-options.js';
-import { EMBEDDING_TASKS, type EmbeddingTask, type EmbedSettings } from './embed.js';
+import type { EmbedSettings } from './embed.js';
+import type { EmbeddingTask } from './embedding-prompts.js';
 import type { ImageEmbedding, ImageInput } from './media.js';
 import {
   CROP,
@@ -40,7 +41,8 @@ import {
   type TableOf,
   type Values,
 } from './option-table.js';
-import type { NativeAdapterUse } from './native.js';
+import type { ModelConfig, NativeAdapterUse } from './native.js';
+import { QUANTIZATIONS, type Quantization } from './quantize.js';
 import type { ToolFormatName } from './tool-formats/format.js';
 import { toolSettings, type ToolChoice, type Tools, type ToolSettings } from './tools.js';
 import type { StandardSchema } from './schema.js';
@@ -88,6 +90,12 @@ export interface LoadOptions {
    */
   screenLogits?: boolean;
   /**
+   * Quantises weights of floats (F32, F16, BF16) while they are loaded, as `Gemma.quantize` would write them: the model takes the memory, and
+   * runs at the speed, of such a file. Weights that are quantised already stay as they are; so does the vision encoder. A draft model is
+   * quantised likewise. Default: weights are used as they are stored.
+   */
+  quantize?: Quantization;
+  /**
    * A smaller model with the same vocabulary that guesses tokens ahead: path or `file:` URL, as for the model itself. The model
    * checks several guesses in one step, so its output comes sooner and is token for token what it would be without. A draft model
    * of another vocabulary is `ERR_UNSUPPORTED_MODEL` (`DRAFT_VOCABULARY`).
@@ -109,8 +117,8 @@ export interface LoadOptions {
    */
   chatTemplate?: string;
   /**
-   * Of an embedding model: `'required'` (default) refuses a file that was converted without the model's dense layers
-   * (`ERR_UNSUPPORTED_MODEL`, `NO_DENSE_LAYERS`); `'optional'` takes the mean of a text's rows then, which is another embedding.
+   * Of an embedding model: `'required'` (default) refuses a file that was converted, or a folder that was copied, without the model's
+   * dense layers (`ERR_UNSUPPORTED_MODEL`, `NO_DENSE_LAYERS`); `'optional'` takes the pooled rows of a text then, which is another embedding.
    */
   denseLayers?: 'required' | 'optional';
   /** Where embeddings of pictures are kept, so that no picture is encoded twice. False: nowhere. */
@@ -151,6 +159,8 @@ export interface EstimateOptions {
   batchSize?: number;
   kvCache?: KvCacheType;
   screenLogits?: boolean;
+  /** As in `load`. */
+  quantize?: Quantization;
   threads?: number;
   /** A draft model that is to be loaded beside. */
   draft?: string | URL;
@@ -169,6 +179,8 @@ export interface InspectOptions {
   /** Context sizes to plan memory for, at most 256. Default: a ladder up to the model's own. */
   contexts?: readonly number[];
   kvCache?: KvCacheType;
+  /** As in `load`: memory is planned for, and `tensorTypes` are, what the model would be loaded with. */
+  quantize?: Quantization;
   /** As in `load`. */
   mmproj?: string | URL | false;
   /** As in `estimate`. */
@@ -298,9 +310,12 @@ export interface EmbedImageOptions extends ImageOptions, CropOptions {
 export interface EmbedOptions {
   /**
    * What the embeddings are for: EmbeddingGemma was trained with a prompt for each. `'document'` for texts that are to be found, the
-   * kind of search for what finds them. Default: the texts as they are.
+   * kind of search for what finds them. A checkpoint's folder may have others (`gemma.info.prompts`). Default: the one that the
+   * folder names as its default, else the texts as they are.
    */
-  task?: EmbeddingTask;
+  task?: EmbeddingTask | (string & {});
+  /** Stands before each text, instead of a task's prompt. `''`: nothing does. */
+  prompt?: string;
   /** With `'document'`: the documents' title, or one for each text. Default: none. */
   title?: string | readonly string[];
   /**
@@ -309,13 +324,16 @@ export interface EmbedOptions {
    */
   dimensions?: number;
   /**
-   * Default true: embeddings have a length of 1, also those that `dimensions` has shortened. (sentence-transformers'
+   * True: embeddings have a length of 1, also those that `dimensions` has shortened. (sentence-transformers'
    * `truncate_dim` does not normalise again; what it returns are the first numbers of whole embeddings.) False: as the last layer
-   * makes them.
+   * makes them. Default true, but for a folder of sentence-transformers' whose modules do not normalise
+   * (`gemma.info.config.normalizedEmbeddings`).
    */
   normalize?: boolean;
   /** True cuts texts that are longer than the context at their end. Default false: they are `ERR_CONTEXT_FULL`. */
   truncate?: boolean;
+  /** As in `generate`. */
+  adapter?: AdapterOption;
   /** Called with the fraction of the tokens that is done, 0 to 1. */
   onProgress?: (fraction: number) => void;
   signal?: AbortSignal;
@@ -334,6 +352,8 @@ export interface LogitsOptions extends PromptOptions {
   top?: number;
   /** False leaves `data` empty (for `top` alone). Default true. */
   data?: boolean;
+  /** With `all`: also report the log-probability of each token of the input after those before it. Default false. */
+  next?: boolean;
   /** Receives each position's logits instead of their being collected in `data`. */
   onRow?: (logits: Float32Array, position: number) => void;
   signal?: AbortSignal;
@@ -392,6 +412,7 @@ const MEMORY = {
   batchSize: integers(1, 65536),
   kvCache: choices('f32', 'f16', 'q8_0'),
   screenLogits: booleans,
+  quantize: choices(...QUANTIZATIONS),
   threads: integers(1, 1024),
   visionPrecision: choices('int8', 'exact'),
   prefixCacheBytes: integers(0, ANY_SIZE),
@@ -407,6 +428,7 @@ const LOAD = {
   kvCache: MEMORY.kvCache,
   mmap: booleans,
   screenLogits: MEMORY.screenLogits,
+  quantize: MEMORY.quantize,
   draft: elsewhere,
   mmproj: elsewhere,
   visionPrecision: MEMORY.visionPrecision,
@@ -448,6 +470,7 @@ const INSPECT = {
     return value.map((n, i) => integer(`${name}[${i}]`, n, 1));
   }),
   kvCache: MEMORY.kvCache,
+  quantize: MEMORY.quantize,
   mmproj: elsewhere,
   hub: elsewhere, // hubOptions()
   signal: signals,
@@ -568,15 +591,17 @@ const EMBED_IMAGE = {
 } as const satisfies TableOf<EmbedImageOptions>;
 
 const EMBED = {
-  task: choices(...EMBEDDING_TASKS),
+  task: strings,
+  prompt: strings,
   title: custom((name, value) => {
     if (typeof value === 'string') return value;
     if (!Array.isArray(value)) throw new TypeError(`${name}: expected a string or an array, found ${show(value)}`);
     return value.slice() as unknown[];
   }),
   dimensions: integers(1),
-  normalize: or(booleans, true),
+  normalize: booleans,
   truncate: or(booleans, false),
+  adapter: ADAPTER,
   onProgress: callbacks,
   signal: signals,
 } as const satisfies TableOf<EmbedOptions>;
@@ -593,6 +618,7 @@ const LOGITS = {
   all: or(booleans, false),
   top: or(integers(0, 1000), 0),
   data: or(booleans, true),
+  next: or(booleans, false),
   onRow: callbacks,
   signal: signals,
 } as const satisfies TableOf<LogitsOptions>;
@@ -759,10 +785,12 @@ export function logitsOptions(options: LogitsOptions): {
   all: boolean;
   rows: boolean;
   top: number;
+  next: boolean;
   prompt: PromptSettings;
 } {
-  const { all, top, data } = checked(LOGITS, options);
-  return { all, top, rows: data || !!options.onRow, prompt: promptSettings(options) };
+  const { all, top, data, next } = checked(LOGITS, options);
+  if (next && !all) throw new TypeError('next: only with all, because nothing follows the last token');
+  return { all, top, next, rows: data || !!options.onRow, prompt: promptSettings(options) };
 }
 
 export function scoreOptions(options: ScoreOptions): {
@@ -798,14 +826,20 @@ export function embedImageOptions(options: EmbedImageOptions): {
   return { limits: imageLimits(options), crops: cropParams(options), pooling, adapter };
 }
 
-/** @param embeddingDim the model's */
-export function embedOptions(options: EmbedOptions, embeddingDim: number): EmbedSettings {
-  const { task, title, dimensions = embeddingDim, normalize, truncate } = checked(EMBED, options);
-  if (title !== undefined && task !== 'document') {
+/** @param config the model's */
+export function embedOptions(
+  options: EmbedOptions,
+  { embeddingDim, normalizedEmbeddings }: Pick<ModelConfig, 'embeddingDim' | 'normalizedEmbeddings'>,
+): EmbedSettings {
+  const { dimensions = embeddingDim, normalize = normalizedEmbeddings, ...rest } = checked(EMBED, options);
+  if (rest.title !== undefined && rest.task !== 'document') {
     throw new TypeError("title: only with task 'document'");
   }
+  if (rest.prompt !== undefined && rest.task !== undefined) {
+    throw new TypeError('prompt: it stands in the place of a task; give one of them');
+  }
   integer('dimensions', dimensions, 1, embeddingDim);
-  return { dimensions, normalize, truncate, ...(task && { task }), ...(title !== undefined && { title }) };
+  return { dimensions, normalize, ...rest };
 }
 
 /** Pan & Scan is the default here. */

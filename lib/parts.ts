@@ -1,6 +1,7 @@
 // From the text of an answer to the parts of a stream. Another kind of part is another member of StreamPart and an assembler that
 // finds it in the text (tool-parts.ts finds calls); nothing before or after this file looks at what a part holds.
 import type { DeepPartial, PartialJson } from './partial-json.js';
+import type { TokenLogprobs } from './result.js';
 import type { ToolCall, ToolResult } from './tools.js';
 
 /** A piece of a streamed answer: whole characters, and the tokens that ended with them. */
@@ -8,6 +9,8 @@ export interface TextStreamPart<T = unknown> {
   type: 'text';
   text: string;
   tokens: number[];
+  /** of each of these tokens, with the option `logprobs` */
+  logprobs?: TokenLogprobs[];
   /**
    * With `schema` or `json`: the value that the answer is so far, where this piece has made it grow. Nothing has checked it: strings may
    * be cut off, what comes later is missing. To be read only: what is complete in it is also in the next one.
@@ -20,6 +23,7 @@ interface NoText {
   text: '';
   /** those that ended with it */
   tokens: number[];
+  logprobs?: TokenLogprobs[];
   object?: undefined;
 }
 

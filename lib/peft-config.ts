@@ -1,5 +1,7 @@
 // adapter_config.json of Hugging Face PEFT (LoraConfig): which rank and scale each module of an adapter has. Whatever changes what an
 // adapter means and is not supported is refused by its name; keys that are unknown are refused as soon as they say anything.
+import { isUtf8 } from 'node:buffer';
+import { constants } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { GemmaError } from './errors.js';
 import type { NativePeftSettings } from './native.js';
@@ -55,9 +57,12 @@ const OTHER_BASE = /^(pissa|olora|corda|loftq|lora_ga)/;
 
 type Fields = Readonly<Record<string, unknown>>;
 
-/** A file's beginning; of one that is longer undefined. */
-async function readSmall(path: string): Promise<string | undefined> {
-  const file = await open(path, 'r').catch((error: NodeJS.ErrnoException) => {
+// To open a pipe is to wait for who writes it, unless told otherwise. Windows has no such flag.
+const { O_RDONLY, O_NONBLOCK = 0 } = constants as typeof constants & { O_NONBLOCK?: number };
+
+/** A file's bytes; of one that is longer undefined. */
+async function readSmall(path: string): Promise<Buffer | undefined> {
+  const file = await open(path, O_RDONLY | O_NONBLOCK).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'ENOENT')
       throw new GemmaError('ERR_FILE', `${plain(path)}: cannot be opened (${reasonOf(error)})`);
     throw new GemmaError(
@@ -77,7 +82,7 @@ async function readSmall(path: string): Promise<string | undefined> {
       if (bytesRead === 0) break;
       n += bytesRead;
     }
-    return bytes.toString('utf8', 0, n);
+    return bytes.subarray(0, n);
   } finally {
     await file.close();
   }
@@ -137,6 +142,7 @@ class ConfigReader {
   tokens(key: string): Int32Array {
     const value = this.#value(key) ?? [];
     let ids: unknown = value;
+    if (typeof value !== 'object') this.fail(key, `expected token ids, found ${show(value)}`);
     if (!Array.isArray(value)) {
       const names = Object.keys(value);
       if (names.length !== 1 || names[0] !== 'embed_tokens') {
@@ -226,13 +232,14 @@ class ConfigReader {
 export async function readPeftConfig(
   path: string,
 ): Promise<(modules: readonly string[]) => Promise<NativePeftSettings>> {
-  const source = await readSmall(path);
+  const bytes = await readSmall(path);
   const invalid = (message: string) =>
     new GemmaError('ERR_ADAPTER_INVALID', `${plain(path)}: ${message}`, 'BAD_CONFIG');
-  if (source === undefined) throw invalid('expected at most 1 MiB');
+  if (bytes === undefined) throw invalid('expected at most 1 MiB');
+  if (!isUtf8(bytes)) throw invalid('expected JSON: it is not valid UTF-8');
   let fields: unknown;
   try {
-    fields = JSON.parse(source);
+    fields = JSON.parse(bytes.toString());
   } catch (error) {
     throw invalid(`expected JSON: ${reasonOf(error)}`);
   }

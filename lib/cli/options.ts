@@ -2,7 +2,8 @@
 import { readFileSync } from 'node:fs';
 import { text as readAll } from 'node:stream/consumers';
 import { InvalidArgumentError, Option, type Command } from 'commander';
-import { Gemma, type GenerateOptions, type KvCacheType, type LoadOptions } from '../index.js';
+import { Gemma, type GenerateOptions, type KvCacheType, type LoadOptions, type Quantization } from '../index.js';
+import { QUANTIZATIONS } from '../quantize.js';
 import { pullProgress } from './download-progress.js';
 import { UsageError, withProgress } from './output.js';
 
@@ -20,6 +21,7 @@ export interface ModelFlags {
   kv?: KvCacheType;
   mmap?: boolean;
   screen?: boolean;
+  quantize?: Quantization;
   draft?: string | false;
   mmproj?: string | false;
   denseLayers?: 'required' | 'optional';
@@ -94,6 +96,10 @@ export function kvOption(): Option {
   return new Option('--kv <type>', 'type of the key/value cache').choices(['f32', 'f16', 'q8_0']);
 }
 
+export function quantizeOption(): Option {
+  return new Option('--quantize <type>', 'quantise weights of floats while they are loaded').choices(QUANTIZATIONS);
+}
+
 export function withModel(command: Command): Command {
   return command
     .requiredOption(
@@ -106,6 +112,7 @@ export function withModel(command: Command): Command {
     .option('--threads <n>', 'threads that compute (GEMMA_THREADS)', number)
     .option('--context <n>', 'positions of prompt and answer together', number)
     .addOption(kvOption())
+    .addOption(quantizeOption())
     .option('--no-mmap', 'read the file instead of mapping it')
     .option('--no-screen', 'compute all logits for every token, and save the memory that avoids it')
     .option('--json', 'print one JSON object');
@@ -185,6 +192,7 @@ export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (ge
     ...(flags.kv !== undefined && { kvCache: flags.kv }),
     ...(flags.mmap === false && { mmap: false }),
     ...(flags.screen === false && { screenLogits: false }),
+    ...(flags.quantize && { quantize: flags.quantize }),
     ...(flags.draft && { draft: flags.draft }),
     ...(flags.denseLayers && { denseLayers: flags.denseLayers }),
     ...(flags.mmproj !== undefined && { mmproj: flags.mmproj }),

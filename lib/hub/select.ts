@@ -1,5 +1,5 @@
 // Which files of a repository are the model that is meant: one GGUF file with its other parts and its vision encoder, or a checkpoint.
-import { visionCandidates } from '../model-files.js';
+import { SENTENCE_MODULE, visionCandidates } from '../model-files.js';
 import { plain } from '../values.js';
 import { downloadError } from './failure.js';
 import { isSafePath } from './names.js';
@@ -139,9 +139,10 @@ const CHECKPOINT_FILES = new Set(
   ).split(' '),
 );
 
-// With the folders of sentence-transformers, such as 2_Dense.
 function isOfCheckpoint({ name }: Named): boolean {
-  return CHECKPOINT_FILES.has(name) || /^\d+_\w+\/(?:config\.json|model\.safetensors)$/.test(name);
+  const [folder = '', file = '', ...deeper] = name.split('/');
+  const isOfModule = SENTENCE_MODULE.test(folder) && (file === 'config.json' || file === 'model.safetensors');
+  return CHECKPOINT_FILES.has(name) || (isOfModule && deeper.length === 0);
 }
 
 function checkpointOf<F extends Named>(files: readonly F[], where: string): F[] | undefined {

@@ -148,9 +148,10 @@ void FileMap::release(std::span<const std::byte> bytes) const {
 #ifdef _WIN32
   VirtualUnlock(const_cast<std::byte*>(bytes.data()), bytes.size());  // of pages not locked: they leave the working set
 #else
-  // Whole pages only, and of a size that is a multiple of every system's.
+  // Pages of a size that is a multiple of every system's: from that of the first byte, which the bytes before share, to
+  // before that of the last, which goes with the bytes behind. So nothing stays between bytes that are read in order.
   constexpr size_t kLargestPage = 65536;
-  const size_t first = (static_cast<size_t>(bytes.data() - data_) + kLargestPage - 1) / kLargestPage * kLargestPage;
+  const size_t first = static_cast<size_t>(bytes.data() - data_) / kLargestPage * kLargestPage;
   const size_t end =
       static_cast<size_t>(bytes.data() - data_ + static_cast<ptrdiff_t>(bytes.size())) / kLargestPage * kLargestPage;
   if (end > first) ::madvise(const_cast<std::byte*>(data_) + first, end - first, MADV_DONTNEED);

@@ -268,7 +268,8 @@ void JsonReader::unescape(size_t* at, std::string* out) const {
   }
   uint32_t code = read_hex(*at);
   if (code >= 0xd800 && code < 0xdc00) {
-    const uint32_t low = read_hex(*at + 6);
+    const bool is_followed = text_.substr(std::min(*at + 6, text_.size()), 2) == "\\u";
+    const uint32_t low = is_followed ? read_hex(*at + 6) : 0;
     if (low < 0xdc00 || low > 0xdfff) fail("not valid JSON: half of a surrogate pair", *at);
     code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
     *at += 6;

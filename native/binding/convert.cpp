@@ -249,6 +249,7 @@ LoadOptions to_load_options(const Napi::Object& options) {
   read(options, "batchSize", &result.n_batch, 0, kMaxBatch);
   read(options, "mmap", &result.mmap);
   read(options, "screenLogits", &result.screen_logits);
+  read(options, "quantize", &result.quantize);
   read(options, "prefixCacheBytes", &result.prefix_cache_bytes);
   read(options, "adapters", [&](const Napi::Value& value) {
     for_each(value, "adapters", [&](const Napi::Value& source) {
@@ -668,6 +669,7 @@ EmbedParams to_embed_params(const Napi::Object& params) {
   result.lengths = to_tokens(params.Get("lengths"));
   result.n_dims = to_int(params, "dimensions");
   result.normalize = to_bool(params.Get("normalize"), "normalize");
+  result.adapters = to_adapter_uses(params.Get("adapters"));
   return result;
 }
 
@@ -724,6 +726,8 @@ Napi::Value to_js(Napi::Env env, const ModelDescription& model) {
   object["encoder"] = model.is_encoder;
   object["denseLayers"] = model.has_dense;
   object["embeddingDim"] = model.embedding_dim;
+  object["pooling"] = model.pooling;
+  object["normalizedEmbeddings"] = model.normalizes;
   return object;
 }
 
@@ -801,6 +805,7 @@ Napi::Value to_js(Napi::Env env, const EngineInfo& info) {
   object["contextSize"] = info.n_ctx;
   object["kvCache"] = kv_type_name(info.kv_type);
   object["draftModel"] = info.has_draft_model;
+  if (!info.quantize.empty()) object["quantize"] = info.quantize;
   object["memory"] = to_js(env, info.memory);
   object["chat"] = to_js(env, info.chat);
   if (info.vision) {

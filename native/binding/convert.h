@@ -72,7 +72,7 @@ NamedAdapter to_named_adapter(const Napi::Object& source);
 // [{ name, scale }], or undefined
 std::vector<AdapterUse> to_adapter_uses(const Napi::Value& value);
 SaveParams to_save_params(const Napi::Object& params);
-EmbedParams to_embed_params(const Napi::Object& params);    // { tokens, lengths, dimensions, normalize }
+EmbedParams to_embed_params(const Napi::Object& params);    // { tokens, lengths, dimensions, normalize, adapters }
 EncodeParams to_encode_params(const Napi::Object& params);  // { pixels: Uint8Array, n: number }
 
 // C++ to JavaScript.

@@ -335,7 +335,7 @@ Napi::Value ModelBinding::score(const Napi::CallbackInfo& info) {
   });
 }
 
-// embed({tokens, lengths, dimensions, normalize}, onEvent) -> id. Events: {kind: 'texts', first, rows: Float32Array} for
+// embed({tokens, lengths, dimensions, normalize, adapters?}, onEvent) -> id. Events: {kind: 'texts', first, rows: Float32Array} for
 // texts in order, as they are done, then {kind: 'finish', error?}.
 Napi::Value ModelBinding::embed(const Napi::CallbackInfo& info) {
   return start(info, [](Engine& engine, const Napi::Object& params, const auto& mailbox, uint64_t id) {

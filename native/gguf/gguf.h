@@ -55,12 +55,12 @@ struct GgufWeights {
 
   // Throws as FileMap::check does.
   void check() const;
-  // As FileMap::release.
-  void release(std::span<const std::byte> bytes) const;
   // Of all parts, as FileMap::version.
   uint64_t version() const;
   // Brings mapped weights into memory, as FileMap::prefetch does. on_read gets the fraction that is there.
   void prefetch(const std::function<void(double fraction)>& on_read) const;
+  // As FileMap::release.
+  void release(std::span<const std::byte> bytes) const;
 };
 
 class GgufFile {

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/half.h"
 #include "base/hash.h"
 #include "model/heads.h"
 #include "model/layer_tensors.h"
@@ -53,6 +54,34 @@ bool is_finite(TensorType type, const std::byte* value) {
 size_t element_bytes(TensorType type) {
   return type == TensorType::kF32 ? 4 : 2;
 }
+
+// A tensor of 32-bit floats times a power of two in 16-bit ones. The power brings the largest value to 1 .. 2, so that none
+// but those that add next to nothing are among the subnormal numbers, which have fewer bits.
+class Halves {
+ public:
+  // read: else the type and the shape are all that is made.
+  Halves(const Tensor& from, bool read) : tensor(from) {
+    tensor.type = TensorType::kF16;
+    tensor.bytes = from.bytes / 2;
+    tensor.data = nullptr;
+    if (!read) return;
+    const std::vector<float> values = floats_of(from);
+    float largest = 0;
+    for (const float value : values) largest = std::max(largest, std::fabs(value));
+    if (largest > 0) shift = -std::ilogb(largest);
+    halves_.reserve(values.size());
+    for (const float value : values) halves_.push_back(f32_to_f16(std::ldexp(value, shift)));
+    tensor.data = reinterpret_cast<const std::byte*>(halves_.data());
+  }
+  Halves(const Halves&) = delete;
+  Halves& operator=(const Halves&) = delete;
+
+  Tensor tensor;
+  int shift = 0;  // values are those of the tensor times 2^shift
+
+ private:
+  std::vector<uint16_t> halves_;
+};
 
 }  // namespace
 
@@ -168,26 +197,39 @@ class AdapterBuilder {
     out->scale = m.scale;
     out->n_out = static_cast<int>(n_out);
 
+    // Beside a quantised matrix the rounding of halves is lost in that of its codes, and 32-bit floats are twice as much to
+    // read for each token. A bias would have to be scaled, too.
+    std::optional<Halves> a_halves;
+    std::optional<Halves> b_halves;
+    AdapterMatrix rounded = m;
+    if (base != nullptr && !is_float_type(base->type) && !m.bias) {
+      if (m.a->type == TensorType::kF32) rounded.a = a_halves.emplace(*m.a, reads()).tensor;
+      if (m.b->type == TensorType::kF32) rounded.b = b_halves.emplace(*m.b, reads()).tensor;
+      out->scale = std::ldexp(m.scale, -(a_halves ? a_halves->shift : 0) - (b_halves ? b_halves->shift : 0));
+    }
+    const Tensor& a = *rounded.a;
+    const Tensor& b = *rounded.b;
+
     const size_t n_rank = static_cast<size_t>(rank);
-    const size_t size_a = element_bytes(m.a->type);
+    const size_t size_a = element_bytes(a.type);
     const int64_t a_rows = is_table ? n_in : rank;
     const int64_t a_columns = is_table ? rank : n_in_computed;
-    out->a = {m.a->type, static_cast<int>(a_rows), static_cast<int>(a_columns), nullptr};
+    out->a = {a.type, static_cast<int>(a_rows), static_cast<int>(a_columns), nullptr};
     add(stage, static_cast<size_t>(a_rows * a_columns) * size_a, &out->a.data, [&](std::byte* to) {
       if (is_table != m.a_is_transposed) {
-        transpose(m.a->data, static_cast<size_t>(m.a->shape[0]), static_cast<size_t>(m.a->shape[1]), size_a, to,
+        transpose(a.data, static_cast<size_t>(a.shape[0]), static_cast<size_t>(a.shape[1]), size_a, to,
                   static_cast<size_t>(a_columns));
       } else {
-        const size_t row = static_cast<size_t>(m.a->shape[1]) * size_a;
+        const size_t row = static_cast<size_t>(a.shape[1]) * size_a;
         for (size_t i = 0; i < static_cast<size_t>(a_rows); ++i)
-          std::memcpy(to + i * static_cast<size_t>(a_columns) * size_a, m.a->data + i * row, row);
+          std::memcpy(to + i * static_cast<size_t>(a_columns) * size_a, a.data + i * row, row);
       }
     });
     const size_t columns = padded_columns(out->n_out);
-    const size_t size_b = element_bytes(m.b->type);
-    out->b = {m.b->type, static_cast<int>(rank), static_cast<int>(columns), nullptr};
+    const size_t size_b = element_bytes(b.type);
+    out->b = {b.type, static_cast<int>(rank), static_cast<int>(columns), nullptr};
     add(stage, n_rank * columns * size_b, &out->b.data,
-        [&](std::byte* to) { transpose(m.b->data, static_cast<size_t>(n_out), n_rank, size_b, to, columns); });
+        [&](std::byte* to) { transpose(b.data, static_cast<size_t>(n_out), n_rank, size_b, to, columns); });
     if (m.bias) {
       take(*m.bias);
       add(stage, columns * sizeof(float), &out->bias, [&](std::byte* to) {
@@ -198,7 +240,7 @@ class AdapterBuilder {
     if (m.magnitude) {
       take(*m.magnitude);
       add(stage, 4 * columns * sizeof(float), &out->norms,
-          [&](std::byte* to) { row_norms(m, *base, columns, reinterpret_cast<float*>(to)); });
+          [&](std::byte* to) { row_norms(rounded, *base, columns, reinterpret_cast<float*>(to)); });
     }
     return static_cast<int>(rank);
   }
@@ -211,7 +253,7 @@ class AdapterBuilder {
     }
   }
 
-  // Of each row w of the base matrix, with d = b[row] A: the magnitude, |w|^2, 2 w.d and |d|^2, so that |w + s d| follows
+  // Of each row w of the base matrix, with d = b[row] A as they are computed with: the magnitude, |w|^2, 2 w.d and |d|^2, so that |w + s d| follows
   // for every scale s. Sums in double precision: the three parts may cancel.
   void row_norms(const AdapterMatrix& m, const Tensor& base, size_t columns, float* norms) {
     const size_t n_out = static_cast<size_t>(base.shape[0]);

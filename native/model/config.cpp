@@ -3,11 +3,23 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <iterator>
 
 #include "model/layer_tensors.h"
 
 namespace gemma {
 namespace {
+
+struct PoolingName {
+  Pooling pooling;
+  const char* name;
+};
+constexpr PoolingName kPoolings[] = {{Pooling::kMean, "mean"},
+                                     {Pooling::kFirst, "cls"},
+                                     {Pooling::kLast, "lasttoken"},
+                                     {Pooling::kMax, "max"},
+                                     {Pooling::kMeanSqrtLength, "mean_sqrt_len_tokens"},
+                                     {Pooling::kWeightedMean, "weightedmean"}};
 
 // same: whether two layers belong together.
 LayerGroups group_layers(const ModelConfig& config, const auto& same) {
@@ -22,6 +34,19 @@ LayerGroups group_layers(const ModelConfig& config, const auto& same) {
 }
 
 }  // namespace
+
+const char* pooling_name(Pooling pooling) {
+  return std::find_if(std::begin(kPoolings), std::end(kPoolings),
+                      [&](const PoolingName& known) { return known.pooling == pooling; })
+      ->name;
+}
+
+std::optional<Pooling> find_pooling(std::string_view name) {
+  for (const PoolingName& known : kPoolings) {
+    if (known.name == name) return known.pooling;
+  }
+  return std::nullopt;
+}
 
 LayerGroups window_groups(const ModelConfig& config) {
   return group_layers(config, [](const LayerConfig& a, const LayerConfig& b) { return a.n_window == b.n_window; });

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/backend.h"
@@ -28,6 +30,23 @@ struct LayerConfig {
   bool is_local() const { return n_window > 0; }
 };
 
+// What is made of the rows of a text that is embedded. Names are sentence-transformers' (Pooling).
+enum class Pooling { kMean, kFirst, kLast, kMax, kMeanSqrtLength, kWeightedMean };
+// "mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean".
+const char* pooling_name(Pooling pooling);
+// Nothing for a name that is none of these.
+std::optional<Pooling> find_pooling(std::string_view name);
+
+// What a dense layer does with its products, as torch.nn's modules of these names do.
+enum class Activation { kIdentity, kTanh, kRelu, kSigmoid, kGelu, kSilu };
+
+// A dense layer of an embedding model: activation(W x + b).
+struct DenseConfig {
+  int out_dim = 0;  // its input is as wide as what comes before it is
+  bool has_bias = false;
+  Activation activation = Activation::kIdentity;
+};
+
 struct ModelConfig {
   std::string name;        // may be empty
   std::string size_label;  // "270M", "1B", ...
@@ -41,15 +60,18 @@ struct ModelConfig {
   // side of them, and no logits are made of them.
   bool is_encoder = false;
   bool embeds_eos = false;  // a text that is embedded ends with <eos>
-  // Behind the mean of an encoder's rows come two matrices, [dense_dim, model_dim] and [dense_out_dim, dense_dim]; 0:
-  // none.
-  int dense_dim = 0;
-  int dense_out_dim = 0;
+  // What a text's embedding is made of: its rows in one, then the dense layers in their order, of a length of 1 where it
+  // is asked for nothing else.
+  Pooling pooling = Pooling::kMean;
+  std::vector<DenseConfig> dense;
+  bool normalizes = true;
+  bool lacks_dense = false;  // its embeddings are not the model's: the file was made without its dense layers
   std::vector<LayerConfig> layers;
 
   int n_layers() const { return static_cast<int>(layers.size()); }
-  bool has_dense() const { return dense_dim > 0; }
-  int embedding_dim() const { return has_dense() ? dense_out_dim : model_dim; }  // of a text's embedding
+  bool has_dense() const { return !dense.empty(); }
+  int embedding_dim() const { return has_dense() ? dense.back().out_dim : model_dim; }  // of a text's embedding
+  int dense_in_dim(size_t i) const { return i == 0 ? model_dim : dense[i - 1].out_dim; }
   // The largest of a width over all layers: widest(&LayerConfig::q_dim). Buffers that layers share are made for it.
   template <class Width>
   int widest(Width width) const {

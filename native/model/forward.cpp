@@ -38,8 +38,7 @@ Model::Model(std::span<const Stage> stages, ModelConfig config, Weights weights,
   if (!config_.is_encoder) {
     logits_head_ = std::make_unique<LogitsHead>(last, config_, weights_.output, weights_.output_norm, limits);
   }
-  embedding_head_ =
-      std::make_unique<EmbeddingHead>(last, config_, weights_.dense_2, weights_.dense_3, weights_.output_norm);
+  embedding_head_ = std::make_unique<EmbeddingHead>(last, config_, weights_.dense, weights_.output_norm);
   computes_prompts_apart_ = finds_prompts_apart();
 }
 
@@ -235,11 +234,11 @@ bool Model::pool(std::span<const SequenceInput> inputs, const std::function<bool
                  std::span<double* const> sums) {
   if (!run_layers(inputs, should_stop) || should_stop()) return false;
   float* normed = stages_.back().h->floats();
-  embedding_head_->norm(normed, hidden(), batch_.n);
+  embedding_head_->norm(normed, hidden(), batch_.n, batch_.adapted);
   int first = 0;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const int n = static_cast<int>(inputs[i].tokens.size());
-    embedding_head_->add_rows(sums[i], normed, first, n);
+    embedding_head_->add_rows(sums[i], normed, first, n, inputs[i].first_position);
     first += n;
   }
   return true;

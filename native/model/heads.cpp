@@ -1,8 +1,26 @@
 #include "model/heads.h"
 
+#include <cmath>
 #include <cstring>
+#include <numbers>
 
 namespace gemma {
+namespace {
+
+float activated(Activation activation, float value) {
+  const double x = static_cast<double>(value);
+  switch (activation) {
+    case Activation::kIdentity: break;
+    case Activation::kTanh: return static_cast<float>(std::tanh(x));
+    case Activation::kRelu: return value > 0 || std::isnan(value) ? value : 0.0f;
+    case Activation::kSigmoid: return static_cast<float>(1 / (1 + std::exp(-x)));
+    case Activation::kGelu: return static_cast<float>(x * 0.5 * (1 + std::erf(x / std::numbers::sqrt2)));
+    case Activation::kSilu: return static_cast<float>(x / (1 + std::exp(-x)));
+  }
+  return value;
+}
+
+}  // namespace
 
 LogitsHead::LogitsHead(Backend& backend, const ModelConfig& config, const Weight& output, const float* output_norm,
                        const ModelLimits& limits)
@@ -102,55 +120,108 @@ void LogitsHead::replace_token_logits(const AdapterMix& mix, size_t row) {
   }
 }
 
-EmbeddingHead::EmbeddingHead(Backend& backend, const ModelConfig& config, const Weight& dense_2, const Weight& dense_3,
+EmbeddingHead::EmbeddingHead(Backend& backend, const ModelConfig& config, std::span<const DenseWeights> dense,
                              const float* output_norm)
     : backend_(backend),
       model_dim_(config.model_dim),
       embedding_dim_(config.embedding_dim()),
       rms_eps_(config.rms_eps),
-      has_dense_(config.has_dense()),
-      dense_2_(dense_2),
-      dense_3_(dense_3),
+      pooling_(config.pooling),
+      config_(config.dense),
+      dense_(dense),
       output_norm_(output_norm),
       host_rows_(host_pooled_floats(config)) {
   buffers_.each(config, [&](std::unique_ptr<Buffer>& buffer, size_t bytes) { buffer = backend.allocate(bytes); });
 }
 
-void EmbeddingHead::norm(float* normed, const float* hidden, int n) {
-  backend_.rms_norm(normed, hidden, output_norm_, n, model_dim_, rms_eps_);
+void EmbeddingHead::norm(float* normed, const float* hidden, int n, std::span<const AdaptedRows> adapted) {
+  const size_t dim = static_cast<size_t>(model_dim_);
+  for_norm_rows(
+      adapted, n, output_norm_, [](const AdapterMix& mix) { return mix.output_norm(); },
+      [&](int first, int n_rows, const float* weight) {
+        const size_t at = static_cast<size_t>(first) * dim;
+        backend_.rms_norm(normed + at, hidden + at, weight, n_rows, model_dim_, rms_eps_);
+      });
 }
 
-void EmbeddingHead::add_rows(double* sum, const float* normed, int first, int n) {
+void EmbeddingHead::add_rows(double* sum, const float* normed, int first, int n, int position) {
   const size_t dim = static_cast<size_t>(model_dim_);
+  if (pooling_ == Pooling::kFirst) n = position == 0 ? 1 : 0;
+  if (pooling_ == Pooling::kLast) {
+    first += n - 1;
+    n = 1;
+  }
   for (int done = 0; done < n; done += kPooledRows) {
-    const size_t n_rows = static_cast<size_t>(std::min(kPooledRows, n - done));
+    const int n_rows = std::min(kPooledRows, n - done);
     backend_.download(host_rows_.data(), normed + static_cast<size_t>(first + done) * dim,
-                      n_rows * dim * sizeof(float));
+                      static_cast<size_t>(n_rows) * dim * sizeof(float));
     const float* row = host_rows_.data();
-    for (size_t r = 0; r < n_rows; ++r, row += dim) {
-      for (size_t i = 0; i < dim; ++i) sum[i] += static_cast<double>(row[i]);
+    for (int r = 0; r < n_rows; ++r, row += dim) {
+      const int at = position + done + r;
+      const auto each = [&](const auto& f) {
+        for (size_t i = 0; i < dim; ++i) sum[i] = f(sum[i], static_cast<double>(row[i]));
+      };
+      switch (pooling_) {
+        case Pooling::kMean:
+        case Pooling::kMeanSqrtLength: each([](double before, double x) { return before + x; }); break;
+        case Pooling::kFirst:
+        case Pooling::kLast: each([](double, double x) { return x; }); break;
+        case Pooling::kMax: 
+          each([&](double before, double x) { return at > 0 && (before > x || std::isnan(before)) ? before : x; });
+          break;
+        case Pooling::kWeightedMean: each([&](double before, double x) { return before + (at + 1) * x; }); break;
+      }
     }
   }
 }
 
-void EmbeddingHead::project(float* embeddings, const float* means, int n) {
+double EmbeddingHead::divisor(int n_rows) const {
+  const double n = n_rows;
+  switch (pooling_) {
+    case Pooling::kMean: return n;
+    case Pooling::kMeanSqrtLength: return std::sqrt(n);
+    case Pooling::kWeightedMean: return n * (n + 1) / 2;
+    case Pooling::kFirst:
+    case Pooling::kLast:
+    case Pooling::kMax: break;
+  }
+  return 1;
+}
+
+void EmbeddingHead::project(float* embeddings, const float* pooled, int n) {
   const size_t dim = static_cast<size_t>(model_dim_);
-  if (!has_dense_) {
-    std::memcpy(embeddings, means, static_cast<size_t>(n) * dim * sizeof(float));
+  if (dense_.empty()) {
+    std::memcpy(embeddings, pooled, static_cast<size_t>(n) * dim * sizeof(float));
     return;
   }
   const size_t out_dim = static_cast<size_t>(embedding_dim_);
   for (int done = 0; done < n; done += kPooledRows) {
     const int n_rows = std::min(kPooledRows, n - done);
     const size_t first = static_cast<size_t>(done);
-    backend_.upload(buffers_.means->floats(), means + first * dim, static_cast<size_t>(n_rows) * dim * sizeof(float));
-    const LinearJob to_dense_2{&dense_2_, buffers_.dense_2->floats()};
-    backend_.linear({&to_dense_2, 1}, buffers_.means->floats(), n_rows, {});
-    const LinearJob to_dense_3{&dense_3_, buffers_.dense_3->floats()};
-    backend_.linear({&to_dense_3, 1}, buffers_.dense_2->floats(), n_rows, {});
-    backend_.download(embeddings + first * out_dim, buffers_.dense_3->floats(),
+    backend_.upload(buffers_.rows[0]->floats(), pooled + first * dim,
+                    static_cast<size_t>(n_rows) * dim * sizeof(float));
+    for (size_t i = 0; i < dense_.size(); ++i) {
+      float* out = buffers_.rows[i + 1]->floats();
+      const LinearJob job{&dense_[i].matrix, out};
+      backend_.linear({&job, 1}, buffers_.rows[i]->floats(), n_rows, {});
+      if (config_[i].has_bias || config_[i].activation != Activation::kIdentity) finish_layer(i, out, n_rows);
+    }
+    backend_.download(embeddings + first * out_dim, buffers_.rows.back()->floats(),
                       static_cast<size_t>(n_rows) * out_dim * sizeof(float));
   }
+}
+
+// Bias and activation, on the host: there are few rows, and few models have any of it.
+void EmbeddingHead::finish_layer(size_t layer, float* rows, int n) {
+  const size_t dim = static_cast<size_t>(config_[layer].out_dim);
+  const std::vector<float>& bias = dense_[layer].bias;
+  std::vector<float> values(static_cast<size_t>(n) * dim);
+  backend_.download(values.data(), rows, values.size() * sizeof(float));
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (!bias.empty()) values[i] += bias[i % dim];
+    values[i] = activated(config_[layer].activation, values[i]);
+  }
+  backend_.upload(rows, values.data(), values.size() * sizeof(float));
 }
 
 }  // namespace gemma

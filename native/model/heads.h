@@ -14,6 +14,7 @@
 #include "model/config.h"
 #include "model/logits.h"
 #include "model/stage.h"
+#include "model/weights.h"
 
 namespace gemma {
 
@@ -106,49 +107,50 @@ inline size_t host_pooled_floats(const ModelConfig& config) {
   return static_cast<size_t>(kPooledRows) * static_cast<size_t>(config.model_dim);
 }
 
-// Buffers of the embedding head: means of texts and what the dense layers make of them.
+// Buffers of the embedding head: pooled texts and what the dense layers make of them.
 struct EmbeddingBuffers {
-  std::unique_ptr<Buffer> means;    // [kPooledRows, model_dim]
-  std::unique_ptr<Buffer> dense_2;  // [kPooledRows, dense_dim]
-  std::unique_ptr<Buffer> dense_3;  // [kPooledRows, dense_out_dim]
+  std::vector<std::unique_ptr<Buffer>> rows;  // [kPooledRows, what goes into a dense layer], and what the last one makes
 
   // Calls f(buffer, bytes) for each.
   template <class F>
   void each(const ModelConfig& config, const F& f) {
     if (!config.has_dense()) return;
-    const auto rows = [&](std::unique_ptr<Buffer>& buffer, int width) {
-      f(buffer, static_cast<size_t>(kPooledRows) * static_cast<size_t>(width) * sizeof(float));
-    };
-    rows(means, config.model_dim);
-    rows(dense_2, config.dense_dim);
-    rows(dense_3, config.dense_out_dim);
+    rows.resize(config.dense.size() + 1);
+    for (size_t i = 0; i < rows.size(); ++i)
+      f(rows[i], static_cast<size_t>(kPooledRows) * static_cast<size_t>(config.dense_in_dim(i)) * sizeof(float));
   }
 };
 
-// Embeddings of texts: the mean of a text's rows after the output norm, then the dense layers where there are some.
-// Source: sentence-transformers 6.2 (Pooling with pooling_mode_mean_tokens; Dense without bias and activation).
+// Embeddings of texts: a text's rows after the output norm in one, then the dense layers where there are some. Source:
+// sentence-transformers 6.2 (Pooling, Dense).
 class EmbeddingHead {
  public:
-  // dense_2, dense_3: looked at where config.has_dense(). Throws Error{kOutOfMemory}.
-  EmbeddingHead(Backend& backend, const ModelConfig& config, const Weight& dense_2, const Weight& dense_3,
+  // dense: of each of config.dense; must live as long as the head. Throws Error{kOutOfMemory}.
+  EmbeddingHead(Backend& backend, const ModelConfig& config, std::span<const DenseWeights> dense,
                 const float* output_norm);
 
-  // normed[n, model_dim] = the output norm of hidden[n, model_dim], both on the backend.
-  void norm(float* normed, const float* hidden, int n);
-  // sum[model_dim] += rows first .. first + n - 1 of normed, one after the other, in double precision: the sum does not
-  // depend on how a text was cut into steps.
-  void add_rows(double* sum, const float* normed, int first, int n);
-  // embeddings[n, embedding_dim] of means[n, model_dim], both on the host. Not normalised.
-  void project(float* embeddings, const float* means, int n);
+  // normed[n, model_dim] = the output norm of hidden[n, model_dim], both on the backend; adapted are the rows with
+  // adapters, which may have norms of their own.
+  void norm(float* normed, const float* hidden, int n, std::span<const AdaptedRows> adapted = {});
+  // Takes rows first .. first + n - 1 of normed, the first of which is at a position of its text, into sum[model_dim]:
+  // one after the other, in double precision, so that the sum does not depend on how a text was cut into steps. At a
+  // text's first row the sum is zeros.
+  void add_rows(double* sum, const float* normed, int first, int n, int position);
+  // What a sum over all rows of a text is divided by.
+  double divisor(int n_rows) const;
+  // embeddings[n, embedding_dim] of pooled[n, model_dim], both on the host. Not normalised.
+  void project(float* embeddings, const float* pooled, int n);
 
  private:
+  void finish_layer(size_t layer, float* rows, int n);
+
   Backend& backend_;
   int model_dim_;
   int embedding_dim_;
   float rms_eps_;
-  bool has_dense_;
-  Weight dense_2_;
-  Weight dense_3_;
+  Pooling pooling_;
+  std::vector<DenseConfig> config_;
+  std::span<const DenseWeights> dense_;
   const float* output_norm_;
   EmbeddingBuffers buffers_;
   std::vector<float> host_rows_;

@@ -29,13 +29,26 @@ std::vector<LayerTensor> layer_tensors(const ModelConfig& config, int layer) {
   return all;
 }
 
+// The numbers are those of sentence-transformers' folders, in which the first dense layer is the third module.
+static std::string dense_name(size_t i) {
+  return "dense_" + std::to_string(i + 2);
+}
+
+std::string dense_weight(size_t i) {
+  return dense_name(i) + ".weight";
+}
+
+std::string dense_bias(size_t i) {
+  return dense_name(i) + ".bias";
+}
+
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config) {
   std::vector<ExpectedTensor> all = {{kTokenEmbd, {config.n_vocab, config.model_dim}},
                                      {kOutputNorm, {config.model_dim}}};
   if (config.has_output) all.push_back({kOutput, {config.n_vocab, config.model_dim}});
-  if (config.has_dense()) {
-    all.push_back({kDense2, {config.dense_dim, config.model_dim}});
-    all.push_back({kDense3, {config.dense_out_dim, config.dense_dim}});
+  for (size_t i = 0; i < config.dense.size(); ++i) {
+    all.push_back({dense_weight(i), {config.dense[i].out_dim, config.dense_in_dim(i)}});
+    if (config.dense[i].has_bias) all.push_back({dense_bias(i), {config.dense[i].out_dim}});
   }
   for (int i = 0; i < config.n_layers(); ++i) {
     for (LayerTensor& tensor : layer_tensors(config, i)) all.push_back(std::move(tensor));

@@ -1,6 +1,7 @@
 // The tensors of a model: one table by which they are read, checked, placed and counted. Names are those of GGUF.
 #pragma once
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -22,8 +23,9 @@ std::vector<LayerTensor> layer_tensors(const ModelConfig& config, int layer);
 inline constexpr const char* kTokenEmbd = "token_embd.weight";
 inline constexpr const char* kOutputNorm = "output_norm.weight";
 inline constexpr const char* kOutput = "output.weight";
-inline constexpr const char* kDense2 = "dense_2.weight";
-inline constexpr const char* kDense3 = "dense_3.weight";
+// Of the i-th of ModelConfig::dense: "dense_2.weight" and "dense_2.bias" of the first.
+std::string dense_weight(size_t i);
+std::string dense_bias(size_t i);
 
 // Every tensor of the model.
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <unordered_set>
 
 #include "base/error.h"
 #include "model/activations.h"
@@ -39,7 +40,7 @@ std::vector<PlannedStage> planned(std::span<const Stage> stages) {
   return all;
 }
 
-uint64_t matrix_bytes(const TensorSource& tensors, const char* name, const BackendTraits& traits) {
+uint64_t matrix_bytes(const TensorSource& tensors, std::string_view name, const BackendTraits& traits) {
   const Tensor* tensor = tensors.find(name);
   return tensor != nullptr ? weight_bytes(*tensor, traits) : 0;
 }
@@ -102,21 +103,28 @@ void MemoryPlanner::add(const TensorSource& tensors, const ModelConfig& config, 
                 "memory plan: expected a context of at least 1 and a batch of at least 0 positions, found " +
                     std::to_string(limits.n_ctx) + " and " + std::to_string(limits.max_batch));
   }
-  const auto add_matrices = [&](uint64_t bytes, const BackendTraits& traits) {
+  std::unordered_set<const Tensor*> used_in_place;  // of the copies
+  const auto add_matrix = [&](const std::string& name, const BackendTraits& traits) {
+    const Tensor* tensor = tensors.find(name);
+    if (tensor == nullptr) return;
+    const uint64_t bytes = weight_bytes(*tensor, traits);
     plan_.weights_bytes += bytes;
-    if (traits.maps_weights()) plan_.mapped_bytes += bytes;
+    if (!traits.maps_weights()) return;
+    if (tensor->is_copy) {
+      used_in_place.insert(tensor);
+    } else {
+      plan_.mapped_bytes += bytes;
+    }
   };
   const BackendTraits& first = *stages.front().traits;
   const BackendTraits& last = *stages.back().traits;
-  add_matrices(matrix_bytes(tensors, kTokenEmbd, first), first);
+  add_matrix(kTokenEmbd, first);
   if (config.has_output) {
-    add_matrices(matrix_bytes(tensors, kOutput, last), last);
+    add_matrix(kOutput, last);
   } else if (!config.is_encoder && stages.size() > 1 && !(first.maps_weights() && last.maps_weights())) {
-    add_matrices(matrix_bytes(tensors, kTokenEmbd, last), last);
+    add_matrix(kTokenEmbd, last);
   }
-  if (config.has_dense()) {
-    for (const char* name : {kDense2, kDense3}) add_matrices(matrix_bytes(tensors, name, last), last);
-  }
+  for (size_t i = 0; i < config.dense.size(); ++i) add_matrix(dense_weight(i), last);
   const LayerGroups rotations = rope_groups(config);
   const WorkLimits work = layer_work(config, limits, has_quantized_weights(tensors, config));
   for (size_t s = 0; s < stages.size(); ++s) {
@@ -125,8 +133,8 @@ void MemoryPlanner::add(const TensorSource& tensors, const ModelConfig& config, 
     size_t n_small = 0;  // floats: norms, and frequencies of rotations
     const auto add_vector = [&](size_t n) { n_small = SmallVectors::aligned(n_small) + n; };
     for (int layer = stages[s].first_layer; layer < stages[s].end_layer; ++layer) {
-      add_matrices(layer_weight_bytes(tensors, config, layer, traits), traits);
       for (const LayerTensor& tensor : layer_tensors(config, layer)) {
+        if (tensor.matrix != nullptr) add_matrix(tensor.name, traits);
         if (tensor.vector != nullptr) add_vector(static_cast<size_t>(tensor.shape[0]));
       }
     }
@@ -144,14 +152,9 @@ void MemoryPlanner::add(const TensorSource& tensors, const ModelConfig& config, 
     take_largest(workspaces_[first_stage + s],
                  traits.workspace_bytes(is_last ? with_logits(work, config, limits) : work));
   }
-  // What the reader has made is kept beside what is uploaded; matrices that are used where they are have been counted.
+  // Copies are kept beside what is uploaded; those that are used where they are have been counted.
   for (const Tensor* tensor : tensors.tensors()) {
-    if (!tensor->is_copy) continue;
-    if (tensor->shape.size() == 2 && first.maps_weights() && last.maps_weights()) {
-      plan_.mapped_bytes -= std::min<uint64_t>(plan_.mapped_bytes, tensor->bytes);
-    } else {
-      plan_.weights_bytes += tensor->bytes;
-    }
+    if (tensor->is_copy && !used_in_place.contains(tensor)) plan_.weights_bytes += tensor->bytes;
   }
   plan_.scratch_bytes += head_bytes(config, limits, last);
   plan_.scratch_bytes += sizeof(float) * (carried_floats(config, stages.size(), limits.max_batch) +

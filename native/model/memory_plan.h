@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 #include <vector>
 
 #include "backend/backend.h"
@@ -65,7 +66,7 @@ class MemoryPlanner {
 uint64_t layer_weight_bytes(const TensorSource& tensors, const ModelConfig& config, int layer,
                             const BackendTraits& traits);
 uint64_t layer_kv_bytes(const ModelConfig& config, const ModelLimits& limits, int layer, const BackendTraits& traits);
-uint64_t matrix_bytes(const TensorSource& tensors, const char* name, const BackendTraits& traits);
+uint64_t matrix_bytes(const TensorSource& tensors, std::string_view name, const BackendTraits& traits);
 uint64_t activation_bytes(const ModelConfig& config, int n_rows, const BackendTraits& traits);
 // Buffers of the heads.
 uint64_t head_bytes(const ModelConfig& config, const ModelLimits& limits, const BackendTraits& traits);

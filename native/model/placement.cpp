@@ -59,9 +59,7 @@ LayerCosts layer_costs(const TensorSource& tensors, const ModelConfig& config, c
   } else if (!config.is_encoder) {
     costs.output += costs.embedding;
   }
-  if (config.has_dense()) {
-    for (const char* name : {kDense2, kDense3}) costs.output += matrix_bytes(tensors, name, traits);
-  }
+  for (size_t i = 0; i < config.dense.size(); ++i) costs.output += matrix_bytes(tensors, dense_weight(i), traits);
   for (int i = 0; i < config.n_layers(); ++i) {
     costs.layers.push_back(layer_weight_bytes(tensors, config, i, traits) + layer_kv_bytes(config, limits, i, traits));
   }

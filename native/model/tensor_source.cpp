@@ -26,12 +26,12 @@ void TensorSource::prefetch(const OnRead& on_read) const {
   if (prefetch_) prefetch_(on_read);
 }
 
-void TensorSource::check() const {
-  if (check_) check_();
+void TensorSource::release(std::span<const std::byte> bytes) const {
+  if (release_) release_(bytes);
 }
 
-void TensorSource::release(std::span<const std::byte> data) const {
-  if (release_) release_(data);
+void TensorSource::check() const {
+  if (check_) check_();
 }
 
 void bad_tensor(const std::string& name, const std::string& message) {

@@ -32,10 +32,11 @@ class TensorSource {
   void set_split(bool is_split) { is_split_ = is_split; }
   // read: brings the data into memory, as prefetch() promises.
   void set_prefetch(std::function<void(const OnRead&)> read) { prefetch_ = std::move(read); }
+  // release: gives pages back, as release() promises.
+  void set_release(std::function<void(std::span<const std::byte>)> release) { release_ = std::move(release); }
   // check: whether the data are still those of the file, as check() promises.
   void set_check(std::function<void()> check) { check_ = std::move(check); }
-  // release: gives memory back, as release() promises. version: of the file that the data are in.
-  void set_release(std::function<void(std::span<const std::byte>)> release) { release_ = std::move(release); }
+  // version: of the files that the data are in.
   void set_version(uint64_t version) { version_ = version; }
 
   const Tensor* find(std::string_view name) const;  // null when absent
@@ -44,12 +45,12 @@ class TensorSource {
   bool is_split() const { return is_split_; }
   // Brings the file into memory. on_read gets the fraction that is there; what it throws ends the reading.
   void prefetch(const OnRead& on_read) const;
+  // Bytes of a tensor that have been read and will not be needed soon: their pages stop counting as memory of this
+  // process. Reading them again is right, and slower.
+  void release(std::span<const std::byte> bytes) const;
   // Throws Error{kFile, FILE_CHANGED} when the file was cut or written to while its data were mapped: what was computed
   // with them since does not count. Cheap, any thread.
   void check() const;
-  // Data of a tensor that have been read and will not be needed soon: mapped pages stop counting as memory of this
-  // process.
-  void release(std::span<const std::byte> data) const;
   // Another one after the file was written to. 0: data that were read into memory.
   uint64_t version() const { return version_; }
 
@@ -57,8 +58,8 @@ class TensorSource {
   std::vector<const Tensor*> tensors_;
   std::unordered_map<std::string, const Tensor*> by_name_;
   std::function<void(const OnRead&)> prefetch_;
-  std::function<void()> check_;
   std::function<void(std::span<const std::byte>)> release_;
+  std::function<void()> check_;
   uint64_t version_ = 0;
   bool is_split_ = false;
 };

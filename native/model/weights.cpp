@@ -5,6 +5,7 @@
 
 #include "model/layer_tensors.h"
 #include "model/small_vectors.h"
+#include "quant/dequantize.h"
 
 namespace gemma {
 namespace {
@@ -58,9 +59,13 @@ Weights load_weights(std::span<const Stage> stages, std::shared_ptr<const Tensor
     w.output = &first == &last ? w.token_embd : load(last, kTokenEmbd);
   }
   w.output.n_out = config.n_vocab;
-  if (config.has_dense()) {
-    w.dense_2 = load(last, kDense2);
-    w.dense_3 = load(last, kDense3);
+  for (size_t i = 0; i < config.dense.size(); ++i) {
+    DenseWeights& dense = w.dense.emplace_back();
+    dense.matrix = load(last, dense_weight(i));
+    if (!config.dense[i].has_bias) continue;
+    const Tensor& bias = require_tensor(*tensors, dense_bias(i));
+    dense.bias.resize(static_cast<size_t>(bias.shape[0]));
+    dequantize_row(bias.type, bias.data, dense.bias.data(), bias.shape[0]);
   }
 
   w.layers.resize(config.layers.size());

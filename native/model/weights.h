@@ -28,11 +28,15 @@ struct LayerWeights {
   const float* post_ffw_norm = nullptr;        // [model_dim]
 };
 
+struct DenseWeights {
+  Weight matrix;            // [out_dim, what comes before]
+  std::vector<float> bias;  // [out_dim], on the host; empty: none
+};
+
 struct Weights {
   Weight token_embd;  // [rows, model_dim]
   Weight output;      // [n_vocab, model_dim]: output.weight, or the embedding again; an encoder has none
-  Weight dense_2;     // [dense_dim, model_dim], where config.has_dense()
-  Weight dense_3;     // [dense_out_dim, dense_dim], likewise
+  std::vector<DenseWeights> dense;     // of each of config.dense
   const float* output_norm = nullptr;  // [model_dim]
   std::vector<LayerWeights> layers;
   // For each stage, of each of rope_groups(): [head_dim / 2], divided by the RoPE factor.

@@ -16,7 +16,7 @@ struct Tensor {
   std::vector<int64_t> shape;       // row-major, outermost first; at least one
   const std::byte* data = nullptr;  // null where headers alone were read
   size_t bytes = 0;
-  bool is_copy = false;  // memory of the reader's, no pages of a file
+  bool is_copy = false;  // memory of its own, no pages of a file
 };
 
 }  // namespace gemma

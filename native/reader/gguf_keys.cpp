@@ -31,8 +31,8 @@ std::string shown(std::string text) {
 void keep_weights(const GgufFile& file, TensorSource& source) {
   const std::shared_ptr<const GgufWeights> weights = file.weights();
   source.set_prefetch([weights](const TensorSource::OnRead& on_read) { weights->prefetch(on_read); });
+  source.set_release([weights](std::span<const std::byte> bytes) { weights->release(bytes); });
   source.set_check([weights] { weights->check(); });
-  source.set_release([weights](std::span<const std::byte> data) { weights->release(data); });
   source.set_version(weights->version());
 }
 

@@ -17,7 +17,6 @@
 namespace gemma {
 namespace {
 
-constexpr int kMaxDenseDim = 1 << 20;
 constexpr int kDefaultPattern = 6;  // every sixth layer is global
 constexpr int kDefaultHeadDim = 256;
 
@@ -142,19 +141,19 @@ void read_encoder(const GgufFile& file, const Keys& keys, ModelConfig& c) {
     unsupported("metadata \"" + keys.full("pooling_type") + "\" is " + std::to_string(pooling) +
                 ", expected 1 (the mean of a text's rows)");
   }
-  const Tensor* dense = file.find_tensor(kDense2);
-  if (dense == nullptr && file.find_tensor(kDense3) == nullptr && !keys.find_int("dense_2_feat_out", 1, kMaxDenseDim))
-    return;
+  const bool has_tensor =
+      file.find_tensor(dense_weight(0)) != nullptr || file.find_tensor(dense_weight(1)) != nullptr;
+  c.lacks_dense = !has_tensor && !keys.find_int("dense_2_feat_out", 1, kMaxDenseDim);
+  if (c.lacks_dense) return;
   // As the tensors have them where the file has no keys.
-  const auto dim = [&](const char* key, const char* tensor) {
+  const auto dim = [&](const char* key, size_t layer) {
     const std::optional<int> found = keys.find_int(key, 1, kMaxDenseDim);
-    const Tensor* matrix = file.find_tensor(tensor);
+    const Tensor* matrix = file.find_tensor(dense_weight(layer));
     if (found || matrix == nullptr || matrix->shape.empty() || matrix->shape.front() > kMaxDenseDim)
       return found.value_or(c.model_dim);
     return static_cast<int>(matrix->shape.front());
   };
-  c.dense_dim = dim("dense_2_feat_out", kDense2);
-  c.dense_out_dim = dim("dense_3_feat_out", kDense3);
+  c.dense = {{.out_dim = dim("dense_2_feat_out", 0)}, {.out_dim = dim("dense_3_feat_out", 1)}};
 }
 
 void add_decoder_tensors(const GgufFile& file, TensorSource& source) {

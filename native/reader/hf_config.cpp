@@ -86,6 +86,7 @@ struct Text {
   Rope global, local;
   std::vector<bool> is_local;  // of each layer; empty: by the period
   std::optional<bool> is_tied;
+  bool is_bidirectional = false;
   HfTokenIds tokens;
 
   bool read(JsonReader& json, std::string_view key);
@@ -101,7 +102,8 @@ void Text::read_rope(JsonReader& json) {
 
 void Text::read_rope_of(JsonReader& json, Rope* rope) {
   bool is_linear = false;
-  double factor = 1;
+  std::optional<double> factor;
+  const size_t at = json.offset();
   json.read_object([&](std::string_view key) {
     if (key == "full_attention" || key == "sliding_attention") {
       Rope* inner = key == "full_attention" ? &global : &local;
@@ -109,7 +111,7 @@ void Text::read_rope_of(JsonReader& json, Rope* rope) {
     } else if (key == "rope_theta") {
       read_number(json, kMinBase, kMaxBase, &rope->base);
     } else if (key == "factor") {
-      read_number(json, 1e-3, 1e6, &factor);
+      if (!json.read_null()) factor = json.read_number(1e-3, 1e6);
     } else if (key == "rope_type" || key == "type") {
       const std::string type(json.read_string());
       if (type != "linear" && type != "default")
@@ -119,7 +121,9 @@ void Text::read_rope_of(JsonReader& json, Rope* rope) {
       json.skip();
     }
   });
-  if (is_linear) rope->factor = factor;
+  if (!is_linear) return;
+  if (!factor) json.fail("\"factor\" is missing, which RoPE of type \"linear\" needs", at);
+  rope->factor = *factor;
 }
 
 void Text::read_layer_types(JsonReader& json) {
@@ -187,9 +191,7 @@ bool Text::read(JsonReader& json, std::string_view key) {
     read_bool(json, &has_bias);
     if (has_bias) unsupported("attention with biases (attention_bias)");
   } else if (key == "use_bidirectional_attention") {
-    bool is_bidirectional = false;
     read_bool(json, &is_bidirectional);
-    if (is_bidirectional) unsupported("this is an EmbeddingGemma model (use_bidirectional_attention)");
   } else if (key == "hidden_activation" || key == "hidden_act") {
     if (json.read_null()) return true;
     const std::string activation(json.read_string());
@@ -207,6 +209,8 @@ ModelConfig model_config(const Text& text) {
   c.n_ctx_train = text.n_positions;
   c.rms_eps = static_cast<float>(text.rms_eps);
   c.final_softcap = static_cast<float>(text.softcap);
+  c.is_encoder = text.is_bidirectional;
+  c.embeds_eos = text.is_bidirectional;
   if (text.n_heads % text.n_kv_heads != 0) {
     bad_hparam("num_key_value_heads", "expected a divisor of the " + std::to_string(text.n_heads) + " heads, found " +
                                           std::to_string(text.n_kv_heads));
@@ -424,6 +428,7 @@ HfConfig read_hf_config(std::string_view text) {
   const Text& model = inner.is_there ? inner : outer;
   config.model = model_config(model);
   config.is_tied = outer.is_tied.value_or(inner.is_tied.value_or(true));
+  if (vision && config.model.is_encoder) unsupported("an embedding model with a vision encoder");
   if (vision) config.vision = vision_config(*vision, n_image_tokens, model.model_dim);
   config.tokens = model.tokens;
   if (!outer.tokens.ends.empty()) {

@@ -3,6 +3,7 @@
 #include "reader/hf_vocabulary.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstring>
 #include <optional>
 #include <random>
@@ -100,6 +101,8 @@ class TokenizerJson {
   void read_added_tokens(JsonReader& json);
   void read_normalizer(JsonReader& json);
   void read_pre_tokenizer(JsonReader& json);
+  void read_post_processor(JsonReader& json);
+  void read_decoder(JsonReader& json);
   void read_model(JsonReader& json);
   void read_vocab(JsonReader& json);
   void read_merges(JsonReader& json);
@@ -196,6 +199,54 @@ void TokenizerJson::read_pre_tokenizer(JsonReader& json) {
     }
   });
   if (type != "Split" || pattern != " ") unsupported("a pre-tokenizer of type " + quoted(type));
+}
+
+// What stands around a text, where a template says it: {"single": [{"SpecialToken": {"id": "<bos>"}}, {"Sequence": ..}]}.
+void TokenizerJson::read_post_processor(JsonReader& json) {
+  if (json.read_null()) return;
+  json.read_object([&](std::string_view key) {
+    if (key == "processors") {  // a list of them
+      json.read_array([&] { read_post_processor(json); });
+      return;
+    }
+    if (key != "single") return json.skip();
+    bool has_text = false;
+    vocabulary_->adds_bos = vocabulary_->adds_eos = false;
+    json.read_array([&] {
+      json.read_object([&](std::string_view kind) {
+        if (kind == "SpecialToken") (has_text ? vocabulary_->adds_eos : vocabulary_->adds_bos) = true;
+        if (kind == "Sequence") has_text = true;
+        json.skip();
+      });
+    });
+  });
+}
+
+// None, or what undoes the normalizer and joins bytes, alone or in a sequence.
+void TokenizerJson::read_decoder(JsonReader& json) {
+  if (json.read_null()) return;
+  std::string type;
+  std::string pattern;
+  std::string content;
+  json.read_object([&](std::string_view key) {
+    if (key == "type") {
+      type = json.read_string();
+    } else if (key == "pattern") {
+      json.read_object([&](std::string_view kind) {
+        if (kind != "String") unsupported("a decoder with a pattern of kind " + quoted(kind));
+        pattern = json.read_string();
+      });
+    } else if (key == "content") {
+      content = json.read_string();
+    } else if (key == "decoders") {
+      json.read_array([&] { read_decoder(json); });
+    } else {
+      json.skip();
+    }
+  });
+  if (type == "Sequence" || type == "ByteFallback" || type == "Fuse") return;
+  if (type != "Replace") unsupported("a decoder of type " + quoted(type));
+  if (pattern != kSpace || content != " ") unsupported("a decoder that replaces " + quoted(pattern));
 }
 
 void TokenizerJson::read_vocab(JsonReader& json) {
@@ -323,6 +374,10 @@ void TokenizerJson::read() {
       read_normalizer(json);
     } else if (key == "pre_tokenizer") {
       read_pre_tokenizer(json);
+    } else if (key == "post_processor") {
+      read_post_processor(json);
+    } else if (key == "decoder") {
+      read_decoder(json);
     } else if (key == "model") {
       read_model(json);
     } else {
@@ -470,6 +525,15 @@ void read_sentencepiece_model(std::span<const std::byte> model, HfVocabulary* vo
     ++id;
   }
   if (id == 0 || !has_trainer || !has_normalizer) bad_vocab("not a SentencePiece model: parts of it are missing");
+  const PieceIndex index(v.pieces);
+  for (size_t i = 0; i < std::min(v.pieces.size(), static_cast<size_t>(id)); ++i) {
+    const std::string_view found = v.pieces[i];
+    if (found.empty()) bad_vocab("token " + std::to_string(i) + ": a piece without text");
+    if (const TokenId first = index.find(found); first != static_cast<TokenId>(i)) {
+      bad_vocab("token " + std::to_string(i) + ": its piece " + quoted(found) + " is that of token " +
+                std::to_string(first) + " too");
+    }
+  }
 }
 
 HfSpecialTokens read_tokenizer_config(std::string_view text, HfVocabulary* vocabulary) {
@@ -498,12 +562,18 @@ HfSpecialTokens read_tokenizer_config(std::string_view text, HfVocabulary* vocab
       read_spelling(&special.pad);
     } else if (key == "unk_token") {
       read_spelling(&special.unk);
+    } else if (key == "add_bos_token") {
+      if (!json.read_null()) special.adds_bos = json.read_bool();
+    } else if (key == "add_eos_token") {
+      if (!json.read_null()) special.adds_eos = json.read_bool();
     } else if (key == "added_tokens_decoder") {
       json.read_object([&](std::string_view number) {
-        JsonReader as_number(number, kRules);
         AddedToken token;
-        token.id = as_number.read_int(0, kMaxVocab);
-        as_number.end();
+        const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), token.id);
+        if (error != std::errc() || end != number.data() + number.size() || token.id < 0 || token.id > kMaxVocab) {
+          json.fail("expected a token's id from 0 to " + std::to_string(kMaxVocab) + ", found " + quoted(number),
+                    json.offset());
+        }
         read_added_token(json, &token, [&](std::string_view piece) {
           return std::string_view(vocabulary->text.emplace_back(piece));
         });

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <deque>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -18,6 +19,7 @@ struct HfVocabulary {
 
   Vocabulary tokens;                           // its special ids, but for unk, are not set here
   std::deque<std::string> text;                // of pieces that the file has escaped
+  std::optional<bool> adds_bos, adds_eos;      // around a text; nothing: the file does not say
   TokenId find(std::string_view piece) const;  // the first id; -1: none. Looks at all of them.
 };
 
@@ -32,6 +34,7 @@ void read_sentencepiece_model(std::span<const std::byte> model, HfVocabulary* vo
 // vocabulary. Throws likewise.
 struct HfSpecialTokens {
   std::string bos, eos, pad, unk;
+  std::optional<bool> adds_bos, adds_eos;  // around a text
 };
 HfSpecialTokens read_tokenizer_config(std::string_view json, HfVocabulary* vocabulary);
 

@@ -12,6 +12,7 @@ inline constexpr int kMaxHeads = 1024;
 inline constexpr int kMaxHeadDim = 1024;
 inline constexpr int kMaxPositions = 1 << 24;
 inline constexpr int kMaxVocab = 1 << 24;
+inline constexpr int kMaxDenseDim = 1 << 20;  // of an embedding model's dense layers
 
 // Of a vision encoder. The published one: 27 layers, 1152 wide, 4304 FFN, 64 x 64 patches of 14 x 14. Attention's work,
 // the square of the patches, stays within hours.

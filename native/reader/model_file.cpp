@@ -64,6 +64,12 @@ ChatMetadata ModelFile::chat_metadata() const {
   return in_file(path_, [&] { return read_chat_metadata(*gguf_); });
 }
 
+std::string ModelFile::dense_hint() const {
+  if (folder_) return folder_->dense_hint();
+  return "the file has none of the two dense layers of an embedding model: convert it again with llama.cpp's "
+         "convert_hf_to_gguf.py --sentence-transformers-dense-modules";
+}
+
 std::string ModelFile::architecture() const {
   return folder_ ? folder_->model_type() : gguf_->find_string("general.architecture").value_or("");
 }

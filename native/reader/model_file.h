@@ -32,6 +32,8 @@ class ModelFile {
   // Of a folder empty: its template is in a file of its own.
   ChatMetadata chat_metadata() const;
   std::string architecture() const;
+  // How to get a file with the model's dense layers, where config().lacks_dense.
+  std::string dense_hint() const;
   uint64_t bytes() const;  // of the weights' files, all parts
   // Every tensor, of the decoder, of the vision encoder and others.
   const std::vector<Tensor>& tensors() const;

@@ -11,7 +11,6 @@
 
 #include "base/error.h"
 #include "model/layer_tensors.h"
-#include "safetensors/safetensors.h"
 
 namespace gemma {
 namespace {
@@ -212,24 +211,28 @@ class PeftReader {
 AdapterTensors read_peft_adapter(const std::string& path, const PeftSettings& settings, bool headers_only) {
   const std::shared_ptr<const SafetensorsFile> file =
       SafetensorsFile::open(path, {.mmap = false, .headers_only = headers_only});
-  return in_file(path, [&] {
-    AdapterTensors adapter = PeftReader(settings).read(*file);
-    adapter.file = file;
-    return adapter;
-  });
+  return in_file(path, [&] { return peft_adapter(file, settings); });
+}
+
+AdapterTensors peft_adapter(const std::shared_ptr<const SafetensorsFile>& file, const PeftSettings& settings) {
+  AdapterTensors adapter = PeftReader(settings).read(*file);
+  adapter.file = file;
+  return adapter;
 }
 
 std::vector<std::string> peft_modules(const std::string& path) {
   const std::shared_ptr<const SafetensorsFile> file =
       SafetensorsFile::open(path, {.mmap = false, .headers_only = true});
-  return in_file(path, [&] {
-    std::vector<std::string> modules;
-    for (const SafetensorsTensor& tensor : file->tensors()) {
-      PeftName name = parse_name(tensor.name);
-      if (name.part == Part::kB || name.part == Part::kEmbeddingB) modules.push_back(std::move(name.module));
-    }
-    return modules;
-  });
+  return in_file(path, [&] { return peft_modules(*file); });
+}
+
+std::vector<std::string> peft_modules(const SafetensorsFile& file) {
+  std::vector<std::string> modules;
+  for (const SafetensorsTensor& tensor : file.tensors()) {
+    PeftName name = parse_name(tensor.name);
+    if (name.part == Part::kB || name.part == Part::kEmbeddingB) modules.push_back(std::move(name.module));
+  }
+  return modules;
 }
 
 }  // namespace gemma

@@ -98,9 +98,10 @@ std::shared_ptr<const SafetensorsModel> SafetensorsModel::open(const std::string
   in_file(folder, [&] {
     of_checkpoint([&] {
       model->make_tensors(options);
-      model->check();
     });
   });
+  model->add_dense(options);
+  in_file(folder, [&] { of_checkpoint([&] { model->check(); }); });
   if (model->config_.model.size_label.empty()) model->config_.model.size_label = size_label(model->config_.model);
   return model;
 }
@@ -115,6 +116,19 @@ void SafetensorsModel::read_configuration() {
     return true;
   };
   read("config.json", true, [&](std::string_view text) { config_ = read_hf_config(text); });
+  ModelConfig& model = config_.model;
+  modules_ = read_sentence_modules(folder_, model.model_dim);
+  if (modules_) {
+    model.pooling = modules_->pooling;
+    model.dense = modules_->dense;
+    model.normalizes = modules_->normalizes;
+    std::optional<int> limit = modules_->max_length;
+    if (!limit) {
+      read("tokenizer_config.json", false, [&](std::string_view text) { limit = read_model_max_length(text); });
+    }
+    model.n_ctx_train = std::min(model.n_ctx_train, limit.value_or(model.n_ctx_train));
+  }
+  model.lacks_dense = modules_ ? !modules_->missing_dense.empty() : model.is_encoder;
   config_.model.name = config_.name.empty() ? name_of_folder(folder_) : config_.name;
   if (config_.vision) {
     const auto f = [&](std::string_view text) { read_hf_preprocessor(text, &*config_.vision); };
@@ -232,12 +246,48 @@ void SafetensorsModel::make_tensors(const FileOptions& options) {
       if (name.empty()) bad_tensor(quoted(stored.name), "no such tensor in a Gemma 3 model");
       const auto [it, is_new] = known.emplace(name, stored.name);
       if (!is_new) bad_tensor(quoted(stored.name), "it is there twice, also as " + quoted(it->second));
-      if (name == kOutput && config_.is_tied) continue;
+      if (name == kOutput && (config_.is_tied || config_.model.is_encoder)) continue;
       if (is_vision_tensor(name)) has_vision_ = true;
       add_tensor(stored, std::move(name), options);
     }
   }
-  config_.model.has_output = !config_.is_tied;
+  config_.model.has_output = !config_.is_tied && !config_.model.is_encoder;
+}
+
+// The weights of dense layers, each in a file of its own, all with the same names.
+void SafetensorsModel::add_dense(const FileOptions& options) {
+  const ModelConfig& model = config_.model;
+  for (size_t i = 0; i < model.dense.size(); ++i) {
+    const std::string& file = modules_->dense_files[i];
+    add_file(file, options);
+    in_file(file, [&] {
+      of_checkpoint([&] {
+        const SafetensorsFile& stored = *weights_->files.back();
+        const auto add = [&](const char* name, std::string model_name, const std::vector<int64_t>& shape) {
+          const SafetensorsTensor* tensor = stored.find(name);
+          if (tensor == nullptr) bad_tensor(name, "missing, expected in a dense layer");
+          if (tensor->shape != shape)
+            bad_tensor(name, "expected " + shape_text(shape) + ", file has " + shape_text(tensor->shape));
+          add_tensor(*tensor, std::move(model_name), options);
+        };
+        const int64_t out_dim = model.dense[i].out_dim;
+        add("linear.weight", dense_weight(i), {out_dim, model.dense_in_dim(i)});
+        if (model.dense[i].has_bias) add("linear.bias", dense_bias(i), {out_dim});
+        for (const SafetensorsTensor& tensor : stored.tensors()) {
+          const bool is_known = tensor.name == "linear.weight" || (model.dense[i].has_bias && tensor.name == "linear.bias");
+          if (!is_known) bad_tensor(quoted(tensor.name), "no such tensor in this dense layer");
+        }
+      });
+    });
+  }
+}
+
+std::string SafetensorsModel::dense_hint() const {
+  if (modules_)
+    return "the folder lacks " + modules_->missing_dense +
+           ", the dense layers that modules.json speaks of: fetch these folders too (Gemma.pull gets all of a model)";
+  return "the folder has no modules.json, which says what is made of the model's rows, and none of the dense layers: "
+         "fetch all of the repository (Gemma.pull does), with 1_Pooling, 2_Dense and 3_Dense";
 }
 
 // Every tensor's shape and type, and that none is missing, said with the names of checkpoints.
@@ -266,8 +316,8 @@ std::shared_ptr<TensorSource> SafetensorsModel::make_source(bool vision) const {
   source->set_check([weights] {
     for (const auto& file : weights->files) file->check();
   });
-  source->set_release([weights](std::span<const std::byte> data) {
-    for (const auto& file : weights->files) file->release(data);
+  source->set_release([weights](std::span<const std::byte> bytes) {
+    for (const auto& file : weights->files) file->release(bytes);
   });
   uint64_t version = 0;
   for (const auto& file : weights->files) version = hash_value(version, file->version());
@@ -338,6 +388,14 @@ Vocabulary SafetensorsModel::vocabulary() const {
     v.pad = find(special.pad, config_.tokens.pad, "pad_token_id");
     if (v.unk < 0) v.unk = find(special.unk, config_.tokens.unk, "unk_token_id");
     for (const int64_t id : config_.tokens.ends) v.ends.push_back(find("", id, "eos_token_id"));
+    // The tokenizer's configuration counts before its file, as in transformers.
+    const bool is_said = special.adds_bos || special.adds_eos;
+    const std::optional<bool> adds_bos = is_said ? special.adds_bos : text->vocabulary.adds_bos;
+    v.adds_eos = is_said ? special.adds_eos.value_or(false) : text->vocabulary.adds_eos;
+    if (modules_ && !adds_bos.value_or(true)) {
+      throw Error(ErrorCode::kUnsupportedModel, "TOKENIZER",
+                  "texts that are embedded without <bos> in front (add_bos_token, post_processor)");
+    }
     v.text = text;
     return v;
   });

@@ -1,9 +1,10 @@
 // The reader of Hugging Face checkpoints: a folder with config.json, the weights in safetensors files, the tokenizer and
-// what goes with it.
+// what goes with it: of sentence-transformers' models also the modules in folders of their own.
 #pragma once
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "model/tensor_source.h"
 #include "model/vision_config.h"
 #include "reader/hf_config.h"
+#include "reader/sentence_modules.h"
 #include "safetensors/safetensors.h"
 #include "tokenizer/tokenizer.h"
 
@@ -38,6 +40,8 @@ class SafetensorsModel {
   // How answers are sampled by default (generation_config.json).
   const HfSampling& sampling() const { return config_.sampling; }
   const std::string& model_type() const { return config_.model_type; }
+  // How to get the dense layers, where config().lacks_dense.
+  std::string dense_hint() const;
   std::shared_ptr<const TensorSource> decoder_tensors() const;
   // As many ids as the embedding has rows. Throws Error: kFile, kUnsupportedModel, kSafetensorsInvalid with BAD_VOCAB.
   Vocabulary vocabulary() const;
@@ -58,12 +62,14 @@ class SafetensorsModel {
   void add_file(const std::string& path, const FileOptions& options);
   void make_tensors(const FileOptions& options);
   void add_tensor(const SafetensorsTensor& stored, std::string name, const FileOptions& options);
+  void add_dense(const FileOptions& options);
   void check() const;
   std::shared_ptr<TensorSource> make_source(bool vision) const;
   std::string path(const char* name) const;
 
   std::string folder_;
   HfConfig config_;
+  std::optional<SentenceModules> modules_;
   bool has_vision_ = false;
   std::shared_ptr<SafetensorsWeights> weights_ = std::make_shared<SafetensorsWeights>();
 };

@@ -22,10 +22,12 @@ void normalize_row(std::span<float> row) {
 
 }  // namespace
 
-EmbedRequest::EmbedRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, EmbedParams params, OnTexts on_texts,
+EmbedRequest::EmbedRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded,
+                           std::shared_ptr<const AdapterMix> adapters, EmbedParams params, OnTexts on_texts,
                            OnDone on_done)
     : Request(std::move(signal)),
       loaded_(loaded),
+      adapters_(std::move(adapters)),
       params_(std::move(params)),
       on_texts_(std::move(on_texts)),
       on_done_(std::move(on_done)) {}
@@ -55,7 +57,7 @@ bool EmbedRequest::add_text(TextRoom* room, std::vector<SequenceInput>* inputs, 
   const size_t begin = (n_in_step_ == 0 ? first_token_ : next_token_) + static_cast<size_t>(first);
   const std::span<const TokenId> tokens = std::span(params_.tokens).subspan(begin, static_cast<size_t>(n));
   sums->push_back(text.next_sum.data());
-  inputs->push_back({text.kv.get(), first, tokens, {}, {}, true});
+  inputs->push_back({text.kv.get(), first, tokens, {}, {}, true, adapters_.get()});
   ++n_in_step_;
   next_token_ = begin + static_cast<size_t>(n);
   room->n_rows -= n;
@@ -90,16 +92,18 @@ void EmbedRequest::embed(size_t n) {
   const size_t model_dim = static_cast<size_t>(loaded_.config.model_dim);
   const size_t dim = static_cast<size_t>(loaded_.config.embedding_dim());
   const size_t n_dims = params_.n_dims > 0 ? static_cast<size_t>(params_.n_dims) : dim;
-  std::vector<float> means;
-  means.reserve(n * model_dim);
+  EmbeddingHead& head = loaded_.model->embedding_head();
+  std::vector<float> pooled;
+  pooled.reserve(n * model_dim);
   size_t n_tokens = 0;
   for (size_t i = 0; i < n; ++i) {
     const int length = params_.lengths[next_ + i];
-    for (const double sum : texts_[i].sum) means.push_back(static_cast<float>(sum / length));
+    const double divisor = head.divisor(length);
+    for (const double sum : texts_[i].sum) pooled.push_back(static_cast<float>(sum / divisor));
     n_tokens += static_cast<size_t>(length);
   }
   std::vector<float> embeddings(n * dim);
-  loaded_.model->embedding_head().project(embeddings.data(), means.data(), static_cast<int>(n));
+  head.project(embeddings.data(), pooled.data(), static_cast<int>(n));
   for (size_t i = 0; i < n; ++i) {
     if (is_finite_row(std::span(embeddings).subspan(i * dim, dim))) continue;
     throw Error(
@@ -120,6 +124,7 @@ void EmbedRequest::embed(size_t n) {
 void EmbedRequest::finish(FinishReason reason) noexcept {
   texts_.clear();  // first, so that a caller who asks sees the pages gone
   params_ = {};    // handles may stay for long, texts may be many
+  adapters_.reset();
   on_texts_ = nullptr;
   const OnDone on_done = std::move(on_done_);
   on_done(error_of(reason));

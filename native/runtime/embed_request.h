@@ -9,6 +9,7 @@
 
 #include "model/forward.h"
 #include "runtime/logits_request.h"
+#include "runtime/prompt.h"
 #include "runtime/request.h"
 #include "tokenizer/tokenizer.h"
 
@@ -25,6 +26,7 @@ struct EmbedParams {
   std::vector<int> lengths;     // tokens of each, at least one
   int n_dims = 0;               // of an embedding, the first are kept; 0: all
   bool normalize = true;        // to a length of 1, after that
+  std::vector<AdapterUse> adapters;
 };
 
 // rows[n, n_dims] of texts first, first + 1, ... Every text comes once, in order. What it throws ends the request.
@@ -38,9 +40,9 @@ struct TextRoom {
 
 class EmbedRequest final : public Request {
  public:
-  // params must have passed check_embed(); loaded must live until finish().
-  EmbedRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, EmbedParams params, OnTexts on_texts,
-               OnDone on_done);
+  // params must have passed check_embed(); loaded must live until finish(). adapters: those of params, may be null.
+  EmbedRequest(std::shared_ptr<Signal> signal, LoadedModel& loaded, std::shared_ptr<const AdapterMix> adapters,
+               EmbedParams params, OnTexts on_texts, OnDone on_done);
 
   // Appends the next text that is not in the step yet, or of a decoder as much of it as there is room for, and where
   // its rows are added up. False where there is no text or no room. A step's first text always has room.
@@ -56,7 +58,7 @@ class EmbedRequest final : public Request {
   struct Text {
     std::unique_ptr<KvSequence> kv;
     int n_rows = 0;                // in the step
-    std::vector<double> sum;       // [model_dim]: of the rows before the step
+    std::vector<double> sum;       // [model_dim]: of the rows before the step (EmbeddingHead::add_rows)
     std::vector<double> next_sum;  // and of those after it
   };
 
@@ -64,6 +66,7 @@ class EmbedRequest final : public Request {
   void embed(size_t n);
 
   LoadedModel& loaded_;
+  std::shared_ptr<const AdapterMix> adapters_;
   EmbedParams params_;
   OnTexts on_texts_;
   OnDone on_done_;

@@ -581,8 +581,10 @@ std::shared_ptr<Request> Engine::encode_images(EncodeParams params, OnProgress o
 
 std::shared_ptr<Request> Engine::embed(EmbedParams params, OnTexts on_texts, OnDone on_done) {
   check_embed(params, *loaded_);
-  return scheduler_->submit(std::make_shared<EmbedRequest>(scheduler_->signal(), *loaded_, std::move(params),
-                                                           std::move(on_texts), std::move(on_done)));
+  auto adapters = adapters_.mix(params.adapters);
+  return scheduler_->submit(std::make_shared<EmbedRequest>(scheduler_->signal(), *loaded_, std::move(adapters),
+                                                           std::move(params), std::move(on_texts),
+                                                           std::move(on_done)));
 }
 
 SavedState Engine::save_state(SaveParams params) {

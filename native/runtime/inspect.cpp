@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <memory>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
 
 #include "backend/cpu/cpu_features.h"
 #include "model/layer_tensors.h"
 #include "quant/types.h"
 #include "reader/model_file.h"
 #include "runtime/load_plan.h"
+#include "runtime/quantize_load.h"
 #include "runtime/vision_source.h"
 
 namespace gemma {
@@ -24,6 +28,8 @@ ModelDescription describe_model(const ModelConfig& config) {
   model.is_encoder = config.is_encoder;
   model.has_dense = config.has_dense();
   model.embedding_dim = config.embedding_dim();
+  model.pooling = pooling_name(config.pooling);
+  model.normalizes = config.normalizes;
   // Layers of Gemma 3 differ in window and rotation alone.
   for (const LayerConfig& layer : config.layers) {
     model.ffn_dim = layer.ffn_dim;
@@ -57,21 +63,33 @@ FileSummary summarize_file(const LoadOptions& options, const std::vector<int>& c
   FileSummary summary;
   const ModelConfig config = file.config();
   summary.model = describe_model(config);
-  const std::shared_ptr<const TensorSource> tensors = file.decoder_tensors();
+  const auto as_loaded = [&](std::shared_ptr<const TensorSource> source, const ModelConfig& its,
+                             const std::string& path) {
+    if (options.quantize.empty()) return source;
+    return quantized_tensors(std::move(source), its, options.quantize, path, cpu_threads(options));
+  };
+  const std::shared_ptr<const TensorSource> tensors = as_loaded(file.decoder_tensors(), config, options.path);
   const std::optional<VisionSource> vision = open_vision(options, file, config, headers);
   if (vision) summary.vision = vision->config;
   std::optional<DraftSource> draft;
-  if (!options.draft_path.empty()) draft = open_draft(options.draft_path, headers);
+  if (!options.draft_path.empty()) {
+    draft = open_draft(options.draft_path, headers);
+    draft->tensors = as_loaded(draft->tensors, draft->config, draft->path);
+  }
   const std::vector<AdapterTensors> adapters = read_adapters(options, /*headers_only=*/true);
   summary.architecture = file.architecture();
   summary.chat = file.chat_metadata();
   summary.file_bytes = file.bytes();
+  std::unordered_map<std::string_view, const Tensor*> loaded;  // by the file's names
+  for (const Tensor* tensor : tensors->tensors()) loaded.emplace(tensor->name, tensor);
   TypeCounts types;
   for (const Tensor& tensor : file.tensors()) {
     uint64_t n_elements = 1;
     for (const int64_t dimension : tensor.shape) n_elements *= static_cast<uint64_t>(dimension);
     summary.n_parameters += n_elements;
-    types.add(tensor.type, tensor.bytes);
+    const auto found = loaded.find(tensor.name);
+    const Tensor& counted = found == loaded.end() ? tensor : *found->second;
+    types.add(counted.type, counted.bytes);
   }
   summary.types = types.most_bytes_first();
   if (!config.is_encoder) summary.output_bytes = tensors->find(config.has_output ? kOutput : kTokenEmbd)->bytes;

@@ -36,6 +36,8 @@ struct ModelDescription {
   bool is_encoder = false;  // an embedding model
   bool has_dense = false;   // with its dense layers
   int embedding_dim = 0;    // of a text's embedding
+  std::string pooling;      // pooling_name()
+  bool normalizes = true;   // embeddings have a length of 1 where nothing else is asked for
 };
 ModelDescription describe_model(const ModelConfig& config);
 
@@ -47,7 +49,7 @@ struct FileSummary {
   uint64_t file_bytes = 0;
   uint64_t n_parameters = 0;
   uint64_t output_bytes = 0;     // of the matrix that logits are computed with; 0: an embedding model
-  std::vector<TypeCount> types;  // most bytes first
+  std::vector<TypeCount> types;  // most bytes first; with options.quantize as the model would be loaded
   struct Plan {
     int n_ctx = 0;
     MemoryPlan memory;

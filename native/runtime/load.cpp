@@ -12,6 +12,7 @@
 #include "runtime/devices.h"
 #include "runtime/inspect.h"
 #include "runtime/load_plan.h"
+#include "runtime/quantize_load.h"
 #include "runtime/vision_source.h"
 
 namespace gemma {
@@ -72,37 +73,46 @@ class Loader {
     info_.chat = file.chat_metadata();
     progress(0.1);
     config_ = file.config();
-    tensors_ = file.decoder_tensors();
+    const std::shared_ptr<const TensorSource> stored = file.decoder_tensors();
+    tensors_ = quantized(stored, config_, options_.path);
+    if (tensors_ != stored) info_.quantize = options_.quantize;
     vocabulary_ = file.vocabulary(config_.n_vocab);
+    config_.embeds_eos = vocabulary_.adds_eos.value_or(config_.embeds_eos);
     loaded_->tokenizer = file.make_tokenizer(vocabulary_);
     loaded_->grammars = std::make_unique<GrammarCompiler>(*loaded_->tokenizer);
     loaded_->banned = find_banned(*loaded_->tokenizer, config_.n_vocab);
     progress(0.2);
     info_.n_ctx = in_file(options_.path, [&] { return choose_context(options_.n_ctx, config_); });
-    if (config_.is_encoder) in_file(options_.path, [&] { check_encoder(); });
+    in_file(options_.path, [&] { check_embedding_model(file); });
     vision_ = open_vision(options_, file, config_, open_options_);
     if (vision_) info_.vision = vision_->config;
     info_.vision_arithmetic = options_.vision_arithmetic;
     adapters_ = read_adapters(options_, /*headers_only=*/true);
   }
 
-  void check_encoder() const {
-    if (!options_.draft_path.empty()) {
+  std::shared_ptr<const TensorSource> quantized(std::shared_ptr<const TensorSource> tensors, const ModelConfig& config,
+                                                const std::string& path) const {
+    if (options_.quantize.empty()) return tensors;
+    return quantized_tensors(std::move(tensors), config, options_.quantize, path, info_.n_threads);
+  }
+
+  void check_embedding_model(const ModelFile& file) const {
+    if (config_.is_encoder && !options_.draft_path.empty()) {
       throw Error(ErrorCode::kUnsupportedInput, "EMBEDDING_MODEL",
                   "draft: an embedding model writes nothing that could be guessed");
     }
-    if (options_.needs_dense && !config_.has_dense()) {
+    if (options_.needs_dense && config_.lacks_dense) {
       throw Error(ErrorCode::kUnsupportedModel, "NO_DENSE_LAYERS",
-                  "the file has none of the two dense layers of an embedding model, without which its vectors are not "
-                  "the model's: convert it again with llama.cpp's convert_hf_to_gguf.py "
-                  "--sentence-transformers-dense-modules, or take the vectors as they are (option denseLayers: "
-                  "'optional')");
+                  file.dense_hint() + "; or take vectors that are not the model's (option denseLayers: 'optional')");
     }
   }
 
   // The layers on devices by what they take, and what all of it takes there.
   Placement place() {
-    if (!options_.draft_path.empty()) draft_ = open_draft(options_.draft_path, open_options_);
+    if (!options_.draft_path.empty()) {
+      draft_ = open_draft(options_.draft_path, open_options_);
+      draft_->tensors = quantized(draft_->tensors, draft_->config, draft_->path);
+    }
     const LoadSources sources{*tensors_, config_, vision_, draft_, adapters_};
     limits_ = model_limits(options_, sources, info_.n_ctx);
     info_.kv_type = limits_.kv_type;

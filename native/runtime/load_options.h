@@ -45,6 +45,8 @@ struct LoadOptions {
   uint64_t prefix_cache_bytes = 0;
   // Keep a screen of the output matrix, a quarter of its size at 16 bits: sampled logits then cost a fraction of all.
   bool screen_logits = true;
+  // A FileQuantization's name: weights of floats become what a file of that type has, also of the draft model. "": none.
+  std::string quantize;
   std::vector<NamedAdapter> adapters;
   // fraction in 0..1, called on the loading thread
   std::function<void(double)> on_progress;
@@ -60,6 +62,7 @@ struct EngineInfo {
   KvType kv_type = KvType::kF16;
   MemoryPlan memory;  // the draft model included
   bool has_draft_model = false;
+  std::string quantize;  // what weights became while they were loaded; "": they are as they are stored
   ChatMetadata chat;
   std::optional<VisionConfig> vision;
   Arithmetic vision_arithmetic = Arithmetic::kFast;

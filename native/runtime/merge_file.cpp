@@ -176,10 +176,10 @@ class Merger {
   MergeResult run() {
     if (options_.cancel != nullptr && options_.cancel->load())
       throw Error(ErrorCode::kDisposed, "CANCELLED", "merging was cancelled");
-    types_.quantization = &need_file_quantization(options_.type);
+    types_.quantization = &need_file_quantization(options_.type, "type");
     types_.overrides = options_.overrides;
     types_.allow_requantize = options_.allow_requantize;
-    mmproj_types_.quantization = &need_file_quantization(options_.mmproj_type);
+    mmproj_types_.quantization = &need_file_quantization(options_.mmproj_type, "mmprojType");
     mmproj_types_.allow_requantize = options_.allow_requantize;
     if (options_.adapters.empty() == options_.other_path.empty())
       throw Error(ErrorCode::kInvalidArgument, "", "expected adapters, or another model to merge with, not both");

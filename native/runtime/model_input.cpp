@@ -193,12 +193,4 @@ FileToWrite plan_file(const std::string& path, const InputFile& input, const Fil
   return file;
 }
 
-const FileQuantization& need_file_quantization(const std::string& name) {
-  if (const FileQuantization* found = find_file_quantization(name)) return *found;
-  std::string known;
-  for (const FileQuantization& q : file_quantizations()) known += (known.empty() ? "" : ", ") + std::string(q.name);
-  throw Error(ErrorCode::kInvalidArgument, "UNKNOWN_TYPE",
-              "type: \"" + shown_path(name) + "\" is unknown; there are " + known);
-}
-
 }  // namespace gemma

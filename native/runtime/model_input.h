@@ -106,7 +106,4 @@ FileToWrite plan_file(const std::string& path, const InputFile& input, const Fil
                       const std::function<std::shared_ptr<RowChange>(const InputTensor&)>& change,
                       std::vector<TypeFallback>* fallbacks);
 
-// Throws Error{kInvalidArgument, UNKNOWN_TYPE}.
-const FileQuantization& need_file_quantization(const std::string& name);
-
 }  // namespace gemma

@@ -92,6 +92,21 @@ void set_layers(GgufMetadata& metadata, const ModelConfig& config, const std::st
   }
 }
 
+// Of an encoder a mean, two matrices behind it, and a length of 1; of a decoder that embeds too no more than that.
+void check_embedding(const ModelConfig& config) {
+  const auto is_plain = [](const DenseConfig& layer) {
+    return !layer.has_bias && layer.activation == Activation::kIdentity;
+  };
+  const bool has_own_dense = config.is_encoder
+                                 ? !std::ranges::all_of(config.dense, is_plain) || config.dense.size() % 2 != 0 ||
+                                       config.dense.size() > 2
+                                 : config.has_dense();
+  if (has_own_dense) not_in_gguf("dense layers other than two matrices of EmbeddingGemma");
+  if (config.pooling != Pooling::kMean)
+    not_in_gguf("embeddings by " + std::string(pooling_name(config.pooling)) + ", not by the mean of rows");
+  if (!config.normalizes) not_in_gguf("embeddings that are not normalised");
+}
+
 void set_vocabulary(GgufMetadata& metadata, const Vocabulary& vocabulary, bool adds_eos) {
   constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581, which stands for a blank
   constexpr float kScoreOfNone = -10000.0f;
@@ -168,14 +183,14 @@ GgufMetadata decoder_metadata(const ModelConfig& config, const Vocabulary& vocab
   metadata.set_f32(prefix + "attention.layer_norm_rms_epsilon", config.rms_eps);
   if (config.final_softcap > 0) metadata.set_f32(prefix + "final_logit_softcapping", config.final_softcap);
   set_layers(metadata, config, prefix);
+  check_embedding(config);
   if (config.is_encoder) {
     constexpr int kMean = 1;
     set("pooling_type", kMean);
-    if (config.has_dense()) {
-      set("dense_2_feat_in", config.model_dim);
-      set("dense_2_feat_out", config.dense_dim);
-      set("dense_3_feat_in", config.dense_dim);
-      set("dense_3_feat_out", config.dense_out_dim);
+    for (size_t i = 0; i < config.dense.size(); ++i) {
+      const std::string layer = "dense_" + std::to_string(i + 2);
+      set((layer + "_feat_in").c_str(), config.dense_in_dim(i));
+      set((layer + "_feat_out").c_str(), config.dense[i].out_dim);
     }
   }
   set_vocabulary(metadata, vocabulary, config.embeds_eos);

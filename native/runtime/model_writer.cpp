@@ -10,6 +10,7 @@
 #include "quant/dequantize.h"
 #include "quant/quantize.h"
 #include "runtime/inspect.h"
+#include "runtime/quantize_rows.h"
 
 namespace gemma {
 namespace {
@@ -214,31 +215,38 @@ class FileInWork {
   uint64_t write_chunk(const Output& output, int64_t chunk, Buffers& buffers) {
     run_.check_cancelled();
     const TensorToWrite& tensor = *output.tensor;
-    const Tensor& source = *tensor.source;
     const int64_t first = chunk * output.rows_of_chunk();
     const int64_t n_rows = std::min(output.rows_of_chunk(), output.n_rows - first);
     const size_t row = output.row();
-    const size_t source_row = row_bytes(source.type, output.n);
     buffers.out.resize(static_cast<size_t>(n_rows) * row);
-    const std::byte* from = source.data + static_cast<size_t>(first) * source_row;
-    if (tensor.change == nullptr && source.type == tensor.type) {
-      std::memcpy(buffers.out.data(), from, buffers.out.size());
-    } else {
-      buffers.row.resize(static_cast<size_t>(output.n));
-      for (int64_t i = 0; i < n_rows; ++i) {
-        dequantize_row(source.type, from + static_cast<size_t>(i) * source_row, buffers.row.data(), output.n);
-        if (tensor.change != nullptr) tensor.change->apply(first + i, buffers.row, buffers.scratch);
-        if (quantize_row(tensor.type, buffers.row.data(), buffers.out.data() + static_cast<size_t>(i) * row, output.n,
-                         tensor.importance)) {
-          continue;
-        }
-        throw Error(ErrorCode::kNonFinite, "",
-                    shown_path(run_.source.name) + ": tensor " + source.name + ", row " + std::to_string(first + i) + ": a value is not finite as " +
-                        type_traits(tensor.type).name);
+    in_file(run_.source.name, [&] {
+      if (tensor.change == nullptr) {
+        quantize_rows(*tensor.source, first, n_rows, tensor.type, tensor.importance, buffers.row, buffers.out.data());
+      } else {
+        change_rows(tensor, first, n_rows, buffers);
       }
-    }
+    });
     part_->write(output.offset + static_cast<uint64_t>(first) * row, buffers.out);
     return hash_bytes(0, buffers.out);
+  }
+
+  static void change_rows(const TensorToWrite& tensor, int64_t first, int64_t n_rows, Buffers& buffers) {
+    const Tensor& source = *tensor.source;
+    const int64_t n = row_length(source);
+    const size_t row = row_bytes(tensor.type, n);
+    buffers.row.resize(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n_rows; ++i) {
+      dequantize_row(source.type, source.data + static_cast<size_t>(first + i) * row_bytes(source.type, n),
+                     buffers.row.data(), n);
+      tensor.change->apply(first + i, buffers.row, buffers.scratch);
+      if (quantize_row(tensor.type, buffers.row.data(), buffers.out.data() + static_cast<size_t>(i) * row, n,
+                       tensor.importance)) {
+        continue;
+      }
+      throw Error(ErrorCode::kNonFinite, "",
+                  "tensor " + tensor.name + ", row " + std::to_string(first + i) + ": a value is not finite as " +
+                      type_traits(tensor.type).name);
+    }
   }
 
   void release(const Output& output, int64_t first_row, int64_t n_rows) const {

@@ -12,10 +12,10 @@ QuantizeResult quantize_file(const QuantizeOptions& options) {
   if (options.cancel != nullptr && options.cancel->load())
     throw Error(ErrorCode::kDisposed, "CANCELLED", "quantising was cancelled");
   FileTypes types;
-  types.quantization = &need_file_quantization(options.type);
+  types.quantization = &need_file_quantization(options.type, "type");
   types.overrides = options.overrides;
   types.allow_requantize = options.allow_requantize;
-  const FileQuantization& mmproj = need_file_quantization(options.mmproj_type);
+  const FileQuantization& mmproj = need_file_quantization(options.mmproj_type, "mmprojType");
   check_output(options.output, options.overwrite);
   ModelInput input = ModelInput::open(options.path, options.chat_template);
   types.heads_per_kv_head = input.heads_per_kv_head();

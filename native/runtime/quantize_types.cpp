@@ -151,6 +151,15 @@ const FileQuantization* find_file_quantization(std::string_view name) {
   return found == std::end(kQuantizations) ? nullptr : found;
 }
 
+const FileQuantization& need_file_quantization(const std::string& name, const char* option) {
+  const FileQuantization* found = find_file_quantization(name);
+  if (found != nullptr) return *found;
+  std::string known;
+  for (const FileQuantization& q : kQuantizations) known += (known.empty() ? "" : ", ") + std::string(q.name);
+  throw Error(ErrorCode::kInvalidArgument, "UNKNOWN_TYPE",
+              std::string(option) + ": \"" + shown_path(name) + "\" is unknown; there are " + known);
+}
+
 std::optional<TensorType> find_quantizable_type(std::string_view name) {
   for (const TensorType type : kTensorTypes) {
     if (can_quantize(type) && same_word(type_traits(type).name, name)) return type;

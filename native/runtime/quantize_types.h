@@ -23,6 +23,8 @@ struct FileQuantization {
 std::span<const FileQuantization> file_quantizations();
 // Any case. Null for another name.
 const FileQuantization* find_file_quantization(std::string_view name);
+// Throws Error{kInvalidArgument, UNKNOWN_TYPE} for another name, which stands in what option is called.
+const FileQuantization& need_file_quantization(const std::string& name, const char* option);
 // A type that quantize_row() makes: "q6_k", any case.
 std::optional<TensorType> find_quantizable_type(std::string_view name);
 

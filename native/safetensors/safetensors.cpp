@@ -97,9 +97,11 @@ SafetensorsTensor read_tensor(JsonReader& json, std::string name) {
       if (tensor.type == nullptr) json.fail("there is no type " + quoted(type), at);
     } else if (key == "shape") {
       has_shape = true;
+      tensor.shape.clear();  // that a key comes twice is found at the object's end
       json.read_array([&] { tensor.shape.push_back(json.read_int(0)); });
     } else if (key == "data_offsets") {
       const size_t at = json.offset();
+      offsets.clear();
       json.read_array([&] { offsets.push_back(static_cast<uint64_t>(json.read_int(0))); });
       if (offsets.size() != 2) json.fail("expected 2 offsets, found " + std::to_string(offsets.size()), at);
     } else {
@@ -253,16 +255,16 @@ void SafetensorsFile::check() const {
   if (map_) map_->check();
 }
 
-void SafetensorsFile::release(std::span<const std::byte> bytes) const {
-  if (map_) map_->release(bytes);
-}
-
 uint64_t SafetensorsFile::version() const {
   return map_ ? map_->version() : 0;
 }
 
 void SafetensorsFile::prefetch(const std::function<void(size_t bytes)>& on_read) const {
   if (map_) map_->prefetch(on_read);
+}
+
+void SafetensorsFile::release(std::span<const std::byte> bytes) const {
+  if (map_) map_->release(bytes);
 }
 
 }  // namespace gemma

@@ -56,11 +56,12 @@ class SafetensorsFile {
 
   // Throws as FileMap::check does.
   void check() const;
-  // As FileMap::release and version.
-  void release(std::span<const std::byte> bytes) const;
+  // As FileMap::version.
   uint64_t version() const;
   // As FileMap::prefetch.
   void prefetch(const std::function<void(size_t bytes)>& on_read) const;
+  // As FileMap::release.
+  void release(std::span<const std::byte> bytes) const;
 
  private:
   SafetensorsFile() = default;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,6 +27,7 @@ struct Vocabulary {
   std::vector<TokenKind> kinds;
   TokenId bos = -1, eos = -1, unk = -1, pad = -1;  // -1: none
   std::vector<TokenId> ends;                       // tokens that the file says to end an answer, beside eos
+  std::optional<bool> adds_eos;                    // behind a text; nothing: as the model's kind has it
   std::shared_ptr<const void> text;                // null where the file keeps it
 };
 

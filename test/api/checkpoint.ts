@@ -1,13 +1,15 @@
 // Hugging Face checkpoints as folders, made at test time of GGUF files: the same weights under the names, and the same vocabulary and
 // configuration in the form, that transformers writes.
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 
 interface Stored {
   dtype: string;
   shape: number[];
   data: Buffer;
 }
+
+const DTYPES: Readonly<Record<number, string>> = { 0: 'F32', 1: 'F16', 30: 'BF16' };
 
 export interface Gguf {
   keys: Map<string, unknown>;
@@ -50,7 +52,7 @@ export function readGguf(path: string): Gguf {
     infos.map(({ name, shape, type, offset }) => {
       const n = shape.reduce((a, b) => a * b, 1);
       const begin = start + offset;
-      return [name, { dtype: type === 0 ? 'F32' : 'F16', shape, data: bytes.subarray(begin, begin + n * (type === 0 ? 4 : 2)) }]; // prettier-ignore
+      return [name, { dtype: DTYPES[type]!, shape, data: bytes.subarray(begin, begin + n * (type === 0 ? 4 : 2)) }]; // prettier-ignore
     }),
   );
   return { keys, tensors };
@@ -168,7 +170,7 @@ function tokenizerJson(keys: Gguf['keys']): unknown {
 }
 
 function configuration(text: Gguf, vision: Gguf | undefined, layout: Layout): Record<string, unknown> {
-  const key = (name: string) => text.keys.get(`gemma3.${name}`) as number;
+  const key = (name: string) => text.keys.get(`${text.keys.get('general.architecture') as string}.${name}`) as number;
   const seen = (name: string) => vision?.keys.get(`clip.vision.${name}`) as number;
   const rope = key('rope.scaling.factor') ?? 1;
   const head = key('attention.key_length');
@@ -231,24 +233,32 @@ export interface Checkpoint {
   tokenizer: unknown;
 }
 
+type Dtype = 'F16' | 'F32' | 'BF16';
+
+/** A tensor of 16-bit floats in 32 bits, or in BF16, which they must fit. */
+function converted({ dtype, shape, data }: Stored, to: Dtype): Stored {
+  if (dtype !== 'F16' || to === 'F16') return { dtype, shape, data };
+  const halves = new Uint16Array(data.buffer.slice(data.byteOffset, data.byteOffset + data.length));
+  const values = Float32Array.from(halves, toFloat);
+  if (to === 'F32') return { dtype: to, shape, data: Buffer.from(values.buffer) };
+  const bits = new Uint32Array(values.buffer);
+  if (bits.some((word) => (word & 0xffff) !== 0)) throw new Error('a value that BF16 does not hold');
+  return { dtype: to, shape, data: Buffer.from(Uint16Array.from(bits, (word) => word >>> 16).buffer) };
+}
+
 /** What a folder of these weights holds. `dtype` F32: every 16-bit float is written in 32 bits. */
 export function checkpointOf(
   model: string,
   mmproj: string | undefined,
-  { layout, dtype = 'F16' }: { layout: Layout; dtype?: 'F16' | 'F32' },
+  { layout, dtype = 'F16' }: { layout: Layout; dtype?: Dtype },
 ): Checkpoint {
   const text = readGguf(model);
   const vision = mmproj === undefined ? undefined : readGguf(mmproj);
   const tensors = new Map<string, Stored>();
   for (const [name, stored] of [...text.tensors, ...(vision?.tensors ?? [])]) {
-    let { dtype: type, data } = stored;
-    if (isNorm(name)) data = Buffer.from(floats(data).map((value) => value - 1).buffer);
-    else if (type === 'F16' && dtype === 'F32') {
-      const halves = new Uint16Array(data.buffer.slice(data.byteOffset, data.byteOffset + data.length));
-      data = Buffer.from(Float32Array.from(halves, toFloat).buffer);
-      type = 'F32';
-    }
-    tensors.set(hfName(name, layout), { dtype: type, shape: stored.shape, data });
+    if (name.startsWith('dense_')) continue; // in folders of their own
+    const data = isNorm(name) ? Buffer.from(floats(stored.data).map((value) => value - 1).buffer) : stored.data;
+    tensors.set(hfName(name, layout), converted({ ...stored, data }, dtype));
   }
   return { config: configuration(text, vision, layout), tensors, tokenizer: tokenizerJson(text.keys) };
 }
@@ -281,4 +291,129 @@ export function writeCheckpoint(folder: string, { config, tensors, tokenizer }: 
   }
   json('model.safetensors.index.json', { metadata: { total_size: 1 }, weight_map: index });
   return folder;
+}
+
+export interface DenseVariant {
+  activation: string;
+  bias: boolean;
+}
+
+/** How a folder of sentence-transformers is made (test/reference/make_sentence.py makes the same). */
+export interface SentenceVariant {
+  pooling: string;
+  normalize: boolean;
+  dense?: readonly DenseVariant[];
+  /** a decoder */
+  causal?: boolean;
+  /** texts end with <eos>: true unless said */
+  eos?: boolean;
+  /** in the form of version 6 */
+  new?: boolean;
+  /** config_sentence_transformers.json */
+  prompts?: unknown;
+  /** sentence_bert_config.json */
+  length?: unknown;
+}
+
+const FLAGS: Readonly<Record<string, string>> = { cls: 'cls_token', max: 'max_tokens', mean: 'mean_tokens', weightedmean: 'weightedmean_tokens' }; // prettier-ignore
+
+/** [rows, columns] by a formula. */
+export function pattern(rows: number, columns: number, [a, b, c, m, scale]: readonly number[]): Float32Array {
+  return Float32Array.from({ length: rows * columns }, (_, at) => {
+    const [i, j] = [Math.floor(at / columns), at % columns];
+    return (((i * a! + j * b! + c!) % m!) - Math.floor(m! / 2)) / scale!;
+  });
+}
+
+/** Writes a folder of sentence-transformers with the weights of a GGUF file of EmbeddingGemma's structure. */
+export function writeSentenceModel(
+  folder: string,
+  gguf: string,
+  variant: SentenceVariant,
+  { dtype = 'F16', shards = 1 }: { dtype?: Dtype; shards?: number } = {},
+): string {
+  const { pooling, normalize, dense = [], causal = false, eos = true, prompts, length } = variant;
+  const checkpoint = checkpointOf(gguf, undefined, { layout: 'text', dtype });
+  checkpoint.config.use_bidirectional_attention = !causal;
+  checkpoint.config.eos_token_id = 1;
+  const special = (id: string) => ({ SpecialToken: { id, type_id: 0 } });
+  const single = [special('<bos>'), { Sequence: { id: 'A', type_id: 0 } }, ...(eos ? [special('<eos>')] : [])];
+  checkpoint.tokenizer = {
+    ...(checkpoint.tokenizer as object),
+    post_processor: { type: 'TemplateProcessing', single },
+  };
+  writeCheckpoint(folder, checkpoint, shards);
+  const json = (name: string, value: unknown) => {
+    mkdirSync(dirname(join(folder, name)), { recursive: true });
+    writeFileSync(join(folder, name), JSON.stringify(value));
+  };
+  const { tensors } = readGguf(gguf);
+  const width = tensors.get('output_norm.weight')!.shape[0]!;
+  json(
+    '1_Pooling/config.json',
+    variant.new
+      ? { embedding_dimension: width, pooling_mode: pooling, include_prompt: true }
+      : { word_embedding_dimension: width, [`pooling_mode_${FLAGS[pooling] ?? pooling}`]: true, include_prompt: true },
+  );
+  const [first, second] = ['dense_2', 'dense_3'].map((name) => converted(tensors.get(`${name}.weight`)!, dtype));
+  const bytes = first!.data.length / (first!.shape[0]! * first!.shape[1]!);
+  const third = { ...first!, shape: [32, width], data: first!.data.subarray(0, 32 * width * bytes) };
+  const weights = [first!, second!, third];
+  const modules = [
+    ['Transformer', ''],
+    ['Pooling', '1_Pooling'],
+  ];
+  for (const [i, { activation, bias }] of dense.entries()) {
+    const name = `${modules.length}_Dense`;
+    const { shape } = weights[i]!;
+    const [out = 0, into = 0] = shape;
+    json(`${name}/config.json`, {
+      in_features: into,
+      out_features: out,
+      bias,
+      activation_function: `torch.nn.modules.${activation === 'Identity' ? 'linear' : 'activation'}.${activation}`,
+    });
+    const stored = new Map([['linear.weight', weights[i]!]]);
+    if (bias) {
+      const data = Buffer.from(pattern(1, out, [0, 37, 0, 65, 64]).buffer as ArrayBuffer);
+      stored.set('linear.bias', { dtype: 'F32', shape: [out], data });
+    }
+    writeFileSync(join(folder, name, 'model.safetensors'), safetensors(stored));
+    modules.push(['Dense', name]);
+  }
+  if (normalize) modules.push(['Normalize', `${modules.length}_Normalize`]);
+  const packages: Readonly<Record<string, string>> = variant.new
+    ? { Transformer: 'base.modules.transformer', Pooling: 'sentence_transformer.modules.pooling', Dense: 'base.modules.dense', Normalize: 'base.modules.normalize' } // prettier-ignore
+    : {};
+  json(
+    'modules.json',
+    modules.map(([kind = '', path], idx) => {
+      const type = `sentence_transformers.${packages[kind] ?? 'models'}.${kind}`;
+      return { idx, name: String(idx), path, type };
+    }),
+  );
+  if (prompts !== undefined) json('config_sentence_transformers.json', prompts);
+  json('sentence_bert_config.json', length ?? { max_seq_length: 2048, do_lower_case: false });
+  return folder;
+}
+
+/** tokenizer.model, SentencePiece's own file, of a GGUF file's vocabulary. */
+export function sentencePiece(model: string): Buffer {
+  const { keys } = readGguf(model);
+  const pieces = keys.get('tokenizer.ggml.tokens') as string[];
+  const scores = keys.get('tokenizer.ggml.scores') as number[];
+  const types = keys.get('tokenizer.ggml.token_type') as number[];
+  const varint = (value: number): number[] => (value < 128 ? [value] : [(value & 127) | 128, ...varint(value >>> 7)]);
+  const message = (field: number, content: Buffer) =>
+    Buffer.concat([Buffer.from([(field << 3) | 2, ...varint(content.length)]), content]);
+  const number = (field: number, value: number) => Buffer.from([...varint(field << 3), ...varint(value)]);
+  const entries = pieces.map((piece, id) => {
+    const score = Buffer.alloc(5, (2 << 3) | 5);
+    score.writeFloatLE(scores[id]!, 1);
+    const text = types[id] === 4 ? piece.replaceAll(' ', '\u2581') : piece;
+    return message(1, Buffer.concat([message(1, Buffer.from(text)), score, number(3, types[id]!)]));
+  });
+  const trainer = message(2, Buffer.concat([number(3, 2), number(35, 1)])); // BPE, pieces for bytes
+  const normalizer = message(3, Buffer.concat([number(3, 0), number(4, 0), number(5, 1)])); // blanks as U+2581, nothing else
+  return Buffer.concat([...entries, trainer, normalizer]);
 }

@@ -118,10 +118,10 @@ describe('text alone', () => {
     expect(found.get('tokenizer.ggml.tokens')).toEqual(expected.get('tokenizer.ggml.tokens'));
   });
 
-  test.each([
+  test.each<[string, number, object?]>([
     ['query_pre_attn_scalar', 144],
     ['num_hidden_layers', 7, { layer_types: Array.from({ length: 7 }, () => 'full_attention') }],
-  ] as const)('what no key can say is refused: %s', async (key, value, more = {}) => {
+  ])('what no key can say is refused: %s', async (key, value, more = {}) => {
     const path = writeCheckpoint(join(folder, `odd-${key}`), { ...sound, config: { ...sound.config, [key]: value, ...more } }); // prettier-ignore
     await expect(Gemma.quantize(path, out(), { type: 'f16' })).rejects.toMatchObject({
       code: 'ERR_UNSUPPORTED_MODEL',

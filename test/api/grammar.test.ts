@@ -1,6 +1,6 @@
 // Grammars at the border to native code: what compileGrammar() takes and refuses, and answers that are bound. What masks allow, and the
 // engine under them, is tested natively (test/native/grammar_test.cpp); the public options in structured.test.ts.
-import { compileGrammar } from '../../lib/grammar-compiler.js';
+import { compileGrammar, MAX_WAIT_MS } from '../../lib/grammar-compiler.js';
 import { GemmaError } from '../../lib/index.js';
 import {
   addon,
@@ -92,14 +92,93 @@ test('a small grammar does not wait for large ones', async () => {
   const asked = (name: string, source: NativeGrammarSource) =>
     compileGrammar(model, source, controller.signal).then(
       () => ended.push(name),
-      () => ended.push(name),
+      () => ended.push('refused'),
     );
   const all = Array.from({ length: 10 }, (_, i) => asked('large', { kind: 'jsonSchema', text: large(i + 1) }));
   await asked('small', { kind: 'regex', text: 'small[0-9]+' });
-  expect(ended.length).toBeLessThan(5);
+  expect(ended.filter((name) => name === 'large').length).toBeLessThan(5);
   controller.abort();
   await Promise.all(all);
   expect(ended).toHaveLength(11);
+});
+
+describe('large grammars take turns', () => {
+  const none = new AbortController().signal;
+  const source = (text: string): NativeGrammarSource => ({ kind: 'regex', text });
+  const turns = async () => {
+    for (let i = 0; i < 30; ++i) await Promise.resolve();
+  };
+
+  /** A model whose grammars are all large, compiled or refused when the test says so. */
+  function busyModel() {
+    const running: { text: string; end: (failure?: Error) => void }[] = [];
+    const compile = ({ text }: NativeGrammarSource, quickly: boolean) =>
+      quickly
+        ? Promise.resolve(null)
+        : new Promise<unknown>((resolve, reject) =>
+            running.push({ text, end: (failure) => (failure ? reject(failure) : resolve({ text })) }),
+          );
+    return { running, fake: { compileGrammar: compile } as unknown as NativeModel };
+  }
+
+  beforeEach(() => jest.useFakeTimers({ doNotFake: ['nextTick', 'queueMicrotask'] }));
+  afterEach(() => jest.useRealTimers());
+
+  test('one is compiled at a time, in the order they came', async () => {
+    const { running, fake } = busyModel();
+    const all = ['a', 'b', 'c'].map((text) => compileGrammar(fake, source(text), none));
+    const failed = rejection(all[0] as Promise<unknown>);
+    for (const text of ['a', 'b', 'c']) {
+      await turns();
+      expect(running.map((one) => one.text)).toEqual([text]);
+      running.shift()?.end(text === 'a' ? new Error('too large') : undefined);
+    }
+    expect(await failed).toMatchObject({ message: 'too large' });
+    expect(await Promise.all(all.slice(1))).toEqual([{ text: 'b' }, { text: 'c' }]);
+    expect(jest.getTimerCount()).toBe(0);
+  });
+
+  test('who waits too long is refused, and those before go on alone', async () => {
+    const { running, fake } = busyModel();
+    const first = compileGrammar(fake, source('first'), none);
+    const others = Array.from({ length: 9 }, () => rejection(compileGrammar(fake, source('other'), none)));
+    await turns();
+    jest.advanceTimersByTime(MAX_WAIT_MS - 1);
+    const late = compileGrammar(fake, source('late'), none);
+    await turns();
+    jest.advanceTimersByTime(1);
+    for (const error of await Promise.all(others)) {
+      expect(error).toBeInstanceOf(GemmaError);
+      expect(error).toMatchObject({ code: 'ERR_QUEUE_FULL', detail: 'GRAMMARS' });
+    }
+    await turns();
+    expect(running.map((one) => one.text)).toEqual(['first']);
+    running.shift()?.end();
+    await turns();
+    expect(running.map((one) => one.text)).toEqual(['late']);
+    running.shift()?.end();
+    expect(await Promise.all([first, late])).toEqual([{ text: 'first' }, { text: 'late' }]);
+    expect(jest.getTimerCount()).toBe(0);
+  });
+
+  test('an abort ends the waiting at once', async () => {
+    const { running, fake } = busyModel();
+    const controller = new AbortController();
+    const first = compileGrammar(fake, source('first'), none);
+    const second = rejection(compileGrammar(fake, source('second'), controller.signal));
+    const third = compileGrammar(fake, source('third'), none);
+    await turns();
+    controller.abort(new Error('left'));
+    expect(await second).toMatchObject({ message: 'left' });
+    running.shift()?.end();
+    await turns();
+    expect(running.map((one) => one.text)).toEqual(['third']);
+    running.shift()?.end();
+    await Promise.all([first, third]);
+    const gone = rejection(compileGrammar(fake, source('gone'), controller.signal));
+    expect(await gone).toMatchObject({ message: 'left' });
+    expect(jest.getTimerCount()).toBe(0);
+  });
 });
 
 test('what is no grammar is refused', async () => {

@@ -14,12 +14,13 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, relative, sep } from 'node:path';
 import { Gemma, GemmaError, type PullOptions, type PullProgress } from '../../lib/index.js';
 import { pullModel } from '../../lib/hub/pull.js';
 import type { PullSettings } from '../../lib/hub/pulled.js';
 import { parseModelName, type HubName } from '../../lib/hub/names.js';
 import { TUNING, type Tuning } from '../../lib/hub/transfer.js';
+import { writeSentenceModel } from './checkpoint.js';
 import { data, rejection, tiny } from './helpers.js';
 import { COMMIT, FakeHub, hashOf } from './hub-server.js';
 
@@ -141,6 +142,58 @@ describe('a model', () => {
       hub: { ...options.hub, endpoint: 'http://127.0.0.1:9', offline: true },
     });
     await offline.dispose();
+  });
+
+  test('of sentence-transformers comes with the folders of its modules, and nothing else', async () => {
+    const identity = { activation: 'Identity', bias: false };
+    const source = writeSentenceModel(join(folder, 'source'), join(data, 'embedding-f16.gguf'), {
+      pooling: 'mean',
+      normalize: true,
+      dense: [identity, identity],
+      prompts: { prompts: { query: 'find: ' } },
+    });
+    const names = readdirSync(source, { recursive: true, withFileTypes: true })
+      .filter((entry) => entry.isFile())
+      .map((entry) => relative(source, join(entry.parentPath, entry.name)).split(sep).join('/'));
+    const others = [
+      'onnx/config.json',
+      'original/model.safetensors',
+      '2_Dense/pytorch_model.bin',
+      '2_Dense/x/config.json',
+    ];
+    const files = Object.fromEntries(names.map((name) => [name, readFileSync(join(source, name))]));
+    hub.add('org/model', { ...files, ...Object.fromEntries(others.map((name) => [name, big])) });
+    const options = { hub: { endpoint: hub.endpoint, cacheDir: folder, token: false as const } };
+    const texts = ['Paris', 'a longer text than that'];
+    const own = await Gemma.load(source);
+    const want = await own.embed(texts, { task: 'query' });
+    const { config } = await Gemma.inspect('hf:org/model', options);
+    expect({ ...config, name: own.info.config.name }).toEqual(own.info.config);
+    await own.dispose();
+    for (const offline of [false, true]) {
+      const gemma = await Gemma.load('hf:org/model', { hub: { ...options.hub, offline } });
+      expect(gemma.info.prompts).toMatchObject({ query: 'find: ' });
+      expect(await gemma.embed(texts, { task: 'query' })).toEqual(want);
+      await gemma.dispose();
+    }
+    const snapshot = join(repoFolder(), 'snapshots', COMMIT);
+    for (const name of others) expect(existsSync(join(snapshot, name))).toBe(false);
+    // A link that somebody has put there leads nowhere else.
+    const dense = join(snapshot, '3_Dense', 'model.safetensors');
+    const secret = mkdtempSync(join(tmpdir(), 'gemma-secret-'));
+    try {
+      writeFileSync(join(secret, 'weights'), files['3_Dense/model.safetensors']!);
+      rmSync(dense);
+      symlinkSync(join(secret, 'weights'), dense);
+      const loading = Gemma.load('hf:org/model', { hub: { ...options.hub, offline: true } });
+      expect(await detail(loading)).toBe('ERR_DOWNLOAD PATH_REJECTED');
+    } finally {
+      rmSync(secret, { recursive: true });
+    }
+    // Nor do paths of modules.
+    const escaping = JSON.stringify([{ type: 'sentence_transformers.models.Transformer', path: '../../../..' }]);
+    hub.add('org/escaping', { ...files, 'modules.json': escaping });
+    expect(await detail(Gemma.load('hf:org/escaping', options))).toBe('ERR_SAFETENSORS_INVALID BAD_MODULES');
   });
 
   test('of another kind is refused by its first bytes', async () => {

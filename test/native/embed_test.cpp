@@ -140,7 +140,7 @@ TEST("rows of the layers, and their mean") {
   const Texts texts = golden_texts("plain");
   const std::shared_ptr<const GgufFile> file = GgufFile::open(data(kEncoder));
   const ModelConfig config = read_model_config(*file);
-  CHECK(config.is_encoder && config.embeds_eos && config.dense_dim == 96 && config.embedding_dim() == 64);
+  CHECK(config.is_encoder && config.embeds_eos && config.dense[0].out_dim == 96 && config.embedding_dim() == 64);
   const std::unique_ptr<Backend> backend = make_cpu_backend("", 2);
   const Stage all[] = {{backend.get(), 0, config.n_layers()}};
   Model model(all, config, load_weights(all, decoder_tensors(file), config), {128, KvType::kF32, 128, true});

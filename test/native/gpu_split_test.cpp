@@ -10,10 +10,12 @@
 #include "check.h"
 #include "engine_helpers.h"
 #include "model/forward.h"
+#include "model/layer_tensors.h"
 #include "model/memory_plan.h"
 #include "model/placement.h"
 #include "model/vision.h"
 #include "reader/gguf_reader.h"
+#include "runtime/quantize_file.h"
 
 namespace gemma {
 namespace {
@@ -103,6 +105,35 @@ TEST("layers on two devices, and on a device and the CPU, agree with transformer
       CHECK(normalised_error(got, golden.logits) < 3e-4);
     }
   }
+}
+
+TEST("weights that are quantised while they are loaded: a split model of the quantised file's, to the bit") {
+  const std::filesystem::path file =
+      std::filesystem::temp_directory_path() / ("gemma-split-" + std::to_string(std::random_device()()) + ".gguf");
+  QuantizeOptions quantize;
+  quantize.path = data("text-a-f16.gguf");
+  quantize.output = file.string();
+  quantize.type = "q8_0";
+  quantize_file(quantize);
+  const std::vector<TokenId> tokens = some_tokens(40);
+  for (const auto& [device, n_gpu_layers] : {std::pair(kTwo, 1000), std::pair("emulated:sm_80", 3)}) {
+    LoadOptions o = on(device, n_gpu_layers, "text-a-f16.gguf");
+    o.quantize = quantize.type;
+    const std::shared_ptr<Engine> engine = Engine::load(o);
+    o.quantize.clear();
+    o.path = quantize.output;
+    const std::shared_ptr<Engine> of_file = Engine::load(o);
+    CHECK(same_bits(logits_of(*engine, tokens), logits_of(*of_file, tokens)));
+    // What lies on the GPU is kept in memory beside. What the CPU multiplies with is there once.
+    const std::shared_ptr<const GgufFile> gguf = GgufFile::open(quantize.output, {.headers_only = true});
+    uint64_t beside = 0;
+    for (const Tensor& tensor : gguf->tensors()) {
+      const bool is_on_cpu = n_gpu_layers == 3 && (tensor.name == kTokenEmbd || tensor.name < "blk.4");
+      if (tensor.shape.size() == 1 || !is_on_cpu) beside += tensor.bytes;
+    }
+    CHECK(engine->info().memory.weights_bytes == of_file->info().memory.weights_bytes + beside);
+  }
+  std::filesystem::remove(file);
 }
 
 TEST("tokens of a split model do not depend on company or on how the prompt is cut") {

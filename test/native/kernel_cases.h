@@ -225,7 +225,7 @@ inline std::vector<float> awkward_blocks(std::mt19937& rng) {
 struct LowRankCase {
   static constexpr int kRows = 9;
   static constexpr int kCols = 96;
-  static constexpr int kOut[2] = {85, 33};  // columns of b: 96 and 48
+  static constexpr int kOut[2] = {277, 33};  // columns of b: 288 and 48
   std::vector<float> x;
   std::vector<std::vector<std::byte>> w;  // F32
   struct Part {

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <memory>
 #include <random>
+#include <string>
 
 #include "allocations.h"
 #include "check.h"
@@ -18,6 +19,7 @@
 #include "model/vision.h"
 #include "model/vision_tensors.h"
 #include "reader/gguf_reader.h"
+#include "runtime/quantize_load.h"
 
 // ------------------------------------------------------------------------------------- models of published shapes
 
@@ -59,6 +61,7 @@ class SparseFile {
   SparseFile& operator=(const SparseFile&) = delete;
 
   const std::shared_ptr<const GgufFile>& file() const { return file_; }
+  std::string path() const { return path_.string(); }
 
  private:
   std::filesystem::path path_;
@@ -112,9 +115,10 @@ ModelConfig config_of(const Size& size) {
 
 class SparseModel {
  public:
-  explicit SparseModel(const Size& size)
-      : sparse_(header(size), expected_tensors(config_of(size)), TensorType::kQ4_0) {}
+  explicit SparseModel(const Size& size, TensorType matrices = TensorType::kQ4_0)
+      : sparse_(header(size), expected_tensors(config_of(size)), matrices) {}
   Shape shape() const { return {decoder_tensors(sparse_.file()), read_model_config(*sparse_.file())}; }
+  std::string path() const { return sparse_.path(); }
 
  private:
   SparseFile sparse_;
@@ -217,8 +221,7 @@ VisionConfig vision_config(int n_layers) {
 ModelConfig encoder_config() {
   ModelConfig config = config_of({6, 768, 1152, 3, 1, 512});
   config.is_encoder = true;
-  config.dense_dim = 3072;
-  config.dense_out_dim = 768;
+  config.dense = {{.out_dim = 3072}, {.out_dim = 768}};
   for (int i = 0; i < config.n_layers(); ++i) {
     LayerConfig& layer = config.layers[static_cast<size_t>(i)];
     layer.n_window = i == 5 ? 0 : 512;
@@ -264,6 +267,49 @@ TEST("270M, with the model's own file where there is one") {
   if (path == nullptr) return;
   const std::shared_ptr<const GgufFile> file = GgufFile::open(path);
   check_shape("its file", {decoder_tensors(file), read_model_config(*file)});
+}
+
+// Bytes of a mapped file that are this process's memory now. 0 where the system does not tell.
+uint64_t resident_bytes(const std::string& path) {
+  std::ifstream maps("/proc/self/smaps");
+  uint64_t sum = 0;
+  bool is_file = false;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find('-') < line.find(' ')) is_file = line.ends_with(path);
+    if (is_file && line.starts_with("Rss:")) sum += std::stoull(line.substr(4)) << 10;
+  }
+  return sum;
+}
+
+TEST("270M, quantised while it is loaded: copies are planned, and pages of the file go back") {
+  for (const char* type : {"q8_0", "q4_0"}) {
+    const SparseModel sparse(k270M, TensorType::kF16);
+    const std::shared_ptr<const TensorSource> stored = sparse.shape().tensors;
+    const ModelConfig config = sparse.shape().config;
+    const int64_t before = live_bytes;
+    {
+      const Shape shape{quantized_tensors(stored, config, type, "file", kThreads), config};
+      uint64_t most_resident = 0;
+      double done = 0;
+      shape.tensors->prefetch([&](double fraction) {
+        CHECK(fraction >= done);
+        done = fraction;
+        most_resident = std::max(most_resident, resident_bytes(sparse.path()));
+      });
+      CHECK(done == 1);
+      std::printf("  of the file at most %.2f MiB of %.0f\n", mib(most_resident), mib(stored->bytes()));
+      CHECK(most_resident < 16 << 20);
+      const ModelLimits limits{4096, KvType::kF16, 32, false};
+      const auto traits = cpu_traits("", kThreads);
+      MemoryPlanner planner({{traits.get(), 0, config.n_layers()}});
+      planner.add_model(*shape.tensors, config, limits);
+      CHECK(planner.plan().mapped_bytes == 0);
+      const std::unique_ptr<Backend> backend = make_cpu_backend("", kThreads);
+      const Work work(*backend, shape, limits);
+      check_planned(type, limits, planner.plan(), live_bytes - before);
+    }
+    CHECK(live_bytes == before);
+  }
 }
 
 // A step of short texts, as many as their pages allow, and one of a text as long as a step.

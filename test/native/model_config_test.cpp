@@ -243,7 +243,7 @@ TEST("an embedding model: what its architecture says, and its keys") {
   const ModelConfig c = read_data("embedding-f16.gguf");
   CHECK(c.is_encoder && c.embeds_eos && !c.has_output && c.n_layers() == 6 && global_layers(c) == "5");
   CHECK(local_layer(c).n_window == 8 && c.n_ctx_train == 2048);
-  CHECK(c.has_dense() && c.dense_dim == 96 && c.embedding_dim() == 64);
+  CHECK(c.has_dense() && c.dense[0].out_dim == 96 && c.embedding_dim() == 64);
   CHECK(!read_data("text-a-f16.gguf").is_encoder && !read_data("text-a-f16.gguf").embeds_eos);
 }
 

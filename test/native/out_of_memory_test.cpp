@@ -185,6 +185,21 @@ TEST("loading with a draft model") {
   sweep("load", [&] { engine = Engine::load(o); }, [] {});
 }
 
+TEST("loading with weights that are quantised on the way") {
+  LoadOptions o = options("text-a-f16.gguf");
+  o.n_ctx = 256;
+  o.quantize = "q8_0";
+  std::shared_ptr<Engine> engine = Engine::load(o);
+  const std::vector<TokenId> want = reference(*engine);
+  engine.reset();
+  sweep(
+      "load", [&] { engine = Engine::load(o); },
+      [&] {
+        if (engine) CHECK(reference(*engine) == want);
+        engine.reset();
+      });
+}
+
 TEST("what a file says") {
   sweep("summary", [] { summarize_file(all_kinds(), {512, 1024}); }, [] {});
   sweep("devices", [] { list_devices(); }, [] {});

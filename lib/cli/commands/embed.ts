@@ -1,12 +1,20 @@
 // gemma-native embed: texts to vectors.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { Option } from 'commander';
-import { EMBEDDING_TASKS, type EmbeddingTask } from '../../embed.js';
-import { number, using, withModel, type DefineCommand, type ModelFlags } from '../options.js';
+import {
+  adapterOptions,
+  number,
+  using,
+  withAdapters,
+  withModel,
+  type DefineCommand,
+  type ModelFlags,
+} from '../options.js';
 import { printJson, printLine, UsageError, withProgress } from '../output.js';
 
 interface EmbedFlags extends ModelFlags {
-  task?: EmbeddingTask;
+  task?: string;
+  prompt?: string;
   title?: string;
   dimensions?: number;
   normalize?: boolean;
@@ -30,13 +38,15 @@ function shown(row: Float32Array): string {
 async function embed(given: readonly string[], flags: EmbedFlags, signal: AbortSignal): Promise<void> {
   const texts = textsOf(given, flags.file);
   if (texts.length === 0) throw new UsageError('texts: expected at least one, as arguments or with --file');
-  const { task, title, dimensions, normalize, truncate, out } = flags;
+  const { task, prompt, title, dimensions, normalize, truncate, out } = flags;
   await using(flags, signal, async (gemma) => {
     const { data, shape, usage } = await withProgress('Embedding', !!flags.json, (onProgress) =>
       gemma.embed(texts, {
         signal,
         onProgress,
-        ...(task && { task }),
+        ...adapterOptions(flags),
+        ...(task !== undefined && { task }),
+        ...(prompt !== undefined && { prompt }),
         ...(title !== undefined && { title }),
         ...(dimensions !== undefined && { dimensions }),
         ...(normalize === false && { normalize }),
@@ -56,8 +66,9 @@ async function embed(given: readonly string[], flags: EmbedFlags, signal: AbortS
 }
 
 export function addEmbed(command: DefineCommand, signal: AbortSignal): void {
-  withModel(command('embed [texts...]', 'texts to vectors, for search and comparison'))
-    .addOption(new Option('--task <task>', 'what they are for').choices(EMBEDDING_TASKS))
+  withAdapters(withModel(command('embed [texts...]', 'texts to vectors, for search and comparison')))
+    .option('--task <task>', 'what they are for: query, document or another prompt that the model has')
+    .option('--prompt <text>', "text that stands before each, instead of a task's")
     .option('--title <text>', 'with --task document: their title')
     .option('--dimensions <n>', 'numbers of a vector, the first are kept', number)
     .option('--no-normalize', 'vectors as the model makes them, not of length 1')

@@ -1,15 +1,19 @@
 // gemma-native inspect: what a model file holds and how much memory it takes.
-import { Gemma, type KvCacheType } from '../../index.js';
-import { kvOption, type DefineCommand } from '../options.js';
+import { Gemma, type KvCacheType, type Quantization } from '../../index.js';
+import { kvOption, quantizeOption, type DefineCommand } from '../options.js';
 import { bytes, printJson, printLine, table } from '../output.js';
 
 interface InspectFlags {
   json?: boolean;
   kv?: KvCacheType;
+  quantize?: Quantization;
 }
 
 async function inspect(model: string, flags: InspectFlags): Promise<void> {
-  const summary = await Gemma.inspect(model, flags.kv !== undefined ? { kvCache: flags.kv } : {});
+  const summary = await Gemma.inspect(model, {
+    ...(flags.kv !== undefined && { kvCache: flags.kv }),
+    ...(flags.quantize !== undefined && { quantize: flags.quantize }),
+  });
   if (flags.json) return printJson(summary);
   const { config, vision } = summary;
   printLine(
@@ -35,7 +39,7 @@ async function inspect(model: string, flags: InspectFlags): Promise<void> {
         : []),
     ]),
   );
-  printLine('\ntensor types');
+  printLine(flags.quantize === undefined ? '\ntensor types' : `\ntensor types, loaded as ${flags.quantize}`);
   printLine(
     table(summary.tensorTypes.map(({ type, tensors, bytes: n }) => ['  ', type, tensors, 'tensors', bytes(n)])),
   );
@@ -54,6 +58,7 @@ async function inspect(model: string, flags: InspectFlags): Promise<void> {
 export function addInspect(command: DefineCommand): void {
   command('inspect <model>', 'what a model file holds and how much memory it takes')
     .addOption(kvOption())
+    .addOption(quantizeOption())
     .option('--json', 'print one JSON object')
     .action((model: string, flags: InspectFlags) => inspect(model, flags));
 }

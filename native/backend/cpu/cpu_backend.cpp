@@ -1,9 +1,11 @@
 // The CPU backend: each operation cut into chunks for the thread pool, each chunk one call of a kernel. Weights stay
 // where the file is mapped; activations are quantised once per operation.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "backend/backend.h"
@@ -14,18 +16,14 @@
 #include "backend/cpu/small_math.h"
 #include "backend/workspace.h"
 #include "base/error.h"
+#include "base/large_memory.h"
 #include "base/thread_pool.h"
 #include "quant/dequantize.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace gemma {
 namespace {
 
 using cpu::Kernels;
-using cpu::kHugePage;
 using cpu::QuantizedMemory;
 using cpu::QuantizedRowOut;
 using cpu::QuantizedRows;
@@ -38,26 +36,13 @@ constexpr size_t kMaxTopShare = 32;
 
 class CpuBuffer final : public Buffer {
  public:
-  explicit CpuBuffer(size_t bytes) : alignment_(std::align_val_t{bytes >= kHugePage ? kHugePage : 64}) {
-    const size_t size = std::max<size_t>(cpu::allocated_bytes(bytes), 1);
-    data_ = static_cast<std::byte*>(::operator new(size, alignment_, std::nothrow));
-    if (data_ == nullptr) {
-      throw Error(ErrorCode::kOutOfMemory, "",
-                  "out of memory: " + std::to_string(bytes) + " bytes could not be allocated");
-    }
+  explicit CpuBuffer(size_t bytes) : memory_(bytes) {
+    data_ = memory_.data();
     bytes_ = bytes;
-#if defined(__linux__)
-    // A core reads the cache of a long context half as fast again through pages of 2 MiB (28 against 18 GB/s in a
-    // virtual machine, where a miss of the TLB walks two tables). Advice only: it may be declined.
-    if (bytes >= kHugePage) madvise(data_, size, MADV_HUGEPAGE);
-#endif
   }
-  ~CpuBuffer() override { ::operator delete(data_, alignment_); }
-  CpuBuffer(const CpuBuffer&) = delete;
-  CpuBuffer& operator=(const CpuBuffer&) = delete;
 
  private:
-  std::align_val_t alignment_;
+  LargeMemory memory_;
 };
 
 class CpuBackend final : public Backend {
@@ -152,9 +137,18 @@ class CpuBackend final : public Backend {
       job_chunks_.push_back({n_chunks, rows});
       n_chunks += (job.weight->n_out + rows - 1) / rows;
     }
-    // Before: what is added is added to each chunk while that is near the core.
-    if (!added.empty()) multiply_low_rank(added, x);
+    // What adapters add is added to each chunk while that is near the core. Threads share t = x a^T before their first
+    // chunk, and none waits for it before it has one to add to: a job of its own would cost a single row as much as t.
+    const int n_t_chunks = plan_low_rank(added);
+    std::atomic<int> next_t_chunk{0};
+    std::atomic<int> n_t_done{0};
     pool_.parallel_for(n_chunks, [&](int chunk, int thread) {
+      while (next_t_chunk.load(std::memory_order_relaxed) < n_t_chunks) {
+        const int t_chunk = next_t_chunk.fetch_add(1, std::memory_order_relaxed);
+        if (t_chunk >= n_t_chunks) break;
+        multiply_low_rank(added, x, t_chunk, thread);
+        n_t_done.fetch_add(1, std::memory_order_release);
+      }
       size_t j = jobs.size() - 1;
       while (job_chunks_[j].first_chunk > chunk) --j;
       const Weight& weight = *jobs[j].weight;
@@ -164,6 +158,9 @@ class CpuBackend final : public Backend {
       rows.w_row_bytes = row_bytes(weight.type, weight.n_in);
       rows.row_begin = (chunk - job_chunks_[j].first_chunk) * job_chunks_[j].rows;
       rows.row_end = std::min(weight.n_out, rows.row_begin + job_chunks_[j].rows);
+      for (const LowRank& part : added) {
+        if (part.out == jobs[j].out) prefetch_columns(part, rows.row_begin, rows.row_end);
+      }
       const size_t stride = static_cast<size_t>(weight.n_out);
       const Scratch& scratch = scratch_[static_cast<size_t>(thread)];
       const int exact = n_exact(weight);
@@ -176,6 +173,8 @@ class CpuBackend final : public Backend {
         float* out = row_of(jobs[j].out, exact, weight.n_out);
         kernels_.bulk->multiply(rows, packed, n - exact, n_in, out, stride, scratch);
       }
+      // Seldom more than a moment: whoever computes the last of it began before this chunk was computed.
+      while (n_t_done.load(std::memory_order_acquire) < n_t_chunks) std::this_thread::yield();
       for (const LowRank& part : added) {
         if (part.out == jobs[j].out) add_columns(part, 0, part.n_rows, rows.row_begin, rows.row_end);
       }
@@ -427,38 +426,46 @@ class CpuBackend final : public Backend {
     });
   }
 
-  // t = x a^T of each.
-  void multiply_low_rank(std::span<const LowRank> added, const float* x) {
+  // The chunks of t = x a^T of all.
+  int plan_low_rank(std::span<const LowRank> added) {
     int n_chunks = 0;
-    size_t n_products = 0;
     low_rank_chunks_.clear();
     for (const LowRank& part : added) {
       const int n_row_chunks = (part.n_rows + kLowRankRows - 1) / kLowRankRows;
       low_rank_chunks_.push_back({n_chunks, n_row_chunks});
       n_chunks += n_row_chunks * ((part.a.n_out + kRowsOfA - 1) / kRowsOfA);
-      n_products +=
-          static_cast<size_t>(part.n_rows) * static_cast<size_t>(part.a.n_out) * static_cast<size_t>(part.a.n_in);
     }
-    const auto multiply = [&](int chunk, int thread) {
-      size_t i = added.size() - 1;
-      while (low_rank_chunks_[i].first_chunk > chunk) --i;
-      const Weight& a = added[i].a;
-      const int index = chunk - low_rank_chunks_[i].first_chunk;
-      const int first = index % low_rank_chunks_[i].n_row_chunks * kLowRankRows;
-      const int first_out = index / low_rank_chunks_[i].n_row_chunks * kRowsOfA;
-      const int row = added[i].first_row + first;
-      const cpu::WeightRows rows{a.type, a.data, row_bytes(a.type, a.n_in), first_out,
-                                 std::min(a.n_out, first_out + kRowsOfA)};
-      kernels_.gemm_float(rows, row_of(x, row, a.n_in), std::min(kLowRankRows, added[i].n_rows - first), a.n_in,
-                          row_of(added[i].t, row, a.n_out), static_cast<size_t>(a.n_out),
-                          scratch_[static_cast<size_t>(thread)]);
-    };
-    constexpr size_t kWorthWaking = 1 << 16;  // products
-    if (n_products < kWorthWaking) {
-      for (int chunk = 0; chunk < n_chunks; ++chunk) multiply(chunk, 0);
-    } else {
-      pool_.parallel_for(n_chunks, multiply);
+    return n_chunks;
+  }
+
+  void multiply_low_rank(std::span<const LowRank> added, const float* x, int chunk, int thread) {
+    size_t i = added.size() - 1;
+    while (low_rank_chunks_[i].first_chunk > chunk) --i;
+    const Weight& a = added[i].a;
+    const int index = chunk - low_rank_chunks_[i].first_chunk;
+    const int first = index % low_rank_chunks_[i].n_row_chunks * kLowRankRows;
+    const int first_out = index / low_rank_chunks_[i].n_row_chunks * kRowsOfA;
+    const int row = added[i].first_row + first;
+    const cpu::WeightRows rows{a.type, a.data, row_bytes(a.type, a.n_in), first_out,
+                               std::min(a.n_out, first_out + kRowsOfA)};
+    kernels_.gemm_float(rows, row_of(x, row, a.n_in), std::min(kLowRankRows, added[i].n_rows - first), a.n_in,
+                        row_of(added[i].t, row, a.n_out), static_cast<size_t>(a.n_out),
+                        scratch_[static_cast<size_t>(thread)]);
+  }
+
+  // Brings b near the core, for add_columns. A chunk's columns are too few for the processor to see them coming.
+  static void prefetch_columns([[maybe_unused]] const LowRank& part, [[maybe_unused]] int begin,
+                               [[maybe_unused]] int end) {
+#if defined(__GNUC__) || defined(__clang__)
+    constexpr size_t kLine = 64;
+    const size_t stride = row_bytes(part.b.type, part.b.n_in);
+    const size_t from = row_bytes(part.b.type, begin);
+    const size_t to = row_bytes(part.b.type, std::min(part.n_out, end));
+    for (int k = 0; k < part.b.n_out; ++k) {
+      const std::byte* row = row_of(part.b.data, k, stride);
+      for (size_t i = from; i < to; i += kLine) __builtin_prefetch(row + i, 0, 2);  // into the second cache
     }
+#endif
   }
 
   // n of the rows, from the first-th on, and columns begin .. end - 1; begin a multiple of kOutputLanes.

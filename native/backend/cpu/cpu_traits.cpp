@@ -11,10 +11,6 @@
 
 namespace gemma::cpu {
 
-size_t allocated_bytes(size_t bytes) {
-  return bytes >= kHugePage ? round_up(bytes, kHugePage) : bytes;
-}
-
 QuantizedMemory::QuantizedMemory(std::byte* memory, int n, int n_in) {
   const size_t cols = static_cast<size_t>(n) * static_cast<size_t>(n_in);
   const size_t blocks = cols / 32;

@@ -7,14 +7,9 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
+#include "base/large_memory.h"
 
 namespace gemma::cpu {
-
-// Buffers of this size and more lie on pages of this size.
-inline constexpr size_t kHugePage = size_t{2} << 20;
-
-// What an allocation of so many bytes takes.
-size_t allocated_bytes(size_t bytes);
 
 // The working memory of threads: a cache line apart.
 inline constexpr size_t kScratchStride = kScratchBytes + 64;

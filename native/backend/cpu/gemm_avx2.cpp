@@ -160,6 +160,7 @@ struct LowRankLanes {
   static constexpr int kLanes = 8;
   static constexpr int kRows = 4;
   static constexpr int kColumns = 16;
+  static constexpr int kSingleColumns = 64;
   static Float set1(float v) { return _mm256_set1_ps(v); }
   static Float load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Float v) { _mm256_storeu_ps(p, v); }

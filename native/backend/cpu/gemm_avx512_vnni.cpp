@@ -413,6 +413,7 @@ struct LowRankLanes {
   static constexpr int kLanes = 16;
   static constexpr int kRows = 8;
   static constexpr int kColumns = 32;
+  static constexpr int kSingleColumns = 128;
   static Float set1(float v) { return _mm512_set1_ps(v); }
   static Float load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Float v) { _mm512_storeu_ps(p, v); }

@@ -119,6 +119,7 @@ struct LowRankLanes {
   static constexpr int kLanes = 4;
   static constexpr int kRows = 4;
   static constexpr int kColumns = 16;
+  static constexpr int kSingleColumns = 32;
   static Float set1(float v) { return vdupq_n_f32(v); }
   static Float load(const float* p) { return vld1q_f32(p); }
   static void store(float* p, Float v) { vst1q_f32(p, v); }

@@ -2,7 +2,8 @@
 // it. Some columns of a few rows at a time: a value of b is read once for all rows.
 //
 // Isa has a vector type Float of kLanes floats with set1, load and store (unaligned), mul, div, root, fma, and F32, F16,
-// BF16, types of b that load kLanes values as floats; kRows rows of kColumns columns are as much as it has registers for.
+// BF16, types of b that load kLanes values as floats; kRows rows of kColumns columns, and one of kSingleColumns, are as much
+// as it has registers for.
 #pragma once
 
 #include "backend/cpu/kernels.h"
@@ -53,10 +54,12 @@ inline void add_low_rank_tile(const LowRankRows& a, int row, size_t column, floa
 // Columns that are fewer than a tile go through memory that is wide enough.
 template <class Isa, class Type, int kRows>
 inline void add_low_rank_rows(const LowRankRows& a, int row, int col_begin, int col_end) {
+  // Sums of a single row in many columns, for each waits for its last product.
+  constexpr int kColumns = kRows == 1 ? Isa::kSingleColumns : Isa::kColumns;
   float* out = row_of(a.out, row, static_cast<ptrdiff_t>(a.out_stride));
   int column = col_begin;
-  for (; column + Isa::kColumns <= col_end; column += Isa::kColumns)
-    add_low_rank_tile<Isa, Type, kRows, Isa::kColumns>(a, row, static_cast<size_t>(column), out + column, a.out_stride);
+  for (; column + kColumns <= col_end; column += kColumns)
+    add_low_rank_tile<Isa, Type, kRows, kColumns>(a, row, static_cast<size_t>(column), out + column, a.out_stride);
   for (; column + kLowRankColumns <= col_end; column += kLowRankColumns)
     add_low_rank_tile<Isa, Type, kRows, kLowRankColumns>(a, row, static_cast<size_t>(column), out + column,
                                                          a.out_stride);

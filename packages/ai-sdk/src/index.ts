@@ -1,1 +1,8 @@
-export {};
+export { createGemma, gemma, type GemmaProvider, type GemmaProviderSettings } from './provider.js';
+export type { ModelSettings, ModelSource } from './models.js';
+export type {
+  GemmaEmbeddingModelOptions,
+  GemmaLanguageModelOptions,
+  GemmaLanguageModelSettings,
+  GemmaRerankingModelOptions,
+} from './options.js';

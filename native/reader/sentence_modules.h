@@ -1,0 +1,34 @@
+// What sentence-transformers says beside a checkpoint of a model that embeds texts: modules.json, which lists the steps
+// from tokens to an embedding, and the configurations of these steps. Sources: sentence-transformers 6.2 (base/model.py,
+// base/modules/, sentence_transformer/modules/pooling.py); what versions since 2 have written is read.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/config.h"
+
+namespace gemma {
+
+struct SentenceModules {
+  Pooling pooling = Pooling::kMean;
+  std::vector<DenseConfig> dense;
+  std::vector<std::string> dense_files;  // of each its weights: "FOLDER/2_Dense/model.safetensors"
+  bool normalizes = false;
+  // The folders of all dense layers are missing, as "2_Dense, 3_Dense". dense is empty then.
+  std::string missing_dense;
+  std::optional<int> max_length;  // tokens of a text; absent: as the tokenizer and the model have it
+};
+
+// Nothing where the folder has no modules.json. model_dim: of the rows that are pooled. Whatever changes what an
+// embedding is and is not supported is refused by its name. Throws Error, with messages that name the file: kFile (with
+// MISSING_MODULE for a file that modules.json speaks of), kSafetensorsInvalid with BAD_MODULES, BAD_HPARAM, DUPLICATE;
+// kUnsupportedModel with SENTENCE_MODULE.
+std::optional<SentenceModules> read_sentence_modules(const std::string& folder, int model_dim);
+
+// tokenizer_config.json: model_max_length, as far as it is a limit. Throws Error{kSafetensorsInvalid}; names no file.
+std::optional<int> read_model_max_length(std::string_view json);
+
+}  // namespace gemma
