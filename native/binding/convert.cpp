@@ -308,7 +308,8 @@ void read_quantize_options(const Napi::Object& options, QuantizeOptions& result)
 double to_merge_weight(const Napi::Value& value, const char* name) {
   const double weight = to_double(value, name);
   if (weight >= 0 && weight <= 1) return weight;
-  throw Error(ErrorCode::kInvalidArgument, "", std::string(name) + ": expected 0 to 1, found " + std::to_string(weight));
+  throw Error(ErrorCode::kInvalidArgument, "",
+              std::string(name) + ": expected 0 to 1, found " + std::to_string(weight));
 }
 
 }  // namespace
@@ -344,9 +345,8 @@ MergeOptions to_merge_options(const Napi::Object& options) {
       const Napi::Object item = to_object(element, "adapters");
       MergedAdapter added;
       added.source = to_named_adapter(item).source;
-      read(item, "scale", [&](const Napi::Value& number) {
-        added.scale = static_cast<float>(to_double(number, "scale"));
-      });
+      read(item, "scale",
+           [&](const Napi::Value& number) { added.scale = static_cast<float>(to_double(number, "scale")); });
       result.adapters.push_back(std::move(added));
     });
   });

@@ -21,8 +21,8 @@
 #include "runtime/evaluate.h"
 #include "runtime/importance.h"
 #include "runtime/inspect.h"
-#include "runtime/prompt_tokens.h"
 #include "runtime/merge_file.h"
+#include "runtime/prompt_tokens.h"
 #include "runtime/quantize_file.h"
 
 namespace gemma::binding {

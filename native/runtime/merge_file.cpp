@@ -45,7 +45,8 @@ class AdapterChanges {
         Adapter::planned_bytes(use.tensors, target);
         for (const auto& [name, matrix] : use.tensors.matrices) {
           if (!matrix.bias) continue;
-          bad_adapter("UNSUPPORTED", matrix.bias->name + ": adds a bias, for which a GGUF file of Gemma 3 has no place");
+          bad_adapter("UNSUPPORTED",
+                      matrix.bias->name + ": adds a bias, for which a GGUF file of Gemma 3 has no place");
         }
       });
       const bool has_rows = use.tensors.token_rows.has_value();
@@ -82,7 +83,8 @@ class AdapterChanges {
         const bool plus_one = use.tensors.norms_without_one && is_norm_of_gemma(name);
         steps.push_back(replace_step(whole->second, plus_one));
       }
-      if (is_table && use.tensors.token_rows) steps.push_back(rows_step(*use.tensors.token_rows, use.tensors.token_ids));
+      if (is_table && use.tensors.token_rows)
+        steps.push_back(rows_step(*use.tensors.token_rows, use.tensors.token_ids));
     }
     for (const Use& use : uses_) {
       const auto matrix = use.tensors.matrices.find(name);
@@ -196,9 +198,10 @@ class Merger {
     const WriteSource source{.name = options_.path,
                              .version = version(),
                              .check = [&] { for_each_input([](const ModelInput& input) { input.check(); }); },
-                             .release = [&](std::span<const std::byte> data) {
-                               for_each_input([&](const ModelInput& input) { input.release(data); });
-                             }};
+                             .release =
+                                 [&](std::span<const std::byte> data) {
+                                   for_each_input([&](const ModelInput& input) { input.release(data); });
+                                 }};
     result_.take(write_files(files_, source, options_), files_);
     for_each_input([&](const ModelInput& input) { result_.source_bytes += input.bytes(); });
     return std::move(result_);

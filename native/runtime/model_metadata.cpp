@@ -97,10 +97,9 @@ void check_embedding(const ModelConfig& config) {
   const auto is_plain = [](const DenseConfig& layer) {
     return !layer.has_bias && layer.activation == Activation::kIdentity;
   };
-  const bool has_own_dense = config.is_encoder
-                                 ? !std::ranges::all_of(config.dense, is_plain) || config.dense.size() % 2 != 0 ||
-                                       config.dense.size() > 2
-                                 : config.has_dense();
+  const bool has_own_dense = config.is_encoder ? !std::ranges::all_of(config.dense, is_plain) ||
+                                                     config.dense.size() % 2 != 0 || config.dense.size() > 2
+                                               : config.has_dense();
   if (has_own_dense) not_in_gguf("dense layers other than two matrices of EmbeddingGemma");
   if (config.pooling != Pooling::kMean)
     not_in_gguf("embeddings by " + std::string(pooling_name(config.pooling)) + ", not by the mean of rows");
@@ -124,7 +123,8 @@ void set_vocabulary(GgufMetadata& metadata, const Vocabulary& vocabulary, bool a
       scores[i] = kScoreOfNone;
     }
     if (kind == TokenKind::kUserDefined) {
-      for (size_t at = 0; (at = piece.find(kSpace, at)) != std::string::npos; ++at) piece.replace(at, kSpace.size(), " ");
+      for (size_t at = 0; (at = piece.find(kSpace, at)) != std::string::npos; ++at)
+        piece.replace(at, kSpace.size(), " ");
     }
     pieces.push_back(std::move(piece));
     kinds.push_back(static_cast<int32_t>(kind));

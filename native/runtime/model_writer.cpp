@@ -87,15 +87,15 @@ std::vector<GgufTensorShape> shapes_of(const FileToWrite& file) {
 
 class FileInWork {
  public:
-  FileInWork(const FileToWrite& file, Run& run)
-      : run_(run), layout_(file.metadata, shapes_of(file), file.alignment) {
+  FileInWork(const FileToWrite& file, Run& run) : run_(run), layout_(file.metadata, shapes_of(file), file.alignment) {
     for (size_t i = 0; i < file.tensors.size(); ++i) {
       const TensorToWrite& tensor = file.tensors[i];
       const int64_t n = tensor.source->shape.back();
       uint64_t rows = 1;
       for (size_t d = 0; d + 1 < tensor.source->shape.size(); ++d)
         rows *= static_cast<uint64_t>(tensor.source->shape[d]);
-      outputs_.push_back({&tensor, n, static_cast<int64_t>(rows), layout_.offsets[i], rows * row_bytes(tensor.type, n)});
+      outputs_.push_back(
+          {&tensor, n, static_cast<int64_t>(rows), layout_.offsets[i], rows * row_bytes(tensor.type, n)});
       run.total_bytes += outputs_.back().bytes;
     }
     part_.emplace(file.path);
@@ -166,7 +166,8 @@ class FileInWork {
       const TensorToWrite& tensor = *output.tensor;
       const bool is_weighted = tensor.importance != nullptr;
       hash = hash_value(hash, is_weighted);
-      if (is_weighted) hash = hash_bytes(hash, std::as_bytes(std::span(tensor.importance, static_cast<size_t>(output.n))));
+      if (is_weighted)
+        hash = hash_bytes(hash, std::as_bytes(std::span(tensor.importance, static_cast<size_t>(output.n))));
       hash = hash_value(hash, tensor.change != nullptr ? tensor.change->hash() : uint64_t{0});
     }
     return hash;
@@ -252,8 +253,7 @@ class FileInWork {
   void release(const Output& output, int64_t first_row, int64_t n_rows) const {
     const Tensor& source = *output.tensor->source;
     const size_t row = row_bytes(source.type, output.n);
-    run_.source.release(
-        {source.data + static_cast<size_t>(first_row) * row, static_cast<size_t>(n_rows) * row});
+    run_.source.release({source.data + static_cast<size_t>(first_row) * row, static_cast<size_t>(n_rows) * row});
     if (output.tensor->change != nullptr) output.tensor->change->release(first_row, n_rows);
   }
 
@@ -275,7 +275,8 @@ void check_output(const std::string& path, bool overwrite) {
               shown_path(path) + ": there is a file of this name; overwrite: true replaces it");
 }
 
-WrittenFiles write_files(const std::vector<FileToWrite>& files, const WriteSource& source, const WriteOptions& options) {
+WrittenFiles write_files(const std::vector<FileToWrite>& files, const WriteSource& source,
+                         const WriteOptions& options) {
   Run run{source, options};
   run.check_cancelled();
   const auto check_outputs = [&] {

@@ -52,10 +52,10 @@ struct FileToWrite {
 
 // What the files are read from, beside the tensors themselves.
 struct WriteSource {
-  std::string name;                                                      // in messages
-  uint64_t version = 0;                                                  // of all inputs
-  std::function<void()> check;                                           // throws when an input has changed
-  std::function<void(std::span<const std::byte>)> release;               // of a source tensor, read and done with
+  std::string name;                                         // in messages
+  uint64_t version = 0;                                     // of all inputs
+  std::function<void()> check;                              // throws when an input has changed
+  std::function<void(std::span<const std::byte>)> release;  // of a source tensor, read and done with
 };
 
 struct WriteOptions {

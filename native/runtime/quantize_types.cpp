@@ -9,13 +9,12 @@ namespace gemma {
 namespace {
 
 constexpr FileQuantization kQuantizations[] = {
-    {"f32", TensorType::kF32, false, 0},        {"f16", TensorType::kF16, false, 1},
-    {"bf16", TensorType::kBF16, false, 32},
-    {"q8_0", TensorType::kQ8_0, false, 7},      {"q4_0", TensorType::kQ4_0, false, 2},
-    {"q4_1", TensorType::kQ4_1, false, 3},      {"q5_0", TensorType::kQ5_0, false, 8},
-    {"q5_1", TensorType::kQ5_1, false, 9},      {"q4_k_m", TensorType::kQ4_K, true, 15},
-    {"q5_k_m", TensorType::kQ5_K, true, 17},    {"q6_k", TensorType::kQ6_K, false, 18},
-    {"iq4_xs", TensorType::kIQ4_XS, false, 30},
+    {"f32", TensorType::kF32, false, 0},     {"f16", TensorType::kF16, false, 1},
+    {"bf16", TensorType::kBF16, false, 32},  {"q8_0", TensorType::kQ8_0, false, 7},
+    {"q4_0", TensorType::kQ4_0, false, 2},   {"q4_1", TensorType::kQ4_1, false, 3},
+    {"q5_0", TensorType::kQ5_0, false, 8},   {"q5_1", TensorType::kQ5_1, false, 9},
+    {"q4_k_m", TensorType::kQ4_K, true, 15}, {"q5_k_m", TensorType::kQ5_K, true, 17},
+    {"q6_k", TensorType::kQ6_K, false, 18},  {"iq4_xs", TensorType::kIQ4_XS, false, 30},
 };
 
 bool same_word(std::string_view a, std::string_view b) {

@@ -229,9 +229,7 @@ class RowsStep final : public RowStep {
  public:
   RowsStep(const Tensor& rows, const std::vector<int32_t>& ids) : rows_(rows), ids_(ids) {}
 
-  uint64_t hash() const override {
-    return hash_tensor(hash_bytes(4, std::as_bytes(std::span(ids_))), rows_);
-  }
+  uint64_t hash() const override { return hash_tensor(hash_bytes(4, std::as_bytes(std::span(ids_))), rows_); }
 
   void apply(int64_t row, std::span<const float>, std::span<double> values) const override {
     const auto found = std::lower_bound(ids_.begin(), ids_.end(), row);

@@ -3,7 +3,7 @@ import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, statSync, 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Gemma, type Message, type QuantizeOptions } from '../../lib/index.js';
-import { checkpointOf, readGguf, writeCheckpoint, type Gguf } from './checkpoint.js';
+import { checkpointOf, readGguf, writeCheckpoint, writeSentenceModel, type Gguf } from './checkpoint.js';
 import { cli, data, root, runNode, withModel } from './helpers.js';
 
 const gguf = join(data, 'mm-a-f16.gguf');
@@ -178,6 +178,36 @@ describe('text alone', () => {
     const path = writeCheckpoint(join(folder, 'wide'), { ...sound, tensors });
     await expect(Gemma.quantize(path, out(), { type: 'f16' })).rejects.toMatchObject({ code: 'ERR_NON_FINITE' });
     await Gemma.quantize(path, out(), { type: 'bf16' });
+  });
+});
+
+describe('an embedding model', () => {
+  const embedding = join(data, 'embedding-f16.gguf');
+  const identity = { activation: 'Identity', bias: false };
+  const usual = { pooling: 'mean', normalize: true, dense: [identity, identity] } as const;
+  const vectors = (model: string) => withModel(async (gemma) => (await gemma.embed([TEXT, 'two'])).data, {}, model);
+
+  test('becomes the file that its folder was made of, with its dense layers', async () => {
+    const from = writeSentenceModel(join(folder, 'embedding'), embedding, { ...usual, dense: [...usual.dense] });
+    const path = join(folder, 'embedding.gguf');
+    await Gemma.quantize(from, path, { type: 'f16' });
+    expectSame(readGguf(path), readGguf(embedding));
+    expect(await vectors(path)).toEqual(await vectors(embedding));
+    expect(await vectors(path)).toEqual(await vectors(from));
+  });
+
+  test.each([
+    ['other pooling', { ...usual, pooling: 'cls' }],
+    ['a bias', { ...usual, dense: [identity, { activation: 'Identity', bias: true }] }],
+    ['an activation', { ...usual, dense: [{ activation: 'Tanh', bias: false }, identity] }],
+    ['one dense layer', { ...usual, dense: [identity] }],
+    ['embeddings of any length', { ...usual, normalize: false }],
+  ])('what no key can say is refused: %s', async (name, variant) => {
+    const from = writeSentenceModel(join(folder, name), embedding, variant);
+    await expect(Gemma.quantize(from, join(folder, 'none.gguf'), { type: 'f16' })).rejects.toMatchObject({
+      code: 'ERR_UNSUPPORTED_MODEL',
+      detail: 'NOT_IN_GGUF',
+    });
   });
 });
 

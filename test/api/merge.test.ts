@@ -269,7 +269,7 @@ test('what cannot be is refused, and nothing is left in place', async () => {
   expect(await refused({ adapters: [lora] }, base, copy)).toBe('FILE_EXISTS');
   expect(existsSync(out('no.gguf'))).toBe(false);
 
-  const wrong = (options: object) => Gemma.merge(base, out('no.gguf'), { type: 'f16', ...options } as MergeOptions);
+  const wrong = (options: object) => Gemma.merge(base, out('no.gguf'), { type: 'f16', ...options });
   await expect(wrong({})).rejects.toThrow(TypeError);
   await expect(wrong({ adapters: [lora], with: { model: base } })).rejects.toThrow(TypeError);
   await expect(wrong({ adapters: [] })).rejects.toThrow(RangeError);

@@ -286,6 +286,7 @@ struct MergeFiles {
   }
 };
 
+#ifndef _WIN32  // there nobody can write to a file that is open here
 TEST("an input that changes while it is read is an error, and what was written of it does not count") {
   const MergeFiles files;
   for (const std::string& changed : {files.a, files.b}) {
@@ -312,6 +313,7 @@ TEST("an input that changes while it is read is an error, and what was written o
     }
   }
 }
+#endif
 
 TEST("merging that was ended at any moment goes on, to the same bytes, and not with another weight") {
   const MergeFiles files;
