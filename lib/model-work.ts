@@ -93,7 +93,8 @@ export async function checkOutputs(outputs: readonly string[], inputs: readonly 
       const found = await identity(path);
       if (found !== undefined && read.has(found)) throw same(path, 'the input');
     }
-    if (outputs.indexOf(output) < i) throw same(output, 'named twice');
+    const others = outputs.filter((_, at) => at !== i);
+    if (others.some((other) => other === output || `${other}.part` === output)) throw same(output, 'named twice');
   }
 }
 

@@ -277,8 +277,11 @@ void PartFile::resize(uint64_t size) {
     throw system_error(part_, "cannot be written");
 }
 
-void PartFile::commit() {
+void PartFile::sync() {
   if (!FlushFileBuffers(handle_)) throw system_error(part_, "cannot be written");
+}
+
+void PartFile::commit() {
   close();
   if (!MoveFileExW(wide(part_).c_str(), wide(path_).c_str(), MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH))
     throw system_error(path_, "cannot be written");
@@ -492,8 +495,11 @@ void PartFile::resize(uint64_t size) {
   if (::ftruncate(handle_, static_cast<off_t>(size)) != 0) throw system_error(part_, "cannot be written");
 }
 
-void PartFile::commit() {
+void PartFile::sync() {
   if (::fsync(handle_) != 0) throw system_error(part_, "cannot be written");
+}
+
+void PartFile::commit() {
   // Closed after the rename: the lock holds as long as the name is there.
   if (::rename(part_.c_str(), path_.c_str()) != 0) throw system_error(path_, "cannot be written");
   close();

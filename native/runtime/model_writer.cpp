@@ -147,7 +147,11 @@ class FileInWork {
     return {.bytes = layout_.file_bytes, .types = types.most_bytes_first()};
   }
 
-  void trim() { part_->resize(layout_.file_bytes); }
+  // What was needed to go on is taken away; all that may fail for want of space has been done then.
+  void finish() {
+    part_->resize(layout_.file_bytes);
+    part_->sync();
+  }
   void commit() { part_->commit(); }
 
  private:
@@ -295,7 +299,7 @@ WrittenFiles write_files(const std::vector<FileToWrite>& files, const WriteSourc
   run.progress();
   for (const auto& file : all) result.files.push_back(file->result());
   check_outputs();
-  for (const auto& file : all) file->trim();
+  for (const auto& file : all) file->finish();
   for (const auto& file : all) file->commit();
   return result;
 }

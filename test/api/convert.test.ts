@@ -153,6 +153,7 @@ describe('text alone', () => {
     expect(await refused({ overwrite: true }, from, join(from, 'tokenizer.json'))).toBe('SAME_FILE');
     const both = writeCheckpoint(join(folder, 'both'), checkpointOf(gguf, mmproj, { layout: 'new' }));
     expect(await refused({ mmprojOutput: join(folder, 'no.gguf') }, both)).toBe('SAME_FILE');
+    expect(await refused({ mmprojOutput: join(folder, 'no.gguf.part') }, both)).toBe('SAME_FILE');
     const part = join(folder, 'input.gguf.part');
     copyFileSync(textGguf, part);
     expect(await refused({}, part, join(folder, 'input.gguf'))).toBe('SAME_FILE');

@@ -64,11 +64,11 @@ const isGlibc =
     inspect: many,
     devices: '1',
     dispose: '1',
-    convert: process.env.GEMMA_TEST_EVERY_CALL ? '1' : '53',
-    merge: process.env.GEMMA_TEST_EVERY_CALL ? '1' : '37',
-    mix: process.env.GEMMA_TEST_EVERY_CALL ? '1' : '97',
-    'convert-disk': '1',
-    'merge-disk': '1',
+    convert: process.env.GEMMA_TEST_EVERY_CALL ? '1' : '149',
+    merge: process.env.GEMMA_TEST_EVERY_CALL ? '1' : '97',
+    mix: process.env.GEMMA_TEST_EVERY_CALL ? '1' : '397',
+    'convert-disk': process.env.GEMMA_TEST_EVERY_CALL ? '1' : '7',
+    'merge-disk': process.env.GEMMA_TEST_EVERY_CALL ? '1' : '5',
   };
   // Every call that asks the system for memory, a mapping or a thread is refused once, and then all from there on.
   test.each(

@@ -57,14 +57,14 @@ const written = (run, what) => ({
   run,
   what,
   prepare: async () => {
-    await quietly(run);
+    await run();
     const expected = read().join();
     for (const path of outputs) fs.rmSync(path, { force: true });
     return expected;
   },
   after: async (result, expected) => {
     if (!result && read().join('') !== '') throw new Error('a file is in place');
-    if (!result) await quietly(run);
+    if (!result) await run();
     if (read().join() !== expected) throw new Error('other bytes');
     for (const path of outputs) fs.rmSync(path, { force: true });
   },
