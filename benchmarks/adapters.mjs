@@ -5,13 +5,14 @@
 //
 // What is compared takes turns in one process, in another order in each round; ratios are of the same round: median (lowest to highest).
 // A decode's time is the median of the times between its tokens, because others on the machine disturb some of them and so the mean.
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { loadavg, tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { fetchTestModel } from '../scripts/fetch-test-model.mjs';
-import { SetupError, main, root } from '../scripts/steps.mjs';
+import { writeRandomAdapter } from '../scripts/random-adapter.mjs';
+import { main, root } from '../scripts/steps.mjs';
 
 const N_ADAPTERS = 8;
 const PROMPT_TOKENS = 512;
@@ -20,59 +21,6 @@ const WARM_UP = 24;
 // The ends of a turn and of a text would end a measurement.
 const NO_END = { 1: -100, 106: -100 };
 const log = (line) => process.stderr.write(`${line}\n`);
-
-const WRITERS = {
-  f32: [4, (buffer, value, at) => buffer.writeFloatLE(value, at)],
-  bf16: [
-    2,
-    (buffer, value, at) => {
-      const bits = new Uint32Array(Float32Array.of(value).buffer);
-      buffer.writeUInt16LE(bits[0] >>> 16, at);
-    },
-  ],
-};
-
-// A folder of PEFT's. B is small, so that the model goes on to write about as it did.
-async function writeAdapter(folder, config, { rank, type, seed }) {
-  const { layers, modelDim, ffnDim, heads, kvHeads, headDim } = config;
-  const modules = {
-    'self_attn.q_proj': [heads * headDim, modelDim],
-    'self_attn.k_proj': [kvHeads * headDim, modelDim],
-    'self_attn.v_proj': [kvHeads * headDim, modelDim],
-    'self_attn.o_proj': [modelDim, heads * headDim],
-    'mlp.gate_proj': [ffnDim, modelDim],
-    'mlp.up_proj': [ffnDim, modelDim],
-    'mlp.down_proj': [modelDim, ffnDim],
-  };
-  const [size, write] = WRITERS[type] ?? [];
-  if (!size) throw new SetupError(`--type: expected ${Object.keys(WRITERS).join(', ')}, found ${type}`);
-  let state = seed;
-  const random = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 31 - 1;
-  const header = {};
-  const parts = [];
-  let offset = 0;
-  const add = (name, shape, most) => {
-    const bytes = Buffer.alloc(shape[0] * shape[1] * size);
-    for (let at = 0; at < bytes.length; at += size) write(bytes, most * random(), at);
-    header[name] = { dtype: type.toUpperCase(), shape, data_offsets: [offset, (offset += bytes.length)] };
-    parts.push(bytes);
-  };
-  for (let layer = 0; layer < layers; ++layer) {
-    for (const [module, [nOut, nIn]] of Object.entries(modules)) {
-      const name = `base_model.model.model.layers.${layer}.${module}`;
-      add(`${name}.lora_A.weight`, [rank, nIn], 1 / Math.sqrt(nIn));
-      add(`${name}.lora_B.weight`, [nOut, rank], 1e-3);
-    }
-  }
-  const text = Buffer.from(JSON.stringify(header));
-  const length = Buffer.alloc(8);
-  length.writeBigUInt64LE(BigInt(text.length));
-  await mkdir(folder);
-  await writeFile(join(folder, 'adapter_model.safetensors'), Buffer.concat([length, text, ...parts]));
-  const settings = { peft_type: 'LORA', task_type: 'CAUSAL_LM', r: rank, lora_alpha: rank, bias: 'none' };
-  const target_modules = Object.keys(modules).map((module) => module.split('.')[1]);
-  await writeFile(join(folder, 'adapter_config.json'), JSON.stringify({ ...settings, target_modules }));
-}
 
 // Ids from the whole vocabulary, <bos> in front.
 function ids(count, seed) {
@@ -112,7 +60,8 @@ await main(async () => {
     const adapters = {};
     for (let i = 0; i < N_ADAPTERS; ++i) {
       adapters[`a${i}`] = join(folder, `a${i}`);
-      await writeAdapter(adapters[`a${i}`], config, { rank, type: values.type, seed: i + 1 });
+      // B is small, so that the model goes on to write about as it did.
+      await writeRandomAdapter(adapters[`a${i}`], config, { rank, type: values.type, seed: i + 1, size: 1e-3 });
     }
     const gemma = await Gemma.load(model, {
       contextSize: 1024,

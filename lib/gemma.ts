@@ -1,6 +1,7 @@
 import { freemem, totalmem } from 'node:os';
 import { adapterName, adapterPaths, findAdapter } from './adapters.js';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
+import { batchOptions, runBatch, type BatchOptions, type BatchResult } from './batch.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
 import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
@@ -282,7 +283,7 @@ export class Gemma {
    * and `:file` or `:quantisation` behind it where wanted, is downloaded from the Hugging Face hub unless it is here;
    * `'ollama:gemma3:4b'` and `'lmstudio:org/repo'` are what these programs have downloaded
    * @throws GemmaError `ERR_FILE`, `ERR_GGUF_INVALID` (with a detail), `ERR_UNSUPPORTED_MODEL`, `ERR_OUT_OF_MEMORY`,
-   * `ERR_BACKEND_UNAVAILABLE`, `ERR_DOWNLOAD` (with a detail); of adapters as `loadAdapter`
+   * `ERR_BACKEND_UNAVAILABLE`, `ERR_DOWNLOAD` (with a detail); with `quantize` `ERR_NON_FINITE`; of adapters as `loadAdapter`
    */
   static async load(model: string | URL, options: LoadOptions = {}): Promise<Gemma> {
     const { chatTemplate, ...settings } = check.loadOptions(options);
@@ -811,6 +812,27 @@ export class Gemma {
       for (const { rows, crops } of encoded) results.push(await embeddingOf(rows, modelDim, crops, pooling));
       return several ? results : (results[0] as ImageEmbedding);
     });
+  }
+
+  /**
+   * Does what a file of JSON lines asks for and writes a file of results, one for each line: `{ prompt }`, `{ messages }`, `{ embed }` or
+   * `{ embedImage }`, with `id` and `options` where wanted. A line that is wrong or fails has an error as its result. Many lines are worked
+   * on at once; memory does not grow with the file. An output that is there already is gone on from, so a batch that was killed or aborted
+   * ends with one result for each line all the same. See the guide to batches.
+   *
+   * @param input path or `file:` URL
+   * @param output likewise; another file than the input
+   * @throws TypeError, RangeError; GemmaError `ERR_FILE` (`IN_USE`: another batch writes the output, `NOT_A_BATCH`: it holds something else,
+   * `OTHER_INPUT`: results of another input, `DISK_FULL`, `PERMISSION`; `FILE_CHANGED`: the model), `ERR_INVALID_ARGUMENT` (`SAME_FILE`),
+   * `ERR_DISPOSED`; the signal's reason after an abort
+   */
+  async batch(input: string | URL, output: string | URL, options: BatchOptions = {}): Promise<BatchResult> {
+    const settings = batchOptions(options);
+    check.generateOptions(settings.generate);
+    check.embedOptions(settings.embed, this.info.config);
+    check.embedImageOptions(settings.embedImage);
+    this.#live();
+    return runBatch(this, input, output, settings, options);
   }
 
   /** The adapters that are loaded, in the order of their names. */

@@ -12,12 +12,12 @@ let last: Promise<unknown> = Promise.resolve(); // resolves when those that came
 /** Resolves when those before are done. */
 function turnAfter(before: Promise<unknown>, signal: AbortSignal): Promise<void> {
   return new Promise((resolve, reject) => {
-    const leave = (error: unknown) => {
+    const leave = (error: Error) => {
       clearTimeout(timer);
       signal.removeEventListener('abort', abort);
-      reject(error as Error);
+      reject(error);
     };
-    const abort = () => leave(signal.reason);
+    const abort = () => leave(signal.reason as Error);
     const timer = setTimeout(() => {
       leave(
         new GemmaError(

@@ -9,6 +9,7 @@ export {
 } from './gemma.js';
 export type { AdapterOption, AdapterPaths } from './adapters.js';
 export type { Backend } from './backends.js';
+export type { BatchGenerateOptions, BatchOptions, BatchProgress, BatchResult } from './batch.js';
 export type { LocalModel } from './hub/local.js';
 export type { PulledModel, PullPlan, PullProgress } from './hub/pulled.js';
 export type { HubOptions, LocalModelsOptions, PullOptions } from './hub-options.js';

@@ -60,3 +60,11 @@ export async function replaceablePath(path: string): Promise<string> {
   }
   return realpath(path).catch(() => path);
 }
+
+/** Whether two paths name one file. */
+export async function isSameFile(a: string, b: string): Promise<boolean> {
+  const [first, second] = await Promise.all([a, b].map((path) => stat(path, { bigint: true }).catch(() => undefined)));
+  if (!first || !second) return false;
+  if (first.ino !== 0n || second.ino !== 0n) return first.ino === second.ino && first.dev === second.dev;
+  return (await realpath(a)) === (await realpath(b)); // a file system without numbers
+}

@@ -581,7 +581,7 @@ export const GENERATE = {
   ...LATER,
 } as const satisfies TableOf<GenerateOptions, keyof typeof LATER>;
 
-const EMBED_IMAGE = {
+export const EMBED_IMAGE = {
   ...IMAGE,
   ...CROP,
   pooling: orIfNull(choices('none', 'mean'), 'none'),
@@ -590,7 +590,7 @@ const EMBED_IMAGE = {
   signal: signals,
 } as const satisfies TableOf<EmbedImageOptions>;
 
-const EMBED = {
+export const EMBED = {
   task: strings,
   prompt: strings,
   title: custom((name, value) => {

@@ -69,7 +69,7 @@ export const checks = [
       await tidy(join(root, 'build', 'tests'), '/native/backend/gpu/([a-z_]+|emulator/(emulat|context)[a-z_]+)\\.cpp$');
     },
   },
-  { name: 'Fuzzers, a third of a minute each', work: () => runFuzzers() },
+  { name: 'Fuzzers, a quarter of a minute each', work: () => runFuzzers() },
   {
     name: 'Stress, a short run',
     work: () => node('--expose-gc', join(root, 'scripts', 'stress.mjs')),
@@ -81,10 +81,12 @@ export const checks = [
     work: () => node(join(root, 'scripts', 'test-package.mjs'), '--everywhere'),
   },
   {
-    name: 'Package (publint, are the types wrong)',
+    name: 'Packages (publint, are the types wrong)',
     work: async () => {
-      await node(package_('publint/src/cli.js'), '--strict');
-      await node(package_('@arethetypeswrong/cli/dist/index.js'), '--pack', '.');
+      for (const folder of ['.', 'packages/ai-sdk', 'packages/langchain']) {
+        await node(package_('publint/src/cli.js'), folder, '--strict');
+        await node(package_('@arethetypeswrong/cli/dist/index.js'), '--pack', folder);
+      }
     },
   },
 ];

@@ -14,6 +14,9 @@ const PAGES = [
   'docs/README.md',
   'examples/README.md',
   'examples/electron/README.md',
+  'examples/mcp/README.md',
+  'packages/ai-sdk/README.md',
+  'packages/langchain/README.md',
   'training/README.md',
 ];
 

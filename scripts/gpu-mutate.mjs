@@ -65,7 +65,7 @@ async function openBuild(flavour) {
     },
     /** Links the test; object goes before the library, whose own is then not taken. */
     async link(object, program) {
-      const test = join(folder, 'CMakeFiles', `${TEST}.dir`, 'test', 'native', `${TEST}.cpp.o`);
+      const test = join(folder, 'test', 'CMakeFiles', `${TEST}.dir`, 'native', `${TEST}.cpp.o`);
       const flags = flavour ? [`-fsanitize=${flavour}`] : [];
       const args = [test, object, join(folder, 'libgemma_core.a'), '-pthread', ...flags, '-o', program];
       const { output, ended } = await attempt(process.env.CXX ?? 'c++', args);

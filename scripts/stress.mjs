@@ -6,6 +6,7 @@
 //   npm run stress -- aborts --operations 10000     generations that are aborted at any moment
 //   npm run stress -- conversations --operations 10000   chats that branch, are edited and aborted, with caches of all sizes
 //   npm run stress -- chats --operations 10000           the same with gemma.chat: forks, undo, files, full contexts
+//   npm run stress -- adapters --operations 10000        requests with adapters that are loaded and unloaded meanwhile
 //   npm run stress -- workers --operations 500      worker threads that are terminated, as many at each stage
 //   npm run stress -- exits --operations 200        processes that exit at any moment
 //   npm run stress -- --seed 7                      other choices; the seed is printed
@@ -24,6 +25,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Worker } from 'node:worker_threads';
+import { writeRandomAdapter } from './random-adapter.mjs';
 import { SetupError, main, root } from './steps.mjs';
 
 const SAMPLES = 40; // of memory, in a run
@@ -31,7 +33,7 @@ const HANG_MS = 120_000; // no operation here takes a hundredth of it
 const PICTURES = ['one.png', 'other.png', 'shapes.png', 'sign.png'].map((name) =>
   join(root, 'models', 'pictures', name),
 );
-const SHORT_RUN = { mixed: 1500, aborts: 500, conversations: 40, chats: 25, workers: 6, exits: 26 };
+const SHORT_RUN = { mixed: 1500, aborts: 500, conversations: 40, chats: 25, adapters: 300, workers: 6, exits: 26 };
 
 /** Random numbers in [0, 1) from a seed (mulberry32, public domain by Tommy Ettinger), so that a run can be repeated. */
 function randomFrom(seed) {
@@ -408,6 +410,80 @@ async function chats({ Gemma, operations, random }) {
   return `${operations} chats, ${turns} answers equal, ${dropped} after a full context, ${unchanged} that failed or were left`;
 }
 
+// Requests with adapters while others load and unload these: whoever finds a name gets the answer that its adapter gave alone, to the
+// end, also when the name goes meanwhile or is given to another file.
+async function adapters({ Gemma, operations, random }) {
+  const below = (n) => Math.floor(random() * n);
+  const folder = await mkdtemp(join(tmpdir(), 'gemma-stress-'));
+  const { config } = await Gemma.inspect('demo');
+  const paths = [];
+  for (let i = 0; i < 4; ++i) {
+    paths.push(join(folder, String(i)));
+    await writeRandomAdapter(paths[i], config, { rank: [1, 4, 16, 33][i], seed: i + 1, size: 0.1 });
+  }
+  const gemma = await Gemma.load('demo', { contextSize: 4096, prefixCacheBytes: 8 << 20 });
+  const asked = questions().filter(({ kind }) => ['generate', 'logits', 'score'].includes(kind));
+  const names = paths.map((_, i) => `a${i}`);
+  const mixes = [undefined, ...names, { a0: 1, a2: -0.5 }, { a3: 0.25, a1: 1, a2: 2 }];
+  const calls = mixes.flatMap((adapter) =>
+    asked.map((question) => ({ ...question, options: { ...question.options, ...(adapter && { adapter }) } })),
+  );
+  const chosen = Array.from({ length: 24 }, () => calls[below(calls.length)]);
+  const alone = [];
+  for (const [i, name] of names.entries()) await gemma.loadAdapter(name, paths[i]);
+  for (const call of chosen) alone.push(comparable(call.kind, await answerTo(gemma, call)));
+  const before = gemma.adapters;
+  let left = operations;
+  let equal = 0;
+  let aborted = 0;
+  let unknown = 0;
+  let loads = 0;
+  const client = async () => {
+    while (left-- > 0) {
+      const i = below(chosen.length);
+      const call = { gemma, question: chosen[i], random };
+      const what = `${chosen[i].kind} with ${JSON.stringify(chosen[i].options)}`;
+      try {
+        const answer = await settles(what, below(4) === 0 ? behaviours.abort(call) : behaviours.read(call));
+        if (answer === undefined) ++aborted;
+        else (expectEqual(what, comparable(chosen[i].kind, answer), alone[i]), ++equal);
+      } catch (error) {
+        if (error.detail !== 'UNKNOWN_ADAPTER') throw error;
+        ++unknown;
+        ++left;
+        await sleep(10);
+      }
+    }
+  };
+  const keeper = async (i) => {
+    while (left > 0) {
+      await settles('unloadAdapter', gemma.unloadAdapter(names[i]));
+      if (below(2)) await sleep(below(5));
+      for (;;) {
+        const stop = new AbortController();
+        const loading = gemma.loadAdapter(names[i], paths[i], { signal: stop.signal });
+        if (below(3) === 0) setTimeout(() => stop.abort(new Error('mine')), below(4));
+        try {
+          await settles('loadAdapter', loading);
+          break;
+        } catch (error) {
+          if (error.message !== 'mine') throw error;
+        }
+      }
+      ++loads;
+      await sleep(100 + below(400));
+    }
+  };
+  await Promise.all([...Array.from({ length: 8 }, client), ...names.map((_, i) => keeper(i))]);
+  expectEqual('what is loaded afterwards', JSON.stringify(gemma.adapters), JSON.stringify(before));
+  for (const [i, call] of chosen.entries())
+    expectEqual('afterwards', comparable(call.kind, await answerTo(gemma, call)), alone[i]);
+  for (const name of names) await gemma.unloadAdapter(name);
+  await settles('dispose', gemma.dispose());
+  await rm(folder, { recursive: true });
+  return `${equal} answers equal, ${aborted} aborted, ${unknown} found no adapter, ${loads} loaded meanwhile`;
+}
+
 // Code for a worker or a process: it calls reached() when the stage is reached, and goes on.
 const PRELUDE = `
 const { Gemma } = require(${JSON.stringify(root)});
@@ -482,7 +558,7 @@ async function exits({ operations, random }) {
   return `${operations} exits, each with its own exit code`;
 }
 
-const kinds = { mixed, aborts, conversations, chats, workers, exits };
+const kinds = { mixed, aborts, conversations, chats, adapters, workers, exits };
 
 /** Runs kinds of stress one after another. Rejects at the first fault. */
 export async function stress(names, { operations, minutes, seed }) {

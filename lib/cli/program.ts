@@ -1,6 +1,7 @@
 // The command line: a file for each command; here they become one program.
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
+import { addBatch } from './commands/batch.js';
 import { addChat } from './commands/chat.js';
 import { addClassifyImage } from './commands/classify-image.js';
 import { addCrops } from './commands/crops.js';
@@ -47,6 +48,7 @@ function build(signal: AbortSignal): Command {
   addRerank(command, signal);
   addEmbed(command, signal);
   addEmbedImage(command, signal);
+  addBatch(command, signal);
   addClassifyImage(command, signal);
   addPerplexity(command, signal);
   addInspect(command);

@@ -104,8 +104,13 @@ void JsonReader::expected(const std::string& what) {
 }
 
 void JsonReader::skip_blanks() {
-  while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
-    ++at_;
+  // Large files are often indented: more than half of a published tokenizer.json is blanks.
+  constexpr std::string_view kIndent = "        ";
+  for (; at_ < text_.size(); ++at_) {
+    const char c = text_[at_];
+    if (c != ' ' && c != '\n' && c != '\r' && c != '\t') return;
+    while (text_.substr(at_ + 1, kIndent.size()) == kIndent) at_ += kIndent.size();
+  }
 }
 
 size_t JsonReader::offset() {

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "reader/family.h"
 #include "reader/hparam_limits.h"
 
 namespace gemma {
@@ -323,10 +324,24 @@ VisionConfig vision_config(const Vision& vision, int n_tokens, int text_dim) {
   return c;
 }
 
-void check_model_type(const std::string& type) {
-  if (type == "gemma3" || type == "gemma3_text" || type == "shieldgemma2") return;
-  unsupported(type.empty() ? "the configuration names no model_type"
-                           : "the configuration's model_type is " + quoted(type));
+constexpr const char* kShieldGemma = "shieldgemma2";
+
+// Before all else is read: of another kind of model its other fields mean other things.
+std::string read_model_type(std::string_view text) {
+  JsonReader json(text, kRules);
+  std::string type;
+  json.read_object([&](std::string_view key) {
+    if (key == "model_type" && !json.read_null()) {
+      type = json.read_string();
+    } else if (key != "model_type") {
+      json.skip();
+    }
+  });
+  json.end();
+  if (type.empty()) unsupported("the configuration names no model_type");
+  if (type != "gemma3" && type != "gemma3_text" && type != kShieldGemma)
+    unsupported("the configuration's model_type is " + quoted(type) + family_note(type));
+  return type;
 }
 
 void read_rgb(JsonReader& json, double min, double max, std::array<float, 3>* out) {
@@ -382,17 +397,16 @@ void read_preprocessor(JsonReader& json, VisionConfig* vision) {
 }  // namespace
 
 HfConfig read_hf_config(std::string_view text) {
-  JsonReader json(text, kRules);
   HfConfig config;
+  config.model_type = read_model_type(text);
+  JsonReader json(text, kRules);
   Text outer;  // of a model of text alone
   Text inner;
   std::optional<Vision> vision;
   int n_image_tokens = 256;
   std::string quantization;
   json.read_object([&](std::string_view key) {
-    if (key == "model_type") {
-      if (!json.read_null()) config.model_type = json.read_string();
-    } else if (key == "_name_or_path") {
+    if (key == "_name_or_path") {
       if (!json.read_null()) config.name = json.read_string();
     } else if (key == "text_config") {
       if (json.read_null()) return;
@@ -419,7 +433,8 @@ HfConfig read_hf_config(std::string_view text) {
     }
   });
   json.end();
-  check_model_type(config.model_type);
+  // It must be known by its name: its folder may be called anything.
+  if (config.model_type == kShieldGemma) config.name = "ShieldGemma 2";
   if (!quantization.empty()) {
     throw Error(ErrorCode::kUnsupportedModel, "TENSOR_TYPE",
                 "the checkpoint's weights are quantised (quantization_config: " + quantization +

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <map>
 #include <unordered_map>
 #include <utility>
 
@@ -62,8 +61,9 @@ std::string name_of_folder(std::string path) {
   return mark == std::string::npos ? name : name.replace(mark, 2, "/");
 }
 
-// For each tensor the file that it is in.
-std::map<std::string, std::string> read_index(std::string_view text) {
+}  // namespace
+
+std::map<std::string, std::string> read_safetensors_index(std::string_view text) {
   JsonReader json(text, {.code = ErrorCode::kSafetensorsInvalid, .detail = "BAD_INDEX", .max_depth = 16});
   std::map<std::string, std::string> files;
   bool has_map = false;
@@ -84,8 +84,6 @@ std::map<std::string, std::string> read_index(std::string_view text) {
   return files;
 }
 
-}  // namespace
-
 std::string SafetensorsModel::path(const char* name) const {
   const bool has_slash = folder_.ends_with('/') || folder_.ends_with('\\');
   return folder_ + (has_slash ? "" : "/") + name;
@@ -95,11 +93,7 @@ std::shared_ptr<const SafetensorsModel> SafetensorsModel::open(const std::string
   const std::shared_ptr<SafetensorsModel> model(new SafetensorsModel(folder));
   model->read_configuration();
   model->open_weights(options);
-  in_file(folder, [&] {
-    of_checkpoint([&] {
-      model->make_tensors(options);
-    });
-  });
+  in_file(folder, [&] { of_checkpoint([&] { model->make_tensors(options); }); });
   model->add_dense(options);
   in_file(folder, [&] { of_checkpoint([&] { model->check(); }); });
   if (model->config_.model.size_label.empty()) model->config_.model.size_label = size_label(model->config_.model);
@@ -160,7 +154,8 @@ void SafetensorsModel::open_weights(const FileOptions& options) {
 
 void SafetensorsModel::open_shards(const std::string& index, const FileOptions& options) {
   const std::vector<std::byte> bytes = read_file(index, kMaxIndexBytes);
-  const std::map<std::string, std::string> file_of = in_file(index, [&] { return read_index(as_text(bytes)); });
+  const std::map<std::string, std::string> file_of =
+      in_file(index, [&] { return read_safetensors_index(as_text(bytes)); });
   std::map<std::string, size_t> n_tensors;
   for (const auto& [tensor, file] : file_of) ++n_tensors[file];
   in_file(index, [&] {
@@ -274,7 +269,8 @@ void SafetensorsModel::add_dense(const FileOptions& options) {
         add("linear.weight", dense_weight(i), {out_dim, model.dense_in_dim(i)});
         if (model.dense[i].has_bias) add("linear.bias", dense_bias(i), {out_dim});
         for (const SafetensorsTensor& tensor : stored.tensors()) {
-          const bool is_known = tensor.name == "linear.weight" || (model.dense[i].has_bias && tensor.name == "linear.bias");
+          const bool is_known =
+              tensor.name == "linear.weight" || (model.dense[i].has_bias && tensor.name == "linear.bias");
           if (!is_known) bad_tensor(quoted(tensor.name), "no such tensor in this dense layer");
         }
       });

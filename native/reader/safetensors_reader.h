@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/file_map.h"
@@ -73,5 +75,8 @@ class SafetensorsModel {
   bool has_vision_ = false;
   std::shared_ptr<SafetensorsWeights> weights_ = std::make_shared<SafetensorsWeights>();
 };
+
+// model.safetensors.index.json: for each tensor the file that it is in, a name and no path. Throws Error.
+std::map<std::string, std::string> read_safetensors_index(std::string_view text);
 
 }  // namespace gemma

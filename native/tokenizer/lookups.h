@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/prefetch.h"
 #include "base/utf8.h"
 #include "tokenizer/tokenizer.h"
 
@@ -50,6 +51,9 @@ class PieceTable {
     Slot* slot = probe(piece);
     if (slot->id < 0) *slot = Slot{tag(hash(piece)), id};
   }
+
+  // Where the piece is to be inserted soon.
+  void prefetch(std::string_view piece) const { prefetch_line(&slots_[hash(piece) & mask_]); }
 
   TokenId find(std::string_view piece) const { return const_cast<PieceTable*>(this)->probe(piece)->id; }
 

@@ -176,13 +176,14 @@ VocabularyIndex::VocabularyIndex(const Vocabulary& v) : begin(v.pieces.size() + 
     if (role != TokenRole::kByte && unk < 0 && v.kinds[i] == TokenKind::kUnknown) unk = id;
     if (role == TokenRole::kPiece) {
       if (std::isnan(v.scores[i])) bad_vocab(describe(id, v.pieces[i]) + " has no score (NaN)");
-      add_piece(id, merge_rank(v.scores[i]));
+      ranks[i] = merge_rank(v.scores[i]);
     } else if (role == TokenRole::kMatched || role == TokenRole::kMarker) {
       marked_bytes += piece(id).size();
       if (marked_bytes > kMaxMarkedBytes) bad_vocab("more than 1 MiB of control and user-defined tokens");
       marked.insert(piece(id), id, role == TokenRole::kMatched);
     }
   }
+  add_pieces();
   const bool has_all_bytes = std::find(byte_ids.begin(), byte_ids.end(), -1) == byte_ids.end();
   if (!has_all_bytes && unk < 0) bad_vocab("neither byte tokens for all 256 bytes nor an unknown token");
   find_special(v);
@@ -205,9 +206,16 @@ void VocabularyIndex::append_text(const Vocabulary& v, TokenId id) {
   append_blank_form(stored, &text);
 }
 
-void VocabularyIndex::add_piece(TokenId id, uint32_t rank) {
+void VocabularyIndex::add_pieces() {
+  for (size_t i = 0; i < roles.size(); ++i) {
+    const size_t ahead = std::min(i + kPrefetchAhead, roles.size() - 1);
+    pieces.prefetch(piece(static_cast<TokenId>(ahead)));
+    if (roles[i] == TokenRole::kPiece) add_piece(static_cast<TokenId>(i));
+  }
+}
+
+void VocabularyIndex::add_piece(TokenId id) {
   const std::string_view blank = piece(id);
-  ranks[static_cast<size_t>(id)] = rank;
   pieces.insert(blank, id);
   longest_piece = std::max(longest_piece, blank.size());
   Character left = first_character(blank);

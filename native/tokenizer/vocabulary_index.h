@@ -55,7 +55,8 @@ struct VocabularyIndex {
 
  private:
   void append_text(const Vocabulary& vocabulary, TokenId id);
-  void add_piece(TokenId id, uint32_t rank);
+  void add_pieces();
+  void add_piece(TokenId id);
   void find_special(const Vocabulary& vocabulary);
 };
 

@@ -193,6 +193,41 @@ describe('every call', () => {
     expect(streamed.tokens).toEqual([best]);
   });
 
+  test('decide and rerank have it: their probabilities are those of score', async () => {
+    const adapter = { head: 0.02 }; // enough to see, and both answers stay possible
+    const text = 'x y z';
+    const asked = { type: 'boolean', verbatim: true, labels: { true: 'a', false: 'b' }, raw: true } as const;
+    const without = await gemma.decide(text, asked);
+    const { probabilities } = await gemma.decide(text, { ...asked, adapter });
+    const [yes, no] = await gemma.score(text, [' a', ' b'], { raw: true, adapter });
+    expect(probabilities.true).toBeCloseTo(1 / (1 + Math.exp((no?.logprob ?? NaN) - (yes?.logprob ?? NaN))), 6);
+    expect(probabilities.true).not.toBeCloseTo(without.probabilities.true, 5);
+    const documents = ['one', 'two', 'three'];
+    const [ranked, bare] = [
+      await gemma.rerank('q', documents, { raw: true, adapter }),
+      await gemma.rerank('q', documents, { raw: true }),
+    ];
+    const scoresOf = (all: typeof ranked) => documents.map((_, i) => all.find(({ index }) => index === i)?.score);
+    expect(scoresOf(ranked)).not.toEqual(scoresOf(bare));
+    expect(scoresOf(await gemma.rerank('q', documents, { raw: true, adapter: {} }))).toEqual(scoresOf(bare));
+    for (const call of [gemma.decide(text, { ...asked, adapter: 'no' }), gemma.rerank('q', ['d'], { adapter: 'no' })])
+      await expect(call).rejects.toMatchObject({ detail: 'UNKNOWN_ADAPTER' });
+  });
+
+  test('embed has it, norms of an adapter included', async () => {
+    const long = 'a longer text than that '.repeat(30);
+    const cut = await Gemma.load(base, { ...exact, batchSize: 7, adapters: paths });
+    const seen = new Set<string>();
+    for (const name of ['', ...names]) {
+      const adapter = name === '' ? {} : name;
+      const { data: whole } = await gemma.embed(['x', long], { adapter });
+      expect((await cut.embed(['x', long], { adapter })).data).toEqual(whole);
+      seen.add(Buffer.from(whole.buffer).toString('base64'));
+    }
+    await cut.dispose();
+    expect(seen.size).toBe(names.length + 1);
+  });
+
   test('the command line', async () => {
     const args = ['logits', '--model', base, '--json', '--tokens', ids.join(',')];
     const run = async (...more: string[]) => {

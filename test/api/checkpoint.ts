@@ -139,12 +139,47 @@ export function file(header: string | Buffer, data: Buffer = Buffer.alloc(0), le
   return Buffer.concat([first, text, data]);
 }
 
-/** tokenizer.json as transformers makes it of SentencePiece's model: all ways to make a piece of two, in the order of its score. */
-function tokenizerJson(keys: Gguf['keys']): unknown {
-  const pieces = (keys.get('tokenizer.ggml.tokens') as string[]).map((piece) => piece);
+/** How SentencePiece spells the pieces of a GGUF file. */
+function spelledPieces(keys: Gguf['keys']): string[] {
+  const types = keys.get('tokenizer.ggml.token_type') as number[];
+  const pieces = keys.get('tokenizer.ggml.tokens') as string[];
+  return pieces.map((piece, id) => (types[id] === 4 ? piece.replaceAll(' ', '\u2581') : piece));
+}
+
+/** tokenizer.model: the vocabulary of a GGUF file as SentencePiece's message (sentencepiece_model.proto). */
+export function sentencePieceModel(path: string): Buffer {
+  const { keys } = readGguf(path);
   const scores = keys.get('tokenizer.ggml.scores') as number[];
   const types = keys.get('tokenizer.ggml.token_type') as number[];
-  const spelled = pieces.map((piece, id) => (types[id] === 4 ? piece.replaceAll(' ', '\u2581') : piece));
+  const varint = (value: number): Buffer => {
+    const bytes: number[] = [];
+    for (; value > 127; value = Math.floor(value / 128)) bytes.push((value % 128) | 128);
+    return Buffer.of(...bytes, value);
+  };
+  const number = (field: number, value: number) => Buffer.concat([varint(field * 8), varint(value)]);
+  const message = (field: number, ...parts: Buffer[]) => {
+    const bytes = Buffer.concat(parts);
+    return Buffer.concat([varint(field * 8 + 2), varint(bytes.length), bytes]);
+  };
+  const float = (field: number, value: number) =>
+    Buffer.concat([varint(field * 8 + 5), Buffer.from(Float32Array.of(value).buffer)]);
+  const pieces = spelledPieces(keys);
+  const unknown = pieces.indexOf('<unk>'); // of a type of its own, without which SentencePiece takes no model
+  const typed = types.with(unknown, 2);
+  return Buffer.concat([
+    ...pieces.map((piece, id) => message(1, message(1, Buffer.from(piece)), float(2, scores[id]!), number(3, typed[id]!))), // prettier-ignore
+    // input, model_type (BPE), vocab_size, character_coverage, byte_fallback, ids of unknown, bos, eos and padding
+    message(2, message(1, Buffer.from('text')), number(3, 2), number(4, pieces.length), float(10, 1), number(35, 1), number(40, unknown), number(41, 2), number(42, 1), number(43, 0)), // prettier-ignore
+    // name, charsmap, add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces
+    message(3, message(1, Buffer.from('identity')), message(2), number(3, 0), number(4, 0), number(5, 1)),
+  ]);
+}
+
+/** tokenizer.json as transformers makes it of SentencePiece's model: all ways to make a piece of two, in the order of its score. */
+function tokenizerJson(keys: Gguf['keys']): unknown {
+  const scores = keys.get('tokenizer.ggml.scores') as number[];
+  const types = keys.get('tokenizer.ggml.token_type') as number[];
+  const spelled = spelledPieces(keys);
   const ids = new Map(spelled.map((piece, id) => [piece, id]));
   const merges = spelled
     .map((piece, id) => ({ piece, id }))

@@ -23,7 +23,7 @@ interface Parsed {
   tensors: Tensor[];
 }
 
-function half(bits: number): number {
+export function half(bits: number): number {
   const exponent = (bits >> 10) & 31;
   const fraction = bits & 1023;
   const magnitude = exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15);
@@ -31,7 +31,7 @@ function half(bits: number): number {
 }
 
 // To the nearest, ties to even; of finite numbers that are no larger than the largest half.
-function halfBits(value: number): number {
+export function halfBits(value: number): number {
   const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0;
   const magnitude = Math.abs(value);
   if (magnitude === 0) return sign;
@@ -153,7 +153,8 @@ export function derive(from: string, to: string, { type = 'f16', without, ints =
   let offset = 0;
   for (const tensor of kept) {
     change?.(tensor.name, tensor.values);
-    const its = tensor.dims.length === 1 ? F32 : wanted;
+    const isWhole = wanted !== Q8_0 || (tensor.dims[0] ?? 0) % 32 === 0; // as converters do with what makes no blocks
+    const its = tensor.dims.length === 1 ? F32 : isWhole ? wanted : F16;
     const bytes = encoded(tensor, its);
     string(tensor.name);
     u32(tensor.dims.length);

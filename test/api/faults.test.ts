@@ -52,6 +52,7 @@ const isGlibc =
   const many = process.env.GEMMA_TEST_EVERY_CALL ? '1' : '5';
   const stages = {
     load: many,
+    quantize: many,
     tokenize: '1',
     generate: '1',
     together: '1',
@@ -61,6 +62,7 @@ const isGlibc =
     embed: '1',
     embedImage: '1',
     pictures: '1',
+    adapters: many,
     inspect: many,
     devices: '1',
     dispose: '1',

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { policyPrompt, policyTexts } from '../../lib/image-safety.js';
 import { Gemma, type ClassifyImageOptions, type RawImage } from '../../lib/index.js';
+import { checkpointOf, writeCheckpoint } from './checkpoint.js';
 import { cli, data, rejection, runNode, withModel } from './helpers.js';
 import { stored, writeModel } from './gguf.js';
 import { readJson, Tensors } from './reference.js';
@@ -178,6 +179,34 @@ describe('with a model', () => {
     const wrong = await runNode([cli, 'classify-image', '--model', seeing, '--custom', 'x', '--json', photo]);
     expect(wrong.code).toBe(2);
   });
+});
+
+test('a checkpoint is known by its kind, whatever its folder is called', async () => {
+  const path = mkdtempSync(join(tmpdir(), 'gemma-checkpoint-'));
+  try {
+    const checkpoint = checkpointOf(seeing, join(data, 'mmproj-mm-a-f16.gguf'), { layout: 'new' });
+    writeCheckpoint(path, { ...checkpoint, config: { ...checkpoint.config, model_type: 'shieldgemma2' } });
+    const { yesToken, noToken } = answers;
+    await withModel(
+      async (gemma) => {
+        expect(gemma.info.config.name).toBe('ShieldGemma 2');
+        expect((await gemma.classifyImage(photo, { yesToken, noToken })).policies).toHaveLength(3);
+      },
+      {},
+      path,
+    );
+    writeCheckpoint(path, checkpoint);
+    await withModel(
+      async (gemma) =>
+        expect(await rejection(gemma.classifyImage(photo, { yesToken, noToken }))).toMatchObject({
+          detail: 'NOT_SHIELDGEMMA',
+        }),
+      {},
+      path,
+    );
+  } finally {
+    rmSync(path, { recursive: true });
+  }
 });
 
 test('a model that calls itself ShieldGemma; the words Yes and No', async () => {

@@ -1,11 +1,15 @@
 // Files of strangers: checkpoints, tokenizers and adapters with one thing wrong, each of which has its error and none of which takes
 // memory or the process; then small files with every byte changed and cut at every length, which load or have an error of their own.
 import { spawn } from 'node:child_process';
-import { rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import { findAdapter } from '../../lib/adapters.js';
+import { GemmaError } from '../../lib/index.js';
 import { root } from './helpers.js';
-import { base, malformedFiles, type Case } from './malformed.js';
+import { malformedFiles } from './malformed.js';
+import { soundAdapterTensors } from './malformed-adapter.js';
+import { base, type Case } from './malformed-maker.js';
 
 interface Result {
   loaded?: true;
@@ -82,5 +86,59 @@ describe('malformed files', () => {
       return isRight ? [] : [{ case: one.name, expected: [one.code, one.detail, ...one.words], found: { name, code, detail, message, ...rest } }];
     }); // prettier-ignore
     expect(wrong).toEqual([]);
+  });
+});
+
+// The readers in native code have their sweeps in test/native/hostile_test.cpp.
+describe('adapter_config.json', () => {
+  const CONFIG = JSON.stringify({
+    peft_type: 'LORA',
+    r: 2,
+    lora_alpha: 4.5,
+    rank_pattern: { 'q_proj|v.*': 2 },
+    alpha_pattern: {},
+    modules_to_save: ['norm'],
+    trainable_token_indices: { embed_tokens: [1, 20] },
+    use_dora: false,
+    init_lora_weights: true,
+  });
+
+  /** How many of these load. The others have an error of theirs. */
+  async function open(contents: Iterable<string>): Promise<number> {
+    const path = join(folder, 'swept');
+    mkdirSync(path, { recursive: true });
+    writeFileSync(join(path, 'adapter_model.safetensors'), soundAdapterTensors());
+    let n = 0;
+    for (const content of contents) {
+      writeFileSync(join(path, 'adapter_config.json'), Buffer.from(content, 'latin1'));
+      try {
+        await findAdapter('stranger', path);
+        ++n;
+      } catch (error) {
+        if (!(error instanceof GemmaError) || error.code !== 'ERR_ADAPTER_INVALID')
+          throw new Error(content, { cause: error });
+      }
+    }
+    return n;
+  }
+
+  test('cut at every length', async () => {
+    expect(await open([CONFIG])).toBe(1);
+    expect(await open(Array.from({ length: CONFIG.length }, (_, i) => CONFIG.slice(0, i)))).toBe(0);
+  });
+
+  test('every byte changed', async () => {
+    const others = ['\0', '\xff', '"', '{', ']', ',', '-', '0', '9', '(', '\\', 'e'];
+    function* changed(): Generator<string> {
+      for (let i = 0; i < CONFIG.length; ++i) {
+        for (const turn of [0, 5]) {
+          yield CONFIG.slice(0, i) + others[(i + turn) % others.length] + CONFIG.slice(i + 1);
+        }
+      }
+    }
+    // Some are another number, another module or another pattern; most are none.
+    const n = await open(changed());
+    expect(n).toBeGreaterThan(10);
+    expect(n).toBeLessThan(CONFIG.length);
   });
 });

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { Gemma, type GenerateOptions, type LoadOptions, type Message, type Tools } from '../../lib/index.js';
+import { checkpointOf, writeCheckpoint } from './checkpoint.js';
 import { stored, writeModel, type Changes } from './gguf.js';
 import { data, FUNCTION_MARKS, rejection, tiny } from './helpers.js';
 
@@ -195,11 +196,34 @@ describe('other architectures', () => {
   ])('%s', async (architecture, family) => {
     const path = join(folder, `${architecture}.gguf`);
     writeModel(path, { keys: { 'general.architecture': stored.string(architecture) } }, tiny);
+    await named(path, architecture, family);
+  });
+
+  // What their published configurations say that Gemma 3's do not.
+  test.each([
+    ['gemma', 'Gemma 1 or CodeGemma', { hidden_act: 'gelu', attention_bias: true }],
+    ['gemma2', 'Gemma 2', { attn_logit_softcapping: 50, final_logit_softcapping: 30 }],
+    [
+      'gemma3n',
+      'Gemma 3n',
+      { text_config: { intermediate_size: [16384, 16384], activation_sparsity_pattern: [0.95] } },
+    ],
+    ['gemma4', 'Gemma 4', { text_config: { layer_types: ['linear_attention'] } }],
+    ['paligemma', 'PaliGemma', { vision_config: { projection_dim: 2048, hidden_act: 'gelu' } }],
+    ['t5gemma', 'T5Gemma', { encoder: { hidden_size: 2304 }, vocab_size: -1 }],
+  ])('the checkpoint of %s', async (type, family, fields) => {
+    const path = join(folder, `checkpoint-${type}`);
+    const checkpoint = checkpointOf(tiny, undefined, { layout: 'text' });
+    writeCheckpoint(path, { ...checkpoint, config: { ...checkpoint.config, ...fields, model_type: type } });
+    await named(path, type, family);
+  });
+
+  async function named(path: string, architecture: string, family: string) {
     for (const open of [() => Gemma.load(path), () => Gemma.inspect(path)]) {
       expect(await rejection(open())).toMatchObject({
         code: 'ERR_UNSUPPORTED_MODEL',
         message: expect.stringContaining(`"${architecture}": this is ${family}, another architecture than Gemma 3`),
       });
     }
-  });
+  }
 });

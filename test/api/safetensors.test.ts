@@ -4,7 +4,7 @@ import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from '
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Gemma, type Message } from '../../lib/index.js';
-import { type Checkpoint, checkpointOf, file, safetensors, writeCheckpoint } from './checkpoint.js';
+import { type Checkpoint, checkpointOf, file, safetensors, sentencePieceModel, writeCheckpoint } from './checkpoint.js';
 import { data, withModel } from './helpers.js';
 
 const gguf = join(data, 'mm-a-f16.gguf');
@@ -70,6 +70,32 @@ describe('a checkpoint computes what its weights as GGUF do, to the bit', () => 
     const { weightsBytes } = await Gemma.estimate(textGguf);
     expect(await Gemma.estimate(path)).toMatchObject({ weightsBytes: weightsBytes + norms });
   });
+});
+
+test('tokenizer.model in place of tokenizer.json', async () => {
+  const path = writeCheckpoint(join(folder, 'sentencepiece'), checkpointOf(textGguf, undefined, { layout: 'text' }));
+  const texts = [TEXT, 'a  b\n\n\n\tc', '<h1>\u2581', '\u{1f600}\u0000', ' ', ''];
+  const read = (model: string) =>
+    withModel(
+      async (gemma) => {
+        const tokens = await Promise.all(texts.map((text) => gemma.tokenize(text)));
+        const back = await Promise.all(tokens.map((ids) => gemma.detokenize(ids)));
+        const { endTokens, imageToken, longestToken, textStart, textEnd, config } = gemma.info;
+        const { vocabularySize } = config;
+        return { tokens, back, endTokens, imageToken, longestToken, textStart, textEnd, vocabularySize };
+      },
+      {},
+      model,
+    );
+  const ofGguf = await read(textGguf);
+  expect(ofGguf.back).toEqual(texts.map((text) => text.replaceAll('\u2581', ' ')));
+  rmSync(join(path, 'tokenizer.json'));
+  writeFileSync(join(path, 'tokenizer.model'), sentencePieceModel(textGguf));
+  expect(await read(path)).toEqual(ofGguf);
+  // Pieces behind the rows of the embedding are left out.
+  writeFileSync(join(path, 'tokenizer.model'), sentencePieceModel(Gemma.demoModel));
+  const { tokens } = await read(path);
+  expect(tokens.flat().every((id) => id < ofGguf.vocabularySize)).toBe(true);
 });
 
 test('a folder with a checkpoint and a GGUF file is ambiguous', async () => {

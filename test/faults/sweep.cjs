@@ -29,6 +29,11 @@ const load = () =>
     mmproj: join(data, 'mmproj-mm-a-f16.gguf'),
     contextSize: 512,
   });
+const adapters = join(data, 'adapters');
+const loadPlain = () => Gemma.load(join(adapters, 'text-f16.gguf'), { threads: 2, contextSize: 256 });
+const unloadAll = async (_, gemma) => {
+  for (const { name } of gemma.adapters) await gemma.unloadAdapter(name);
+};
 const sampled = {
   maxOutputTokens: 6,
   temperature: 1,
@@ -62,7 +67,7 @@ const written = (run, what) => ({
     for (const path of outputs) fs.rmSync(path, { force: true });
     return expected;
   },
-  after: async (result, expected) => {
+  after: async (result, _, expected) => {
     if (!result && read().join('') !== '') throw new Error('a file is in place');
     if (!result) await run();
     if (read().join() !== expected) throw new Error('other bytes');
@@ -70,9 +75,13 @@ const written = (run, what) => ({
   },
 });
 
-/** What is swept: with a model, and what is left to do afterwards. */
+/** What is swept: with a model (that of load(), where `model` names no other), and what is left to do afterwards. */
 const STAGES = {
   load: { run: load, after: (gemma) => gemma?.dispose() },
+  quantize: {
+    run: () => Gemma.load(join(data, 'text-a-f16.gguf'), { threads: 2, contextSize: 512, quantize: 'q8_0' }),
+    after: (gemma) => gemma?.dispose(),
+  },
   tokenize: { run: async (gemma) => gemma.detokenize(await gemma.tokenize('hello there a'.repeat(20))) },
   generate: { run: (gemma) => gemma.generate('hello there', sampled) },
   together: {
@@ -93,6 +102,16 @@ const STAGES = {
   embedImage: { run: (gemma) => gemma.embedImage(picture, { panAndScan: true }) },
   pictures: { run: (gemma) => gemma.generate('x', { images: [picture], maxOutputTokens: 3, temperature: 0 }) },
   inspect: { run: () => Gemma.inspect(join(data, 'text-a-f16.gguf')) },
+  adapters: {
+    model: loadPlain,
+    run: async (gemma) => {
+      await gemma.loadAdapter('one', join(adapters, 'dora'));
+      await gemma.loadAdapter('two', join(adapters, 'plain-f16.gguf'));
+      await gemma.generate('hello there', { ...sampled, adapter: { one: 1, two: 0.5 } });
+      await gemma.unloadAdapter('one');
+    },
+    after: unloadAll,
+  },
   devices: { run: () => Gemma.devices() },
   convert: written(convert, 0),
   merge: written(merge, 0),
@@ -139,8 +158,8 @@ setInterval(() => {
 const alive = setInterval(() => {}, 1000); // a promise that never settles must not end the process unseen
 
 (async () => {
-  const { run, after, prepare, what = 0 } = STAGES[stage];
-  let gemma = await load();
+  const { run, after, prepare, model = load, what = 0 } = STAGES[stage];
+  const gemma = await model();
   const answer = async () =>
     (await gemma.generate('hello there', { maxOutputTokens: 6, temperature: 0 })).tokens.join();
   const want = await answer();
@@ -169,7 +188,7 @@ const alive = setInterval(() => {}, 1000); // a promise that never settles must 
     reached = counts.calls >= at;
     counts[refused ? 'refused' : 'done'] += 1;
     try {
-      await after?.(result, prepared);
+      await after?.(result, gemma, prepared);
     } catch (error) {
       unexpected.push(`call ${at}, afterwards: ${error?.stack ?? error}`);
     }

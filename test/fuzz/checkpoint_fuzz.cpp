@@ -10,9 +10,24 @@
 #include "reader/hf_config.h"
 #include "reader/hf_names.h"
 #include "reader/hf_vocabulary.h"
+#include "reader/safetensors_reader.h"
+#include "reader/sentence_modules.h"
 #include "tokenizer/tokenizer.h"
 
-enum class CheckpointPart { kConfig, kGeneration, kPreprocessor, kTokenizer, kTokenizerConfig, kSentencePiece, kNames };
+enum class CheckpointPart {
+  kConfig,
+  kGeneration,
+  kPreprocessor,
+  kTokenizer,
+  kTokenizerConfig,
+  kSentencePiece,
+  kNames,
+  kIndex,
+  kModules,
+  kPooling,
+  kDense,
+  kTransformer
+};
 constexpr int kCheckpointRows = 300;  // of the embedding
 int checkpoint_fuzz_read = 0;         // inputs that were what their first byte says
 
@@ -23,7 +38,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   uint64_t sum = 0;
   try {
     gemma::HfVocabulary vocabulary(kCheckpointRows);
-    switch (static_cast<CheckpointPart>(data[0] % 7)) {
+    switch (static_cast<CheckpointPart>(data[0] % 12)) {
       case CheckpointPart::kConfig: {
         const gemma::HfConfig config = gemma::read_hf_config(text);
         // What a model is made of, whatever the file says.
@@ -57,6 +72,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       case CheckpointPart::kTokenizerConfig: {
         const gemma::HfSpecialTokens special = gemma::read_tokenizer_config(text, &vocabulary);
         sum += static_cast<uint64_t>(vocabulary.find(special.bos));
+        sum += static_cast<uint64_t>(gemma::read_model_max_length(text).value_or(0));
         break;
       }
       case CheckpointPart::kSentencePiece: {
@@ -68,6 +84,28 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         // A name of the model's stands for one of the file's, which stands for it.
         const std::string name = gemma::model_tensor_name(text);
         if (!name.empty() && gemma::model_tensor_name(gemma::hf_tensor_name(name)) != name) __builtin_trap();
+        break;
+      }
+      case CheckpointPart::kIndex: {
+        for (const auto& [tensor, file] : gemma::read_safetensors_index(text)) {
+          if (file.find_first_of("/\\:") != std::string::npos || file.starts_with('.')) __builtin_trap();
+        }
+        break;
+      }
+      case CheckpointPart::kModules: {
+        // Whatever the file says, no path leads out of its folder.
+        for (const gemma::SentenceModule& module : gemma::read_module_list(text)) {
+          if (module.path.find_first_of(std::string_view("./\\:\0", 5)) != std::string::npos) __builtin_trap();
+        }
+        break;
+      }
+      case CheckpointPart::kPooling: sum += static_cast<uint64_t>(gemma::read_sentence_pooling(text, 64)); break;
+      case CheckpointPart::kDense: {
+        if (gemma::read_sentence_dense(text, 64).out_dim < 1) __builtin_trap();
+        break;
+      }
+      case CheckpointPart::kTransformer: {
+        if (gemma::read_sentence_transformer(text).value_or(1) < 1) __builtin_trap();
         break;
       }
     }

@@ -58,12 +58,12 @@ inline std::vector<TokenId> some_tokens(int n, int seed = 1) {
   return tokens;
 }
 
-// A case of a golden: its list of numbers of a name, from the JSON.
+// A case of a golden: its list of numbers of a name, from the JSON; of no case, "", the first list of that name.
 inline std::vector<double> golden_numbers(const std::string& golden, const std::string& name, const std::string& list) {
   std::ifstream in(data(golden + ".json"));
   const std::string json((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
   const std::string key = "\"" + list + "\": [";
-  const size_t at = json.find(key, json.find("\"name\": \"" + name + "\""));
+  const size_t at = json.find(key, name.empty() ? 0 : json.find("\"name\": \"" + name + "\""));
   if (at == std::string::npos) throw std::runtime_error("no " + list + " of " + name + " in " + golden);
   const std::string text = json.substr(at + key.size(), json.find(']', at) - at - key.size());
   std::vector<double> numbers;
@@ -113,13 +113,34 @@ inline double worst_row(std::span<const float> got, std::span<const float> want,
   return worst;
 }
 
+// An adapter of data("adapters"), for adapters/text-f16.gguf, with what its configuration says.
+inline NamedAdapter golden_adapter(const std::string& name) {
+  NamedAdapter adapter{name, {data("adapters/" + name), std::nullopt}};
+  if (name.ends_with(".gguf")) return adapter;
+  adapter.source.path += "/adapter_model.safetensors";
+  PeftSettings settings;
+  for (const std::string& module : peft_modules(adapter.source.path)) {
+    if (name == "bf16") {
+      settings.modules.push_back({module, 4, 4.0f});
+    } else {
+      settings.modules.push_back({module, 2, 2.0f});
+    }
+  }
+  settings.dora = name == "dora";
+  settings.bias = name == "lora-bias";
+  if (name == "saved-norm") settings.saved = {"input_layernorm"};
+  if (name == "token-rows") settings.token_ids = {290, 300};
+  adapter.source.peft = std::move(settings);
+  return adapter;
+}
+
 // All rows (or the last one) of logits, one after the other.
 inline std::vector<float> logits_of(Engine& engine, const std::vector<TokenId>& tokens, bool all = true,
-                                    std::vector<PromptImage> images = {}) {
+                                    std::vector<PromptImage> images = {}, std::vector<AdapterUse> adapters = {}) {
   std::vector<float> out;
   std::promise<std::shared_ptr<const Error>> done;
   const auto request = engine.logits(
-      {tokens, all, std::move(images), {}},
+      {tokens, all, std::move(images), std::move(adapters)},
       [&](int, std::span<const float> row) { out.insert(out.end(), row.begin(), row.end()); },
       [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
   if (const std::shared_ptr<const Error> error = done.get_future().get()) throw Error(*error);

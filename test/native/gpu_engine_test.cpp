@@ -152,6 +152,47 @@ TEST("every type agrees with transformers' as on the CPU") {
   }
 }
 
+// Adapters of PEFT with its logits, and rows with different ones in a batch.
+TEST("adapters agree with PEFT's") {
+  const GoldenFile golden = read_safetensors(data("adapters/logits.safetensors"));
+  std::vector<TokenId> tokens;
+  for (const double id : golden_numbers("adapters/adapters", "", "ids")) tokens.push_back(static_cast<TokenId>(id));
+  const std::vector<std::string> names = {"qv-layer0", "bf16", "lora-bias",  "dora",          "saved-norm",
+                                          "embed",     "head", "token-rows", "plain-f16.gguf"};
+  for (const std::string& chip : chips(false)) {
+    LoadOptions o = on(chip, "adapters/text-f16.gguf");
+    o.kv_type = KvType::kF32;
+    for (const std::string& name : names) o.adapters.push_back(golden_adapter(name));
+    const std::shared_ptr<Engine> engine = Engine::load(o);
+    const auto check = [&](const std::string& name, std::vector<AdapterUse> adapters) {
+      const std::vector<float> got = logits_of(*engine, tokens, false, {}, std::move(adapters));
+      const std::vector<float> want = golden.at(name).as<float>();
+      CHECK(got.size() == want.size() && !got.empty());
+      check_below(chip, "adapters: a position's logits", normalised_error(got, want), 3e-4);
+    };
+    check("base-text", {});
+    for (const std::string& name : names) check(name, {{name, 1}});
+    std::vector<GenerateParams> asked;
+    for (const std::vector<AdapterUse>& adapters : std::vector<std::vector<AdapterUse>>{
+             {}, {{"dora", 1}}, {{"bf16", 0.5f}, {"head", -1}}, {{"token-rows", 1}}, {{"dora", 1}}}) {
+      asked.push_back(sampled(some_tokens(20, static_cast<int>(asked.size()) + 3), 8, asked.size()));
+      asked.back().adapters = adapters;
+    }
+    std::vector<std::vector<TokenId>> alone;
+    for (const GenerateParams& params : asked) {
+      const auto g = start(*engine, params);
+      g->ended.wait();
+      alone.push_back(g->tokens);
+    }
+    std::vector<std::shared_ptr<Generation>> together;
+    for (const GenerateParams& params : asked) together.push_back(start(*engine, params));
+    for (size_t i = 0; i < asked.size(); ++i) {
+      together[i]->ended.wait();
+      CHECK(together[i]->tokens == alone[i] && alone[i].size() == 8);
+    }
+  }
+}
+
 // One order of arithmetic: chunks of one row (dot products), a few, and many (matrix instructions).
 TEST("logits do not depend on how a prompt is cut") {
   for (const std::string& chip : chips(false)) {

@@ -434,7 +434,8 @@ TEST("what adapters add to rows: the CPU's results, and nothing beside them") {
     const LowRankCase::Part& p = c.parts[i];
     const int n_out = c.kOut[p.job];
     const int columns = (n_out + kOutputLanes - 1) / kOutputLanes * kOutputLanes;
-    const std::vector<float> before = random_floats(rng, static_cast<size_t>(c.kRows * n_out));
+    const int stride = columns + 3;  // rows of out may be wider
+    const std::vector<float> before = random_floats(rng, static_cast<size_t>(c.kRows * stride));
     std::vector<float> t = random_floats(rng, static_cast<size_t>(c.kRows * p.rank));
     std::vector<float> want = before;
     LowRank added{p.first_row,
@@ -447,7 +448,7 @@ TEST("what adapters add to rows: the CPU's results, and nothing beside them") {
                   t.data(),
                   want.data(),
                   n_out,
-                  n_out};
+                  stride};
     cpu->add_low_rank({&added, 1});
     std::vector<double> near(want.begin(), want.end());
     std::vector<double> tolerance;

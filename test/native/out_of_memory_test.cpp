@@ -129,13 +129,14 @@ int64_t step() {
   return wanted == nullptr ? 1 : std::max(1, std::atoi(wanted));
 }
 
-// call with its nth allocation refused, for every n that it comes to; then with all from the nth on. after: called
-// without refusals each time.
-void sweep(const char* what, const std::function<void()>& call, const std::function<void()>& after) {
+// call with its nth allocation refused, for every n that it comes to, or every stride-th; then with all from the nth on.
+// after: called without refusals each time.
+void sweep(const char* what, const std::function<void()>& call, const std::function<void()>& after,
+           int64_t stride = 1) {
   for (const bool persistent : {false, true}) {
     Counts counts;
     int64_t n = 1;
-    for (bool reached = true; reached; n += step()) {
+    for (bool reached = true; reached; n += step() * stride) {
       refusals.n_seen = 0;
       refusals.first = n;
       refusals.last = persistent ? INT64_MAX : n;
@@ -248,13 +249,64 @@ TEST("requests") {
   });
 }
 
+TEST("adapters") {
+  LoadOptions o = options("adapters/text-f16.gguf");
+  o.n_ctx = 256;
+  const std::vector<std::string> names = {"plain-f16.gguf", "dora", "head", "token-rows"};
+  std::vector<NamedAdapter> adapters;
+  for (const std::string& name : names) adapters.push_back(golden_adapter(name));
+  const std::shared_ptr<Engine> engine = Engine::load(o);
+  const std::vector<TokenId> want = reference(*engine);
+  for (const NamedAdapter& adapter : adapters) {
+    sweep(("load and unload " + adapter.name).c_str(),
+          [&] {
+            engine->load_adapter(adapter, [] { return false; });
+            engine->unload_adapter(adapter.name);
+          },
+          [&] {
+            if (!engine->adapters().empty()) engine->unload_adapter(adapter.name);
+            CHECK(reference(*engine) == want);
+          });
+  }
+  for (const NamedAdapter& adapter : adapters) engine->load_adapter(adapter, [] { return false; });
+  GenerateParams p = with_everything();
+  p.adapters = {{"dora", 1}, {"plain-f16.gguf", 0.5f}, {"head", -1}};
+  sweep_engine("generate with adapters", *engine, [&] { generate(*engine, p); });
+  sweep_engine("generate while an adapter goes", *engine, [&] {
+    std::shared_ptr<Ending> ending;
+    {
+      const Excused excused;
+      ending = std::make_shared<Ending>();
+      if (engine->adapters().size() < adapters.size()) engine->load_adapter(adapters[0], [] { return false; });
+    }
+    const std::shared_ptr<Request> first = begin(*engine, p, ending);
+    engine->unload_adapter(names[0]);
+    GenerateParams other = p;
+    other.adapters = {{"token-rows", 1}, {"dora", 1}};
+    generate(*engine, other);
+  });
+  sweep_engine("scores with adapters", *engine, [&] {
+    wait([&](std::shared_ptr<Ending> ending) {
+      return engine->score(
+          {some_tokens(30), {}, {{"head", 1}}, some_tokens(4), {3, 1}}, [](const CandidateScores&) {},
+          [ending](std::shared_ptr<const Error> error) { ending->set(error.get()); });
+    });
+  });
+  o.adapters = adapters;
+  std::shared_ptr<Engine> other;
+  // Most of these allocations are those of loading and of load_adapter().
+  sweep("load a model with adapters", [&] { other = Engine::load(o); }, [&] { other.reset(); }, 29);
+}
+
 TEST("embeddings of texts") {
   LoadOptions o = options("embedding-f16.gguf");
   o.n_batch = 32;
   for (const bool is_encoder : {true, false}) {
     if (!is_encoder) o.path = data("text-a-f16.gguf");
     const std::shared_ptr<Engine> engine = Engine::load(o);
-    const EmbedParams texts{some_tokens(90), {3, 50, 20, 17}};
+    EmbedParams texts;
+    texts.tokens = some_tokens(90);
+    texts.lengths = {3, 50, 20, 17};
     std::vector<float> rows;
     const auto embed = [&] {
       rows.clear();

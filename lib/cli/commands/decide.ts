@@ -1,11 +1,13 @@
 // gemma-native decide: a question about a text or pictures, with a probability for each answer.
 import type { ChoiceQuestion, Decision, Question } from '../../index.js';
 import {
+  adapterOptions,
   collect,
   imageOptions,
   number,
   pairOf,
   using,
+  withAdapters,
   withImages,
   withModel,
   type DefineCommand,
@@ -69,6 +71,7 @@ async function decide(input: string, flags: DecideFlags, signal: AbortSignal): P
     const decision = await gemma.decide(input, {
       ...kind,
       ...imageOptions(flags),
+      ...adapterOptions(flags),
       ...(raw !== undefined && { raw }),
       ...(question !== undefined && { question }),
       ...(verbatim && { verbatim }),
@@ -88,8 +91,10 @@ async function decide(input: string, flags: DecideFlags, signal: AbortSignal): P
 }
 
 export function addDecide(command: DefineCommand, signal: AbortSignal): void {
-  withImages(
-    withModel(command('decide <input>', 'answer yes or no, with a choice or with a number, with probabilities')),
+  withAdapters(
+    withImages(
+      withModel(command('decide <input>', 'answer yes or no, with a choice or with a number, with probabilities')),
+    ),
   )
     .option('--question <text>', 'what is asked about the input; default: the input asks it')
     .option('--verbatim', 'put nothing behind the input, which says all of it')

@@ -1,5 +1,14 @@
 // gemma-native rerank: documents in the order of their relevance to a query.
-import { candidatesOf, number, using, withModel, type DefineCommand, type ModelFlags } from '../options.js';
+import {
+  adapterOptions,
+  candidatesOf,
+  number,
+  using,
+  withAdapters,
+  withModel,
+  type DefineCommand,
+  type ModelFlags,
+} from '../options.js';
 import { printJson, printLine, table, UsageError, withProgress } from '../output.js';
 
 interface RerankFlags extends ModelFlags {
@@ -21,6 +30,7 @@ async function rerank(query: string, given: readonly string[], flags: RerankFlag
         ...(instruction !== undefined && { instruction }),
         ...(topN !== undefined && { topN }),
         ...(truncate && { truncate }),
+        ...adapterOptions(flags),
         onProgress,
         signal,
       }),
@@ -31,7 +41,9 @@ async function rerank(query: string, given: readonly string[], flags: RerankFlag
 }
 
 export function addRerank(command: DefineCommand, signal: AbortSignal): void {
-  withModel(command('rerank <query> [documents...]', 'documents in the order of their relevance to a query'))
+  withAdapters(
+    withModel(command('rerank <query> [documents...]', 'documents in the order of their relevance to a query')),
+  )
     .option('--file <file>', 'a file with a document in each line, instead of arguments')
     .option('--instruction <text>', 'what makes a document relevant')
     .option('--top-n <n>', 'so many of the best', number)

@@ -47,7 +47,7 @@ function toolsOf(
   { tools = [], toolChoice }: LanguageModelV4CallOptions,
   warnings: SharedV4Warning[],
 ): Pick<GenerateOptions, 'tools' | 'toolChoice'> {
-  const known: Record<string, Tool> = {};
+  const known: [string, Tool][] = [];
   for (const tool of tools) {
     if (tool.type === 'provider') {
       warnings.push({ type: 'unsupported', feature: `provider-defined tool ${tool.id}` });
@@ -58,11 +58,11 @@ function toolsOf(
       const details = 'The AI SDK has addToolInputExamplesMiddleware, which puts them into the description.';
       warnings.push({ type: 'unsupported', feature: `inputExamples of tool ${name}`, details });
     }
-    known[name] = { ...(description !== undefined && { description }), inputSchema };
+    known.push([name, { ...(description !== undefined && { description }), inputSchema }]);
   }
-  if (Object.keys(known).length === 0) return {};
+  if (known.length === 0) return {};
   const choice = toolChoice?.type === 'tool' ? { tool: toolChoice.toolName } : toolChoice?.type;
-  return { tools: known, ...(choice && { toolChoice: choice }) };
+  return { tools: Object.fromEntries(known), ...(choice && { toolChoice: choice }) };
 }
 
 function settingsOf(options: LanguageModelV4CallOptions): GenerateOptions {
@@ -71,14 +71,20 @@ function settingsOf(options: LanguageModelV4CallOptions): GenerateOptions {
   return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
 }
 
+/** @internal */
+export function reasoningWarnings(reasoning: LanguageModelV4CallOptions['reasoning']): SharedV4Warning[] {
+  if (reasoning === undefined || reasoning === 'none' || reasoning === 'provider-default') return [];
+  return [{ type: 'unsupported', feature: 'reasoning', details: 'Gemma 3 answers without.' }];
+}
+
 function warnOf({ reasoning, prompt }: LanguageModelV4CallOptions, warnings: SharedV4Warning[]): void {
-  if (reasoning !== undefined && reasoning !== 'none' && reasoning !== 'provider-default') {
-    warnings.push({ type: 'unsupported', feature: 'reasoning', details: 'Gemma 3 answers without.' });
-  }
+  warnings.push(...reasoningWarnings(reasoning));
   const inMessages = prompt.some(
     ({ content, providerOptions }) =>
       providerOptions?.gemma ??
-      (typeof content === 'string' ? [] : content).some((part) => 'providerOptions' in part && part.providerOptions?.gemma),
+      (typeof content === 'string' ? [] : content).some(
+        (part) => 'providerOptions' in part && part.providerOptions?.gemma,
+      ),
   );
   if (inMessages) {
     const details = 'They hold for a whole call: give them beside the prompt.';
@@ -258,7 +264,12 @@ export class GemmaLanguageModel implements LanguageModelV4 {
       const results = await reading.results();
       const last = results.at(-1) as GenerateResult;
       yield* blocks.end();
-      yield { type: 'finish', finishReason: finishOf(last), usage: usageOf(results), providerMetadata: metadataOf(last) };
+      yield {
+        type: 'finish',
+        finishReason: finishOf(last),
+        usage: usageOf(results),
+        providerMetadata: metadataOf(last),
+      };
     } catch (error) {
       if (options.abortSignal?.aborted) throw error;
       yield* blocks.end();

@@ -38,7 +38,10 @@ function waitFor<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<
 
 // A name that names nothing. Of other failures, such as a damaged file, the engine's own error says more.
 function isMissing({ code, detail, message }: GemmaError, model: string | URL): boolean {
-  return (code === 'ERR_DOWNLOAD' && detail === 'NOT_FOUND') || message.startsWith(`${model}: cannot be opened (ENOENT`);
+  return (
+    (code === 'ERR_DOWNLOAD' && detail === 'NOT_FOUND') ||
+    message.startsWith(`${String(model)}: cannot be opened (ENOENT`)
+  );
 }
 
 export class Models {
@@ -106,6 +109,6 @@ export class Models {
     const loading = [...this.#loading.values()];
     this.#closing.abort(new GemmaError('ERR_DISPOSED', 'the provider was disposed of'));
     const loaded = await Promise.allSettled(loading);
-    await Promise.all(loaded.map((result) => (result.status === 'fulfilled' ? result.value.dispose() : undefined)));
+    await Promise.all(loaded.map(async (result) => result.status === 'fulfilled' && result.value.dispose()));
   }
 }

@@ -1,7 +1,7 @@
 // The options that the AI SDK has no setting for: of a model when it is made, of a call as `providerOptions.gemma`. Their names are
 // looked at here, their values by gemma-native.
 import { InvalidArgumentError, type SharedV4ProviderOptions } from '@ai-sdk/provider';
-import type { EmbedOptions, GenerateOptions, RerankOptions } from 'gemma-native';
+import type { ChoiceQuestion, EmbedOptions, GenerateOptions, RerankOptions } from 'gemma-native';
 
 const LANGUAGE = [
   'adapter',
@@ -28,8 +28,18 @@ const LANGUAGE = [
 // Who may read files of this machine, and fetch from its network, is not for a call to say.
 const LANGUAGE_OF_MODEL = [...LANGUAGE, 'allowRemote', 'allowLocal'] as const;
 
-const EMBEDDING = ['task', 'title', 'dimensions', 'normalize', 'truncate'] as const;
-const RERANKING = ['instruction', 'truncate'] as const;
+const EMBEDDING = ['task', 'prompt', 'title', 'dimensions', 'normalize', 'truncate', 'adapter'] as const;
+const RERANKING = ['instruction', 'truncate', 'adapter'] as const;
+const DECISION = [
+  'adapter',
+  'temperature',
+  'answers',
+  'panAndScan',
+  'tile',
+  'alpha',
+  'maxImageBytes',
+  'maxImagePixels',
+] as const;
 
 type Some<T, K extends keyof T> = { [P in K]?: Exclude<T[P], undefined> };
 
@@ -52,6 +62,9 @@ export type GemmaEmbeddingModelOptions = Some<EmbedOptions, (typeof EMBEDDING)[n
 
 /** Of a reranking model or one of its calls; as the options of the same names of `gemma.rerank`. */
 export type GemmaRerankingModelOptions = Some<RerankOptions, (typeof RERANKING)[number]>;
+
+/** Of a decision model or one of its calls; as the options of the same names of `gemma.decide`. */
+export type GemmaDecisionModelOptions = Some<ChoiceQuestion, (typeof DECISION)[number]>;
 
 // What the AI SDK has a setting for.
 const SETTINGS: Readonly<Record<string, string>> = {
@@ -122,4 +135,14 @@ export function rerankingSettings(settings: GemmaRerankingModelOptions | undefin
 /** @throws InvalidArgumentError */
 export function rerankingOptions(options: SharedV4ProviderOptions | undefined): GemmaRerankingModelOptions {
   return checked(OF_CALL, RERANKING, options?.gemma);
+}
+
+/** @throws InvalidArgumentError */
+export function decisionSettings(settings: GemmaDecisionModelOptions | undefined): GemmaDecisionModelOptions {
+  return checked(OF_MODEL, DECISION, settings);
+}
+
+/** @throws InvalidArgumentError */
+export function decisionOptions(options: SharedV4ProviderOptions | undefined): GemmaDecisionModelOptions {
+  return checked(OF_CALL, DECISION, options?.gemma);
 }

@@ -16,12 +16,12 @@ function unsupported(functionality: string, message: string): UnsupportedFunctio
   return new UnsupportedFunctionalityError({ functionality, message });
 }
 
-function text(value: string): ContentPart {
+export function text(value: string): ContentPart {
   return { type: 'text', text: value };
 }
 
-// Texts in a row as one, as templates write them: cut in two, a word would be other tokens.
-function contentOf(parts: readonly ContentPart[]): TurnMessage['content'] {
+/** Texts in a row as one, as templates write them: cut in two, a word would be other tokens. */
+export function contentOf(parts: readonly ContentPart[]): TurnMessage['content'] {
   const merged: ContentPart[] = [];
   for (const part of parts) {
     const last = merged.at(-1);
@@ -41,7 +41,10 @@ function imageOf(data: SharedV4FileData): ImageInput {
     case 'url':
       return data.url;
     default:
-      throw unsupported(`file data of type ${data.type}`, 'pictures are bytes, base64 or URLs; nothing else is uploaded');
+      throw unsupported(
+        `file data of type ${data.type}`,
+        'pictures are bytes, base64 or URLs; nothing else is uploaded',
+      );
   }
 }
 
@@ -53,7 +56,7 @@ function textOf(data: SharedV4FileData): string | undefined {
 }
 
 /** @throws UnsupportedFunctionalityError for what is neither a picture nor text */
-function filePart({ data, mediaType }: Pick<LanguageModelV4FilePart, 'data' | 'mediaType'>): ContentPart {
+export function filePart({ data, mediaType }: Pick<LanguageModelV4FilePart, 'data' | 'mediaType'>): ContentPart {
   const [kind] = mediaType.toLowerCase().split('/');
   if (kind === 'image') return { type: 'image', image: imageOf(data) };
   if (kind === 'text' || data.type === 'text') {
@@ -77,7 +80,8 @@ function resultOf(output: LanguageModelV4ToolResultOutput): { content: unknown; 
     case 'content': {
       const pictures: ContentPart[] = [];
       const content = output.value.map((part) => {
-        if (part.type === 'custom') throw unsupported('custom parts of tool results', 'results of tools hold text and files');
+        if (part.type === 'custom')
+          throw unsupported('custom parts of tool results', 'results of tools hold text and files');
         const found = part.type === 'text' ? text(part.text) : filePart(part);
         if (found.type === 'text') return found.text;
         pictures.push(found);
@@ -97,13 +101,18 @@ function assistantTurn({ content }: Of<'assistant'>, warnings: SharedV4Warning[]
         said += part.text;
         break;
       case 'tool-call':
-        if (part.providerExecuted) throw unsupported('calls executed by a provider', 'this model executes no tools itself');
+        if (part.providerExecuted)
+          throw unsupported('calls executed by a provider', 'this model executes no tools itself');
         toolCalls.push({ id: part.toolCallId, name: part.toolName, input: part.input });
         break;
       case 'reasoning':
       case 'reasoning-file':
       case 'custom': // of another provider's model, which took part in the conversation before
-        warnings.push({ type: 'unsupported', feature: `${part.type} parts of the assistant`, details: 'They are left out.' });
+        warnings.push({
+          type: 'unsupported',
+          feature: `${part.type} parts of the assistant`,
+          details: 'They are left out.',
+        });
         break;
       default:
         throw unsupported(`${part.type} parts of the assistant`, "the assistant's messages hold text and calls");
@@ -157,11 +166,13 @@ export function messagesOf(prompt: LanguageModelV4Prompt, warnings: SharedV4Warn
           ? { role: 'system', content: message.content }
           : {
               role: 'user',
-              content: contentOf(message.content.map((part) => (part.type === 'text' ? text(part.text) : filePart(part)))),
+              content: contentOf(
+                message.content.map((part) => (part.type === 'text' ? text(part.text) : filePart(part))),
+              ),
             };
     const last = turns.at(-1);
     const isNext = last?.role === turn.role && !('toolCalls' in last && last.toolCalls);
-    if (isNext) turns[turns.length - 1] = joined(last as TurnMessage, turn);
+    if (isNext) turns[turns.length - 1] = joined(last, turn);
     else turns.push(turn);
   }
   return turns;

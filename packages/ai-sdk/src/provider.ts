@@ -2,15 +2,22 @@
 import {
   NoSuchModelError,
   type EmbeddingModelV4,
+  type Experimental_DecisionModelV4,
   type LanguageModelV4,
   type ProviderV4,
   type RerankingModelV4,
 } from '@ai-sdk/provider';
 import type { Gemma, LoadOptions } from 'gemma-native';
+import { GemmaDecisionModel } from './decision-model.js';
 import { GemmaEmbeddingModel } from './embedding-model.js';
 import { GemmaLanguageModel } from './language-model.js';
 import { Models, type ModelSource } from './models.js';
-import type { GemmaEmbeddingModelOptions, GemmaLanguageModelSettings, GemmaRerankingModelOptions } from './options.js';
+import type {
+  GemmaDecisionModelOptions,
+  GemmaEmbeddingModelOptions,
+  GemmaLanguageModelSettings,
+  GemmaRerankingModelOptions,
+} from './options.js';
 import { GemmaRerankingModel } from './reranking-model.js';
 
 export interface GemmaProviderSettings {
@@ -29,6 +36,8 @@ export interface GemmaProvider extends ProviderV4 {
   languageModel(model: string | Gemma, settings?: GemmaLanguageModelSettings): LanguageModelV4;
   embeddingModel(model: string | Gemma, settings?: GemmaEmbeddingModelOptions): EmbeddingModelV4;
   rerankingModel(model: string | Gemma, settings?: GemmaRerankingModelOptions): RerankingModelV4;
+  /** For `experimental_decide` of the AI SDK, which may change there. */
+  decisionModel(model: string | Gemma, settings?: GemmaDecisionModelOptions): Experimental_DecisionModelV4;
   /** Throws NoSuchModelError: Gemma draws no pictures. */
   imageModel(modelId: string): never;
   /**
@@ -47,20 +56,25 @@ export function createGemma({ models: sources, load = {} }: GemmaProviderSetting
   const models = new Models(sources, load);
   const languageModel = (model: string | Gemma, settings?: GemmaLanguageModelSettings) =>
     new GemmaLanguageModel(models.handle(model, 'languageModel'), settings);
-  return Object.assign((model: string | Gemma, settings?: GemmaLanguageModelSettings) => languageModel(model, settings), {
-    specificationVersion: 'v4' as const,
-    languageModel,
-    embeddingModel: (model: string | Gemma, settings?: GemmaEmbeddingModelOptions) =>
-      new GemmaEmbeddingModel(models.handle(model, 'embeddingModel'), settings),
-    rerankingModel: (model: string | Gemma, settings?: GemmaRerankingModelOptions) =>
-      new GemmaRerankingModel(models.handle(model, 'rerankingModel'), settings),
-    imageModel: (modelId: string): never => {
-      throw new NoSuchModelError({ modelId, modelType: 'imageModel' });
+  return Object.assign(
+    (model: string | Gemma, settings?: GemmaLanguageModelSettings) => languageModel(model, settings),
+    {
+      specificationVersion: 'v4' as const,
+      languageModel,
+      embeddingModel: (model: string | Gemma, settings?: GemmaEmbeddingModelOptions) =>
+        new GemmaEmbeddingModel(models.handle(model, 'embeddingModel'), settings),
+      rerankingModel: (model: string | Gemma, settings?: GemmaRerankingModelOptions) =>
+        new GemmaRerankingModel(models.handle(model, 'rerankingModel'), settings),
+      decisionModel: (model: string | Gemma, settings?: GemmaDecisionModelOptions) =>
+        new GemmaDecisionModel(models.handle(model, 'decisionModel'), settings),
+      imageModel: (modelId: string): never => {
+        throw new NoSuchModelError({ modelId, modelType: 'imageModel' });
+      },
+      load: (model: string) => models.handle(model, 'languageModel').get(),
+      dispose: () => models.dispose(),
+      [Symbol.asyncDispose]: () => models.dispose(),
     },
-    load: (model: string) => models.handle(model, 'languageModel').get(),
-    dispose: () => models.dispose(),
-    [Symbol.asyncDispose]: () => models.dispose(),
-  });
+  );
 }
 
 /**

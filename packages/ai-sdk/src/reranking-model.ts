@@ -35,7 +35,8 @@ export class GemmaRerankingModel implements RerankingModelV4 {
       };
       const timestamp = new Date();
       const gemma = await this.#handle.get(abortSignal);
-      const texts = documents.type === 'text' ? documents.values : documents.values.map((value) => JSON.stringify(value));
+      const texts =
+        documents.type === 'text' ? documents.values : documents.values.map((value) => JSON.stringify(value));
       const ranked = await gemma.rerank(query, texts, options);
       return {
         ranking: ranked.map(({ index, score }) => ({ index, relevanceScore: score })),

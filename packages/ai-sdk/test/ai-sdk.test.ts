@@ -13,10 +13,10 @@ import type {
 } from '@ai-sdk/provider';
 import {
   APICallError,
-  convertToModelMessages,
   createProviderRegistry,
   embed,
   embedMany,
+  experimental_decide as decide,
   generateObject,
   generateText,
   InvalidArgumentError,
@@ -24,7 +24,6 @@ import {
   NoSuchModelError,
   Output,
   rerank,
-  RetryError,
   stepCountIs,
   streamObject,
   streamText,
@@ -35,7 +34,7 @@ import {
 } from 'ai';
 import { Gemma, GemmaError, type Message } from 'gemma-native';
 import { z } from 'zod';
-import { data, rejection, root, tiny, until } from '../../../test/api/helpers.js';
+import { data, realModel, rejection, root, tiny, until } from '../../../test/api/helpers.js';
 import { schema as pictureSchema } from '../../../test/demo/lessons.cjs';
 import { heldOutPictures } from '../../../test/demo/pictures.cjs';
 import { createGemma, gemma as byName } from '../src/index.js';
@@ -72,9 +71,10 @@ const user = (...content: Extract<LanguageModelV4Prompt[number], { role: 'user' 
   ({ role: 'user', content }) as const;
 const said = (text: string) => user({ type: 'text', text });
 
+const numbers = z.object({ a: z.int().min(0).max(999), b: z.int().min(0).max(999) });
 const add = tool({
   description: 'Adds two numbers',
-  inputSchema: z.object({ a: z.int().min(0).max(999), b: z.int().min(0).max(999) }),
+  inputSchema: numbers,
   execute: ({ a, b }) => a + b,
 });
 const sum = { prompt: 'What is 417 plus 311?', temperature: 0 };
@@ -150,7 +150,13 @@ describe('text', () => {
     const messages: ModelMessage[] = [
       { role: 'user', content: 'Hello!' },
       { role: 'assistant', content: 'Hello!' },
-      { role: 'user', content: [{ type: 'text', text: 'Count to ' }, { type: 'text', text: 'five.' }] },
+      {
+        role: 'user',
+        content: [
+          { type: 'text', text: 'Count to ' },
+          { type: 'text', text: 'five.' },
+        ],
+      },
       { role: 'assistant', content: 'One, two,' },
     ];
     const bare: Message[] = [
@@ -175,6 +181,24 @@ describe('text', () => {
     expect(usage.inputTokens).toBe(await gemma.countTokens('Hello!\n\nCount to five.'));
   });
 
+  test('of the real model, free and as a choice', async () => {
+    const real = await Gemma.load(realModel(), { contextSize: 512 });
+    try {
+      const asked = { temperature: 1, seed: 3, maxOutputTokens: 8 };
+      const messages: Message[] = [
+        { role: 'system', content: 'You know planets.' },
+        { role: 'user', content: 'Name one.' },
+      ];
+      const same = { model: provider(real), instructions: 'You know planets.', prompt: 'Name one.', ...asked };
+      expect((await generateText(same)).text).toBe((await real.generate(messages, asked)).text);
+      const choices = ['Mars', 'Venus', 'Jupiter'];
+      const { object } = await real.generate(messages, { ...asked, choices });
+      expect((await generateText({ ...same, providerOptions: { gemma: { choices } } })).text).toBe(object);
+    } finally {
+      await real.dispose();
+    }
+  });
+
   test('a registry finds it by its name', async () => {
     await using own = createGemma({ models: { small: gemma } });
     const registry = createProviderRegistry({ gemma: own });
@@ -189,7 +213,13 @@ describe('pictures', () => {
     generateText({
       model: asked,
       messages: [
-        { role: 'user', content: [{ type: 'file', data: image, mediaType }, { type: 'text', text: question }] },
+        {
+          role: 'user',
+          content: [
+            { type: 'file', data: image, mediaType },
+            { type: 'text', text: question },
+          ],
+        },
       ],
       temperature: 0,
       maxRetries: 0,
@@ -240,7 +270,9 @@ describe('pictures', () => {
 
   test('Pan & Scan', async () => {
     const wide = readFileSync(join(data, 'images', 'wide.png'));
-    const messages: ModelMessage[] = [{ role: 'user', content: [{ type: 'file', data: wide, mediaType: 'image/png' }] }];
+    const messages: ModelMessage[] = [
+      { role: 'user', content: [{ type: 'file', data: wide, mediaType: 'image/png' }] },
+    ];
     const panAndScan = { minCropSize: 32 };
     const content = [{ type: 'image' as const, image: wide }];
     const bare = await gemma.generate([{ role: 'user', content }], { panAndScan, temperature: 0, maxOutputTokens: 20 });
@@ -315,7 +347,7 @@ describe('tools', () => {
       tools: {
         add: {
           description: 'Adds two numbers',
-          inputSchema: z.object({ a: z.int().min(0).max(999), b: z.int().min(0).max(999) }),
+          inputSchema: numbers,
           execute: ({ a, b }: { a: number; b: number }) => a + b,
         },
       },
@@ -352,9 +384,9 @@ describe('tools', () => {
     expect(start).toMatchObject({ toolName: 'add' });
     expect(call).toMatchObject({ toolName: 'add', input: (delta as { delta: string }).delta });
     expect(JSON.parse((call as { input: string }).input)).toEqual({ a: 417, b: 311 });
-    expect(new Set(parts.flatMap((part) => ('toolCallId' in part ? part.toolCallId : 'id' in part ? part.id : [])))).toEqual(
-      new Set([(call as { toolCallId: string }).toolCallId, (parts[1] as { id: string }).id]),
-    );
+    expect(
+      new Set(parts.flatMap((part) => ('toolCallId' in part ? part.toolCallId : 'id' in part ? part.id : []))),
+    ).toEqual(new Set([(call as { toolCallId: string }).toolCallId, (parts[1] as { id: string }).id]));
     expect(finish).toMatchObject({ finishReason: { unified: 'tool-calls', raw: 'tool-calls' } });
     // Without a tool, and with the engine's own parts between.
     const plain = await streamed(model, { prompt: [said('Count to five.')], includeRawChunks: true });
@@ -386,16 +418,26 @@ describe('tools', () => {
     });
     expect(steps).toHaveLength(2);
     expect(steps[0]?.content).toMatchObject([{ type: 'tool-call' }, { type: 'tool-error' }]);
-    const { execute: _, ...left } = add;
+    const left = { description: 'Adds two numbers', inputSchema: numbers };
     const result = await generateText({ ...options, model: taught, tools: { add: left } });
-    expect(result).toMatchObject({ finishReason: 'tool-calls', toolResults: [], toolCalls: [{ input: { a: 417, b: 311 } }] });
+    expect(result).toMatchObject({
+      finishReason: 'tool-calls',
+      toolResults: [],
+      toolCalls: [{ input: { a: 417, b: 311 } }],
+    });
   });
 
   test('what the model does not know is a warning', async () => {
     const { warnings } = await model.doGenerate({
       prompt: [
         user({ type: 'text', text: 'Hello!', providerOptions: { gemma: { panAndScan: true } } }),
-        { role: 'assistant', content: [{ type: 'reasoning', text: 'hm' }, { type: 'text', text: 'Hello!' }] },
+        {
+          role: 'assistant',
+          content: [
+            { type: 'reasoning', text: 'hm' },
+            { type: 'text', text: 'Hello!' },
+          ],
+        },
         said('How are you?'),
       ],
       reasoning: 'high',
@@ -424,7 +466,15 @@ describe('structured output', () => {
   ];
   const bare = () =>
     gemma.generate(
-      [{ role: 'user', content: [{ type: 'image', image: picture }, { type: 'text', text: 'Describe the picture as JSON.' }] }],
+      [
+        {
+          role: 'user',
+          content: [
+            { type: 'image', image: picture },
+            { type: 'text', text: 'Describe the picture as JSON.' },
+          ],
+        },
+      ],
       { adapter: 'tools', temperature: 0, schema: shapes },
     );
 
@@ -504,7 +554,9 @@ describe('embeddings', () => {
     expect(short[0]).toHaveLength(4);
     const aborted = asked.doEmbed({ values: long.slice(0, 1000), abortSignal: AbortSignal.abort(new Error('enough')) });
     expect(await rejection(Promise.resolve(aborted))).toEqual(new Error('enough'));
-    const task = await rejection(Promise.resolve(provider.embeddingModel(gemma, { task: 'query' }).doEmbed({ values })));
+    const task = await rejection(
+      Promise.resolve(provider.embeddingModel(gemma, { task: 'query' }).doEmbed({ values })),
+    );
     expect(UnsupportedFunctionalityError.isInstance(task)).toBe(true);
     expect((task as Error).cause).toMatchObject({ code: 'ERR_UNSUPPORTED_INPUT', detail: 'NO_TASKS' });
   });
@@ -531,6 +583,45 @@ test('documents are ranked as gemma-native ranks them', async () => {
   expect(ranking.map(({ originalIndex, score }) => [originalIndex, score])).toEqual(
     same.map(({ index, score }) => [index, score]),
   );
+});
+
+test('decisions are those of gemma-native', async () => {
+  const state = [
+    { type: 'file' as const, data: picture, mediaType: 'image/webp' },
+    { type: 'text' as const, text: 'Look.' },
+  ];
+  const { answers, providerMetadata } = await decide({
+    model: provider.decisionModel(gemma),
+    state,
+    questions: {
+      red: { type: 'boolean', instructions: 'Is there a red star?', criteria: { true: 'one or more' } },
+      shape: { type: 'choice', instructions: 'Which shape?', criteria: { star: null, ring: 'a circle with a hole' } },
+      count: { type: 'score', instructions: 'How many?', criteria: ['none', null, 'two'] },
+      only: { type: 'choice', criteria: { yes: null } },
+    },
+  });
+  const content = [
+    { type: 'image' as const, image: picture },
+    { type: 'text' as const, text: '\n\nLook.' },
+  ];
+  const input: Message[] = [{ role: 'user', content }];
+  const red = await gemma.decide(input, { type: 'boolean', question: 'Is there a red star?\nYes: one or more' });
+  const choices = { star: '', ring: 'a circle with a hole' };
+  const shape = await gemma.decide(input, { type: 'choice', question: 'Which shape?', choices });
+  const count = await gemma.decide(input, { type: 'score', question: 'How many?', levels: ['none', '1', 'two'] });
+  expect(answers).toEqual({
+    red: { type: 'boolean', probability: red.probabilities.true },
+    shape: { type: 'choice', choice: shape.value, probabilities: shape.probabilities },
+    count: {
+      type: 'score',
+      score: count.value,
+      probabilities: Object.fromEntries(count.distribution.map(({ value, probability }) => [value, probability])),
+    },
+    only: { type: 'choice', choice: 'yes', probabilities: { yes: 1 } },
+  });
+  expect(providerMetadata?.gemma?.coverage).toMatchObject({ shape: shape.coverage });
+  const box = decide({ model: provider.decisionModel(gemma), state, questions: { a: { type: 'box' } } });
+  await expect(box).rejects.toThrow();
 });
 
 describe('ends', () => {
@@ -584,7 +675,13 @@ describe('ends', () => {
   test('too many at once is tried again by the AI SDK', async () => {
     const busy = await Gemma.load(tiny, { contextSize: 2048, maxQueue: 0 });
     const model = provider(busy);
-    const calls = Array.from({ length: 80 }, () => rejection(Promise.resolve(model.doGenerate({ prompt: [said('Hi')], maxOutputTokens: 50 })).then(() => Promise.reject(new Error('done')))));
+    const calls = Array.from({ length: 80 }, () =>
+      rejection(
+        Promise.resolve(model.doGenerate({ prompt: [said('Hi')], maxOutputTokens: 50 })).then(() =>
+          Promise.reject(new Error('done')),
+        ),
+      ),
+    );
     const refused = (await Promise.all(calls)).filter((error) => APICallError.isInstance(error));
     expect(refused.length).toBeGreaterThan(0);
     expect(refused[0]).toMatchObject({ isRetryable: true, statusCode: 503, cause: { code: 'ERR_QUEUE_FULL' } });
@@ -619,13 +716,13 @@ describe('what is wrong', () => {
     ['a value', { providerOptions: { gemma: { minP: 'x' } } }, 'minP'],
     ['an option that is none', { providerOptions: { gemma: { minp: 1 } } }, 'providerOptions.gemma.minp'],
     ['a setting of the AI SDK', { providerOptions: { gemma: { topK: 1 } } }, 'providerOptions.gemma.topK'],
-    ['what a call may not say', { providerOptions: { gemma: { allowLocal: true } } }, 'providerOptions.gemma.allowLocal'],
-    ['an adapter that is not loaded', { providerOptions: { gemma: { adapter: 'x' } } }, 'adapter'],
     [
-      'a tool’s name',
-      { tools: [{ type: 'function', name: 'a b', inputSchema: { type: 'object' } }] },
-      'tools.a b',
+      'what a call may not say',
+      { providerOptions: { gemma: { allowLocal: true } } },
+      'providerOptions.gemma.allowLocal',
     ],
+    ['an adapter that is not loaded', { providerOptions: { gemma: { adapter: 'x' } } }, 'adapter'],
+    ['a tool’s name', { tools: [{ type: 'function', name: 'a b', inputSchema: { type: 'object' } }] }, 'tools.a b'],
   ])('%s', async (_, options, argument) => {
     for (const error of await asked(options)) {
       expect(InvalidArgumentError.isInstance(error)).toBe(true);

@@ -1,5 +1,6 @@
 // What every interface gets, and the way of a request through the server: a place among those that are computed, the model, the work,
 // and everything given back at its end, however it ends.
+import { setMaxListeners } from 'node:events';
 import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify';
 import type { Gemma, GenerateResult, ImageOptions } from 'gemma-native';
 import type { Admission } from './admission.js';
@@ -77,6 +78,7 @@ export async function serve<T>(
   const { models, admission, metrics, limits, ending } = context;
   if (!models.find(model)) throw models.notFound(model);
   const controller = new AbortController();
+  setMaxListeners(0, controller.signal); // each of the calls for a request listens
   const onClose = () => {
     if (!reply.raw.writableFinished) controller.abort(new ClientGone());
   };

@@ -62,7 +62,7 @@ const CLIENT_ERRORS: Readonly<Record<number, string>> = {
 };
 
 // Messages about arguments begin with the argument's name, `maxOutputTokens: ...`, `messages[0].content: ...`; those of bugs do not.
-const ARGUMENT = /^([A-Za-z_$][\w$]*(?:\.[\w$]+|\[\d+\])*)(?=: )/;
+const ARGUMENT = /^([A-Za-z_$][\w$]*(?:[.[/][^:]{0,200})?)(?=: )/;
 
 function internal(cause: unknown): HttpError {
   return new HttpError(500, 'internal_error', 'the server failed to answer; its log says why', { cause });
@@ -77,7 +77,7 @@ export function toHttpError(error: unknown, names: Readonly<Record<string, strin
   const { message, statusCode } = (error ?? {}) as { message?: unknown; statusCode?: unknown };
   const text = typeof message === 'string' ? message : '';
   const [argument] = ARGUMENT.exec(text) ?? [];
-  const [root = ''] = argument?.split(/[.[]/, 1) ?? [];
+  const [root = ''] = argument?.split(/[.[/]/, 1) ?? [];
   const own = Object.hasOwn(names, root) ? names[root] : undefined;
   const param = own === undefined ? argument : own + (argument ?? '').slice(root.length);
   const renamed = argument !== undefined && param !== undefined ? param + text.slice(argument.length) : text;

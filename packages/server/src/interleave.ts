@@ -1,5 +1,7 @@
 // Several streams as one, and many pieces of work a few at a time.
 
+import { setMaxListeners } from 'node:events';
+
 /** Items of several iterables, as they come. Leaving it leaves all of them. */
 export async function* interleaved<T>(sources: readonly AsyncIterable<T>[]): AsyncGenerator<T, void, undefined> {
   const readers = sources.map((source) => source[Symbol.asyncIterator]());
@@ -32,6 +34,7 @@ export async function pooled<T, R>(
   work: (item: T, index: number, signal: AbortSignal) => Promise<R>,
 ): Promise<R[]> {
   const controller = new AbortController();
+  setMaxListeners(0, controller.signal);
   const onAbort = () => controller.abort(signal.reason);
   signal.addEventListener('abort', onAbort, { once: true });
   const results: R[] = [];

@@ -6,8 +6,10 @@ import { Admission } from './admission.js';
 import { parseJson, readBody } from './body.js';
 import type { Limits, ServerContext } from './context.js';
 import { HttpError, sendable } from './errors.js';
+import { gemini, geminiUrl } from './gemini.js';
 import { Metrics } from './metrics.js';
 import { ModelRegistry, type ModelEvent, type ModelSpec } from './models.js';
+import { ollama } from './ollama.js';
 import { openai } from './openai.js';
 import { page } from './page.js';
 
@@ -103,6 +105,7 @@ function makeApp(options: ServerOptions): FastifyInstance {
     },
     forceCloseConnections: 'idle',
     genReqId: () => randomUUID(),
+    rewriteUrl: geminiUrl,
     logController: new LogController({ disableRequestLogging: true }), // it would log URLs with their queries
     routerOptions: { maxParamLength: 300 },
     // What Node's parser refuses never becomes a request.
@@ -202,8 +205,7 @@ export async function createServer(options: ServerOptions): Promise<Server> {
     reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()),
   );
 
-  await app.register((scope: FastifyInstance) => openai(scope, context));
-  await app.register((scope: FastifyInstance) => page(scope, context));
+  for (const api of [openai, gemini, ollama, page]) await app.register((scope: FastifyInstance) => api(scope, context));
 
   let closing: Promise<void> | undefined;
   const close = async () => {

@@ -219,17 +219,20 @@ export function* idsOf(entries: readonly TokenLogprobs[]): Generator<number> {
   }
 }
 
-/**
- * The tokens that an answer's text is made of: without the one that ended it, and those of a stop sequence.
- */
+/** The token that ended an answer, if one did. */
+export function endLogprobs(gemma: Gemma, { logprobs, finishReason }: GenerateResult): TokenLogprobs[] {
+  const last = logprobs?.at(-1);
+  return last && finishReason === 'stop' && gemma.info.endTokens.includes(last.token) ? [last] : [];
+}
+
+/** The tokens that an answer's text is made of: without the one that ended it, and those of a stop sequence. */
 export async function textLogprobs(
   gemma: Gemma,
   result: GenerateResult,
   signal: AbortSignal,
 ): Promise<TokenLogprobs[]> {
-  const entries = [...(result.logprobs ?? [])];
-  const last = entries.at(-1);
-  if (result.finishReason === 'stop' && last && gemma.info.endTokens.includes(last.token)) entries.pop();
+  const { logprobs = [] } = result;
+  const entries = logprobs.slice(0, logprobs.length - endLogprobs(gemma, result).length);
   if (result.stopSequence === undefined) return entries;
   const texts = await spelled(gemma, idsOf(entries), signal);
   let length = 0;

@@ -12,6 +12,7 @@ import {
   bounds,
   chatUsage,
   checkChoices,
+  endLogprobs,
   finite,
   harmless,
   idsOf,
@@ -167,7 +168,9 @@ async function echoOf(job: Job, prompt: string | number[], body: Body): Promise<
   });
   const entries = ids.map((token, i): Entry => {
     const logprob = nextLogprobs[i - 1];
-    return logprob === undefined ? { token, top: [] } : { token, logprob, top: top[i - 1] ?? [] };
+    if (logprob === undefined) return { token, top: [] };
+    // In float32, as those of the best tokens are: whether this is one of them is told by comparing.
+    return { token, logprob: Math.fround(logprob), top: top[i - 1] ?? [] };
   });
   return { text, entries, nTokens: ids.length };
 }
@@ -190,7 +193,9 @@ async function choiceOf(job: Job, { prompt, question }: Asked, index: number, bo
   const result = question && (await answer(job, question));
   const usage = result?.usage ?? readAlone(job, echo?.nTokens ?? 0);
   const writer = new LogprobWriter(job, body.logprobs ?? 0);
-  const entries = [...(echo?.entries ?? []), ...(result ? await textLogprobs(job.gemma, result, job.signal) : [])];
+  // The token that ended the answer is among them, as OpenAI has it: who asks for one token finds one.
+  const own = result && [...(await textLogprobs(job.gemma, result, job.signal)), ...endLogprobs(job.gemma, result)];
+  const entries = [...(echo?.entries ?? []), ...(own ?? [])];
   const choice = {
     index,
     text: (echo?.text ?? '') + (result?.text ?? ''),
@@ -243,7 +248,7 @@ async function* chunks(
         yield chunk(each.part.text, each.part.logprobs ?? [], null);
       } else {
         usages[index] = each.result.usage;
-        yield chunk('', [], finishOf(each.result));
+        yield chunk('', endLogprobs(job.gemma, each.result), finishOf(each.result));
       }
     }
   });

@@ -1,0 +1,154 @@
+// What a server of this package does beside llama.cpp's: clients that share a system prompt, all at once.
+//
+//   node benchmarks/serving.mjs [model] [--rounds 5] [--clients 16] [--system 500] [--answer 64] [--threads 2] [--peer]
+//
+// Each round has a system prompt of its own. In turn the server, the bare API in this process and, with --peer, llama.cpp's server (as
+// many places as clients, its cache for all of them together, its other defaults) answer the same messages; a different one begins each
+// round. Figures are ratios within a round: medians with the lowest and the highest.
+import { spawn } from 'node:child_process';
+import { availableParallelism } from 'node:os';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { parseArgs, TextDecoder } from 'node:util';
+import { main, root } from '../scripts/steps.mjs';
+import { startLlamaServer } from './llama-server.mjs';
+
+const WORDS =
+  'river stone yellow seven market under bright engine paper window colour garden letter quiet number second'.split(
+    ' ',
+  );
+
+function textOf(words, seed) {
+  let state = seed * 2654435761;
+  return Array.from({ length: words }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return WORDS[state >>> 28];
+  }).join(' ');
+}
+
+function spread(values, digits = 2) {
+  const sorted = values.toSorted((a, b) => a - b);
+  const shown = [sorted[sorted.length >> 1], sorted[0], sorted.at(-1)].map((value) => value.toFixed(digits));
+  return `${shown[0]} (${shown[1]} to ${shown[2]})`;
+}
+
+/** Starts this package's server in a process of its own. */
+async function startServer(model, flags) {
+  const path = join(root, 'packages', 'server', 'dist', 'main.js');
+  const args = [path, '--model', `bench=${model}`, '--pin', '--port', '0', '--log-level', 'silent', ...flags];
+  const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  let said = '';
+  const base = await new Promise((resolve, reject) => {
+    child.stderr.on('data', (chunk) => {
+      said += chunk;
+      const [, url] = /listens on (\S+)/.exec(said) ?? [];
+      if (url) resolve(url);
+    });
+    child.on('close', () => reject(new Error(`the server did not start:\n${said}`)));
+  });
+  return {
+    async *stream(path, body) {
+      const answer = await fetch(base + path, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ model: 'bench', stream: true, ...body }),
+      });
+      if (!answer.ok) throw new Error(`${answer.status} ${await answer.text()}`);
+      let text = '';
+      const decoder = new TextDecoder();
+      for await (const bytes of answer.body) {
+        text += decoder.decode(bytes, { stream: true });
+        const lines = text.split('\n');
+        text = lines.pop();
+        for (const line of lines) if (line.startsWith('data: {')) yield JSON.parse(line.slice(6));
+      }
+    },
+    async stop() {
+      child.removeAllListeners('close');
+      child.kill('SIGTERM');
+      await new Promise((done) => child.on('close', done));
+    },
+  };
+}
+
+/** Of one answer over HTTP: milliseconds to the first text, and tokens. */
+async function askServer(server, messages, maxTokens) {
+  const start = performance.now();
+  const body = { messages, temperature: 0, max_tokens: maxTokens, stream_options: { include_usage: true } };
+  let first;
+  let tokens = 0;
+  for await (const { choices, usage } of server.stream('/v1/chat/completions', body)) {
+    if (choices?.[0]?.delta?.content) first ??= performance.now() - start;
+    if (usage) tokens = usage.completion_tokens;
+  }
+  return { first: first ?? performance.now() - start, tokens };
+}
+
+async function askBare(gemma, messages, maxTokens) {
+  const start = performance.now();
+  let first;
+  const stream = gemma.stream(messages, { temperature: 0, maxOutputTokens: maxTokens });
+  for await (const { text } of stream) if (text !== '') first ??= performance.now() - start;
+  const { usage } = await stream.result;
+  return { first: first ?? performance.now() - start, tokens: usage.outputTokens };
+}
+
+await main(async () => {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      rounds: { type: 'string', default: '5' },
+      clients: { type: 'string', default: '16' },
+      system: { type: 'string', default: '500' },
+      answer: { type: 'string', default: '64' },
+      threads: { type: 'string', default: String(availableParallelism()) },
+      peer: { type: 'boolean', default: false },
+    },
+  });
+  const [clients, maxTokens] = [Number(values.clients), Number(values.answer)];
+  const { Gemma } = createRequire(import.meta.url)(join(root, 'dist', 'index.js'));
+  const model = positionals[0] ?? Gemma.demoModel;
+  const gemma = await Gemma.load(model, { contextSize: 2048, threads: Number(values.threads) });
+  const server = await startServer(model, ['--context', '2048', '--threads', values.threads]);
+  const askers = {
+    server: (messages) => askServer(server, messages, maxTokens),
+    bare: (messages) => askBare(gemma, messages, maxTokens),
+  };
+  const log = (text) => process.stderr.write(`${text}\n`);
+  const places = ['-c', String(2048 * clients), '-np', String(clients), '-t', values.threads];
+  const peer = values.peer ? await startLlamaServer(model, places, log) : undefined;
+  if (peer) askers.peer = (messages) => askServer(peer, messages, maxTokens);
+
+  const user = (content) => ({ role: 'user', content });
+  const found = Object.fromEntries(Object.keys(askers).map((name) => [name, []]));
+  for (const ask of Object.values(askers)) await ask([user('Hello')]); // what the first call sets up
+  for (let round = 0; round < Number(values.rounds); ++round) {
+    const system = { role: 'system', content: textOf(Math.round(Number(values.system) * 0.97), round + 1) };
+    const names = Object.keys(askers);
+    for (const name of names.map((_, i) => names[(i + round) % names.length])) {
+      const start = performance.now();
+      const questions = Array.from({ length: clients }, (_, i) => [system, user(`${textOf(9, 100 * round + i)}?`)]);
+      const answers = await Promise.all(questions.map(askers[name]));
+      const seconds = (performance.now() - start) / 1000;
+      const firsts = answers.map(({ first }) => first).toSorted((a, b) => a - b);
+      const tokens = answers.reduce((sum, answer) => sum + answer.tokens, 0);
+      found[name].push({ rate: tokens / seconds, first: firsts[Math.ceil(0.95 * clients) - 1], tokens });
+    }
+  }
+  const of = (name, what) => found[name].map((round) => round[what]);
+  const ratios = (a, b, what) => of(a, what).map((value, i) => value / of(b, what)[i]);
+  for (const name of Object.keys(askers)) {
+    const [rate, first] = [spread(of(name, 'rate'), 1), spread(of(name, 'first'), 0)];
+    process.stdout.write(
+      `${name}: ${rate} tokens/s, 95 % of first tokens within ${first} ms, ${of(name, 'tokens')[0]} tokens\n`,
+    );
+  }
+  process.stdout.write(`server / bare API: tokens/s ${spread(ratios('server', 'bare', 'rate'), 3)}\n`);
+  if (peer) {
+    process.stdout.write(`server / llama-server: tokens/s ${spread(ratios('server', 'peer', 'rate'))}, `);
+    process.stdout.write(`first token ${spread(ratios('server', 'peer', 'first'))}\n`);
+  }
+  await peer?.stop();
+  await server.stop();
+  await gemma.dispose();
+});
