@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/json.h"
 #include "model/layer_tensors.h"
 #include "model/vision_tensors.h"
@@ -128,7 +129,7 @@ void SafetensorsModel::read_configuration() {
     if (!read("preprocessor_config.json", false, f)) read("processor_config.json", false, f);
   }
   read("generation_config.json", false,
-       [&](std::string_view text) { read_hf_generation_config(text, &config_.tokens); });
+       [&](std::string_view text) { read_hf_generation_config(text, &config_.tokens, &config_.sampling); });
 }
 
 void SafetensorsModel::add_file(const std::string& path, const FileOptions& options) {
@@ -314,6 +315,9 @@ std::shared_ptr<TensorSource> SafetensorsModel::make_source(bool vision) const {
   source->set_release([weights](std::span<const std::byte> bytes) {
     for (const auto& file : weights->files) file->release(bytes);
   });
+  uint64_t version = 0;
+  for (const auto& file : weights->files) version = hash_value(version, file->version());
+  source->set_version(version);
   source->set_prefetch([weights](const TensorSource::OnRead& on_read) {
     uint64_t before = 0;
     for (const auto& file : weights->files) {

@@ -51,7 +51,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       }
       case CheckpointPart::kGeneration: {
         gemma::HfTokenIds ids;
-        gemma::read_hf_generation_config(text, &ids);
+        gemma::HfSampling sampling;
+        gemma::read_hf_generation_config(text, &ids, &sampling);
         break;
       }
       case CheckpointPart::kPreprocessor: {
