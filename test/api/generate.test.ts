@@ -183,6 +183,15 @@ describe('stream', () => {
     expect((await gemma.generate('Tell', { maxOutputTokens: 50, seed: 3 })).text).toBe(result.text);
   });
 
+  test('parts have the log-probabilities of their tokens where these are asked for', async () => {
+    const stream = gemma.stream('Tell', { maxOutputTokens: 30, seed: 3, logprobs: 2 });
+    const parts: StreamPart[] = [];
+    for await (const part of stream) parts.push(part);
+    const logprobs = parts.flatMap((part) => part.logprobs ?? []);
+    expect(logprobs.map(({ token }) => token)).toEqual(parts.flatMap((part) => part.tokens));
+    expect((await stream.result).logprobs!.slice(0, logprobs.length)).toEqual(logprobs);
+  });
+
   test('parts are whole characters', async () => {
     for (let seed = 0; seed < 20; ++seed) {
       let text = '';

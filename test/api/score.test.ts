@@ -38,6 +38,15 @@ test('log-probabilities are those of the reference', async () => {
   expect(seen).toBeGreaterThan(100);
 });
 
+test('logits tell the log-probability of each token of the input', async () => {
+  const ids = await gemma.tokenize('one two three four', { bos: true });
+  const { nextLogprobs, top } = await gemma.logits(ids, { all: true, data: false, next: true, top: 1 });
+  const [scored] = await gemma.score(ids.slice(0, 1), [ids.slice(1)]);
+  expect(nextLogprobs).toEqual(scored!.tokenLogprobs);
+  expect(top).toHaveLength(ids.length);
+  expect(await rejection(gemma.logits(ids, { next: true }))).toBeInstanceOf(TypeError);
+});
+
 test('candidates of unequal lengths that begin alike, in their order', async () => {
   const texts = [
     'red',

@@ -39,7 +39,8 @@ export interface ListedModel {
   /** when the server was started, milliseconds since 1970 */
   created: number;
   pinned: boolean;
-  state: 'unloaded' | 'loading' | 'loaded';
+  /** `'leaving'`: loaded, and unloaded as soon as nobody has it, because another needs its memory */
+  state: 'unloaded' | 'loading' | 'loaded' | 'leaving';
   /** of its memory plan; 0 where it was never loaded */
   bytes: number;
   /** requests that have it */
@@ -208,8 +209,8 @@ export class ModelRegistry {
   }
 
   #listed(entry: Entry): ListedModel {
-    const { name, spec, pinned, gemma, bytes, inUse, expiresAt, loading } = entry;
-    const state = gemma ? 'loaded' : loading ? 'loading' : 'unloaded';
+    const { name, spec, pinned, gemma, bytes, inUse, expiresAt, loading, leaving } = entry;
+    const state = gemma ? (leaving ? 'leaving' : 'loaded') : loading ? 'loading' : 'unloaded';
     const aliases = spec.aliases ?? [];
     return { name, aliases, created: this.#created, pinned, state, bytes, inUse, expiresAt, gemma, spec };
   }
