@@ -2,9 +2,10 @@
 import type { FastifyInstance } from 'fastify';
 import type { EmbedOptions } from 'gemma-native';
 import { z } from 'zod';
-import { serve, type ServerContext } from '../context.js';
+import { serve, stream, type ServerContext } from '../context.js';
 import { HttpError } from '../errors.js';
 import { given, list, parsed, tokenIds } from '../fields.js';
+import { rowsOf, vectorsText } from '../vectors.js';
 
 /** The body of a request. Exported for tests, which make wrong ones of it. */
 export const embeddingsBody = z.strictObject({
@@ -41,22 +42,28 @@ export async function embeddings(app: FastifyInstance, context: ServerContext): 
     const body = parsed(embeddingsBody, request.body);
     const texts = textsOf(body.input, context.limits.maxInputs);
     const { dimensions, task, title, normalize, truncate } = body;
-    return serve(context, request, reply, body.model, async ({ gemma, model, signal, answered }) => {
+    return serve(context, request, reply, body.model, async (job) => {
+      const { gemma, model, signal } = job;
       const options = given({ dimensions, task, title, normalize, truncate }) as EmbedOptions; // it knows its tasks
-      const { data, shape, usage } = await gemma.embed(texts, { ...options, signal });
-      const { inputTokens } = usage;
-      answered({ inputTokens, outputTokens: 0, imageTokens: 0, cachedInputTokens: 0 });
-      const [n, width] = shape;
-      const isBase64 = body.encoding_format === 'base64';
-      return {
-        object: 'list',
-        data: Array.from({ length: n }, (_, index) => {
-          const row = data.subarray(index * width, (index + 1) * width);
-          return { object: 'embedding', index, embedding: isBase64 ? base64Of(row) : Array.from(row) };
-        }),
-        model,
-        usage: { prompt_tokens: inputTokens, total_tokens: inputTokens },
-      };
+      const found = await gemma.embed(texts, { ...options, signal });
+      const { inputTokens } = found.usage;
+      job.answered({ inputTokens, outputTokens: 0, imageTokens: 0, cachedInputTokens: 0 });
+      const head = { object: 'list' };
+      const tail = { model, usage: { prompt_tokens: inputTokens, total_tokens: inputTokens } };
+      const rows = rowsOf(found);
+      if (body.encoding_format === 'base64') {
+        const vectors = rows.map((row, index) => ({ object: 'embedding', index, embedding: base64Of(row) }));
+        return { ...head, data: vectors, ...tail };
+      }
+      let index = 0;
+      const written = vectorsText(
+        rows,
+        `${JSON.stringify(head).slice(0, -1)},"data":[`,
+        (numbers) => `{"object":"embedding","index":${index++},"embedding":${numbers}}`,
+        `],${JSON.stringify(tail).slice(1)}`,
+      );
+      await stream(context, job, reply, 'application/json; charset=utf-8', written, () => '');
+      return reply;
     });
   });
 }
