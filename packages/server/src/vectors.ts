@@ -19,19 +19,19 @@ export function rowsOf({
  * An object with an array of vectors, in pieces.
  *
  * @param before the object's text up to its first vector
- * @param vector the text of a vector, of its numbers as an array of JSON
+ * @param vector the text of a vector, of its numbers as an array of JSON and its place
  * @param after the text behind the last one
  */
 export async function* vectorsText(
   vectors: readonly Float32Array[],
   before: string,
-  vector: (numbers: string) => string,
+  vector: (numbers: string, index: number) => string,
   after: string,
 ): AsyncGenerator<string, void, undefined> {
   let text = before;
   let pending = 0;
   for (const [i, numbers] of vectors.entries()) {
-    text += `${i === 0 ? '' : ','}${vector(JSON.stringify(Array.from(numbers)))}`;
+    text += `${i === 0 ? '' : ','}${vector(JSON.stringify(Array.from(numbers)), i)}`;
     pending += numbers.length;
     if (pending < NUMBERS) continue;
     yield text;

@@ -10,7 +10,7 @@ import {
   type GenerateContentResponse,
   type Part,
 } from '@google/genai';
-import { Gemma, type Input } from 'gemma-native';
+import { Gemma, GemmaError, type Input } from 'gemma-native';
 import type { z } from 'zod';
 import { batchEmbedBody, countBody, embedBody, generateBody } from '../src/gemini/fields.js';
 import { jsonSchemaOf } from '../src/gemini/schema.js';
@@ -307,6 +307,30 @@ test('a client that leaves ends the work', async () => {
   };
   expect(await rejection(read())).toMatchObject({ name: 'AbortError' });
   await until(() => gemma.stats().running === 0 && server.context.admission.inFlight === 0);
+});
+
+test('what fails while an answer is streamed is its last piece', async () => {
+  const broken = {
+    async *[Symbol.asyncIterator]() {
+      yield await Promise.resolve({ type: 'text', text: 'begun', tokens: [1] });
+      throw new GemmaError('ERR_DISPOSED', 'the model was disposed');
+    },
+  };
+  const spy = jest.spyOn(gemma, 'stream').mockReturnValue(broken as never);
+  try {
+    const seen: unknown[] = [];
+    const read = async () => {
+      for await (const { text } of await ai.models.generateContentStream({ model, contents: 'x' })) seen.push(text);
+    };
+    expect(await rejection(read())).toMatchObject({ status: 503, message: expect.stringContaining('was disposed') });
+    expect(seen).toEqual(['begun']);
+    const asked = { contents: [{ parts: [{ text: 'x' }] }] };
+    const array = (await (await post('models/tiny:streamGenerateContent', asked)).json()) as unknown[];
+    expect(array).toHaveLength(2);
+    expect(array[1]).toMatchObject({ error: { code: 503, status: 'UNAVAILABLE' } });
+  } finally {
+    spy.mockRestore();
+  }
 });
 
 test('models, by pages and by names', async () => {

@@ -1,7 +1,7 @@
 // The interface of Ollama with Ollama's own client: answers are those of gemma-native, and what cannot be done is refused by its name.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Gemma } from 'gemma-native';
+import { Gemma, GemmaError } from 'gemma-native';
 import { Ollama, type ChatResponse } from 'ollama';
 import type { z } from 'zod';
 import { createServer, type Server } from '../src/index.js';
@@ -250,6 +250,26 @@ test('a client that leaves ends the work', async () => {
   await until(() => gemma.stats().running === 0 && server.context.admission.inFlight === 0);
 });
 
+test('what fails while an answer is streamed is its last line', async () => {
+  const broken = {
+    async *[Symbol.asyncIterator]() {
+      yield await Promise.resolve({ type: 'text', text: 'begun', tokens: [1] });
+      throw new GemmaError('ERR_DISPOSED', 'the model was disposed');
+    },
+  };
+  const spy = jest.spyOn(gemma, 'stream').mockReturnValue(broken as never);
+  try {
+    const seen: string[] = [];
+    const read = async () => {
+      for await (const { message } of await client.chat({ model, messages, stream: true })) seen.push(message.content);
+    };
+    expect(await rejection(read())).toMatchObject({ message: expect.stringContaining('the model was disposed') });
+    expect(seen).toEqual(['begun']);
+  } finally {
+    spy.mockRestore();
+  }
+});
+
 test('models: listed, shown, loaded, kept and unloaded', async () => {
   const { models } = await client.list();
   expect(models.map(({ name }) => name)).toEqual(['tiny', 'file', 'vectors']);
@@ -279,6 +299,7 @@ test('models: listed, shown, loaded, kept and unloaded', async () => {
   expect(await loaded()).not.toContain('file');
   const first = await client.chat({ model: 'org/other:q4', messages, options });
   expect(first.message.content).toBe((await client.chat({ model, messages, options })).message.content);
+  expect((await fetch(host, { method: 'HEAD' })).status).toBe(200); // how some look whether somebody is there
   expect((await client.version()).version).toMatch(/^\d+\.\d+\.\d+$/);
 });
 
