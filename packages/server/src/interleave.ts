@@ -1,5 +1,4 @@
 // Several streams as one, and many pieces of work a few at a time.
-
 import { setMaxListeners } from 'node:events';
 
 /** Items of several iterables, as they come. Leaving it leaves all of them. */
@@ -18,7 +17,7 @@ export async function* interleaved<T>(sources: readonly AsyncIterable<T>[]): Asy
     }
   } finally {
     for (const pending of waiting.values()) pending.catch(() => {}); // of those that are left nobody hears
-    await Promise.allSettled(readers.map((reader) => reader.return?.()));
+    await Promise.allSettled(readers.map(async (reader) => reader.return?.()));
   }
 }
 

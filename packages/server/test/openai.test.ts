@@ -591,7 +591,8 @@ describe('errors', () => {
       // An answer that does not end by itself.
       logit_bias: Object.fromEntries(demo.info.endTokens.map((id) => [id, -100])),
     });
-    for await (const _ of stream) break; // which closes the connection
+    await stream[Symbol.asyncIterator]().next();
+    stream.controller.abort(); // which closes the connection
     await until(() => demo.stats().running === 0 && running.server.context.admission.inFlight === 0);
   });
 });

@@ -79,7 +79,7 @@ export function samplingOptions(body: Sampling & Others): GenerateOptions {
     logitBias: logit_bias,
     seed,
     stopSequences: typeof stop === 'string' ? [stop] : stop,
-  }) as GenerateOptions;
+  });
 }
 
 /** How gemma-native's options are called here, for errors. */

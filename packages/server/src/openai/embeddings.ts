@@ -43,23 +43,26 @@ export async function embeddings(app: FastifyInstance, context: ServerContext): 
     const texts = textsOf(body.input, context.limits.maxInputs);
     const { dimensions, task, title, normalize, truncate } = body;
     return serve(context, request, reply, body.model, async (job) => {
+      const { gemma, model, signal } = job;
       const options = given({ dimensions, task, title, normalize, truncate }) as EmbedOptions; // it knows its tasks
-      const embeddings = await job.gemma.embed(texts, { ...options, signal: job.signal });
-      const { inputTokens } = embeddings.usage;
+      const found = await gemma.embed(texts, { ...options, signal });
+      const { inputTokens } = found.usage;
       job.answered({ inputTokens, outputTokens: 0, imageTokens: 0, cachedInputTokens: 0 });
-      const rows = rowsOf(embeddings);
-      const end = { model: job.model, usage: { prompt_tokens: inputTokens, total_tokens: inputTokens } };
+      const head = { object: 'list' };
+      const tail = { model, usage: { prompt_tokens: inputTokens, total_tokens: inputTokens } };
+      const rows = rowsOf(found);
       if (body.encoding_format === 'base64') {
-        const data = rows.map((row, index) => ({ object: 'embedding', index, embedding: base64Of(row) }));
-        return { object: 'list', data, ...end };
+        const vectors = rows.map((row, index) => ({ object: 'embedding', index, embedding: base64Of(row) }));
+        return { ...head, data: vectors, ...tail };
       }
-      const text = vectorsText(
+      let index = 0;
+      const written = vectorsText(
         rows,
-        '{"object":"list","data":[',
-        (numbers, index) => `{"object":"embedding","index":${index},"embedding":${numbers}}`,
-        `],${JSON.stringify(end).slice(1)}`,
+        `${JSON.stringify(head).slice(0, -1)},"data":[`,
+        (numbers) => `{"object":"embedding","index":${index++},"embedding":${numbers}}`,
+        `],${JSON.stringify(tail).slice(1)}`,
       );
-      await stream(context, job, reply, 'application/json; charset=utf-8', text, () => '');
+      await stream(context, job, reply, 'application/json; charset=utf-8', written, () => '');
       return reply;
     });
   });
