@@ -15,9 +15,9 @@ export type AdapterOption = string | Readonly<Record<string, number>>;
 /** Where adapters are: by name, or by path alone, named after their folders or files. */
 export type AdapterPaths = Readonly<Record<string, string | URL>> | readonly (string | URL)[];
 
-const MAX_ADAPTERS = 16; // of a call
+export const MAX_ADAPTERS = 16; // of a call
 const MAX_LOADED = 1024; // with a model
-const MAX_SCALE = 1e6;
+export const MAX_SCALE = 1e6;
 const MAX_NAME = 200;
 
 const CONFIG = 'adapter_config.json';

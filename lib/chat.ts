@@ -133,8 +133,12 @@ export async function decideChat(
   };
 }
 
-// Where transformers keeps templates: a file of their own, before that a field of the tokenizer's configuration.
-async function findTemplate(folder: string): Promise<{ source: string; file: string } | undefined> {
+/**
+ * The template in a folder: where transformers keeps it, a file of its own, before that a field of the tokenizer's configuration.
+ *
+ * @throws GemmaError `ERR_FILE`
+ */
+export async function findTemplate(folder: string): Promise<{ source: string; file: string } | undefined> {
   const jinja = join(folder, 'chat_template.jinja');
   const source = await readSmall(jinja);
   if (source !== undefined) return { source, file: jinja };

@@ -80,6 +80,7 @@ import {
   type QuantizeOptions,
   type QuantizeResult,
 } from './quantize.js';
+import { merge, type MergeOptions, type MergeResult } from './merge.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { candidateList, encodeCandidates, endToken, scoresOf, type Candidates, type CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
@@ -282,7 +283,7 @@ export class Gemma {
    * and `:file` or `:quantisation` behind it where wanted, is downloaded from the Hugging Face hub unless it is here;
    * `'ollama:gemma3:4b'` and `'lmstudio:org/repo'` are what these programs have downloaded
    * @throws GemmaError `ERR_FILE`, `ERR_GGUF_INVALID` (with a detail), `ERR_UNSUPPORTED_MODEL`, `ERR_OUT_OF_MEMORY`,
-   * `ERR_BACKEND_UNAVAILABLE`, `ERR_DOWNLOAD` (with a detail); of adapters as `loadAdapter`
+   * `ERR_BACKEND_UNAVAILABLE`, `ERR_DOWNLOAD` (with a detail); with `quantize` `ERR_NON_FINITE`; of adapters as `loadAdapter`
    */
   static async load(model: string | URL, options: LoadOptions = {}): Promise<Gemma> {
     const { chatTemplate, ...settings } = check.loadOptions(options);
@@ -405,7 +406,8 @@ export class Gemma {
   }
 
   /**
-   * Writes a model, or its vision encoder, in other types: a GGUF file that llama.cpp reads too. Takes memory for a few rows only, on
+   * Writes a model, or its vision encoder, in other types: a GGUF file that llama.cpp reads too. Takes GGUF files and folders of Hugging
+   * Face checkpoints, of which a vision encoder becomes a second file (`mmprojOutput`). Takes memory for a few rows only, on
    * threads of its own. The output takes its name when it is whole; until then it is `OUTPUT.part`, and the same call goes on where an
    * interrupted one was (`resumedTensors`).
    *
@@ -413,11 +415,25 @@ export class Gemma {
    * @param output path or `file:` URL
    * @throws GemmaError `ERR_FILE` (`FILE_EXISTS`, `IN_USE`: another process is writing it, `DISK_FULL`, `FILE_CHANGED`,
    * `NOT_AN_IMPORTANCE_MATRIX`, `IMPORTANCE_DAMAGED`), `ERR_GGUF_INVALID`, `ERR_UNSUPPORTED_MODEL`, `ERR_UNSUPPORTED_INPUT`
-   * (`REQUANTIZE`), `ERR_INVALID_ARGUMENT` (`SAME_FILE`, `NO_SUCH_TENSOR`, `IMPORTANCE_SHAPE`), `ERR_NON_FINITE` (a value that is not
+   * (`REQUANTIZE`), `ERR_INVALID_ARGUMENT` (`SAME_FILE`, `NO_SUCH_TENSOR`, `IMPORTANCE_SHAPE`, `NO_MMPROJ`), `ERR_NON_FINITE` (a value that is not
    * finite in its type); the signal's reason after an abort
    */
   static async quantize(input: string | URL, output: string | URL, options: QuantizeOptions): Promise<QuantizeResult> {
     return quantize(input, output, options);
+  }
+
+  /**
+   * Writes a model with adapters put into its weights, or the mean of two models of one shape: a GGUF file, in the way of `quantize`.
+   * Values are computed in double precision. A model whose embedding is its output matrix gets an output matrix of its own where an
+   * adapter changes one of the two.
+   *
+   * @param model as `load` takes it: of floats, unless `allowRequantize`
+   * @param output path or `file:` URL
+   * @throws GemmaError as `quantize`; `ERR_ADAPTER_INVALID` as `loadAdapter`, `UNSUPPORTED` for an adapter that adds biases, `CONFLICT`;
+   * `ERR_INVALID_ARGUMENT` (`OTHER_MODEL`: two that do not have the same tensors, `NO_SUCH_TENSOR`, `NO_MMPROJ`)
+   */
+  static async merge(model: string | URL, output: string | URL, options: MergeOptions): Promise<MergeResult> {
+    return merge(model, output, options);
   }
 
   /**

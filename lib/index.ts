@@ -63,7 +63,9 @@ export type {
   QuantizeOptions,
   QuantizeResult,
   TensorType,
+  WriteOptions,
 } from './quantize.js';
+export type { MergedAdapter, MergeOptions, MergeResult, MergeWith } from './merge.js';
 export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
 export type { Input } from './prompt.js';

@@ -8,6 +8,7 @@ import type { Crop } from './media.js';
 import type { CropParams } from './media-options.js';
 import type { GenerateParams, LoadParams, MemoryParams } from './options.js';
 import { mayRead, refusalIn, refusalOf } from './permission.js';
+import type { MergeResult } from './merge.js';
 import type { ImportanceResult, Quantization, QuantizeResult } from './quantize.js';
 import { reasonOf } from './values.js';
 
@@ -478,6 +479,36 @@ export interface NativeModel {
 export type NativeWorkEvent<T> =
   { kind: 'progress'; fraction: number } | { kind: 'done'; result: T } | { kind: 'failed'; error: unknown };
 
+export interface NativeQuantizeOptions {
+  path: string;
+  output: string;
+  type: string;
+  /** where the vision encoder of a folder goes */
+  mmprojOutput?: string;
+  mmprojType?: string;
+  /** a model without one is an error */
+  needsMmproj?: boolean;
+  /** of a folder */
+  chatTemplate?: string;
+  overrides?: { pattern: string; type: string }[];
+  /** path of a matrix */
+  importance?: string;
+  allowRequantize?: boolean;
+  overwrite?: boolean;
+  threads?: number;
+}
+
+export interface NativeMergeOptions extends NativeQuantizeOptions {
+  /** the vision encoder of a GGUF file */
+  mmproj?: string;
+  adapters?: (NativeAdapterSource & { scale: number })[];
+  /** another model */
+  other?: string;
+  blend?: 'linear' | 'slerp';
+  weight?: number;
+  weights?: { pattern: string; weight: number }[];
+}
+
 export interface NativeAddon {
   readonly backend: string;
   init(errorClass: typeof GemmaError): void;
@@ -517,25 +548,18 @@ export interface NativeAddon {
    */
   lockFile(path: string): Promise<(() => void) | null>;
   load(options: NativeLoadOptions, onEvent: (event: NativeLoadEvent) => void): number;
-  /** Writes a model file in other types. `importance`: path of a matrix. */
+  /** Writes a model file in other types. */
   quantize(
-    options: {
-      path: string;
-      output: string;
-      type: string;
-      overrides?: { pattern: string; type: string }[];
-      importance?: string;
-      allowRequantize?: boolean;
-      overwrite?: boolean;
-      threads?: number;
-    },
+    options: NativeQuantizeOptions,
     onEvent: (event: NativeWorkEvent<Omit<QuantizeResult, 'path'>>) => void,
   ): number;
+  /** Writes a model with adapters in it, or the mean of two. */
+  merge(options: NativeMergeOptions, onEvent: (event: NativeWorkEvent<Omit<MergeResult, 'path'>>) => void): number;
   importance(
     options: { path: string; output: string; text: string; chunkSize: number; threads?: number },
     onEvent: (event: NativeWorkEvent<Omit<ImportanceResult, 'path'>>) => void,
   ): number;
-  /** Stops a load, quantize or importance by its id. */
+  /** Stops a load, quantize, merge or importance by its id. */
   cancel(id: number): void;
 }
 

@@ -1,10 +1,18 @@
 // Model files in other types, and the importance of their inputs: what is done without a loaded model.
-import { abortable, type Cancellation } from './cancellation.js';
-import { GemmaError } from './errors.js';
-import { isSameFile, localPath, replaceablePath } from './local-file.js';
-import { findModelFile } from './model-files.js';
-import { addon, type NativeAddon, type NativeWorkEvent } from './native.js';
-import { runOperation } from './operation.js';
+import { abortable } from './cancellation.js';
+import { localPath } from './local-file.js';
+import { findModelFile, isCheckpoint } from './model-files.js';
+import {
+  checkOutputs,
+  filesOfModel,
+  mmprojBeside,
+  outputPath,
+  resumablePath,
+  runWork,
+  templateOf,
+  type Written,
+} from './model-work.js';
+import { addon, type NativeQuantizeOptions } from './native.js';
 import {
   booleans,
   callbacks,
@@ -18,11 +26,12 @@ import {
   valuesOf,
   type TableOf,
 } from './option-table.js';
-import { checkReadable, checkWritable } from './permission.js';
+import { checkReadable } from './permission.js';
 import { plain, show, text as asText } from './values.js';
 
 /** What a whole file can be quantised to. */
 export const QUANTIZATIONS = [
+  'f32',
   'f16',
   'bf16',
   'q8_0',
@@ -55,7 +64,8 @@ const TENSOR_TYPES = [
 /** What a single tensor can be quantised to. */
 export type TensorType = (typeof TENSOR_TYPES)[number];
 
-export interface QuantizeOptions {
+/** How the file is written, whatever it is made of. */
+export interface WriteOptions {
   /** What most matrices become; the rest follows llama.cpp's rules for files of that name. */
   type: Quantization;
   /**
@@ -63,6 +73,13 @@ export interface QuantizeOptions {
    * first counts. One that names no matrix is `ERR_INVALID_ARGUMENT` (`NO_SUCH_TENSOR`).
    */
   overrides?: Readonly<Record<string, TensorType>>;
+  /**
+   * Where the vision encoder of a folder goes, path or `file:` URL. Default: `mmproj-` and the name of the output, beside it, where `load`
+   * finds it; false: it is left out. A model without one is `ERR_INVALID_ARGUMENT` (`NO_MMPROJ`) where a file is named.
+   */
+  mmprojOutput?: string | URL | false;
+  /** Type of that file, default `f16`; its vectors, positions and patches stay F32. */
+  mmprojType?: Quantization;
   /** Path or `file:` URL of an importance matrix, of `Gemma.importance` or llama.cpp's `llama-imatrix`: weighs errors. */
   importance?: string | URL;
   /** Default false: tensors that are quantised already and would change are `ERR_UNSUPPORTED_INPUT` (`REQUANTIZE`). */
@@ -77,6 +94,8 @@ export interface QuantizeOptions {
   signal?: AbortSignal;
 }
 
+export type QuantizeOptions = WriteOptions;
+
 export interface QuantizeResult {
   /** of the file that was written */
   path: string;
@@ -89,6 +108,8 @@ export interface QuantizeResult {
   fallbacks: { tensor: string; wanted: string; type: string }[];
   /** tensors that an interrupted run had written already */
   resumedTensors: number;
+  /** the vision encoder's file, where one was written */
+  mmproj?: { path: string; bytes: number; types: { type: string; tensors: number; bytes: number }[] };
 }
 
 export interface ImportanceOptions {
@@ -113,8 +134,8 @@ export interface ImportanceResult {
   tensors: number;
 }
 
-const MAX_OVERRIDES = 1000;
-const MAX_PATTERN = 200;
+export const MAX_OVERRIDES = 1000;
+export const MAX_PATTERN = 200;
 const MAX_TEXT = 1 << 26; // characters
 
 const overrideList = custom((name, value) => {
@@ -133,8 +154,11 @@ const overrideList = custom((name, value) => {
   });
 });
 
-const QUANTIZE = {
+/** The rows of WriteOptions. */
+export const WRITE = {
   type: choices(...QUANTIZATIONS),
+  mmprojOutput: elsewhere,
+  mmprojType: choices(...QUANTIZATIONS),
   overrides: overrideList,
   importance: elsewhere,
   allowRequantize: booleans,
@@ -142,7 +166,7 @@ const QUANTIZE = {
   threads: integers(1, 1024),
   onProgress: callbacks,
   signal: signals,
-} satisfies TableOf<QuantizeOptions>;
+} satisfies TableOf<WriteOptions>;
 
 const IMPORTANCE = {
   chunkSize: or(integers(8, 65536), 512),
@@ -151,45 +175,50 @@ const IMPORTANCE = {
   signal: signals,
 } satisfies TableOf<ImportanceOptions>;
 
-type Written<T> = Omit<T, 'path'>; // as native code tells it
+/** What native code is told of a file that is written, and what it reads for that. */
+export interface PreparedWrite {
+  work: NativeQuantizeOptions;
+  /** files that must not be written over */
+  inputs: string[];
+  outputs: string[];
+}
 
-/** Runs native work that ends with a result. */
-function run<T extends object>(
-  start: (onEvent: (event: NativeWorkEvent<T>) => void) => number,
-  native: NativeAddon,
-  cancellation: Cancellation,
-  onProgress: (fraction: number) => void = () => {},
-): Promise<T> {
-  return runOperation(
-    {
-      start,
-      stop: (id) => native.cancel(id),
-      onEvent: (event: NativeWorkEvent<T>) => {
-        if (event.kind === 'done') return { value: event.result };
-        if (event.kind === 'failed') return { error: event.error };
-        if (!cancellation.cancelled) onProgress(event.fraction);
-        return undefined;
-      },
+/**
+ * Looks at the options of a file that is written from a model. `hasMmproj`: the vision encoder is in a file of its own.
+ *
+ * @throws TypeError, RangeError, GemmaError
+ */
+export async function prepareWrite(
+  path: string,
+  output: string | URL,
+  options: WriteOptions,
+  hasMmproj = false,
+): Promise<PreparedWrite> {
+  const { type, ...settings } = valuesOf(WRITE, options);
+  if (type === undefined) throw new TypeError(`type: expected one of ${QUANTIZATIONS.join(', ')}, found nothing`);
+  const { importance, mmprojOutput } = options;
+  if (mmprojOutput === (true as unknown)) throw new TypeError('mmprojOutput: expected a path, a file: URL or false');
+  const to = await resumablePath(output);
+  const isBeside = mmprojOutput === undefined && (hasMmproj || (await isCheckpoint(path)));
+  const mmproj = mmprojOutput || (isBeside ? mmprojBeside(to) : undefined);
+  const mmprojTo = mmproj === undefined ? undefined : await resumablePath(mmproj, 'mmprojOutput');
+  const matrix =
+    importance === undefined ? undefined : localPath(importance, 'importance', { allowLocal: true }, 'ERR_FILE');
+  if (matrix !== undefined) checkReadable(matrix);
+  const chatTemplate = await templateOf(path);
+  return {
+    work: {
+      path,
+      output: to,
+      type,
+      ...settings,
+      ...(mmprojTo !== undefined && { mmprojOutput: mmprojTo, needsMmproj: !isBeside }),
+      ...(matrix !== undefined && { importance: matrix }),
+      ...(chatTemplate !== undefined && { chatTemplate }),
     },
-    cancellation,
-  );
-}
-
-async function outputPath(output: string | URL): Promise<string> {
-  const named = localPath(output, 'output', { allowLocal: true }, 'ERR_FILE');
-  checkWritable(named);
-  const path = await replaceablePath(named);
-  checkWritable(path);
-  return path;
-}
-
-/** The files of a model: of a split one all parts. */
-function partsOf(path: string): string[] {
-  const [, start = '', count = 0] = /^(.*-)00001-of-(\d{5})\.gguf$/s.exec(path) ?? [];
-  const parts = Array.from({ length: Math.max(0, Number(count) - 1) }, (_, i) => {
-    return `${start}${String(i + 2).padStart(5, '0')}-of-${count}.gguf`;
-  });
-  return [path, ...parts];
+    inputs: [...(await filesOfModel(path)), ...(matrix === undefined ? [] : [matrix])],
+    outputs: [to, ...(mmprojTo === undefined ? [] : [mmprojTo])],
+  };
 }
 
 /** As `Gemma.quantize`. */
@@ -198,30 +227,20 @@ export async function quantize(
   output: string | URL,
   options: QuantizeOptions,
 ): Promise<QuantizeResult> {
-  known(QUANTIZE, options);
-  const { type, ...settings } = valuesOf(QUANTIZE, options);
-  if (type === undefined) throw new TypeError(`type: expected one of ${QUANTIZATIONS.join(', ')}, found nothing`);
-  const { onProgress, importance } = options;
+  known(WRITE, options);
+  valuesOf(WRITE, options);
   return abortable(options.signal, async (cancellation) => {
     const path = await findModelFile(input, 'input');
-    const to = await outputPath(output);
-    checkWritable(`${to}.part`);
-    for (const part of partsOf(path)) {
-      if (!(await isSameFile(part, to))) continue;
-      throw new GemmaError('ERR_INVALID_ARGUMENT', `${plain(to)}: the output is the input; name another`, 'SAME_FILE');
-    }
-    const matrix =
-      importance === undefined ? undefined : localPath(importance, 'importance', { allowLocal: true }, 'ERR_FILE');
-    if (matrix !== undefined) checkReadable(matrix);
+    const { work, inputs, outputs } = await prepareWrite(path, output, options);
+    await checkOutputs(outputs, inputs);
     const native = addon();
-    const work = { path, output: to, type, ...settings, ...(matrix !== undefined && { importance: matrix }) };
-    const result = await run<Written<QuantizeResult>>(
+    const result = await runWork<Written<QuantizeResult>>(
       (listener) => native.quantize(work, listener),
       native,
       cancellation,
-      onProgress,
+      options.onProgress,
     );
-    return { path: to, ...result };
+    return { path: work.output, ...result };
   });
 }
 
@@ -243,7 +262,7 @@ export async function importance(
     const to = await outputPath(output);
     const native = addon();
     const work = { path, output: to, text: from, ...settings };
-    const result = await run<Written<ImportanceResult>>(
+    const result = await runWork<Written<ImportanceResult>>(
       (listener) => native.importance(work, listener),
       native,
       cancellation,

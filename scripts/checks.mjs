@@ -69,7 +69,7 @@ export const checks = [
       await tidy(join(root, 'build', 'tests'), '/native/backend/gpu/([a-z_]+|emulator/(emulat|context)[a-z_]+)\\.cpp$');
     },
   },
-  { name: 'Fuzzers, a third of a minute each', work: () => runFuzzers() },
+  { name: 'Fuzzers, a quarter of a minute each', work: () => runFuzzers() },
   {
     name: 'Stress, a short run',
     work: () => node('--expose-gc', join(root, 'scripts', 'stress.mjs')),

@@ -1,4 +1,4 @@
-// The libFuzzer targets of test/fuzz: builds them with clang and runs each for a third of a minute, as many side by side as there are
+// The libFuzzer targets of test/fuzz: builds them with clang and runs each for a quarter of a minute, as many side by side as there are
 // processors. node scripts/fuzz.mjs [seconds] [target...]; `npm test -- --checks` runs it.
 import { availableParallelism } from 'node:os';
 import { copyFileSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
@@ -68,7 +68,12 @@ function ggufAdapter(tensors) {
 
 // Words that the readers look for, of their sources.
 const WORDS = {
-  checkpoint: ['reader/hf_config.cpp', 'reader/hf_names.cpp', 'reader/hf_vocabulary.cpp', 'reader/safetensors_reader.cpp'],
+  checkpoint: [
+    'reader/hf_config.cpp',
+    'reader/hf_names.cpp',
+    'reader/hf_vocabulary.cpp',
+    'reader/safetensors_reader.cpp',
+  ],
   adapter: ['reader/peft_adapter.cpp', 'reader/gguf_adapter.cpp', 'model/layer_tensors.cpp'],
   safetensors: ['safetensors/safetensors.cpp'],
 };
@@ -157,6 +162,10 @@ function writeSeeds(name, folder) {
       ),
       'model.language_model.layers.3.mlp.up_proj.weight',
       '{"metadata":{"total_size":1},"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}',
+      '[{"idx":0,"path":"","type":"sentence_transformers.models.Transformer"},{"idx":1,"path":"1_Pooling","type":"sentence_transformers.models.Pooling"}]',
+      '{"word_embedding_dimension":64,"pooling_mode_mean_tokens":true,"pooling_mode":"mean","include_prompt":true}',
+      '{"in_features":64,"out_features":96,"bias":false,"activation_function":"torch.nn.modules.linear.Identity"}',
+      '{"max_seq_length":2048,"do_lower_case":false,"modality_config":{"text":{}}}',
     ];
     parts.forEach((part, i) => write(`part-${i}`, Buffer.concat([Buffer.of(i), Buffer.from(part)])));
   } else if (name === 'adapter') {
@@ -229,7 +238,7 @@ async function fuzz(name, seconds) {
 }
 
 /** Builds and runs all targets. Throws when clang or its runtime is missing, and when an input fails, with how to repeat it. */
-export async function runFuzzers(seconds = 20, names = TARGETS) {
+export async function runFuzzers(seconds = 15, names = TARGETS) {
   if (!compiler) throw new SetupError('clang++ is missing: apt-get install clang-19 libclang-rt-19-dev');
   const options = ['-DGEMMA_FUZZ=ON', '-DGEMMA_TESTS=OFF', '-DGEMMA_ADDON=OFF', '-DGEMMA_SANITIZE=address'];
   const flags = ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1', `-DCMAKE_CXX_COMPILER=${compiler}`];

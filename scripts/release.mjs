@@ -1,8 +1,8 @@
 // npm run release: everything a version needs before it is published, then `npm publish` with a statement of provenance: first the
-// packages for GPUs, then this one, which names them as optional peers.
+// packages for GPUs, then this one, which names them as optional peers, then those that stand on it.
 //
 //   npm run release -- --dry-run    all of it but the publishing
-//   npm run release -- --no-gpus    this package alone
+//   npm run release -- --no-gpus    without the packages for GPUs
 //
 // Provenance wants a job with an OpenID token (on GitHub: permissions id-token: write) and `repository` in package.json that names
 // the place the job runs in; npm fills in `bugs` and `homepage` from it, and shows the README's pictures. Whoever publishes sets it:
@@ -20,13 +20,15 @@ const script = (name, ...flags) => run(process.execPath, [join(root, 'scripts', 
 const npm = (...args) => run('npm', args, { shell: process.platform === 'win32' });
 const manifest = (folder) => JSON.parse(readFileSync(join(root, folder, 'package.json'), 'utf8'));
 
+const { workspaces } = manifest('.');
+
 /** What a person has to do before this can be published. */
 function missing() {
   const { version, repository } = manifest('.');
   const found = [];
   const changes = execFileSync('git', ['status', '--porcelain'], { cwd: root, encoding: 'utf8' });
   if (changes !== '') found.push(`the working tree has changes:\n${changes.trimEnd()}`);
-  const folders = ['.', ...Object.values(gpus).map(({ folder }) => folder)];
+  const folders = ['.', ...Object.values(gpus).map(({ folder }) => folder), ...workspaces];
   for (const folder of folders) {
     const { name, repository: named, version: other } = manifest(folder);
     if (!named)
@@ -46,6 +48,8 @@ await main(async () => {
   const todo = missing();
   if (todo.length > 0 && !isDryRun) throw new SetupError(todo.join('\n'));
   await npm('run', 'build:ts');
+  for (const folder of workspaces)
+    await run(process.execPath, [join(root, 'scripts', 'prepack.mjs')], { cwd: join(root, folder) });
   await script('prebuild.mjs', '--all', ...(Object.keys(gpus).length > 0 ? ['--gpus'] : []));
   for (const [name, { path }] of Object.entries({ ...targets, ...gpus })) {
     if (!existsSync(join(root, path))) throw new SetupError(`${name}: ${path} is missing`);
@@ -57,5 +61,6 @@ await main(async () => {
   const flags = ['--ignore-scripts', ...(isDryRun ? ['--dry-run', '--provenance=false'] : [])];
   for (const { folder } of Object.values(gpus)) await npm('publish', `./${folder}`, ...flags);
   await npm('publish', ...flags);
+  for (const folder of workspaces) await npm('publish', `./${folder}`, ...flags);
   if (todo.length > 0) say(`Before it can be published:\n  - ${todo.join('\n  - ')}`);
 });

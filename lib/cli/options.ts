@@ -64,7 +64,7 @@ export function collect(text: string, all: string[] = []): string[] {
 }
 
 // PATH or PATH=SCALE.
-function adapterFlag(text: string, all: AdapterFlag[] = []): AdapterFlag[] {
+export function adapterFlag(text: string, all: AdapterFlag[] = []): AdapterFlag[] {
   const at = text.lastIndexOf('=');
   return [...all, at < 0 ? { path: text, scale: 1 } : { path: text.slice(0, at), scale: number(text.slice(at + 1)) }];
 }

@@ -36,11 +36,13 @@ constexpr size_t kMaxRead = size_t{1} << 30;  // what every system takes at once
   throw Error(ErrorCode::kFile, "", shown_path(path) + ": cannot be opened (" + reason + ")");
 }
 
+// The disk, a quota, or what a file system takes of a file.
 bool is_disk_full() {
 #ifdef _WIN32
-  return GetLastError() == ERROR_DISK_FULL || GetLastError() == ERROR_HANDLE_DISK_FULL;
+  const DWORD code = GetLastError();
+  return code == ERROR_DISK_FULL || code == ERROR_HANDLE_DISK_FULL || code == ERROR_FILE_TOO_LARGE;
 #else
-  return errno == ENOSPC || errno == EDQUOT;
+  return errno == ENOSPC || errno == EDQUOT || errno == EFBIG;
 #endif
 }
 
@@ -275,8 +277,11 @@ void PartFile::resize(uint64_t size) {
     throw system_error(part_, "cannot be written");
 }
 
-void PartFile::commit() {
+void PartFile::sync() {
   if (!FlushFileBuffers(handle_)) throw system_error(part_, "cannot be written");
+}
+
+void PartFile::commit() {
   close();
   if (!MoveFileExW(wide(part_).c_str(), wide(path_).c_str(), MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH))
     throw system_error(path_, "cannot be written");
@@ -490,8 +495,11 @@ void PartFile::resize(uint64_t size) {
   if (::ftruncate(handle_, static_cast<off_t>(size)) != 0) throw system_error(part_, "cannot be written");
 }
 
-void PartFile::commit() {
+void PartFile::sync() {
   if (::fsync(handle_) != 0) throw system_error(part_, "cannot be written");
+}
+
+void PartFile::commit() {
   // Closed after the rename: the lock holds as long as the name is there.
   if (::rename(part_.c_str(), path_.c_str()) != 0) throw system_error(path_, "cannot be written");
   close();

@@ -102,7 +102,9 @@ class PartFile {
   void write(uint64_t offset, std::span<const std::byte> bytes);
   // What is added are zeros.
   void resize(uint64_t size);
-  // When it returns, the file is there under its name and on the disk.
+  // When it returns, its bytes are on the disk.
+  void sync();
+  // When it returns, the file is there under its name and on the disk. sync() went before, and nothing was written since.
   void commit();
 
  private:

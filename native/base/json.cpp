@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <locale>
+#include <new>
 #include <span>
 #include <sstream>
 #include <utility>
@@ -59,6 +60,7 @@ double to_double(std::string_view text) {
   in.imbue(std::locale::classic());
   double value = 0;
   in >> value;
+  if (in.bad()) throw std::bad_alloc();  // the stream has caught it
   // Libraries fail on a number that is too large, some on one that is too small as well.
   return in.fail() && std::fabs(value) > 1 ? std::copysign(std::numeric_limits<double>::infinity(), value) : value;
 }

@@ -272,9 +272,14 @@ LoadOptions to_load_options(const Napi::Object& options) {
   return result;
 }
 
-QuantizeOptions to_quantize_options(const Napi::Object& options) {
-  QuantizeOptions result;
+namespace {
+
+void read_quantize_options(const Napi::Object& options, QuantizeOptions& result) {
   read(options, "path", &result.path);
+  read(options, "mmprojOutput", &result.mmproj_output);
+  read(options, "mmprojType", &result.mmproj_type);
+  read(options, "needsMmproj", &result.needs_mmproj);
+  read(options, "chatTemplate", &result.chat_template);
   read(options, "output", &result.output);
   read(options, "type", &result.type);
   read(options, "importance", &result.importance_path);
@@ -295,6 +300,54 @@ QuantizeOptions to_quantize_options(const Napi::Object& options) {
       }
       added.type = *found;
       result.overrides.push_back(std::move(added));
+    });
+  });
+}
+
+// 0: the model, 1: the other.
+double to_merge_weight(const Napi::Value& value, const char* name) {
+  const double weight = to_double(value, name);
+  if (weight >= 0 && weight <= 1) return weight;
+  throw Error(ErrorCode::kInvalidArgument, "",
+              std::string(name) + ": expected 0 to 1, found " + std::to_string(weight));
+}
+
+}  // namespace
+
+QuantizeOptions to_quantize_options(const Napi::Object& options) {
+  QuantizeOptions result;
+  read_quantize_options(options, result);
+  return result;
+}
+
+MergeOptions to_merge_options(const Napi::Object& options) {
+  MergeOptions result;
+  read_quantize_options(options, result);
+  read(options, "mmproj", &result.mmproj_path);
+  read(options, "other", &result.other_path);
+  read(options, "weight", [&](const Napi::Value& value) { result.weight = to_merge_weight(value, "weight"); });
+  std::string blend = "linear";
+  read(options, "blend", &blend);
+  if (blend != "linear" && blend != "slerp")
+    throw Error(ErrorCode::kInvalidArgument, "", "blend: expected linear or slerp, found " + shown_path(blend));
+  result.blend = blend == "slerp" ? Blend::kSlerp : Blend::kLinear;
+  read(options, "weights", [&](const Napi::Value& value) {
+    for_each(value, "weights", [&](const Napi::Value& element) {
+      const Napi::Object item = to_object(element, "weights");
+      WeightOverride added;
+      read(item, "pattern", &added.pattern);
+      read(item, "weight", [&](const Napi::Value& number) { added.weight = to_merge_weight(number, "weights"); });
+      result.weights.push_back(std::move(added));
+    });
+  });
+  read(options, "adapters", [&](const Napi::Value& value) {
+    for_each(value, "adapters", [&](const Napi::Value& element) {
+      const Napi::Object item = to_object(element, "adapters");
+      MergedAdapter added;
+      added.source = to_named_adapter(item).source;
+      read(item, "scale",
+           [&](const Napi::Value& number) { added.scale = static_cast<float>(to_double(number, "scale")); });
+      result.adapters.push_back(std::move(added));
     });
   });
   return result;
@@ -892,6 +945,19 @@ Napi::Value to_js(Napi::Env env, const QuantizeResult& result) {
     fallbacks.Set(i, fallback);
   }
   object["fallbacks"] = fallbacks;
+  if (result.mmproj) {
+    Napi::Object mmproj = Napi::Object::New(env);
+    mmproj["path"] = result.mmproj->path;
+    mmproj["bytes"] = static_cast<double>(result.mmproj->bytes);
+    mmproj["types"] = to_js(env, result.mmproj->types);
+    object["mmproj"] = mmproj;
+  }
+  return object;
+}
+
+Napi::Value to_js(Napi::Env env, const MergeResult& result) {
+  Napi::Object object = to_js(env, static_cast<const QuantizeResult&>(result)).As<Napi::Object>();
+  object["changedTensors"] = static_cast<double>(result.n_changed);
   return object;
 }
 

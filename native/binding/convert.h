@@ -21,6 +21,7 @@
 #include "runtime/evaluate.h"
 #include "runtime/importance.h"
 #include "runtime/inspect.h"
+#include "runtime/merge_file.h"
 #include "runtime/prompt_tokens.h"
 #include "runtime/quantize_file.h"
 
@@ -36,8 +37,12 @@ int to_int(const Napi::Object& options, const char* key);
 uint64_t to_id(const Napi::Value& value);                   // of an operation
 std::vector<int> to_contexts(const Napi::Object& options);  // { contexts: number[] }
 LoadOptions to_load_options(const Napi::Object& options);
-// { path, output, type, overrides?: { pattern, type }[], importance?, allowRequantize?, overwrite?, threads? }
+// { path, output, type, overrides?: { pattern, type }[], importance?, allowRequantize?, overwrite?, threads?,
+// mmprojOutput?, mmprojType?, needsMmproj?, chatTemplate? }
 QuantizeOptions to_quantize_options(const Napi::Object& options);
+// { ...as quantize, mmproj?, adapters?: { ...as load, scale }[], other?, blend?: 'linear' | 'slerp', weight?,
+// weights?: { pattern, weight }[] }
+MergeOptions to_merge_options(const Napi::Object& options);
 ImportanceOptions to_importance_options(const Napi::Object& options);  // { ...as load, text, output, chunkSize }
 GenerateParams to_generate_params(const Napi::Object& params);
 GrammarSource to_grammar_source(const Napi::Object& source);    // { kind, text, root? }
@@ -75,6 +80,7 @@ EncodeParams to_encode_params(const Napi::Object& params);  // { pixels: Uint8Ar
 template <class T>
 Napi::TypedArrayOf<T> make_array(Napi::Env env, size_t n, std::span<T>* elements);
 Napi::Value to_js(Napi::Env env, const QuantizeResult& result);
+Napi::Value to_js(Napi::Env env, const MergeResult& result);
 Napi::Value to_js(Napi::Env env, const ImportanceResult& result);
 Napi::Value to_js(Napi::Env env, std::span<const TokenId> tokens);  // Int32Array
 Napi::Value to_js(Napi::Env env, const std::vector<Box>& boxes);    // { x, y, width, height }[]

@@ -127,6 +127,7 @@ Environment::Environment(Napi::Env env, Napi::Object exports) : mailbox_(std::ma
                            InstanceMethod("lockFile", &Environment::lock_file),
                            InstanceMethod("load", &Environment::load),
                            InstanceMethod("quantize", &Environment::quantize),
+                           InstanceMethod("merge", &Environment::merge),
                            InstanceMethod("importance", &Environment::importance),
                            InstanceMethod("cancel", &Environment::cancel),
                            InstanceValue("backend", Napi::String::New(env, compiled_backend())),
@@ -302,6 +303,14 @@ Napi::Value Environment::quantize(const Napi::CallbackInfo& info) {
   });
 }
 
+// merge(options, onEvent) -> id. Likewise.
+Napi::Value Environment::merge(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return start_work(*this, info, to_merge_options(to_object(info[0], "options")), merge_file,
+                      done_event<MergeResult>);
+  });
+}
+
 // importance(options, onEvent) -> id. Likewise.
 Napi::Value Environment::importance(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
@@ -310,8 +319,8 @@ Napi::Value Environment::importance(const Napi::CallbackInfo& info) {
   });
 }
 
-// cancel(id): stops a load, quantize, importance, generate, evaluate or encodeImages; its last event still arrives. Unknown ids are done
-// already.
+// cancel(id): stops a load, quantize, merge, importance, generate, evaluate or encodeImages; its last event still arrives. Unknown
+// ids are done already.
 Napi::Value Environment::cancel(const Napi::CallbackInfo& info) {
   if (Operation* operation = find_operation(to_id(info[0]))) operation->stop();
   return info.Env().Undefined();

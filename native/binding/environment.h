@@ -26,7 +26,7 @@ struct Operation {
   Napi::FunctionReference on_event;
   std::shared_ptr<Engine> engine;    // generate, evaluate, encodeImages: keeps a forgotten model alive until the end
   std::shared_ptr<Request> request;  // likewise
-  std::shared_ptr<std::atomic<bool>> cancelled;  // load, quantize, importance
+  std::shared_ptr<std::atomic<bool>> cancelled;  // load, quantize, merge, importance
   std::thread thread;                            // likewise
   std::optional<Error> failure;  // an event could not be made: what the operation ends with, whatever it says itself
   void stop();                   // its last event still comes
@@ -82,6 +82,7 @@ class Environment : public Napi::Addon<Environment> {
   Napi::Value lock_file(const Napi::CallbackInfo& info);
   Napi::Value load(const Napi::CallbackInfo& info);
   Napi::Value quantize(const Napi::CallbackInfo& info);
+  Napi::Value merge(const Napi::CallbackInfo& info);
   Napi::Value importance(const Napi::CallbackInfo& info);
   void shut_down();
   Napi::Object failed_event(Napi::Env env, const char* kind, const Napi::Value& error) const;

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "gguf/gguf_part.h"
 
 namespace gemma {
@@ -82,6 +83,12 @@ void GgufWeights::check() const {
 
 void GgufWeights::release(std::span<const std::byte> bytes) const {
   for (const FileMap& map : maps) map.release(bytes);
+}
+
+uint64_t GgufWeights::version() const {
+  uint64_t hash = 0;
+  for (const FileMap& map : maps) hash = hash_value(hash, map.version());
+  return hash;
 }
 
 void GgufWeights::prefetch(const std::function<void(double fraction)>& on_read) const {

@@ -55,6 +55,8 @@ struct GgufWeights {
 
   // Throws as FileMap::check does.
   void check() const;
+  // Of all parts, as FileMap::version.
+  uint64_t version() const;
   // Brings mapped weights into memory, as FileMap::prefetch does. on_read gets the fraction that is there.
   void prefetch(const std::function<void(double fraction)>& on_read) const;
   // As FileMap::release.

@@ -26,6 +26,22 @@ void append_type(std::string& out, GgufType type) {
   append(out, static_cast<uint32_t>(type));
 }
 
+template <class T>
+std::string encoded(GgufType type, const T& value) {
+  std::string out;
+  append_type(out, type);
+  append(out, value);
+  return out;
+}
+
+std::string encoded_array(GgufType type, uint64_t count) {
+  std::string out;
+  append_type(out, GgufType::kArray);
+  append_type(out, type);
+  append(out, count);
+  return out;
+}
+
 uint64_t aligned(uint64_t n, uint64_t alignment) {
   return (n + alignment - 1) / alignment * alignment;
 }
@@ -44,9 +60,7 @@ void GgufMetadata::put(std::string_view key, std::string encoded) {
 void GgufMetadata::set(std::string_view key, const GgufValue& value) {
   std::string out;
   if (value.is_array) {
-    append_type(out, GgufType::kArray);
-    append_type(out, value.type);
-    append(out, value.count);
+    out = encoded_array(value.type, value.count);
   } else {
     append_type(out, value.type);
   }
@@ -61,10 +75,19 @@ void GgufMetadata::set(std::string_view key, const GgufValue& value) {
 }
 
 void GgufMetadata::set_u32(std::string_view key, uint32_t value) {
-  std::string out;
-  append_type(out, GgufType::kU32);
-  append(out, value);
-  put(key, std::move(out));
+  put(key, encoded(GgufType::kU32, value));
+}
+
+void GgufMetadata::set_i32(std::string_view key, int32_t value) {
+  put(key, encoded(GgufType::kI32, value));
+}
+
+void GgufMetadata::set_f32(std::string_view key, float value) {
+  put(key, encoded(GgufType::kF32, value));
+}
+
+void GgufMetadata::set_bool(std::string_view key, bool value) {
+  put(key, encoded(GgufType::kBool, static_cast<uint8_t>(value)));
 }
 
 void GgufMetadata::set_string(std::string_view key, std::string_view value) {
@@ -75,11 +98,26 @@ void GgufMetadata::set_string(std::string_view key, std::string_view value) {
 }
 
 void GgufMetadata::set_strings(std::string_view key, std::span<const std::string> values) {
-  std::string out;
-  append_type(out, GgufType::kArray);
-  append_type(out, GgufType::kString);
-  append(out, static_cast<uint64_t>(values.size()));
+  std::string out = encoded_array(GgufType::kString, values.size());
   for (const std::string& text : values) append_string(out, text);
+  put(key, std::move(out));
+}
+
+void GgufMetadata::set_i32s(std::string_view key, std::span<const int32_t> values) {
+  std::string out = encoded_array(GgufType::kI32, values.size());
+  for (const int32_t value : values) append(out, value);
+  put(key, std::move(out));
+}
+
+void GgufMetadata::set_f32s(std::string_view key, std::span<const float> values) {
+  std::string out = encoded_array(GgufType::kF32, values.size());
+  for (const float value : values) append(out, value);
+  put(key, std::move(out));
+}
+
+void GgufMetadata::set_bools(std::string_view key, const std::vector<bool>& values) {
+  std::string out = encoded_array(GgufType::kBool, values.size());
+  for (const bool value : values) append(out, static_cast<uint8_t>(value));
   put(key, std::move(out));
 }
 

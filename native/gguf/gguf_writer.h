@@ -19,8 +19,14 @@ class GgufMetadata {
   // The value of a key that is there is replaced.
   void set(std::string_view key, const GgufValue& value);
   void set_u32(std::string_view key, uint32_t value);
+  void set_i32(std::string_view key, int32_t value);
+  void set_f32(std::string_view key, float value);
+  void set_bool(std::string_view key, bool value);
   void set_string(std::string_view key, std::string_view value);
   void set_strings(std::string_view key, std::span<const std::string> values);
+  void set_i32s(std::string_view key, std::span<const int32_t> values);
+  void set_f32s(std::string_view key, std::span<const float> values);
+  void set_bools(std::string_view key, const std::vector<bool>& values);
   void remove(std::string_view key);
 
  private:

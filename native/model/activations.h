@@ -57,8 +57,7 @@ inline size_t carried_floats(const ModelConfig& config, size_t n_stages, int n_r
 inline WorkLimits layer_work(const ModelConfig& config, const ModelLimits& limits, bool quantized_weights) {
   WorkLimits work;
   work.n_rows = limits.max_batch;
-  work.n_in =
-      std::max({config.model_dim, config.widest(&LayerConfig::q_dim), config.widest(&LayerConfig::ffn_dim)});
+  work.n_in = std::max({config.model_dim, config.widest(&LayerConfig::q_dim), config.widest(&LayerConfig::ffn_dim)});
   for (size_t i = 0; i < config.dense.size(); ++i) work.n_in = std::max(work.n_in, config.dense_in_dim(i));
   work.quantized_weights = quantized_weights;
   work.n_ctx = limits.n_ctx;

@@ -166,7 +166,7 @@ void EmbeddingHead::add_rows(double* sum, const float* normed, int first, int n,
         case Pooling::kMeanSqrtLength: each([](double before, double x) { return before + x; }); break;
         case Pooling::kFirst:
         case Pooling::kLast: each([](double, double x) { return x; }); break;
-        case Pooling::kMax: 
+        case Pooling::kMax:
           each([&](double before, double x) { return at > 0 && (before > x || std::isnan(before)) ? before : x; });
           break;
         case Pooling::kWeightedMean: each([&](double before, double x) { return before + (at + 1) * x; }); break;

@@ -109,7 +109,8 @@ inline size_t host_pooled_floats(const ModelConfig& config) {
 
 // Buffers of the embedding head: pooled texts and what the dense layers make of them.
 struct EmbeddingBuffers {
-  std::vector<std::unique_ptr<Buffer>> rows;  // [kPooledRows, what goes into a dense layer], and what the last one makes
+  std::vector<std::unique_ptr<Buffer>>
+      rows;  // [kPooledRows, what goes into a dense layer], and what the last one makes
 
   // Calls f(buffer, bytes) for each.
   template <class F>

@@ -36,6 +36,8 @@ class TensorSource {
   void set_release(std::function<void(std::span<const std::byte>)> release) { release_ = std::move(release); }
   // check: whether the data are still those of the file, as check() promises.
   void set_check(std::function<void()> check) { check_ = std::move(check); }
+  // version: of the files that the data are in.
+  void set_version(uint64_t version) { version_ = version; }
 
   const Tensor* find(std::string_view name) const;  // null when absent
   const std::vector<const Tensor*>& tensors() const { return tensors_; }
@@ -49,6 +51,8 @@ class TensorSource {
   // Throws Error{kFile, FILE_CHANGED} when the file was cut or written to while its data were mapped: what was computed
   // with them since does not count. Cheap, any thread.
   void check() const;
+  // Another one after the file was written to. 0: data that were read into memory.
+  uint64_t version() const { return version_; }
 
  private:
   std::vector<const Tensor*> tensors_;
@@ -56,6 +60,7 @@ class TensorSource {
   std::function<void(const OnRead&)> prefetch_;
   std::function<void(std::span<const std::byte>)> release_;
   std::function<void()> check_;
+  uint64_t version_ = 0;
   bool is_split_ = false;
 };
 

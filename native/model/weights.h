@@ -34,9 +34,9 @@ struct DenseWeights {
 };
 
 struct Weights {
-  Weight token_embd;  // [rows, model_dim]
-  Weight output;      // [n_vocab, model_dim]: output.weight, or the embedding again; an encoder has none
-  std::vector<DenseWeights> dense;     // of each of config.dense
+  Weight token_embd;                // [rows, model_dim]
+  Weight output;                    // [n_vocab, model_dim]: output.weight, or the embedding again; an encoder has none
+  std::vector<DenseWeights> dense;  // of each of config.dense
   const float* output_norm = nullptr;  // [model_dim]
   std::vector<LayerWeights> layers;
   // For each stage, of each of rope_groups(): [head_dim / 2], divided by the RoPE factor.

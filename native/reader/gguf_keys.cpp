@@ -33,6 +33,7 @@ void keep_weights(const GgufFile& file, TensorSource& source) {
   source.set_prefetch([weights](const TensorSource::OnRead& on_read) { weights->prefetch(on_read); });
   source.set_release([weights](std::span<const std::byte> bytes) { weights->release(bytes); });
   source.set_check([weights] { weights->check(); });
+  source.set_version(weights->version());
 }
 
 std::optional<int> Keys::find_int(const std::string& name, int min, int max) const {

@@ -141,8 +141,7 @@ void read_encoder(const GgufFile& file, const Keys& keys, ModelConfig& c) {
     unsupported("metadata \"" + keys.full("pooling_type") + "\" is " + std::to_string(pooling) +
                 ", expected 1 (the mean of a text's rows)");
   }
-  const bool has_tensor =
-      file.find_tensor(dense_weight(0)) != nullptr || file.find_tensor(dense_weight(1)) != nullptr;
+  const bool has_tensor = file.find_tensor(dense_weight(0)) != nullptr || file.find_tensor(dense_weight(1)) != nullptr;
   c.lacks_dense = !has_tensor && !keys.find_int("dense_2_feat_out", 1, kMaxDenseDim);
   if (c.lacks_dense) return;
   // As the tensors have them where the file has no keys.

@@ -461,8 +461,17 @@ void read_hf_preprocessor(std::string_view text, VisionConfig* vision) {
   json.end();
 }
 
-void read_hf_generation_config(std::string_view text, HfTokenIds* tokens) {
+void read_hf_generation_config(std::string_view text, HfTokenIds* tokens, HfSampling* sampling) {
   JsonReader json(text, kRules);
+  // Nothing here samples by them: what is none of a number is left out.
+  const auto read_wish = [&](std::optional<double>* value) {
+    if (json.kind() == JsonKind::kNumber) {
+      *value = json.read_number();
+    } else {
+      json.skip();
+    }
+  };
+  std::optional<double> top_k;
   json.read_object([&](std::string_view key) {
     if (key == "bos_token_id") {
       read_id(json, &tokens->bos);
@@ -470,11 +479,22 @@ void read_hf_generation_config(std::string_view text, HfTokenIds* tokens) {
       read_id(json, &tokens->pad);
     } else if (key == "eos_token_id") {
       read_ends(json, &tokens->eos, &tokens->ends);
+    } else if (key == "top_k") {
+      read_wish(&top_k);
+    } else if (key == "top_p") {
+      read_wish(&sampling->top_p);
+    } else if (key == "min_p") {
+      read_wish(&sampling->min_p);
+    } else if (key == "temperature") {
+      read_wish(&sampling->temperature);
+    } else if (key == "repetition_penalty") {
+      read_wish(&sampling->repetition_penalty);
     } else {
       json.skip();
     }
   });
   json.end();
+  if (top_k && *top_k >= 0 && *top_k <= 1e9) sampling->top_k = static_cast<int64_t>(*top_k);
 }
 
 }  // namespace gemma

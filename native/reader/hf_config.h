@@ -21,6 +21,12 @@ struct HfTokenIds {
   std::vector<int64_t> ends;  // every one that ends an answer
 };
 
+// What generation_config.json says of sampling.
+struct HfSampling {
+  std::optional<int64_t> top_k;
+  std::optional<double> top_p, min_p, temperature, repetition_penalty;
+};
+
 struct HfConfig {
   std::string model_type;  // "gemma3", "gemma3_text"
   std::string name;        // may be empty
@@ -28,6 +34,7 @@ struct HfConfig {
   bool is_tied = true;     // the embedding is the output matrix, whatever else the file holds
   std::optional<VisionConfig> vision;
   HfTokenIds tokens;
+  HfSampling sampling;
 };
 
 // Fields that the file leaves out have the values that transformers gives them. Throws Error: kUnsupportedModel for
@@ -35,7 +42,7 @@ struct HfConfig {
 HfConfig read_hf_config(std::string_view json);
 // preprocessor_config.json or processor_config.json: mean and deviation of pixels. Throws likewise.
 void read_hf_preprocessor(std::string_view json, VisionConfig* vision);
-// generation_config.json: which tokens end an answer. Throws likewise.
-void read_hf_generation_config(std::string_view json, HfTokenIds* tokens);
+// generation_config.json: which tokens end an answer, and how answers are sampled. Throws likewise.
+void read_hf_generation_config(std::string_view json, HfTokenIds* tokens, HfSampling* sampling);
 
 }  // namespace gemma

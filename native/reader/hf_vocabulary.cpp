@@ -85,8 +85,7 @@ class PieceIndex {
   size_t slot_of(std::string_view piece, uint64_t hash) const {
     const size_t mask = slots_.size() - 1;
     size_t i = static_cast<size_t>(hash) & mask;
-    while (slots_[i].id >= 0 &&
-           (slots_[i].tag != tag(hash) || pieces_[static_cast<size_t>(slots_[i].id)] != piece)) {
+    while (slots_[i].id >= 0 && (slots_[i].tag != tag(hash) || pieces_[static_cast<size_t>(slots_[i].id)] != piece)) {
       i = (i + 1) & mask;
     }
     return i;

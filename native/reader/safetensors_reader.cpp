@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/json.h"
 #include "model/layer_tensors.h"
 #include "model/vision_tensors.h"
@@ -92,11 +93,7 @@ std::shared_ptr<const SafetensorsModel> SafetensorsModel::open(const std::string
   const std::shared_ptr<SafetensorsModel> model(new SafetensorsModel(folder));
   model->read_configuration();
   model->open_weights(options);
-  in_file(folder, [&] {
-    of_checkpoint([&] {
-      model->make_tensors(options);
-    });
-  });
+  in_file(folder, [&] { of_checkpoint([&] { model->make_tensors(options); }); });
   model->add_dense(options);
   in_file(folder, [&] { of_checkpoint([&] { model->check(); }); });
   if (model->config_.model.size_label.empty()) model->config_.model.size_label = size_label(model->config_.model);
@@ -132,7 +129,7 @@ void SafetensorsModel::read_configuration() {
     if (!read("preprocessor_config.json", false, f)) read("processor_config.json", false, f);
   }
   read("generation_config.json", false,
-       [&](std::string_view text) { read_hf_generation_config(text, &config_.tokens); });
+       [&](std::string_view text) { read_hf_generation_config(text, &config_.tokens, &config_.sampling); });
 }
 
 void SafetensorsModel::add_file(const std::string& path, const FileOptions& options) {
@@ -157,7 +154,8 @@ void SafetensorsModel::open_weights(const FileOptions& options) {
 
 void SafetensorsModel::open_shards(const std::string& index, const FileOptions& options) {
   const std::vector<std::byte> bytes = read_file(index, kMaxIndexBytes);
-  const std::map<std::string, std::string> file_of = in_file(index, [&] { return read_safetensors_index(as_text(bytes)); });
+  const std::map<std::string, std::string> file_of =
+      in_file(index, [&] { return read_safetensors_index(as_text(bytes)); });
   std::map<std::string, size_t> n_tensors;
   for (const auto& [tensor, file] : file_of) ++n_tensors[file];
   in_file(index, [&] {
@@ -271,7 +269,8 @@ void SafetensorsModel::add_dense(const FileOptions& options) {
         add("linear.weight", dense_weight(i), {out_dim, model.dense_in_dim(i)});
         if (model.dense[i].has_bias) add("linear.bias", dense_bias(i), {out_dim});
         for (const SafetensorsTensor& tensor : stored.tensors()) {
-          const bool is_known = tensor.name == "linear.weight" || (model.dense[i].has_bias && tensor.name == "linear.bias");
+          const bool is_known =
+              tensor.name == "linear.weight" || (model.dense[i].has_bias && tensor.name == "linear.bias");
           if (!is_known) bad_tensor(quoted(tensor.name), "no such tensor in this dense layer");
         }
       });
@@ -316,6 +315,9 @@ std::shared_ptr<TensorSource> SafetensorsModel::make_source(bool vision) const {
   source->set_release([weights](std::span<const std::byte> bytes) {
     for (const auto& file : weights->files) file->release(bytes);
   });
+  uint64_t version = 0;
+  for (const auto& file : weights->files) version = hash_value(version, file->version());
+  source->set_version(version);
   source->set_prefetch([weights](const TensorSource::OnRead& on_read) {
     uint64_t before = 0;
     for (const auto& file : weights->files) {

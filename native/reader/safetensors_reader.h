@@ -39,6 +39,8 @@ class SafetensorsModel {
 
   // Checked with every tensor's name, shape and type.
   const ModelConfig& config() const { return config_.model; }
+  // How answers are sampled by default (generation_config.json).
+  const HfSampling& sampling() const { return config_.sampling; }
   const std::string& model_type() const { return config_.model_type; }
   // How to get the dense layers, where config().lacks_dense.
   std::string dense_hint() const;

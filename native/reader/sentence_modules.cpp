@@ -46,11 +46,6 @@ void read_json(const std::string& path, const F& f) {
   in_file(path, [&] { f(std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size())); });
 }
 
-struct Module {
-  std::string type;  // "Dense"
-  std::string path;  // the name of a folder; empty: the folder of modules.json
-};
-
 // The class, of whichever version's package: "sentence_transformers.models.Dense",
 // "sentence_transformers.base.modules.dense.Dense".
 std::string class_of(std::string_view type) {
@@ -73,13 +68,39 @@ bool is_folder_name(std::string_view name) {
          !rest.empty() && rest.size() <= 64 && std::all_of(rest.begin(), rest.end(), is_word);
 }
 
-std::vector<Module> read_modules(std::string_view text) {
+Pooling pooling_of(std::string_view name) {
+  const std::optional<Pooling> found = find_pooling(name);
+  if (!found) unsupported("pooling of mode " + quoted(name));
+  return *found;
+}
+
+Activation activation_of(std::string_view name) {
+  struct Known {
+    std::string_view name;
+    Activation activation;
+  };
+  constexpr Known kKnown[] = {{"Identity", Activation::kIdentity}, {"Tanh", Activation::kTanh},
+                              {"ReLU", Activation::kRelu},         {"Sigmoid", Activation::kSigmoid},
+                              {"GELU", Activation::kGelu},         {"SiLU", Activation::kSilu}};
+  const auto* const found = std::find_if(std::begin(kKnown), std::end(kKnown), [&](const Known& known) {
+    return name.starts_with("torch.nn.modules.") && name.ends_with(known.name) &&
+           name[name.size() - known.name.size() - 1] == '.';
+  });
+  if (found == std::end(kKnown))
+    unsupported("a dense layer with activation " + quoted(name) +
+                " (expected Identity, Tanh, ReLU, Sigmoid, GELU or SiLU of torch.nn)");
+  return found->activation;
+}
+
+}  // namespace
+
+std::vector<SentenceModule> read_module_list(std::string_view text) {
   JsonReader json(text, kModuleRules);
-  std::vector<Module> modules;
+  std::vector<SentenceModule> modules;
   json.read_array([&] {
     if (modules.size() == kMaxModules)
       json.fail("more than " + std::to_string(kMaxModules) + " modules are not accepted", json.offset());
-    Module& module = modules.emplace_back();
+    SentenceModule& module = modules.emplace_back();
     bool has_path = false;
     json.read_object([&](std::string_view key) {
       const size_t at = json.offset();
@@ -89,7 +110,8 @@ std::vector<Module> read_modules(std::string_view text) {
         has_path = true;
         module.path = json.read_string();
         if (!module.path.empty() && !is_folder_name(module.path))
-          json.fail("expected the name of a folder beside this file, such as \"2_Dense\", found " + quoted(module.path), at);
+          json.fail("expected the name of a folder beside this file, such as \"2_Dense\", found " + quoted(module.path),
+                    at);
       } else if (key == "kwargs") {
         if (json.kind() != JsonKind::kArray) return json.skip();
         json.read_array([&] { unsupported("a module that takes arguments (kwargs)"); });
@@ -103,14 +125,8 @@ std::vector<Module> read_modules(std::string_view text) {
   return modules;
 }
 
-Pooling pooling_of(std::string_view name) {
-  const std::optional<Pooling> found = find_pooling(name);
-  if (!found) unsupported("pooling of mode " + quoted(name));
-  return *found;
-}
-
 // Since version 5.4 one name, or a list; before that a flag for each mode.
-Pooling read_pooling(std::string_view text, int model_dim) {
+Pooling read_sentence_pooling(std::string_view text, int model_dim) {
   constexpr std::string_view kFlag = "pooling_mode_";
   JsonReader json(text, kConfigRules);
   std::vector<Pooling> by_name;
@@ -144,26 +160,7 @@ Pooling read_pooling(std::string_view text, int model_dim) {
   return found.empty() ? Pooling::kMean : found.front();
 }
 
-Activation activation_of(std::string_view name) {
-  struct Known {
-    std::string_view name;
-    Activation activation;
-  };
-  constexpr Known kKnown[] = {{"Identity", Activation::kIdentity}, {"Tanh", Activation::kTanh},
-                              {"ReLU", Activation::kRelu},         {"Sigmoid", Activation::kSigmoid},
-                              {"GELU", Activation::kGelu},         {"SiLU", Activation::kSilu}};
-  const auto* const found = std::find_if(std::begin(kKnown), std::end(kKnown), [&](const Known& known) {
-    return name.starts_with("torch.nn.modules.") && name.ends_with(known.name) &&
-           name[name.size() - known.name.size() - 1] == '.';
-  });
-  if (found == std::end(kKnown))
-    unsupported("a dense layer with activation " + quoted(name) +
-                " (expected Identity, Tanh, ReLU, Sigmoid, GELU or SiLU of torch.nn)");
-  return found->activation;
-}
-
-// in_dim: of what comes before.
-DenseConfig read_dense(std::string_view text, int in_dim) {
+DenseConfig read_sentence_dense(std::string_view text, int in_dim) {
   constexpr std::string_view kEmbedding = "sentence_embedding";
   JsonReader json(text, kConfigRules);
   DenseConfig dense{.has_bias = true, .activation = Activation::kTanh};  // what the class does where nothing is said
@@ -172,9 +169,9 @@ DenseConfig read_dense(std::string_view text, int in_dim) {
     if (key == "in_features") {
       const int64_t dim = json.read_int();
       if (dim != in_dim) {
-        json.fail("expected " + std::to_string(in_dim) + ", the width of what comes before it, found " +
-                      std::to_string(dim),
-                  at);
+        json.fail(
+            "expected " + std::to_string(in_dim) + ", the width of what comes before it, found " + std::to_string(dim),
+            at);
       }
     } else if (key == "out_features") {
       dense.out_dim = static_cast<int>(json.read_int(1, kMaxDenseDim));
@@ -199,8 +196,8 @@ DenseConfig read_dense(std::string_view text, int in_dim) {
   return dense;
 }
 
-// sentence_bert_config.json: how many tokens a text has at most. The other keys may change what the model is given.
-std::optional<int> read_transformer(std::string_view text) {
+// The other keys may change what the model is given.
+std::optional<int> read_sentence_transformer(std::string_view text) {
   JsonReader json(text, kConfigRules);
   std::optional<int> max_length;
   json.read_object([&](std::string_view key) {
@@ -232,14 +229,16 @@ std::optional<int> read_transformer(std::string_view text) {
   return max_length;
 }
 
+namespace {
+
 // One reading: the modules in their order, and what of them has come already.
 class ModulesReader {
  public:
   ModulesReader(const std::string& folder, int model_dim) : folder_(folder), model_dim_(model_dim) {}
 
-  SentenceModules read(const std::vector<Module>& modules) {
+  SentenceModules read(const std::vector<SentenceModule>& modules) {
     for (size_t i = 0; i < modules.size(); ++i) {
-      const Module& module = modules[i];
+      const SentenceModule& module = modules[i];
       const std::string what = "module " + std::to_string(i) + " is " + quoted(module.type);
       if (i == 0) {
         if (module.type != "Transformer") unsupported(what + ", expected \"Transformer\"");
@@ -265,15 +264,15 @@ class ModulesReader {
   void read_files(SentenceModules* out) {
     const std::string transformer = joined(folder_, "sentence_bert_config.json");
     if (path_kind(transformer) != PathKind::kNone)
-      read_json(transformer, [&](std::string_view text) { out->max_length = read_transformer(text); });
+      read_json(transformer, [&](std::string_view text) { out->max_length = read_sentence_transformer(text); });
     read_json(joined(joined(folder_, pooling_->path), "config.json"),
-              [&](std::string_view text) { out->pooling = read_pooling(text, model_dim_); });
+              [&](std::string_view text) { out->pooling = read_sentence_pooling(text, model_dim_); });
     if (lacks_dense(out)) return;
     int in_dim = model_dim_;
-    for (const Module* module : dense_) {
+    for (const SentenceModule* module : dense_) {
       const std::string folder = joined(folder_, module->path);
       read_json(joined(folder, "config.json"),
-                [&](std::string_view text) { out->dense.push_back(read_dense(text, in_dim)); });
+                [&](std::string_view text) { out->dense.push_back(read_sentence_dense(text, in_dim)); });
       in_dim = out->dense.back().out_dim;
       out->dense_files.push_back(joined(folder, "model.safetensors"));
       check_weights(folder);
@@ -284,7 +283,7 @@ class ModulesReader {
   // A folder that was copied without those in it.
   bool lacks_dense(SentenceModules* out) const {
     std::string missing;
-    for (const Module* module : dense_) {
+    for (const SentenceModule* module : dense_) {
       if (path_kind(joined(folder_, module->path)) != PathKind::kNone) return false;
       missing += (missing.empty() ? "" : ", ") + module->path;
     }
@@ -306,8 +305,8 @@ class ModulesReader {
   const std::string& folder_;
   int model_dim_;
   SentenceModules out_;
-  const Module* pooling_ = nullptr;
-  std::vector<const Module*> dense_;
+  const SentenceModule* pooling_ = nullptr;
+  std::vector<const SentenceModule*> dense_;
 };
 
 }  // namespace
@@ -315,11 +314,11 @@ class ModulesReader {
 std::optional<SentenceModules> read_sentence_modules(const std::string& folder, int model_dim) {
   const std::string path = joined(folder, "modules.json");
   if (path_kind(path) == PathKind::kNone) return std::nullopt;
-  std::vector<Module> modules;
+  std::vector<SentenceModule> modules;
   SentenceModules out;
   ModulesReader reader(folder, model_dim);
   read_json(path, [&](std::string_view text) {
-    modules = read_modules(text);
+    modules = read_module_list(text);
     out = reader.read(modules);
   });
   reader.read_files(&out);

@@ -28,6 +28,18 @@ struct SentenceModules {
 // kUnsupportedModel with SENTENCE_MODULE.
 std::optional<SentenceModules> read_sentence_modules(const std::string& folder, int model_dim);
 
+// The files one by one, for read_sentence_modules(); messages name no file, errors are those above.
+struct SentenceModule {
+  std::string type;  // "Dense"
+  std::string path;  // the name of a folder; empty: the folder of modules.json
+};
+std::vector<SentenceModule> read_module_list(std::string_view json);
+Pooling read_sentence_pooling(std::string_view json, int model_dim);
+// in_dim: of what comes before the layer.
+DenseConfig read_sentence_dense(std::string_view json, int in_dim);
+// sentence_bert_config.json: how many tokens a text has at most, where it says so.
+std::optional<int> read_sentence_transformer(std::string_view json);
+
 // tokenizer_config.json: model_max_length, as far as it is a limit. Throws Error{kSafetensorsInvalid}; names no file.
 std::optional<int> read_model_max_length(std::string_view json);
 

@@ -583,8 +583,7 @@ std::shared_ptr<Request> Engine::embed(EmbedParams params, OnTexts on_texts, OnD
   check_embed(params, *loaded_);
   auto adapters = adapters_.mix(params.adapters);
   return scheduler_->submit(std::make_shared<EmbedRequest>(scheduler_->signal(), *loaded_, std::move(adapters),
-                                                           std::move(params), std::move(on_texts),
-                                                           std::move(on_done)));
+                                                           std::move(params), std::move(on_texts), std::move(on_done)));
 }
 
 SavedState Engine::save_state(SaveParams params) {

@@ -1,29 +1,30 @@
-// A model file in other types: GGUF in, GGUF out. Tensor for tensor and a few rows at a time, so that memory does not grow
-// with the model. What was written before an interruption is kept in "OUTPUT.part", and the next run goes on from there.
+// A model in other types: a GGUF file or a checkpoint's folder in, GGUF out.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "quant/type_counts.h"
+#include "runtime/model_input.h"
+#include "runtime/model_writer.h"
 #include "runtime/quantize_types.h"
 
 namespace gemma {
 
-struct QuantizeOptions {
+struct QuantizeOptions : WriteOptions {
   std::string path;
   std::string output;
   std::string type;  // a FileQuantization's name
-  std::vector<TypeOverride> overrides;
-  std::string importance_path;                // "": none
-  bool allow_requantize = false;              // tensors that are quantised already lose once more
-  bool overwrite = false;                     // a file that is there
-  int n_threads = 0;                          // 0: physical cores this process may use
-  std::function<void(double)> on_progress;    // fraction in 0..1, on the caller's thread
-  const std::atomic<bool>* cancel = nullptr;  // looked at every few rows
+  // The vision encoder of a folder goes here, as a file of this type; "": it is left out.
+  std::string mmproj_output;
+  std::string mmproj_type = "f16";
+  bool needs_mmproj = false;            // a model without one is an error
+  std::string chat_template;            // of a folder; "": none
+  std::vector<TypeOverride> overrides;  // not of mmproj_output
+  std::string importance_path;          // "": none
+  bool allow_requantize = false;        // tensors that are quantised already lose once more
 };
 
 struct QuantizeResult {
@@ -31,18 +32,23 @@ struct QuantizeResult {
   uint64_t source_bytes = 0;
   uint64_t n_resumed = 0;        // tensors that an earlier run had written
   std::vector<TypeCount> types;  // most bytes first
-  struct Fallback {
-    std::string tensor;
-    std::string wanted;
-    std::string type;
+  std::vector<TypeFallback> fallbacks;
+  // Of the vision encoder's file.
+  struct Mmproj {
+    std::string path;
+    uint64_t bytes = 0;
+    std::vector<TypeCount> types;
   };
-  std::vector<Fallback> fallbacks;  // rows that do not fit the blocks of a type
+  std::optional<Mmproj> mmproj;
+
+  // Of what was written: the model, and its vision encoder where that is a file of its own.
+  void take(WrittenFiles written, const std::vector<FileToWrite>& files);
 };
 
-// Blocking. Throws Error: as GgufFile::open and read_importance do; kUnsupportedModel for another architecture;
-// kUnsupportedInput, REQUANTIZE for a quantised tensor that would change; kInvalidArgument with UNKNOWN_TYPE,
-// NO_SUCH_TENSOR, IMPORTANCE_SHAPE; kFile with FILE_EXISTS, IN_USE, DISK_FULL, FILE_CHANGED; kNonFinite for a value that
-// is not finite in its type; kDisposed, CANCELLED.
+// Throws Error{kInvalidArgument, NO_MMPROJ} where a vision encoder's file is needed, and there is none to write.
+void no_mmproj(const QuantizeOptions& options);
+
+// Blocking. Throws Error: as ModelInput::open, plan_file(), read_importance() and write_files() do.
 QuantizeResult quantize_file(const QuantizeOptions& options);
 
 }  // namespace gemma

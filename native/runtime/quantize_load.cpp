@@ -125,9 +125,7 @@ std::shared_ptr<const TensorSource> quantized_tensors(std::shared_ptr<const Tens
   const LayerConfig& layer = config.layers.front();
   const std::vector<PlannedType> plan =
       plan_types(tensors, {.heads_per_kv_head = layer.n_heads / layer.n_kv_heads}, quantization, {});
-  const auto changes = [&](size_t i) {
-    return is_float_type(stored[i]->type) && plan[i].type != stored[i]->type;
-  };
+  const auto changes = [&](size_t i) { return is_float_type(stored[i]->type) && plan[i].type != stored[i]->type; };
   bool changes_any = false;
   bool changes_all = true;  // that are matrices
   for (size_t i = 0; i < plan.size(); ++i) {

@@ -9,12 +9,12 @@ namespace gemma {
 namespace {
 
 constexpr FileQuantization kQuantizations[] = {
-    {"f16", TensorType::kF16, false, 1},        {"bf16", TensorType::kBF16, false, 32},
-    {"q8_0", TensorType::kQ8_0, false, 7},      {"q4_0", TensorType::kQ4_0, false, 2},
-    {"q4_1", TensorType::kQ4_1, false, 3},      {"q5_0", TensorType::kQ5_0, false, 8},
-    {"q5_1", TensorType::kQ5_1, false, 9},      {"q4_k_m", TensorType::kQ4_K, true, 15},
-    {"q5_k_m", TensorType::kQ5_K, true, 17},    {"q6_k", TensorType::kQ6_K, false, 18},
-    {"iq4_xs", TensorType::kIQ4_XS, false, 30},
+    {"f32", TensorType::kF32, false, 0},     {"f16", TensorType::kF16, false, 1},
+    {"bf16", TensorType::kBF16, false, 32},  {"q8_0", TensorType::kQ8_0, false, 7},
+    {"q4_0", TensorType::kQ4_0, false, 2},   {"q4_1", TensorType::kQ4_1, false, 3},
+    {"q5_0", TensorType::kQ5_0, false, 8},   {"q5_1", TensorType::kQ5_1, false, 9},
+    {"q4_k_m", TensorType::kQ4_K, true, 15}, {"q5_k_m", TensorType::kQ5_K, true, 17},
+    {"q6_k", TensorType::kQ6_K, false, 18},  {"iq4_xs", TensorType::kIQ4_XS, false, 30},
 };
 
 bool same_word(std::string_view a, std::string_view b) {
@@ -47,11 +47,6 @@ bool matches(std::string_view pattern, std::string_view text) {
 }
 
 constexpr std::string_view kWeight = ".weight";
-
-bool names(const TypeOverride& override_, std::string_view tensor) {
-  if (matches(override_.pattern, tensor)) return true;
-  return tensor.ends_with(kWeight) && matches(override_.pattern, tensor.substr(0, tensor.size() - kWeight.size()));
-}
 
 // Tensors of other kinds keep their types: they are small, or nothing could use them otherwise.
 bool is_chosen(const TensorToPlan& tensor) {
@@ -171,6 +166,11 @@ std::optional<TensorType> find_quantizable_type(std::string_view name) {
   return std::nullopt;
 }
 
+bool pattern_names(std::string_view pattern, std::string_view tensor) {
+  if (matches(pattern, tensor)) return true;
+  return tensor.ends_with(kWeight) && matches(pattern, tensor.substr(0, tensor.size() - kWeight.size()));
+}
+
 std::vector<PlannedType> plan_types(std::span<const TensorToPlan> tensors, const QuantizedModel& model,
                                     const FileQuantization& quantization, std::span<const TypeOverride> overrides) {
   const Rules rules(tensors, model, quantization);
@@ -185,7 +185,7 @@ std::vector<PlannedType> plan_types(std::span<const TensorToPlan> tensors, const
     TensorType wanted = rules.wanted(tensor);
     bool is_named = false;
     for (size_t i = 0; i < overrides.size(); ++i) {
-      if (!names(overrides[i], tensor.name)) continue;
+      if (!pattern_names(overrides[i].pattern, tensor.name)) continue;
       used[i] = true;
       if (!is_named) wanted = overrides[i].type;
       is_named = true;

@@ -29,6 +29,7 @@ const FileQuantization& need_file_quantization(const std::string& name, const ch
 std::optional<TensorType> find_quantizable_type(std::string_view name);
 
 // `pattern`, with * for any text and ? for any character, names a tensor with or without ".weight" at its end.
+bool pattern_names(std::string_view pattern, std::string_view tensor);
 struct TypeOverride {
   std::string pattern;
   TensorType type = TensorType::kF16;

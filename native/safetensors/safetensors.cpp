@@ -255,6 +255,10 @@ void SafetensorsFile::check() const {
   if (map_) map_->check();
 }
 
+uint64_t SafetensorsFile::version() const {
+  return map_ ? map_->version() : 0;
+}
+
 void SafetensorsFile::prefetch(const std::function<void(size_t bytes)>& on_read) const {
   if (map_) map_->prefetch(on_read);
 }

@@ -56,6 +56,8 @@ class SafetensorsFile {
 
   // Throws as FileMap::check does.
   void check() const;
+  // As FileMap::version.
+  uint64_t version() const;
   // As FileMap::prefetch.
   void prefetch(const std::function<void(size_t bytes)>& on_read) const;
   // As FileMap::release.

@@ -11,12 +11,13 @@ interface Stored {
 
 const DTYPES: Readonly<Record<number, string>> = { 0: 'F32', 1: 'F16', 30: 'BF16' };
 
-interface Gguf {
+export interface Gguf {
   keys: Map<string, unknown>;
   tensors: Map<string, Stored>;
 }
 
-function readGguf(path: string): Gguf {
+/** A file of F32 and F16 tensors, of which others count as F16. */
+export function readGguf(path: string): Gguf {
   const bytes = readFileSync(path);
   let at = 8;
   const u32 = () => bytes.readUInt32LE((at += 4) - 4);

@@ -4,7 +4,8 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { copyFileSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { root, runNode, tiny } from './helpers.js';
+import { checkpointOf, writeCheckpoint } from './checkpoint.js';
+import { data, root, runNode, tiny } from './helpers.js';
 
 const faults = join(root, 'test', 'faults');
 let folder: string;
@@ -27,10 +28,12 @@ const isGlibc =
   process.platform === 'linux' &&
   'glibcVersionRuntime' in (process.report.getReport() as { header: Record<string, unknown> }).header;
 
-(isGlibc ? describe : describe.skip)('memory is refused', () => {
+(isGlibc ? describe : describe.skip)('memory or the disk is refused', () => {
   let library: string;
   beforeAll(() => {
     library = join(folder, 'refuse.so');
+    const files = ['mm-a-f16.gguf', 'mmproj-mm-a-f16.gguf'].map((name) => join(data, name)) as [string, string];
+    writeCheckpoint(join(folder, 'checkpoint'), checkpointOf(...files, { layout: 'new' }));
     const compiler = process.env.CXX ?? 'c++';
     execFileSync(compiler, [
       '-std=c++20',
@@ -49,6 +52,7 @@ const isGlibc =
   const many = process.env.GEMMA_TEST_EVERY_CALL ? '1' : '5';
   const stages = {
     load: many,
+    quantize: many,
     tokenize: '1',
     generate: '1',
     together: '1',
@@ -62,6 +66,11 @@ const isGlibc =
     inspect: many,
     devices: '1',
     dispose: '1',
+    convert: process.env.GEMMA_TEST_EVERY_CALL ? '1' : '149',
+    merge: process.env.GEMMA_TEST_EVERY_CALL ? '1' : '97',
+    mix: process.env.GEMMA_TEST_EVERY_CALL ? '1' : '397',
+    'convert-disk': process.env.GEMMA_TEST_EVERY_CALL ? '1' : '7',
+    'merge-disk': process.env.GEMMA_TEST_EVERY_CALL ? '1' : '5',
   };
   // Every call that asks the system for memory, a mapping or a thread is refused once, and then all from there on.
   test.each(
@@ -72,7 +81,12 @@ const isGlibc =
       const refusals = join(folder, `${stage}-${mode}`);
       writeFileSync(refusals, Buffer.alloc(4096));
       const exit = await runNode([join(faults, 'sweep.cjs'), root, stage, mode, stride], {
-        env: { LD_PRELOAD: library, GEMMA_REFUSALS: refusals },
+        env: {
+          LD_PRELOAD: library,
+          GEMMA_REFUSALS: refusals,
+          GEMMA_CHECKPOINT: join(folder, 'checkpoint'),
+          GEMMA_SCRATCH: folder,
+        },
       });
       expect(exit).toMatchObject({ code: 0, signal: null, stderr: '' });
       const { calls, refused, unexpected } = JSON.parse(exit.stdout) as {

@@ -2,7 +2,8 @@
 import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { root, runNode, tiny } from './helpers.js';
+import { writeSentenceModel } from './checkpoint.js';
+import { data, root, runNode, tiny } from './helpers.js';
 import { FakeHub } from './hub-server.js';
 
 const permission = process.allowedNodeEnvironmentFlags.has('--permission')
@@ -75,6 +76,18 @@ test('files that may not be read are not read, by native code either', async () 
   copyFileSync(tiny, first);
   copyFileSync(tiny, second);
   expect(await run([...flags, `--allow-fs-read=${first}`], load(first))).toBe(denied(second));
+});
+
+test('folders of modules of sentence-transformers', async () => {
+  const path = writeSentenceModel(join(folder, 'sentence'), join(data, 'embedding-f16.gguf'), {
+    pooling: 'mean',
+    normalize: true,
+    dense: [{ activation: 'Identity', bias: false }],
+  });
+  const load = `async () => { const gemma = await Gemma.load(${JSON.stringify(path)}); await gemma.dispose(); return 'loaded'; }`;
+  const flags = [...own, '--allow-addons'];
+  expect(await run([...flags, `--allow-fs-read=${join(path, '/')}`], load)).toBe('loaded');
+  expect(await run(flags, load)).toMatch(/^GemmaError\|ERR_FILE\|PERMISSION\|/);
 });
 
 test('video and chat templates of other models: the flag is named', async () => {

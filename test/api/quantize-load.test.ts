@@ -53,11 +53,10 @@ test.each(['F16', 'F32', 'BF16'] as const)('a checkpoint of %s', async (dtype) =
   const gguf = dtype === 'BF16' ? await written(demo, 'bf16') : demo;
   const checkpoint = checkpointOf(gguf, undefined, { layout: 'text', ...(dtype === 'F32' && { dtype }) });
   const path = writeCheckpoint(out(dtype), checkpoint, dtype === 'F32' ? 3 : 1);
-  for (const quantize of ['q8_0', 'q4_k_m'] as const) {
-    const ofFile = await outputs(await written(gguf, quantize));
-    expect(await outputs(path, { quantize })).toEqual(ofFile);
-    expect(await outputs(path, { quantize, mmap: false })).toEqual(ofFile);
-  }
+  const quantize = dtype === 'F16' ? 'q4_k_m' : 'q8_0';
+  const ofFile = await outputs(await written(gguf, quantize));
+  expect(await outputs(path, { quantize })).toEqual(ofFile);
+  if (dtype === 'F16') expect(await outputs(path, { quantize, mmap: false })).toEqual(ofFile);
 });
 
 test('the vision encoder is what it is without', async () => {

@@ -151,6 +151,30 @@ describe('sentence-transformers', () => {
     expect(ofFolder).toMatchObject({ architecture: 'gemma3_text', parameters: ofFile.parameters, outputBytes: 0 });
   });
 
+  test('a text that is read in parts has the same embedding, whatever the pooling', async () => {
+    const text = 'x '.repeat(90);
+    for (const { pooling } of golden.variants.slice(0, 5)) {
+      const path = written({ pooling, normalize: true, causal: true });
+      const of = (batchSize: number) =>
+        withModel(async (gemma) => (await gemma.embed([text, 'y', text])).data, { batchSize }, path);
+      expect(await of(7)).toEqual(await of(512));
+      rmSync(path, { recursive: true });
+    }
+  });
+
+  test('in 8 bits, made while it is loaded', async () => {
+    await withModel(
+      async (gemma) => {
+        const { data: got } = await gemma.embed(embedding.texts);
+        const want = new Tensors('embedding.safetensors').f32('plain.embedding');
+        expect(leastCosine(got, want, embedding.texts.length)).toBeGreaterThan(0.999);
+        expect(got).not.toEqual(want);
+      },
+      { quantize: 'q8_0' },
+      written(),
+    );
+  });
+
   test('a length of its own', async () => {
     const text = embedding.texts[embedding.cut.text] as string;
     const path = written({ ...published, length: { max_seq_length: 16 } });

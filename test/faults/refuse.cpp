@@ -1,5 +1,5 @@
-// A library that is loaded before all others (LD_PRELOAD) and refuses memory, mappings and threads to the addon, not to
-// Node: V8 ends the process when it gets none. Whose call it is tells its return address. What is refused, a test writes
+// A library that is loaded before all others (LD_PRELOAD) and refuses memory, mappings and threads, or space on the disk,
+// to the addon, not to Node: V8 ends the process when it gets none. Whose call it is tells its return address. What is refused, a test writes
 // into the file that GEMMA_REFUSALS names.
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -20,6 +20,7 @@ struct Control {
   std::atomic<int64_t> on;
   int64_t first, last;  // of the calls that come while it is on; the first is 1
   std::atomic<int64_t> n_seen;
+  int64_t what;  // 0: memory, 1: the disk
 };
 
 Control* control = nullptr;
@@ -52,8 +53,8 @@ __attribute__((constructor)) void open_control() {
   if (memory != MAP_FAILED) control = static_cast<Control*>(memory);
 }
 
-bool is_refused(const void* caller) {
-  if (control == nullptr || control->on == 0) return false;
+bool is_refused(const void* caller, int64_t what = 0) {
+  if (control == nullptr || control->on == 0 || control->what != what) return false;
   if (code_begin == 0) dl_iterate_phdr(find_addon, nullptr);
   const auto address = reinterpret_cast<uintptr_t>(caller);
   if (address < code_begin || address >= code_end) return false;
@@ -111,6 +112,26 @@ void* mmap(void* address, size_t n, int protection, int flags, int file, off_t o
 int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*f)(void*), void* argument) {
   if (REFUSED) return EAGAIN;
   return hidden(&pthread_create, "pthread_create")(thread, attributes, f, argument);
+}
+
+#define DISK_REFUSED is_refused(__builtin_return_address(0), 1)
+
+ssize_t pwrite(int file, const void* bytes, size_t n, off_t offset) {
+  if (!DISK_REFUSED) return hidden(&pwrite, "pwrite")(file, bytes, n, offset);
+  errno = ENOSPC;
+  return -1;
+}
+
+int ftruncate(int file, off_t n) {
+  if (!DISK_REFUSED) return hidden(&ftruncate, "ftruncate")(file, n);
+  errno = EFBIG;
+  return -1;
+}
+
+int fsync(int file) {
+  if (!DISK_REFUSED) return hidden(&fsync, "fsync")(file);
+  errno = EDQUOT;
+  return -1;
 }
 
 }  // extern "C"

@@ -1,5 +1,5 @@
-// Refuses memory to the addon, call by call: node sweep.cjs ROOT STAGE one|all STRIDE, with refuse.cpp loaded before. Prints what
-// came of it as JSON; a call that never settles ends with exit code 7.
+// Refuses memory, or the disk, to the addon, call by call: node sweep.cjs ROOT STAGE one|all STRIDE, with refuse.cpp loaded before.
+// Prints what came of it as JSON; a call that never settles ends with exit code 7.
 'use strict';
 const fs = require('node:fs');
 const { join } = require('node:path');
@@ -44,9 +44,44 @@ const sampled = {
   logitBias: { 5: 1 },
 };
 
+// Files that are written: none is in place after a refusal, and what is left of one does not keep the next from being right.
+const checkpoint = process.env.GEMMA_CHECKPOINT; // a folder with a vision encoder
+const output = join(process.env.GEMMA_SCRATCH ?? '', `${stage}-${mode}.gguf`);
+const outputs = [output, join(process.env.GEMMA_SCRATCH ?? '', `mmproj-${stage}-${mode}.gguf`)];
+const convert = () => Gemma.quantize(checkpoint, output, { type: 'q8_0', threads: 2 });
+const merge = () =>
+  Gemma.merge(join(data, 'adapters', 'text-f16.gguf'), output, {
+    adapters: [join(data, 'adapters', 'dora'), { path: join(data, 'adapters', 'embed'), scale: 0.5 }],
+    type: 'q8_0',
+    threads: 2,
+  });
+const mix = () =>
+  Gemma.merge(checkpoint, output, { with: { model: checkpoint, method: 'slerp' }, type: 'f16', threads: 2 });
+const read = () => outputs.map((path) => (fs.existsSync(path) ? fs.readFileSync(path).toString('base64') : ''));
+const written = (run, what) => ({
+  run,
+  what,
+  prepare: async () => {
+    await run();
+    const expected = read().join();
+    for (const path of outputs) fs.rmSync(path, { force: true });
+    return expected;
+  },
+  after: async (result, _, expected) => {
+    if (!result && read().join('') !== '') throw new Error('a file is in place');
+    if (!result) await run();
+    if (read().join() !== expected) throw new Error('other bytes');
+    for (const path of outputs) fs.rmSync(path, { force: true });
+  },
+});
+
 /** What is swept: with a model (that of load(), where `model` names no other), and what is left to do afterwards. */
 const STAGES = {
   load: { run: load, after: (gemma) => gemma?.dispose() },
+  quantize: {
+    run: () => Gemma.load(join(data, 'text-a-f16.gguf'), { threads: 2, contextSize: 512, quantize: 'q8_0' }),
+    after: (gemma) => gemma?.dispose(),
+  },
   tokenize: { run: async (gemma) => gemma.detokenize(await gemma.tokenize('hello there a'.repeat(20))) },
   generate: { run: (gemma) => gemma.generate('hello there', sampled) },
   together: {
@@ -78,6 +113,11 @@ const STAGES = {
     after: unloadAll,
   },
   devices: { run: () => Gemma.devices() },
+  convert: written(convert, 0),
+  merge: written(merge, 0),
+  mix: written(mix, 0),
+  'convert-disk': written(convert, 1),
+  'merge-disk': written(merge, 1),
   // Each time another model, busy with a call that must settle as well.
   dispose: {
     run: async () => {
@@ -118,11 +158,15 @@ setInterval(() => {
 const alive = setInterval(() => {}, 1000); // a promise that never settles must not end the process unseen
 
 (async () => {
-  const { run, after, model = load } = STAGES[stage];
+  const { run, after, prepare, model = load, what = 0 } = STAGES[stage];
   const gemma = await model();
   const answer = async () =>
     (await gemma.generate('hello there', { maxOutputTokens: 6, temperature: 0 })).tokens.join();
   const want = await answer();
+  const prepared = await prepare?.();
+  const isExpected = (error) =>
+    what === 0 ? error?.code === 'ERR_OUT_OF_MEMORY' : error?.code === 'ERR_FILE' && error.detail === 'DISK_FULL';
+  set(4, what);
   const counts = { calls: 0, refused: 0, done: 0 };
   for (let at = 1, reached = true; reached; at += Number(stride)) {
     watch.at = at;
@@ -137,13 +181,17 @@ const alive = setInterval(() => {}, 1000); // a promise that never settles must 
       result = await run(gemma);
     } catch (error) {
       refused = true;
-      if (error?.code !== 'ERR_OUT_OF_MEMORY') unexpected.push(`call ${at}: ${error?.stack ?? error}`);
+      if (!isExpected(error)) unexpected.push(`call ${at}: ${error?.stack ?? error}`);
     }
     set(0, 0);
     counts.calls = seen();
     reached = counts.calls >= at;
     counts[refused ? 'refused' : 'done'] += 1;
-    await after?.(result, gemma);
+    try {
+      await after?.(result, gemma, prepared);
+    } catch (error) {
+      unexpected.push(`call ${at}, afterwards: ${error?.stack ?? error}`);
+    }
     if (at % 5 === 1 && (await answer()) !== want) unexpected.push(`call ${at}: another answer afterwards`);
   }
   await gemma.dispose();

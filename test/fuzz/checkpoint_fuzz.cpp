@@ -14,7 +14,20 @@
 #include "reader/sentence_modules.h"
 #include "tokenizer/tokenizer.h"
 
-enum class CheckpointPart { kConfig, kGeneration, kPreprocessor, kTokenizer, kTokenizerConfig, kSentencePiece, kNames, kIndex };
+enum class CheckpointPart {
+  kConfig,
+  kGeneration,
+  kPreprocessor,
+  kTokenizer,
+  kTokenizerConfig,
+  kSentencePiece,
+  kNames,
+  kIndex,
+  kModules,
+  kPooling,
+  kDense,
+  kTransformer
+};
 constexpr int kCheckpointRows = 300;  // of the embedding
 int checkpoint_fuzz_read = 0;         // inputs that were what their first byte says
 
@@ -25,7 +38,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   uint64_t sum = 0;
   try {
     gemma::HfVocabulary vocabulary(kCheckpointRows);
-    switch (static_cast<CheckpointPart>(data[0] % 8)) {
+    switch (static_cast<CheckpointPart>(data[0] % 12)) {
       case CheckpointPart::kConfig: {
         const gemma::HfConfig config = gemma::read_hf_config(text);
         // What a model is made of, whatever the file says.
@@ -38,7 +51,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       }
       case CheckpointPart::kGeneration: {
         gemma::HfTokenIds ids;
-        gemma::read_hf_generation_config(text, &ids);
+        gemma::HfSampling sampling;
+        gemma::read_hf_generation_config(text, &ids, &sampling);
         break;
       }
       case CheckpointPart::kPreprocessor: {
@@ -76,6 +90,22 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         for (const auto& [tensor, file] : gemma::read_safetensors_index(text)) {
           if (file.find_first_of("/\\:") != std::string::npos || file.starts_with('.')) __builtin_trap();
         }
+        break;
+      }
+      case CheckpointPart::kModules: {
+        // Whatever the file says, no path leads out of its folder.
+        for (const gemma::SentenceModule& module : gemma::read_module_list(text)) {
+          if (module.path.find_first_of(std::string_view("./\\:\0", 5)) != std::string::npos) __builtin_trap();
+        }
+        break;
+      }
+      case CheckpointPart::kPooling: sum += static_cast<uint64_t>(gemma::read_sentence_pooling(text, 64)); break;
+      case CheckpointPart::kDense: {
+        if (gemma::read_sentence_dense(text, 64).out_dim < 1) __builtin_trap();
+        break;
+      }
+      case CheckpointPart::kTransformer: {
+        if (gemma::read_sentence_transformer(text).value_or(1) < 1) __builtin_trap();
         break;
       }
     }

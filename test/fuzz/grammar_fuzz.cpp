@@ -82,8 +82,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                                            gemma::GrammarKind::kEbnf, gemma::GrammarKind::kStructuralTag};
   const gemma::GrammarSource source{kKinds[data[0] % 4],
                                     std::string(reinterpret_cast<const char*>(data) + 2, size - 2)};
+  static gemma::GrammarCompiler compiler(tokenizer());  // keeps its vocabulary, and what it compiled last
   try {
-    gemma::GrammarCompiler compiler(tokenizer());
     bool is_cached = false;
     if (const auto grammar = compiler.compile(source, &is_cached, gemma::Effort::kQuick)) follow(grammar, data[1]);
   } catch (const gemma::Error&) {

@@ -157,8 +157,8 @@ TEST("adapters agree with PEFT's") {
   const GoldenFile golden = read_safetensors(data("adapters/logits.safetensors"));
   std::vector<TokenId> tokens;
   for (const double id : golden_numbers("adapters/adapters", "", "ids")) tokens.push_back(static_cast<TokenId>(id));
-  const std::vector<std::string> names = {"qv-layer0", "bf16",  "lora-bias",  "dora",          "saved-norm", "embed",
-                                          "head",      "token-rows", "plain-f16.gguf"};
+  const std::vector<std::string> names = {"qv-layer0", "bf16", "lora-bias",  "dora",          "saved-norm",
+                                          "embed",     "head", "token-rows", "plain-f16.gguf"};
   for (const std::string& chip : chips(false)) {
     LoadOptions o = on(chip, "adapters/text-f16.gguf");
     o.kv_type = KvType::kF32;

@@ -161,6 +161,17 @@ TEST("files beside the weights of a checkpoint") {
                      R"({"bos_token":"<bos>","eos_token":{"content":"\u003ceos>"},"added_tokens_decoder":)"
                      R"({"3":{"content":"<x>","special":true}}})"));
   sweep.run(input_of(CheckpointPart::kIndex, R"({"metadata":{},"weight_map":{"a":"model-1.safetensors"}})"));
+  sweep.run(input_of(CheckpointPart::kModules,
+                     R"([{"idx":0,"name":"0","path":"","type":"sentence_transformers.models.Transformer"},)"
+                     R"({"idx":1,"name":"1","path":"1_Pooling","type":"sentence_transformers.models.Pooling"}])"));
+  sweep.run(
+      input_of(CheckpointPart::kPooling,
+               R"({"word_embedding_dimension":64,"pooling_mode_mean_tokens":true,"pooling_mode_max_tokens":false,)"
+               R"("include_prompt":true})"));
+  sweep.run(input_of(CheckpointPart::kPooling, R"({"embedding_dimension":64,"pooling_mode":["lasttoken"]})"));
+  sweep.run(input_of(CheckpointPart::kDense, R"({"in_features":64,"out_features":96,"bias":false,)"
+                                             R"("activation_function":"torch.nn.modules.linear.Identity"})"));
+  sweep.run(input_of(CheckpointPart::kTransformer, R"({"max_seq_length":2048,"do_lower_case":false})"));
   sweep.run(input_of(CheckpointPart::kNames, "model.language_model.layers.13.mlp.up_proj.weight"));
   std::printf("%d files\n", sweep.n_opened());
 }

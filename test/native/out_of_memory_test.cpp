@@ -258,16 +258,15 @@ TEST("adapters") {
   const std::shared_ptr<Engine> engine = Engine::load(o);
   const std::vector<TokenId> want = reference(*engine);
   for (const NamedAdapter& adapter : adapters) {
-    sweep(
-        ("load and unload " + adapter.name).c_str(),
-        [&] {
-          engine->load_adapter(adapter, [] { return false; });
-          engine->unload_adapter(adapter.name);
-        },
-        [&] {
-          if (!engine->adapters().empty()) engine->unload_adapter(adapter.name);
-          CHECK(reference(*engine) == want);
-        });
+    sweep(("load and unload " + adapter.name).c_str(),
+          [&] {
+            engine->load_adapter(adapter, [] { return false; });
+            engine->unload_adapter(adapter.name);
+          },
+          [&] {
+            if (!engine->adapters().empty()) engine->unload_adapter(adapter.name);
+            CHECK(reference(*engine) == want);
+          });
   }
   for (const NamedAdapter& adapter : adapters) engine->load_adapter(adapter, [] { return false; });
   GenerateParams p = with_everything();
@@ -305,7 +304,7 @@ TEST("embeddings of texts") {
   for (const bool is_encoder : {true, false}) {
     if (!is_encoder) o.path = data("text-a-f16.gguf");
     const std::shared_ptr<Engine> engine = Engine::load(o);
-    const EmbedParams texts{some_tokens(90), {3, 50, 20, 17}};
+    const EmbedParams texts{some_tokens(90), {3, 50, 20, 17}, 0, true, {}};
     std::vector<float> rows;
     const auto embed = [&] {
       rows.clear();

@@ -14,6 +14,7 @@
 #include "base/hash.h"
 #include "check.h"
 #include "quant/dequantize.h"
+#include "runtime/merge_file.h"
 #include "runtime/quantize_file.h"
 #include "runtime/quantize_types.h"
 
@@ -257,6 +258,103 @@ TEST("a run that was ended at any moment goes on, to the same bytes") {
     CHECK(!std::filesystem::exists(options.output + ".part"));
   }
   std::filesystem::remove_all(folder);
+}
+
+struct MergeFiles {
+  std::filesystem::path folder = std::filesystem::temp_directory_path() / "gemma-merge-test";
+  std::string a = (folder / "a.gguf").string();
+  std::string b = (folder / "b.gguf").string();
+
+  MergeFiles() {
+    std::filesystem::remove_all(folder);
+    std::filesystem::create_directory(folder);
+    std::filesystem::copy_file(demo(), a);
+    std::filesystem::copy_file(demo(), b);
+  }
+  ~MergeFiles() { std::filesystem::remove_all(folder); }
+
+  MergeOptions options(const char* output) const {
+    MergeOptions options;
+    options.path = a;
+    options.other_path = b;
+    options.output = (folder / output).string();
+    options.type = "q8_0";
+    options.blend = Blend::kSlerp;
+    options.weight = 0.25;
+    options.n_threads = 2;
+    return options;
+  }
+};
+
+#ifndef _WIN32  // there nobody can write to a file that is open here
+TEST("an input that changes while it is read is an error, and what was written of it does not count") {
+  const MergeFiles files;
+  for (const std::string& changed : {files.a, files.b}) {
+    for (const bool is_cut : {false, true}) {
+      MergeOptions options = files.options("changed.gguf");
+      bool is_changed = false;
+      options.on_progress = [&](double fraction) {
+        if (is_changed || fraction < 0.4) return;
+        is_changed = true;
+        const uint64_t size = std::filesystem::file_size(changed);
+        if (is_cut) {
+          std::filesystem::resize_file(changed, size / 2);
+        } else {
+          std::ofstream(changed, std::ios::binary | std::ios::app) << "more";
+        }
+      };
+      CHECK_THROWS(kFile, "FILE_CHANGED", merge_file(options));
+      CHECK(is_changed);
+      CHECK(!std::filesystem::exists(options.output));
+      std::filesystem::copy_file(demo(), changed, std::filesystem::copy_options::overwrite_existing);
+      options.on_progress = nullptr;
+      CHECK(merge_file(options).n_resumed == 0);
+      std::filesystem::remove(options.output);
+    }
+  }
+}
+#endif
+
+TEST("merging that was ended at any moment goes on, to the same bytes, and not with another weight") {
+  const MergeFiles files;
+  MergeOptions options = files.options("whole.gguf");
+  const MergeResult whole = merge_file(options);
+  CHECK(whole.n_resumed == 0 && whole.n_changed > 0);
+  const std::string bytes = bytes_of(options.output);
+  for (const double end : {0.0, 0.3, 0.6, 0.9, 1.0}) {
+    MergeOptions ended = files.options("ended.gguf");
+    ended.overwrite = true;
+    ended.on_progress = [&](double fraction) {
+      if (fraction >= end) throw std::runtime_error("ended");
+    };
+    bool has_ended = false;
+    try {
+      merge_file(ended);
+    } catch (const std::runtime_error&) {
+      has_ended = true;
+    }
+    CHECK(has_ended);
+    ended.on_progress = nullptr;
+    if (end == 0.9) {
+      MergeOptions other = ended;
+      other.weight = 0.5;
+      CHECK(merge_file(other).n_resumed == 0);
+    } else {
+      CHECK((merge_file(ended).n_resumed > 0) == (end > 0));
+      CHECK(bytes_of(ended.output) == bytes);
+    }
+  }
+}
+
+TEST("bytes of a merged file do not depend on threads") {
+  const MergeFiles files;
+  MergeOptions options = files.options("one.gguf");
+  options.n_threads = 1;
+  merge_file(options);
+  MergeOptions more = files.options("more.gguf");
+  more.n_threads = 5;
+  merge_file(more);
+  CHECK(bytes_of(options.output) == bytes_of(more.output));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The JSON reader and the safetensors reader on sound texts and on every kind of broken one.
 #include "safetensors/safetensors.h"
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -8,6 +9,7 @@
 
 #include "base/json.h"
 #include "check.h"
+#include "reader/hf_vocabulary.h"
 
 using namespace gemma;
 using Bytes = std::vector<std::byte>;
@@ -87,6 +89,55 @@ TEST("json: values of all kinds") {
   });
   json.end();
   CHECK((keys == std::vector<std::string>{"a", "b", "é😀", "é"}));
+}
+
+TEST("json: blanks of every kind and number between values") {
+  const std::string text = R"([1,{"a":"  ","b":[]},null])";
+  const std::string blanks = " \t\n\r";
+  for (size_t n = 0; n < 40; ++n) {
+    for (const char other : blanks) {
+      for (size_t at = 0; at <= n; ++at) {
+        std::string between(n, ' ');
+        if (at < n) between[at] = other;
+        std::string spread = between;
+        bool is_in_string = false;
+        for (const char c : text) {
+          if (c == '"') is_in_string = !is_in_string;
+          spread += c;
+          if (!is_in_string && !(c >= 'a' && c <= 'z')) spread += between;
+        }
+        JsonReader json(spread, kRules);
+        json.skip();
+        json.end();
+      }
+    }
+  }
+  CHECK_JSON("[1]        x");
+  CHECK_JSON("[1,         ");
+}
+
+TEST("merges in any order make pieces of the same ranks, whatever the numbers of the pieces") {
+  const std::vector<std::string> pieces = {"a", "b", "c", "ab", "bc", "abc", "ca"};
+  const std::vector<std::string> merges = {"a b", "b c", "ab c", "a bc", "c a"};
+  const std::vector<float> scores = {-1e9f, -1e9f, -1e9f, 0, -1, -2, -4};
+  std::vector<size_t> order = {0, 1, 2, 3, 4, 5, 6};
+  do {
+    std::string vocab;
+    for (size_t i = 0; i < pieces.size(); ++i)
+      vocab += (i == 0 ? "" : ",") + ("\"" + pieces[i] + "\":" + std::to_string(order[i]));
+    std::string pairs;
+    for (const std::string& merge : merges) pairs += (pairs.empty() ? "\"" : ",\"") + merge + "\"";
+    HfVocabulary vocabulary(7);
+    read_tokenizer_json(
+        R"({"normalizer":{"type":"Replace","pattern":{"String":" "},"content":"\u2581"},"model":{"type":"BPE",)"
+        R"("byte_fallback":true,"vocab":{)" +
+            vocab + "},\"merges\":[" + pairs + "]}}",
+        &vocabulary);
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      CHECK(vocabulary.tokens.pieces[order[i]] == pieces[i]);
+      CHECK(vocabulary.tokens.scores[order[i]] == scores[i]);
+    }
+  } while (std::next_permutation(order.begin(), order.end()));
 }
 
 TEST("json: numbers") {

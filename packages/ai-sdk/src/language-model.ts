@@ -47,7 +47,7 @@ function toolsOf(
   { tools = [], toolChoice }: LanguageModelV4CallOptions,
   warnings: SharedV4Warning[],
 ): Pick<GenerateOptions, 'tools' | 'toolChoice'> {
-  const known: Record<string, Tool> = {};
+  const known: [string, Tool][] = [];
   for (const tool of tools) {
     if (tool.type === 'provider') {
       warnings.push({ type: 'unsupported', feature: `provider-defined tool ${tool.id}` });
@@ -58,11 +58,11 @@ function toolsOf(
       const details = 'The AI SDK has addToolInputExamplesMiddleware, which puts them into the description.';
       warnings.push({ type: 'unsupported', feature: `inputExamples of tool ${name}`, details });
     }
-    known[name] = { ...(description !== undefined && { description }), inputSchema };
+    known.push([name, { ...(description !== undefined && { description }), inputSchema }]);
   }
-  if (Object.keys(known).length === 0) return {};
+  if (known.length === 0) return {};
   const choice = toolChoice?.type === 'tool' ? { tool: toolChoice.toolName } : toolChoice?.type;
-  return { tools: known, ...(choice && { toolChoice: choice }) };
+  return { tools: Object.fromEntries(known), ...(choice && { toolChoice: choice }) };
 }
 
 function settingsOf(options: LanguageModelV4CallOptions): GenerateOptions {

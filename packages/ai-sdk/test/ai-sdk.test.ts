@@ -34,7 +34,7 @@ import {
 } from 'ai';
 import { Gemma, GemmaError, type Message } from 'gemma-native';
 import { z } from 'zod';
-import { data, rejection, root, tiny, until } from '../../../test/api/helpers.js';
+import { data, realModel, rejection, root, tiny, until } from '../../../test/api/helpers.js';
 import { schema as pictureSchema } from '../../../test/demo/lessons.cjs';
 import { heldOutPictures } from '../../../test/demo/pictures.cjs';
 import { createGemma, gemma as byName } from '../src/index.js';
@@ -179,6 +179,24 @@ describe('text', () => {
     ];
     const { usage } = await generateText({ model, messages, maxOutputTokens: 1 });
     expect(usage.inputTokens).toBe(await gemma.countTokens('Hello!\n\nCount to five.'));
+  });
+
+  test('of the real model, free and as a choice', async () => {
+    const real = await Gemma.load(realModel(), { contextSize: 512 });
+    try {
+      const asked = { temperature: 1, seed: 3, maxOutputTokens: 8 };
+      const messages: Message[] = [
+        { role: 'system', content: 'You know planets.' },
+        { role: 'user', content: 'Name one.' },
+      ];
+      const same = { model: provider(real), instructions: 'You know planets.', prompt: 'Name one.', ...asked };
+      expect((await generateText(same)).text).toBe((await real.generate(messages, asked)).text);
+      const choices = ['Mars', 'Venus', 'Jupiter'];
+      const { object } = await real.generate(messages, { ...asked, choices });
+      expect((await generateText({ ...same, providerOptions: { gemma: { choices } } })).text).toBe(object);
+    } finally {
+      await real.dispose();
+    }
   });
 
   test('a registry finds it by its name', async () => {

@@ -39,12 +39,12 @@ export function toolOptions(
   choice: ToolChoice | undefined,
 ): Pick<GenerateOptions, 'tools' | 'toolChoice'> {
   if (!tools?.length) return {};
-  const known: Record<string, Tool> = {};
+  const known = new Map<string, Tool>();
   for (const tool of tools) {
     const { name, description, parameters } = declared(tool).function;
-    if (Object.hasOwn(known, name)) throw new TypeError(`tools: two have the name ${name.slice(0, 64)}`);
-    known[name] = { ...(description !== undefined && { description }), inputSchema: parameters };
+    if (known.has(name)) throw new TypeError(`tools: two have the name ${name.slice(0, 64)}`);
+    known.set(name, { ...(description !== undefined && { description }), inputSchema: parameters });
   }
   const toolChoice = choice === undefined ? undefined : choiceOf(choice);
-  return { tools: known, ...(toolChoice !== undefined && { toolChoice }) };
+  return { tools: Object.fromEntries(known), ...(toolChoice !== undefined && { toolChoice }) };
 }

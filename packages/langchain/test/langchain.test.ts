@@ -252,25 +252,31 @@ describe('pictures', () => {
 });
 
 describe('tools', () => {
-  test('an agent: the model calls, LangChain runs, the model answers', async () => {
-    const agent = taught.bindTools([add]);
-    const messages: BaseMessage[] = [new HumanMessage(sum)];
-    for (;;) {
-      const said = await agent.invoke(messages);
-      messages.push(said);
-      if (!said.tool_calls?.length) break;
-      for (const call of said.tool_calls) {
-        const result: unknown = await add.invoke({ ...call, type: 'tool_call' });
-        messages.push(result as ToolMessage);
+  test.each(['v0', 'v1'] as const)(
+    'an agent: the model calls, LangChain runs, the model answers (%s)',
+    async (form) => {
+      const agent = taught.bindTools([add], { outputVersion: form });
+      const messages: BaseMessage[] = [new HumanMessage(sum)];
+      for (;;) {
+        const said = await agent.invoke(messages);
+        messages.push(said);
+        if (!said.tool_calls?.length) break;
+        for (const call of said.tool_calls) {
+          const result: unknown = await add.invoke({ ...call, type: 'tool_call' });
+          messages.push(result as ToolMessage);
+        }
       }
-    }
-    expect(messages.map((message) => message.getType())).toEqual(['human', 'ai', 'tool', 'ai']);
-    expect(messages[1]).toMatchObject({
-      tool_calls: [{ name: 'add', args: { a: 417, b: 311 }, type: 'tool_call', id: expect.stringMatching(/^\w{9}$/) }],
-      response_metadata: { finish_reason: 'tool-calls' },
-    });
-    expect(messages.at(-1)?.content).toBe('417 plus 311 is 728.');
-  });
+      expect(messages.map((message) => message.getType())).toEqual(['human', 'ai', 'tool', 'ai']);
+      expect(messages[1]).toMatchObject({
+        tool_calls: [
+          { name: 'add', args: { a: 417, b: 311 }, type: 'tool_call', id: expect.stringMatching(/^\w{9}$/) },
+        ],
+        response_metadata: { finish_reason: 'tool-calls' },
+      });
+      expect(messages.at(-1)?.text).toBe('417 plus 311 is 728.');
+      expect(messages.at(-1)?.contentBlocks).toMatchObject([{ type: 'text', text: '417 plus 311 is 728.' }]);
+    },
+  );
 
   test('a streamed call', async () => {
     const chunks = await chunksOf(await taught.bindTools([add]).stream(sum));

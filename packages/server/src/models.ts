@@ -272,9 +272,9 @@ export class ModelRegistry {
     if (entry.gemma || model instanceof Gemma || this.#closed) return;
     const start = performance.now();
     try {
-      const { contextSize, batchSize, kvCache, screenLogits, threads, draft, mmproj } = options;
+      const { contextSize, batchSize, kvCache, screenLogits, quantize, threads, draft, mmproj } = options;
       const { visionPrecision, prefixCacheBytes, adapters, hub } = options;
-      const planned = { contextSize, batchSize, kvCache, screenLogits, threads, draft, mmproj };
+      const planned = { contextSize, batchSize, kvCache, screenLogits, quantize, threads, draft, mmproj };
       const others = { visionPrecision, prefixCacheBytes, adapters, hub };
       const given = Object.entries({ ...planned, ...others }).filter(([, value]) => value !== undefined);
       const { totalBytes } = await Gemma.estimate(model, Object.fromEntries(given));

@@ -105,6 +105,12 @@ function innerId(id: string): string {
   return `job-${createHash('sha256').update(id).digest('hex')}`;
 }
 
+/** Waits a little. Throws the signal's own reason. */
+async function pause(signal: AbortSignal | undefined): Promise<void> {
+  await sleep(POLL_MS, undefined, signal && { signal }).catch(() => {});
+  signal?.throwIfAborted();
+}
+
 function failureOf(reason: string): { code: string; message: string } {
   try {
     const { code, message } = JSON.parse(reason) as { code?: unknown; message?: unknown };
@@ -150,7 +156,7 @@ export class Producer {
       for (;;) {
         signal?.throwIfAborted();
         if ((await this.#queue.getJobCountByTypes('waiting', 'delayed')) < this.#maxWaiting) break;
-        await sleep(POLL_MS, undefined, signal && { signal });
+        await pause(signal);
       }
       await this.#queue.addBulk(
         chunk.map((data) => ({
@@ -198,7 +204,7 @@ export class Producer {
       }
       if (ended.length > 0) continue;
       if (!follow && Object.values(counts).every((count) => count === 0)) return;
-      await sleep(POLL_MS, undefined, signal && { signal });
+      await pause(signal);
     }
   }
 

@@ -1,5 +1,5 @@
 // Queues on a real Redis: every job has one result, whatever is killed. GEMMA_QUEUE_JOBS: how many jobs (CI: few; 10000 for a long run).
-import { spawn, type ChildProcess } from 'node:child_process';
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
@@ -31,17 +31,18 @@ async function freePort(): Promise<number> {
 
 // What it has said is on the disk when it says so: nothing is lost with it.
 async function startRedis() {
+  if (spawnSync('redis-server', ['--version']).status !== 0) {
+    throw new Error('redis-server is missing: apt-get install redis-server, brew install redis');
+  }
   const flags = ['--port', String(port), '--bind', '127.0.0.1', '--dir', folder, '--save', '', '--appendonly', 'yes'];
   redisServer = spawn('redis-server', [...flags, '--appendfsync', 'always'], { stdio: ['ignore', 'pipe', 'ignore'] });
-  redisServer.on('error', () => {
-    throw new Error('redis-server is missing: apt-get install redis-server, brew install redis');
-  });
   let said = '';
-  for await (const chunk of redisServer.stdout!) {
-    said += String(chunk);
-    if (said.includes('Ready to accept connections')) break;
-  }
-  redisServer.stdout!.resume();
+  await new Promise<void>((resolve) => {
+    redisServer.stdout!.on('data', (chunk) => {
+      said += String(chunk);
+      if (said.includes('Ready to accept connections')) resolve();
+    });
+  });
 }
 
 async function killRedis() {
@@ -64,7 +65,7 @@ afterAll(async () => {
 
 let failed: (error: Error) => void = () => {};
 
-function spawnWorker(queue: string): ChildProcess {
+function spawnWorker(queue: string, maxDeaths = 100): ChildProcess {
   const main = join(root, 'packages', 'server', 'dist', 'main.js');
   const flags = [
     '--queue',
@@ -78,7 +79,7 @@ function spawnWorker(queue: string): ChildProcess {
     '--lock',
     '1',
     '--max-deaths',
-    '100',
+    String(maxDeaths),
   ];
   const child = spawn(process.execPath, [main, 'worker', ...flags], { stdio: ['ignore', 'ignore', 'pipe'] });
   let said = '';
@@ -93,16 +94,31 @@ const optionsOf = (i: number) => ({ seed: i, maxOutputTokens: 10 });
 const jobs = (n: number): QueuedJob[] =>
   Array.from({ length: n }, (_, i) => ({ id: `job ${i}`, prompt: `Say ${i}`, options: optionsOf(i) }));
 
-async function all(
+/** Whether some worker has begun the queue's only job for the nth time. */
+async function isBegun(queue: string, n: number): Promise<boolean> {
+  const inner = new Queue(queue, { connection: { url: redis } });
+  inner.on('error', () => {});
+  const [job] = await inner.getActive();
+  await inner.close();
+  return (job?.attemptsStarted ?? 0) >= n;
+}
+
+/** Results until there are n, none of them twice. */
+async function take(
   producer: Producer,
+  n: number,
   onResult: (n: number) => Promise<void> = async () => {},
 ): Promise<Map<string, QueuedResult>> {
   const found = new Map<string, QueuedResult>();
-  for await (const result of producer.results()) {
+  for await (const result of producer.results({ follow: true })) {
     if (found.has(result.id)) throw new Error(`${result.id} has two results`);
     found.set(result.id, result);
     await onResult(found.size);
+    if (found.size === n) break;
   }
+  // The last one is still in the queue, because nobody asked for the next.
+  const last = [...found.keys()].at(-1);
+  for await (const { id } of producer.results()) if (id !== last) throw new Error(`${id} is one too many`);
   return found;
 }
 
@@ -119,7 +135,7 @@ test(
       let kills = 0;
       const found = await Promise.race([
         failure,
-        all(producer, async (n) => {
+        take(producer, N, async (n) => {
           if (n % every !== 0 || n >= N) return;
           const i = kills++ % 2;
           workers[i]!.kill('SIGKILL');
@@ -129,9 +145,7 @@ test(
           await startRedis();
         }),
       ]);
-      // Results may have been read to the end before the last jobs were given.
       expect(await given).toBe(N);
-      for (const [id, result] of await all(producer)) found.set(id, result);
       expect(kills).toBeGreaterThanOrEqual(5);
       expect(found.size).toBe(N);
       for (let i = 0; i < N; i += Math.ceil(N / 20)) {
@@ -160,8 +174,7 @@ test('bad jobs are set aside with their errors, and others go on', async () => {
       { id: 'embedding', embed: ['a', 'b'], options: { pooling: 'last' } },
     ];
     await producer.add([...bad, ...jobs(3)]);
-    const found = await all(producer);
-    expect(found.size).toBe(8);
+    const found = await take(producer, 8);
     const code = (id: string) => (found.get(id) as { error?: { code: string } } | undefined)?.error?.code;
     expect(['option', 'path', 'roles', 'long'].map(code)).toEqual([
       'ERR_INVALID_ARGUMENT',
@@ -182,27 +195,21 @@ test('bad jobs are set aside with their errors, and others go on', async () => {
 test('a job that takes its workers down with it is set aside', async () => {
   const queue = 'poison';
   const producer = await Producer.connect({ queue, redis });
-  const inner = new Queue(queue, { connection: { url: redis } });
-  await producer.add([{ id: 'poison', prompt: 'a' }]);
-  // Workers that die with it: each takes it, and is not heard of again.
-  const { Worker } = await import('bullmq');
-  const quick = { connection: { url: redis }, lockDuration: 50, skipLockRenewal: true, skipStalledCheck: true };
-  for (let deaths = 0; deaths < 3; ++deaths) {
-    const dying = new Worker(queue, () => new Promise(() => {}), quick);
-    dying.on('error', () => {});
-    await once(dying, 'active');
-    await dying.close(true);
-    // The stalled check of any worker gives it back, without taking it.
-    const checker = new Worker(queue, null, { connection: { url: redis }, stalledInterval: 100, maxStalledCount: 2 });
-    checker.on('error', () => {});
-    await checker.startStalledCheckTimer();
-    while ((await inner.getActiveCount()) > 0) await sleep(20);
-    await checker.close();
+  await producer.add([{ id: 'poison', prompt: 'a', options: { maxOutputTokens: 1500 } }]);
+  let worker: ChildProcess | undefined;
+  try {
+    for (let deaths = 0; deaths < 2; ++deaths) {
+      worker = spawnWorker(queue, 1);
+      while ((await producer.counts()).active === 0 || !(await isBegun(queue, deaths + 1))) await sleep(10);
+      worker.kill('SIGKILL');
+    }
+    worker = spawnWorker(queue, 1);
+    const found = await take(producer, 1);
+    expect(found.get('poison')).toMatchObject({ error: { code: 'ERR_POISON' } });
+  } finally {
+    worker?.kill('SIGKILL');
+    await producer.close();
   }
-  const found = await all(producer);
-  expect(found.get('poison')).toMatchObject({ error: { code: 'ERR_POISON' } });
-  await inner.close();
-  await producer.close();
 });
 
 test('a full queue holds the producer back; jobs that are known are not added again', async () => {
@@ -222,8 +229,10 @@ test('a full queue holds the producer back; jobs that are known are not added ag
   expect(asked).toBe(200); // a hundred are in, a hundred wait
   controller.abort(new Error('enough'));
   await expect(adding).rejects.toThrow('enough');
-  await producer.add(jobs(50));
-  expect((await producer.counts()).waiting).toBe(100);
+  const roomy = await Producer.connect({ queue, redis });
+  await roomy.add(jobs(50));
+  expect((await roomy.counts()).waiting).toBe(100);
+  await roomy.close();
   await producer.close();
 });
 
