@@ -193,7 +193,7 @@ GgufMetadata decoder_metadata(const ModelConfig& config, const Vocabulary& vocab
       set((layer + "_feat_out").c_str(), config.dense[i].out_dim);
     }
   }
-  set_vocabulary(metadata, vocabulary, config.embeds_eos);
+  set_vocabulary(metadata, vocabulary, vocabulary.adds_eos.value_or(config.embeds_eos));
   if (!chat_template.empty()) metadata.set_string("tokenizer.chat_template", chat_template);
   return metadata;
 }

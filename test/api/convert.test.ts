@@ -197,6 +197,15 @@ describe('an embedding model', () => {
     expect(await vectors(path)).toEqual(await vectors(from));
   });
 
+  test('has the tokens around a text that the tokenizer of the folder puts there', async () => {
+    const bare = { ...usual, dense: [...usual.dense], eos: false };
+    const from = writeSentenceModel(join(folder, 'without-eos'), embedding, bare);
+    const path = join(folder, 'without-eos.gguf');
+    await Gemma.quantize(from, path, { type: 'f16' });
+    expect(await vectors(path)).toEqual(await vectors(from));
+    expect(await vectors(path)).not.toEqual(await vectors(embedding));
+  });
+
   test.each([
     ['other pooling', { ...usual, pooling: 'cls' }],
     ['a bias', { ...usual, dense: [identity, { activation: 'Identity', bias: true }] }],
