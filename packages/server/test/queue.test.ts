@@ -11,7 +11,7 @@ import { Queue } from 'bullmq';
 import { checkJob, Producer, type QueuedJob, type QueuedResult } from '../src/queue.js';
 import { queueMain } from '../src/queue-cli.js';
 import { createWorker } from '../src/worker.js';
-import { root, tiny } from '../../../test/api/helpers.js';
+import { realModel, root, tiny } from '../../../test/api/helpers.js';
 
 const N = Number(process.env.GEMMA_QUEUE_JOBS ?? 200);
 const folder = mkdtempSync(join(tmpdir(), 'gemma-queue-'));
@@ -65,7 +65,7 @@ afterAll(async () => {
 
 let failed: (error: Error) => void = () => {};
 
-function spawnWorker(queue: string, maxDeaths = 100): ChildProcess {
+function spawnWorker(queue: string, maxDeaths = 100, model = tiny): ChildProcess {
   const main = join(root, 'packages', 'server', 'dist', 'main.js');
   const flags = [
     '--queue',
@@ -73,7 +73,7 @@ function spawnWorker(queue: string, maxDeaths = 100): ChildProcess {
     '--redis',
     redis,
     '--model',
-    tiny,
+    model,
     '--threads',
     '1',
     '--lock',
@@ -195,15 +195,17 @@ test('bad jobs are set aside with their errors, and others go on', async () => {
 test('a job that takes its workers down with it is set aside', async () => {
   const queue = 'poison';
   const producer = await Producer.connect({ queue, redis });
-  await producer.add([{ id: 'poison', prompt: 'a', options: { maxOutputTokens: 1500 } }]);
+  // Half a minute's work at least, so no worker ends it before it dies.
+  const options = { schema: { type: 'string', minLength: 100_000 }, maxOutputTokens: 3000 };
+  await producer.add([{ id: 'poison', prompt: 'a', options }]);
   let worker: ChildProcess | undefined;
   try {
     for (let deaths = 0; deaths < 2; ++deaths) {
-      worker = spawnWorker(queue, 1);
+      worker = spawnWorker(queue, 1, realModel());
       while ((await producer.counts()).active === 0 || !(await isBegun(queue, deaths + 1))) await sleep(10);
       worker.kill('SIGKILL');
     }
-    worker = spawnWorker(queue, 1);
+    worker = spawnWorker(queue, 1, realModel());
     const found = await take(producer, 1);
     expect(found.get('poison')).toMatchObject({ error: { code: 'ERR_POISON' } });
   } finally {
