@@ -125,7 +125,8 @@ function program(): Command {
       new Option('--log-level <level>', 'how much is logged')
         .choices(['fatal', 'error', 'warn', 'info', 'debug', 'silent'])
         .default('info'),
-    );
+    )
+    .addHelpText('after', '\nQueues: gemma-native-server worker --help, enqueue --help, collect --help');
 }
 
 /** Wrong arguments that commander cannot see. */
