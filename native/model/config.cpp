@@ -36,9 +36,10 @@ LayerGroups group_layers(const ModelConfig& config, const auto& same) {
 }  // namespace
 
 const char* pooling_name(Pooling pooling) {
-  return std::find_if(std::begin(kPoolings), std::end(kPoolings),
-                      [&](const PoolingName& known) { return known.pooling == pooling; })
-      ->name;
+  for (const PoolingName& known : kPoolings) {
+    if (known.pooling == pooling) return known.name;
+  }
+  return "";
 }
 
 std::optional<Pooling> find_pooling(std::string_view name) {

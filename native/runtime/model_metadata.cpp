@@ -31,18 +31,17 @@ void check_query_scale(const ModelConfig& config) {
 }
 
 // The layers have all in common but their windows and rotations.
-void check_layers(const ModelConfig& config, const LayerConfig* local, const LayerConfig* global) {
+void check_layers(const ModelConfig& config, const LayerConfig& local, const LayerConfig* global) {
   const LayerConfig& first = config.layers.front();
   for (const LayerConfig& layer : config.layers) {
-    const LayerConfig& alike = layer.is_local() ? *local : *global;
+    const LayerConfig& alike = layer.is_local() || global == nullptr ? local : *global;
     const bool is_alike = layer.n_heads == first.n_heads && layer.n_kv_heads == first.n_kv_heads &&
                           layer.head_dim == first.head_dim && layer.ffn_dim == first.ffn_dim &&
                           layer.n_window == alike.n_window && layer.rope_base == alike.rope_base &&
                           layer.rope_factor == alike.rope_factor;
     if (!is_alike) not_in_gguf("layers that differ in more than their windows");
   }
-  if (local == nullptr) not_in_gguf("a model without local layers");
-  if (local->rope_factor != 1.0f) not_in_gguf("scaled RoPE in local layers");
+  if (local.rope_factor != 1.0f) not_in_gguf("scaled RoPE in local layers");
 }
 
 // The period of global layers: the last of so many. 0: there is none.
@@ -64,7 +63,8 @@ void set_layers(GgufMetadata& metadata, const ModelConfig& config, const std::st
   const LayerConfig* local = nullptr;
   const LayerConfig* global = nullptr;
   for (const LayerConfig& layer : config.layers) (layer.is_local() ? local : global) = &layer;
-  check_layers(config, local, global);
+  if (local == nullptr) not_in_gguf("a model without local layers");
+  check_layers(config, *local, global);
   const LayerConfig& layer = config.layers.front();
   const auto set = [&](const char* key, int value) { metadata.set_u32(prefix + key, static_cast<uint32_t>(value)); };
   set("feed_forward_length", layer.ffn_dim);
