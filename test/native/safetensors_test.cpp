@@ -127,12 +127,13 @@ TEST("merges in any order make pieces of the same ranks, whatever the numbers of
       vocab += (i == 0 ? "" : ",") + ("\"" + pieces[i] + "\":" + std::to_string(order[i]));
     std::string pairs;
     for (const std::string& merge : merges) pairs += (pairs.empty() ? "\"" : ",\"") + merge + "\"";
-    HfVocabulary vocabulary(7);
-    read_tokenizer_json(
+    // Pieces lie in the text.
+    const std::string text =
         R"({"normalizer":{"type":"Replace","pattern":{"String":" "},"content":"\u2581"},"model":{"type":"BPE",)"
         R"("byte_fallback":true,"vocab":{)" +
-            vocab + "},\"merges\":[" + pairs + "]}}",
-        &vocabulary);
+        vocab + "},\"merges\":[" + pairs + "]}}";
+    HfVocabulary vocabulary(7);
+    read_tokenizer_json(text, &vocabulary);
     for (size_t i = 0; i < pieces.size(); ++i) {
       CHECK(vocabulary.tokens.pieces[order[i]] == pieces[i]);
       CHECK(vocabulary.tokens.scores[order[i]] == scores[i]);
