@@ -302,6 +302,7 @@ class Engine::Scheduler {
       {
         const std::lock_guard lock(signal_->mutex);
         embeds_.erase(std::prev(at));
+        count();  // a caller who asks when it has the answer sees the request gone
       }
       request->finish(request->failed() ? FinishReason::kError : FinishReason::kStop);
     }
