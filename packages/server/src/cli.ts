@@ -4,8 +4,9 @@ import { join } from 'node:path';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { GemmaError, type KvCacheType, type LoadOptions } from 'gemma-native';
 import { pino } from 'pino';
+import { defined, integer, signalled } from './flags.js';
 import { defaultName, type ModelSpec } from './models.js';
-import { createServer, type Server, type ServerOptions } from './server.js';
+import { createServer, type ServerOptions } from './server.js';
 
 interface Flags {
   model: [name: string | undefined, model: string][];
@@ -41,12 +42,6 @@ const EXIT_USAGE = 2;
 function number(text: string): number {
   const value = Number(text);
   if (text.trim() === '' || !Number.isFinite(value) || value < 0) throw new InvalidArgumentError('Expected a number.');
-  return value;
-}
-
-function integer(text: string): number {
-  const value = number(text);
-  if (!Number.isInteger(value)) throw new InvalidArgumentError('Expected a whole number.');
   return value;
 }
 
@@ -140,10 +135,6 @@ function keysOf({ apiKey = [], apiKeyFile }: Flags): string[] {
   return keys;
 }
 
-function defined<T extends object>(values: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as never;
-}
-
 function modelsOf(flags: Flags): ModelSpec[] {
   const { model: models, mmproj, adapter, draft, alias = [], pin = false } = flags;
   const isAlone = models.length === 1;
@@ -191,19 +182,6 @@ function optionsOf(flags: Flags): ServerOptions {
   };
 }
 
-/** Ends with the first SIGINT or SIGTERM, when the answers under way have finished; a second one ends the process. */
-function untilSignal(server: Server): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const end = () => {
-      process.off('SIGINT', end);
-      process.off('SIGTERM', end);
-      server.close().then(resolve, reject);
-    };
-    process.on('SIGINT', end);
-    process.on('SIGTERM', end);
-  });
-}
-
 /** Runs a command line and returns the exit code. */
 export async function main(argv: readonly string[]): Promise<number> {
   const command = program();
@@ -218,7 +196,8 @@ export async function main(argv: readonly string[]): Promise<number> {
       await server.close();
       throw error;
     }
-    await untilSignal(server);
+    await signalled();
+    await server.close(); // when the answers under way have finished
     return 0;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT_USAGE; // commander has said why

@@ -3,8 +3,9 @@ import { createReadStream, existsSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { createInterface } from 'node:readline';
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Command, CommanderError, Option } from 'commander';
 import { Gemma, GemmaError, type KvCacheType } from 'gemma-native';
+import { defined, integer, signalled } from './flags.js';
 import { checkJob, Producer, type QueuedJob, type QueueOptions } from './queue.js';
 import { createWorker } from './worker.js';
 
@@ -24,30 +25,6 @@ interface WorkerFlags extends QueueOptions {
   localImages?: true;
   metricsHost: string;
   metricsPort?: number;
-}
-
-function integer(text: string): number {
-  const value = Number(text);
-  if (text.trim() === '' || !Number.isSafeInteger(value) || value < 0)
-    throw new InvalidArgumentError('Expected a whole number.');
-  return value;
-}
-
-function defined<T extends object>(values: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(values).filter(([, value]) => value !== undefined)) as never;
-}
-
-/** Resolves with the first SIGINT or SIGTERM; the next one ends the process. */
-function signalled(): Promise<void> {
-  return new Promise((resolve) => {
-    const end = () => {
-      process.off('SIGINT', end);
-      process.off('SIGTERM', end);
-      resolve();
-    };
-    process.on('SIGINT', end);
-    process.on('SIGTERM', end);
-  });
 }
 
 async function work(flags: WorkerFlags): Promise<void> {
