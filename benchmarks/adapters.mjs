@@ -13,6 +13,7 @@ import { parseArgs } from 'node:util';
 import { fetchTestModel } from '../scripts/fetch-test-model.mjs';
 import { writeRandomAdapter } from '../scripts/random-adapter.mjs';
 import { main, root } from '../scripts/steps.mjs';
+import { spread } from './samples.mjs';
 
 const N_ADAPTERS = 8;
 const PROMPT_TOKENS = 512;
@@ -32,12 +33,6 @@ function ids(count, seed) {
 }
 
 const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
-
-function spread(values, digits = 2) {
-  const sorted = values.toSorted((a, b) => a - b);
-  const shown = [median(values), sorted[0], sorted.at(-1)].map((value) => value.toFixed(digits));
-  return `${shown[0]} (${shown[1]} to ${shown[2]})`;
-}
 
 await main(async () => {
   const { values } = parseArgs({

@@ -11,25 +11,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { main, root } from '../scripts/steps.mjs';
 import { startLlamaServer } from './llama-server.mjs';
-
-const WORDS =
-  'river stone yellow seven market under bright engine paper window colour garden letter quiet number second'.split(
-    ' ',
-  );
-
-function textOf(words, seed) {
-  let state = seed * 2654435761;
-  return Array.from({ length: words }, () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return WORDS[state >>> 28];
-  }).join(' ');
-}
-
-function spread(values, digits = 1) {
-  const sorted = values.toSorted((a, b) => a - b);
-  const shown = [sorted[sorted.length >> 1], sorted[0], sorted.at(-1)].map((value) => value.toFixed(digits));
-  return `${shown[0]} (${shown[1]} to ${shown[2]})`;
-}
+import { spread, textOf } from './samples.mjs';
 
 /** Milliseconds from the call to the first text, the answer, and what was counted. */
 async function ask(gemma, messages) {
@@ -109,8 +91,9 @@ await main(async () => {
     const read = after.promptTokens - before.promptTokens - after.cachedPromptTokens + before.cachedPromptTokens;
     computed.push(read / distinct);
   }
-  process.stdout.write(`first turn: ${spread(times)} ms to the first token\n`);
-  for (const [name, percents] of Object.entries(turns)) process.stdout.write(`${name}: ${spread(percents)} % of it\n`);
+  process.stdout.write(`first turn: ${spread(times, 1)} ms to the first token\n`);
+  for (const [name, percents] of Object.entries(turns))
+    process.stdout.write(`${name}: ${spread(percents, 1)} % of it\n`);
   process.stdout.write(`16 users, one system prompt: computed ${spread(computed, 3)} times the distinct tokens\n`);
   for (const [name, ratios] of Object.entries(against)) {
     if (peer) process.stdout.write(`${name}: ${spread(ratios, 3)} of llama-server's time\n`);

@@ -17,14 +17,10 @@ import { parseArgs } from 'node:util';
 import { cacheDirectory, fetchTestModel } from '../scripts/fetch-test-model.mjs';
 import { main, root } from '../scripts/steps.mjs';
 import { buildLlamaCpp, embedTexts, run } from './peers.mjs';
+import { spread, WORDS } from './samples.mjs';
 
 const PYTHON = process.env.PYTHON ?? 'python3';
 const log = (line) => process.stderr.write(`${line}\n`);
-const WORDS =
-  'river stone yellow seven market under bright engine paper window colour garden letter quiet number second'.split(
-    ' ',
-  );
-
 // A word is a token, with the space before it; two more stand around a text.
 function textsOf(n) {
   let state = 12345;
@@ -44,12 +40,6 @@ async function modelOf(style) {
     await rename(`${file}.part`, file);
   }
   return file;
-}
-
-function spread(values, digits = 2) {
-  const sorted = values.toSorted((a, b) => a - b);
-  const shown = [sorted[sorted.length >> 1], sorted[0], sorted.at(-1)].map((value) => value.toFixed(digits));
-  return `${shown[0]} (${shown[1]} to ${shown[2]})`;
 }
 
 function leastCosine(rows, data, dim) {

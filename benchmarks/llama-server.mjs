@@ -15,9 +15,33 @@ async function freePort() {
   return port;
 }
 
+/** `post(path, body)` gives an answer's JSON, `stream(path, body)` its server-sent events as objects. */
+export function clientOf(base) {
+  const request = async (path, body) => {
+    const headers = { 'content-type': 'application/json' };
+    const answer = await fetch(base + path, { method: 'POST', headers, body: JSON.stringify(body) });
+    if (!answer.ok) throw new Error(`${path}: ${answer.status} ${(await answer.text()).slice(0, 500)}`);
+    return answer;
+  };
+  return {
+    post: async (path, body) => (await request(path, body)).json(),
+    async *stream(path, body) {
+      let text = '';
+      const decoder = new TextDecoder();
+      for await (const bytes of (await request(path, { ...body, stream: true })).body) {
+        text += decoder.decode(bytes, { stream: true });
+        const lines = text.split('\n');
+        text = lines.pop();
+        for (const line of lines) {
+          if (line.startsWith('data: {')) yield JSON.parse(line.slice(6));
+        }
+      }
+    },
+  };
+}
+
 /**
- * Builds the server where it is missing and starts it with its defaults but for what `flags` say. `post(path, body)` gives an answer's
- * JSON, `stream(path, body)` its server-sent events as objects; `stop()` ends it.
+ * Builds the server where it is missing and starts it with its defaults but for what `flags` say. Asked as `clientOf` says; `stop()` ends it.
  */
 export async function startLlamaServer(model, flags, log = () => {}) {
   const program = (await buildLlamaCpp(log)).tools['llama-server'];
@@ -39,26 +63,8 @@ export async function startLlamaServer(model, flags, log = () => {}) {
     if (health?.ok) break;
     await sleep(100);
   }
-  const request = async (path, body) => {
-    const headers = { 'content-type': 'application/json' };
-    const answer = await fetch(base + path, { method: 'POST', headers, body: JSON.stringify(body) });
-    if (!answer.ok) throw new Error(`llama-server: ${answer.status} ${(await answer.text()).slice(0, 500)}`);
-    return answer;
-  };
   return {
-    post: async (path, body) => (await request(path, body)).json(),
-    async *stream(path, body) {
-      let text = '';
-      const decoder = new TextDecoder();
-      for await (const bytes of (await request(path, { ...body, stream: true })).body) {
-        text += decoder.decode(bytes, { stream: true });
-        const lines = text.split('\n');
-        text = lines.pop();
-        for (const line of lines) {
-          if (line.startsWith('data: {')) yield JSON.parse(line.slice(6));
-        }
-      }
-    },
+    ...clientOf(base),
     async stop() {
       child.kill('SIGTERM');
       await new Promise((done) => (ended ? done() : child.on('close', done)));

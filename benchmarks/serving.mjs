@@ -9,28 +9,10 @@ import { spawn } from 'node:child_process';
 import { availableParallelism } from 'node:os';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import { parseArgs, TextDecoder } from 'node:util';
+import { parseArgs } from 'node:util';
 import { main, root } from '../scripts/steps.mjs';
-import { startLlamaServer } from './llama-server.mjs';
-
-const WORDS =
-  'river stone yellow seven market under bright engine paper window colour garden letter quiet number second'.split(
-    ' ',
-  );
-
-function textOf(words, seed) {
-  let state = seed * 2654435761;
-  return Array.from({ length: words }, () => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return WORDS[state >>> 28];
-  }).join(' ');
-}
-
-function spread(values, digits = 2) {
-  const sorted = values.toSorted((a, b) => a - b);
-  const shown = [sorted[sorted.length >> 1], sorted[0], sorted.at(-1)].map((value) => value.toFixed(digits));
-  return `${shown[0]} (${shown[1]} to ${shown[2]})`;
-}
+import { clientOf, startLlamaServer } from './llama-server.mjs';
+import { spread, textOf } from './samples.mjs';
 
 /** Starts this package's server in a process of its own. */
 async function startServer(model, flags) {
@@ -47,22 +29,7 @@ async function startServer(model, flags) {
     child.on('close', () => reject(new Error(`the server did not start:\n${said}`)));
   });
   return {
-    async *stream(path, body) {
-      const answer = await fetch(base + path, {
-        method: 'POST',
-        headers: { 'content-type': 'application/json' },
-        body: JSON.stringify({ model: 'bench', stream: true, ...body }),
-      });
-      if (!answer.ok) throw new Error(`${answer.status} ${await answer.text()}`);
-      let text = '';
-      const decoder = new TextDecoder();
-      for await (const bytes of answer.body) {
-        text += decoder.decode(bytes, { stream: true });
-        const lines = text.split('\n');
-        text = lines.pop();
-        for (const line of lines) if (line.startsWith('data: {')) yield JSON.parse(line.slice(6));
-      }
-    },
+    ...clientOf(base),
     async stop() {
       child.removeAllListeners('close');
       child.kill('SIGTERM');
@@ -74,7 +41,13 @@ async function startServer(model, flags) {
 /** Of one answer over HTTP: milliseconds to the first text, and tokens. */
 async function askServer(server, messages, maxTokens) {
   const start = performance.now();
-  const body = { messages, temperature: 0, max_tokens: maxTokens, stream_options: { include_usage: true } };
+  const body = {
+    model: 'bench',
+    messages,
+    temperature: 0,
+    max_tokens: maxTokens,
+    stream_options: { include_usage: true },
+  };
   let first;
   let tokens = 0;
   for await (const { choices, usage } of server.stream('/v1/chat/completions', body)) {

@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { main, root } from '../scripts/steps.mjs';
 import { startLlamaServer } from './llama-server.mjs';
+import { spread } from './samples.mjs';
 
 const PROMPT = 'Describe the people of a small village: names, ages, trades, and what they like.';
 const SEQUENCES = 8;
@@ -35,12 +36,6 @@ function villageSchema(variant = 0) {
     required: ['village', 'people'],
     additionalProperties: false,
   };
-}
-
-function spread(values, digits = 2) {
-  const sorted = values.toSorted((a, b) => a - b);
-  const shown = [sorted[sorted.length >> 1], sorted[0], sorted.at(-1)].map((value) => value.toFixed(digits));
-  return `${shown[0]} (${shown[1]} to ${shown[2]})`;
 }
 
 const say = (name, values, unit, digits) => process.stdout.write(`${name}: ${spread(values, digits)} ${unit}\n`);
