@@ -174,28 +174,38 @@ void TokenizerJson::read_added_tokens(JsonReader& json) {
   });
 }
 
-// One Replace of blanks, alone or in a sequence.
-void TokenizerJson::read_normalizer(JsonReader& json) {
-  if (json.read_null()) return;
+// A step of what is done to texts, or a sequence of steps, each of which is read by `nested`.
+struct Step {
   std::string type;
   std::string pattern;
   std::string content;
+};
+
+Step read_step(JsonReader& json, const std::string& what, std::string_view sequence, const auto& nested) {
+  Step step;
   json.read_object([&](std::string_view key) {
     if (key == "type") {
-      type = json.read_string();
+      step.type = json.read_string();
     } else if (key == "pattern") {
       json.read_object([&](std::string_view kind) {
-        if (kind != "String") unsupported("a normalizer with a pattern of kind " + quoted(kind));
-        pattern = json.read_string();
+        if (kind != "String") unsupported("a " + what + " with a pattern of kind " + quoted(kind));
+        step.pattern = json.read_string();
       });
     } else if (key == "content") {
-      content = json.read_string();
-    } else if (key == "normalizers") {
-      json.read_array([&] { read_normalizer(json); });
+      step.content = json.read_string();
+    } else if (key == sequence) {
+      json.read_array(nested);
     } else {
       json.skip();
     }
   });
+  return step;
+}
+
+// One Replace of blanks, alone or in a sequence.
+void TokenizerJson::read_normalizer(JsonReader& json) {
+  if (json.read_null()) return;
+  const auto [type, pattern, content] = read_step(json, "normalizer", "normalizers", [&] { read_normalizer(json); });
   if (type == "Sequence") return;
   if (type != "Replace") unsupported("a normalizer of type " + quoted(type));
   if (pattern != " " || content != kSpace) unsupported("a normalizer that replaces " + quoted(pattern));
@@ -246,25 +256,7 @@ void TokenizerJson::read_post_processor(JsonReader& json) {
 // None, or what undoes the normalizer and joins bytes, alone or in a sequence.
 void TokenizerJson::read_decoder(JsonReader& json) {
   if (json.read_null()) return;
-  std::string type;
-  std::string pattern;
-  std::string content;
-  json.read_object([&](std::string_view key) {
-    if (key == "type") {
-      type = json.read_string();
-    } else if (key == "pattern") {
-      json.read_object([&](std::string_view kind) {
-        if (kind != "String") unsupported("a decoder with a pattern of kind " + quoted(kind));
-        pattern = json.read_string();
-      });
-    } else if (key == "content") {
-      content = json.read_string();
-    } else if (key == "decoders") {
-      json.read_array([&] { read_decoder(json); });
-    } else {
-      json.skip();
-    }
-  });
+  const auto [type, pattern, content] = read_step(json, "decoder", "decoders", [&] { read_decoder(json); });
   if (type == "Sequence" || type == "ByteFallback" || type == "Fuse") return;
   if (type != "Replace") unsupported("a decoder of type " + quoted(type));
   if (pattern != kSpace || content != " ") unsupported("a decoder that replaces " + quoted(pattern));
