@@ -2,8 +2,9 @@
 import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Gemma, type Message, type QuantizeOptions } from '../../lib/index.js';
+import { Gemma, type QuantizeOptions } from '../../lib/index.js';
 import { checkpointOf, readGguf, writeCheckpoint, writeSentenceModel, type Gguf } from './checkpoint.js';
+import { outputs, TEXT } from './checkpoint-outputs.js';
 import { cli, data, root, runNode, withModel } from './helpers.js';
 
 const gguf = join(data, 'mm-a-f16.gguf');
@@ -11,25 +12,6 @@ const mmproj = join(data, 'mmproj-mm-a-f16.gguf');
 const textGguf = join(data, 'text-a-f16.gguf');
 const folder = mkdtempSync(join(tmpdir(), 'gemma-convert-'));
 afterAll(() => rmSync(folder, { recursive: true }));
-
-const TEXT = 'The quiet river opens a letter; na\u00efve \u65e5\u672c\u8a9e  <b>x</b>\n\n1, 2.';
-const pixels = new Uint8Array(24 * 24 * 3).map((_, i) => i * 7);
-const SEEN = [
-  { role: 'user', content: [{ type: 'image', image: { data: pixels, width: 24, height: 24, channels: 3 } }, { type: 'text', text: 'What?' }] }, // prettier-ignore
-] as Message[];
-
-async function outputs(model: string, options: object, pictures: boolean) {
-  return withModel(
-    async (gemma) => ({
-      tokens: await gemma.tokenize(TEXT),
-      text: (await gemma.logits(TEXT, { raw: true, all: true })).data,
-      ...(pictures && { seen: (await gemma.logits(SEEN)).data }),
-      generated: (await gemma.generate(TEXT, { raw: true, maxOutputTokens: 8, temperature: 0 })).tokens,
-    }),
-    options,
-    model,
-  );
-}
 
 // Keys whose values must be those of the file that llama.cpp's converter wrote. Names and scores of tokens without merges differ.
 const DIFFERENT = /^general\.(name|size_label)$|^tokenizer\.ggml\.(scores|token_type|tokens)$|rope\.freq_base_swa$|^tokenizer\.chat_template$|projector\.scale_factor|^general\.sampling/; // prettier-ignore

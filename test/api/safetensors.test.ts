@@ -3,8 +3,9 @@
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Gemma, type Message } from '../../lib/index.js';
+import { Gemma } from '../../lib/index.js';
 import { type Checkpoint, checkpointOf, file, safetensors, sentencePieceModel, writeCheckpoint } from './checkpoint.js';
+import { outputs, TEXT } from './checkpoint-outputs.js';
 import { data, withModel } from './helpers.js';
 
 const gguf = join(data, 'mm-a-f16.gguf');
@@ -12,24 +13,6 @@ const mmproj = join(data, 'mmproj-mm-a-f16.gguf');
 const textGguf = join(data, 'text-a-f16.gguf');
 const folder = mkdtempSync(join(tmpdir(), 'gemma-checkpoint-'));
 afterAll(() => rmSync(folder, { recursive: true }));
-
-const TEXT = 'The quiet river opens a letter; na\u00efve \u65e5\u672c\u8a9e  <b>x</b>\n\n1, 2.';
-const SEEN: Message[] = [
-  { role: 'user', content: [{ type: 'image', image: { data: new Uint8Array(24 * 24 * 3).map((_, i) => i * 7), width: 24, height: 24, channels: 3 } }, { type: 'text', text: 'What?' }] }, // prettier-ignore
-] as Message[];
-
-async function outputs(model: string, options: object, pictures: boolean) {
-  return withModel(
-    async (gemma) => ({
-      tokens: await gemma.tokenize(TEXT),
-      text: (await gemma.logits(TEXT, { raw: true, all: true })).data,
-      ...(pictures && { seen: (await gemma.logits(SEEN)).data }),
-      generated: (await gemma.generate(TEXT, { raw: true, maxOutputTokens: 8, temperature: 0 })).tokens,
-    }),
-    options,
-    model,
-  );
-}
 
 describe('a checkpoint computes what its weights as GGUF do, to the bit', () => {
   let ofGguf: Awaited<ReturnType<typeof outputs>>;
