@@ -10,12 +10,13 @@ import {
   type GenerateContentResponse,
   type Part,
 } from '@google/genai';
-import { Gemma, GemmaError, type Input } from 'gemma-native';
+import { Gemma, type Input } from 'gemma-native';
 import type { z } from 'zod';
 import { batchEmbedBody, countBody, embedBody, generateBody } from '../src/gemini/fields.js';
 import { jsonSchemaOf } from '../src/gemini/schema.js';
 import { createServer, type Server } from '../src/index.js';
 import { data, rejection, until } from '../../../test/api/helpers.js';
+import { brokenStream } from './helpers.js';
 import { wrongOnes } from './wrong.js';
 
 // The client looks for what Node's fetch uses, which jest's globals have not.
@@ -310,13 +311,7 @@ test('a client that leaves ends the work', async () => {
 });
 
 test('what fails while an answer is streamed is its last piece', async () => {
-  const broken = {
-    async *[Symbol.asyncIterator]() {
-      yield await Promise.resolve({ type: 'text', text: 'begun', tokens: [1] });
-      throw new GemmaError('ERR_DISPOSED', 'the model was disposed');
-    },
-  };
-  const spy = jest.spyOn(gemma, 'stream').mockReturnValue(broken as never);
+  const spy = jest.spyOn(gemma, 'stream').mockReturnValue(brokenStream as never);
   try {
     const seen: unknown[] = [];
     const read = async () => {

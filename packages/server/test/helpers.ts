@@ -1,5 +1,5 @@
 // A server for a suite, and what its tests ask it with.
-import { Gemma } from 'gemma-native';
+import { Gemma, GemmaError } from 'gemma-native';
 import OpenAI from 'openai';
 import { createServer, type Server, type ServerOptions } from '../src/index.js';
 
@@ -48,3 +48,11 @@ export async function post(url: string, body: unknown, headers: Record<string, s
     body: text === '' ? {} : (JSON.parse(text) as Answer['body']),
   };
 }
+
+/** A stream that gives one piece and fails: what `gemma.stream` is in the place of. */
+export const brokenStream = {
+  async *[Symbol.asyncIterator]() {
+    yield await Promise.resolve({ type: 'text', text: 'begun', tokens: [1] });
+    throw new GemmaError('ERR_DISPOSED', 'the model was disposed');
+  },
+};

@@ -1,12 +1,13 @@
 // The interface of Ollama with Ollama's own client: answers are those of gemma-native, and what cannot be done is refused by its name.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Gemma, GemmaError } from 'gemma-native';
+import { Gemma } from 'gemma-native';
 import { Ollama, type ChatResponse } from 'ollama';
 import type { z } from 'zod';
 import { createServer, type Server } from '../src/index.js';
 import { chatBody, embedBody, embeddingsBody, generateBody, showBody } from '../src/ollama/fields.js';
 import { data, rejection, until } from '../../../test/api/helpers.js';
+import { brokenStream } from './helpers.js';
 import { wrongOnes } from './wrong.js';
 
 let gemma: Gemma;
@@ -251,13 +252,7 @@ test('a client that leaves ends the work', async () => {
 });
 
 test('what fails while an answer is streamed is its last line', async () => {
-  const broken = {
-    async *[Symbol.asyncIterator]() {
-      yield await Promise.resolve({ type: 'text', text: 'begun', tokens: [1] });
-      throw new GemmaError('ERR_DISPOSED', 'the model was disposed');
-    },
-  };
-  const spy = jest.spyOn(gemma, 'stream').mockReturnValue(broken as never);
+  const spy = jest.spyOn(gemma, 'stream').mockReturnValue(brokenStream as never);
   try {
     const seen: string[] = [];
     const read = async () => {
