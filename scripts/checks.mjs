@@ -1,7 +1,8 @@
 // Checks that are no tests: style, types, the package. `npm test -- --checks` runs them after the tests.
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { readdirSync, statSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { runFuzzers } from './fuzz.mjs';
+import { pythonPackages } from './python-packages.mjs';
 import { jobs, root, run } from './steps.mjs';
 
 const CLANG_FORMAT = '23.1.5';
@@ -28,13 +29,9 @@ function nativeFiles(extensions, folders) {
   return files;
 }
 
-// From the Python package index, each into a folder of its own: pinned, so that everyone formats alike.
+// Pinned, so that everyone formats alike.
 async function clangTool(name, version) {
-  const folder = join(root, '.cache', `${name}-${version}`);
-  if (!existsSync(join(folder, 'bin'))) {
-    const quiet = ['--quiet', '--disable-pip-version-check'];
-    await run('python3', ['-m', 'pip', 'install', ...quiet, '--target', folder, `${name}==${version}`]);
-  }
+  const folder = await pythonPackages(`${name}==${version}`);
   const env = { ...process.env, PYTHONPATH: [folder, process.env.PYTHONPATH].filter(Boolean).join(delimiter) };
   return { bin: join(folder, 'bin'), env };
 }
@@ -83,7 +80,7 @@ export const checks = [
   {
     name: 'Packages (publint, are the types wrong)',
     work: async () => {
-      for (const folder of ['.', 'packages/ai-sdk', 'packages/langchain']) {
+      for (const folder of ['.', 'packages/server', 'packages/ai-sdk', 'packages/langchain']) {
         await node(package_('publint/src/cli.js'), folder, '--strict');
         await node(package_('@arethetypeswrong/cli/dist/index.js'), '--pack', folder);
       }
