@@ -17,9 +17,10 @@ type Run = (
   stdout: object,
 ) => Promise<Record<string, unknown>>;
 
-/** The examples of a file in JavaScript, in order. */
-export function snippets(path: string): string[] {
-  return [...readFileSync(join(root, path), 'utf8').matchAll(/^```js\n(.*?)^```$/gms)].map(([, code = '']) => code);
+/** The examples of a file in a language, in order. */
+export function snippets(path: string, language = 'js'): string[] {
+  const fences = new RegExp(`^\`\`\`${language}\\n(.*?)^\`\`\`$`, 'gms');
+  return [...readFileSync(join(root, path), 'utf8').matchAll(fences)].map(([, code = '']) => code);
 }
 
 /**
@@ -35,9 +36,10 @@ export async function runSnippet(
 ): Promise<Ran> {
   let body = code;
   for (const [from, to] of Object.entries(renamed)) body = body.replaceAll(from, to);
-  body = body.replace(/^import \{(.*?)\} from '(.*?)';$/gm, (_, names: string, name: string) => {
+  body = body.replace(/^import (?:\{(.*?)\}|(\w+)) from '(.*?)';$/gm, (_, names: string, whole: string, name: string) => {
     if (!Object.hasOwn(modules, name)) throw new Error(`an example imports ${name}, which its test does not have`);
-    return `const {${names.replaceAll(' as ', ': ')}} = modules[${JSON.stringify(name)}];`;
+    const wanted = whole ? ` default: ${whole} ` : names.replaceAll(' as ', ': ');
+    return `const {${wanted}} = modules[${JSON.stringify(name)}];`;
   });
   // eslint-disable-next-line @typescript-eslint/no-implied-eval -- the repository's own text
   const run = new Function(

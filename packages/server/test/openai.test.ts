@@ -373,6 +373,28 @@ describe('completions', () => {
     expect(alone.choices[0]!.text).toContain('The capital of France is Paris.');
   });
 
+  test('a text is echoed as it was given; with its own <bos> it has one all the same', async () => {
+    const asked = { echo: true, logprobs: 1, max_tokens: 3, temperature: 0 };
+    const [given, decoded, none] = await Promise.all([
+      complete({ ...asked, prompt: 'The capital' }),
+      complete({ ...asked, prompt: '<bos>The capital' }),
+      complete({ ...asked, prompt: '<bos>The capital', bos: false }),
+    ]);
+    const [{ text, logprobs }] = given.choices as [OpenAI.CompletionChoice];
+    expect(text).toMatch(/^The capital/);
+    expect(decoded.choices[0]!.text).toBe(`<bos>${text}`);
+    const own = decoded.choices[0]!.logprobs!;
+    for (const key of ['tokens', 'token_logprobs', 'top_logprobs'] as const) expect(own[key]).toEqual(logprobs![key]);
+    expect(logprobs!.tokens![0]).toBe('<bos>');
+    expect(none.choices[0]!.logprobs!.tokens!.slice(0, 2)).not.toContain('<bos>'); // it is text like any other
+    for (const { choices } of [given, decoded, none]) {
+      const { text: whole, logprobs: found } = choices[0]!;
+      found!.tokens!.forEach((token, i) => {
+        if (token !== '<bos>') expect(whole.slice(found!.text_offset![i]).startsWith(token)).toBe(true);
+      });
+    }
+  });
+
   test('a stream brings the same', async () => {
     const body = { model: 'demo', prompt: 'The capital', seed: 7, max_tokens: 6, echo: true, logprobs: 2 };
     const chunks = await collected(

@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { Gemma } from 'gemma-native';
 import { data, root, runNode, until } from '../../../test/api/helpers.js';
+import { snippets } from '../../../test/api/snippets.js';
 import { loadDemo, start, type Running } from './helpers.js';
 
 const CLIENT = 'openai==3.57.0';
@@ -30,18 +31,19 @@ interface Results {
   errors: Record<string, Failure | null>;
 }
 
-async function python(folder: string, input: object): Promise<Results> {
-  const script = join(__dirname, 'openai_client.py');
-  const child = spawn('python3', [script], { env: { ...process.env, PYTHONPATH: folder } });
+/** Runs Python with the client; returns what it printed. */
+async function python(args: readonly string[], input = ''): Promise<string> {
+  const child = spawn('python3', args, { env: { ...process.env, PYTHONPATH: packages } });
   const texts = { stdout: '', stderr: '' };
   for (const name of ['stdout', 'stderr'] as const)
     child[name].setEncoding('utf8').on('data', (text: string) => (texts[name] += text));
-  child.stdin.end(JSON.stringify(input));
+  child.stdin.end(input);
   const code = await new Promise<number | null>((resolve, reject) => child.on('error', reject).on('close', resolve));
-  if (code !== 0) throw new Error(`${script} ended with ${code}: ${texts.stderr}`);
-  return JSON.parse(texts.stdout) as Results;
+  if (code !== 0) throw new Error(`python3 ended with ${code}: ${texts.stderr}`);
+  return texts.stdout;
 }
 
+let packages: string;
 let demo: Gemma;
 let embedding: Gemma;
 let running: Running;
@@ -49,11 +51,12 @@ let found: Results;
 beforeAll(async () => {
   const { code, stdout, stderr } = await runNode([join(root, 'scripts', 'python-packages.mjs'), CLIENT]);
   if (code !== 0) throw new Error(`the client cannot be installed: ${stdout}${stderr}`);
+  packages = stdout.trim();
   demo = await loadDemo();
   embedding = await Gemma.load(join(data, 'embedding-f16.gguf'));
   running = await start({
     models: [
-      { name: 'demo', model: demo },
+      { name: 'demo', model: demo, aliases: ['chat'] },
       { name: 'embedding', model: embedding },
     ],
     apiKeys: ['a secret'],
@@ -61,7 +64,8 @@ beforeAll(async () => {
   const busy = await start({ models: [{ name: 'demo', model: demo }], maxConcurrent: 1, maxQueue: 0 });
   const slot = await busy.server.context.admission.enter('another', new AbortController().signal);
   try {
-    found = await python(stdout.trim(), { url: running.url, key: 'a secret', busy: busy.url, picture, sign });
+    const given = { url: running.url, key: 'a secret', busy: busy.url, picture, sign };
+    found = JSON.parse(await python([join(__dirname, 'openai_client.py')], JSON.stringify(given))) as Results;
   } finally {
     slot.release();
     await busy.server.close();
@@ -156,4 +160,11 @@ test('errors are of the client’s own classes, with the code and the parameter'
   expect(length).toEqual(['BadRequestError', 400, 'context_length_exceeded', 'messages', message]);
   expect(busy).toEqual(['RateLimitError', 429, 'queue_full', null, message]);
   expect(nowhere?.[0]).toBe('APIConnectionError');
+});
+
+test('the example of the guide', async () => {
+  const examples = snippets('docs/guides/server.md', 'python');
+  expect(examples).toHaveLength(1);
+  const code = examples[0]!.replace('http://127.0.0.1:8080', running.url).replace('"none"', '"a secret"');
+  expect(await python(['-c', code])).toMatch(/\w/);
 });

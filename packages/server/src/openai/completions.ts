@@ -29,6 +29,7 @@ import { errorBody, openaiError } from './errors.js';
 
 const AT_ONCE = 16;
 const DEFAULT_TOKENS = 16;
+const BOS = '<bos>';
 
 /** The body of a request. Exported for tests, which make wrong ones of it. */
 export const completionsBody = z.strictObject({
@@ -54,6 +55,8 @@ type Body = z.output<typeof completionsBody>;
 /** A prompt, and how many tokens its answer may have. */
 interface Asked {
   prompt: string | number[];
+  /** a text as it was given: with the `<bos>` that is no part of `prompt` */
+  shown: string;
   question: Question | undefined; // none: nothing is to be written
 }
 
@@ -80,10 +83,14 @@ function askedOf(body: Body, { limits }: ServerContext): Asked[] {
     ...(body.bos !== undefined && { bos: body.bos }),
     ...(body.logprobs != null && { logprobs: Math.max(1, body.logprobs) }),
   };
-  return promptsOf(body, limits.maxInputs).flatMap((prompt) =>
+  return promptsOf(body, limits.maxInputs).flatMap((given) =>
     Array.from({ length: n }, (_, i): Asked => {
-      const own = { ...options, ...seedOf(options.seed, i), ...(typeof prompt === 'string' && { raw: true }) };
-      return { prompt, question: nothing ? undefined : { input: prompt, options: own, oneCall: false } };
+      const isText = typeof given === 'string';
+      // Ids that were decoded to a text begin with what is written before a text anyway.
+      const prompt = isText && body.bos !== false && given.startsWith(BOS) ? given.slice(BOS.length) : given;
+      const own = { ...options, ...seedOf(options.seed, i), ...(isText && { raw: true }) };
+      const question = nothing ? undefined : { input: prompt, options: own, oneCall: false };
+      return { prompt, shown: isText ? given : '', question };
     }),
   );
 }
@@ -106,11 +113,13 @@ interface Entry {
 class LogprobWriter {
   readonly #job: Job;
   readonly #top: number;
-  #offset = 0;
+  #offset: number;
 
-  constructor(job: Job, top: number) {
+  /** @param before so many characters of the first tokens are not in the text */
+  constructor(job: Job, top: number, before = 0) {
     this.#job = job;
     this.#top = top;
+    this.#offset = -before;
   }
 
   async write(entries: readonly Entry[]): Promise<Logprobs> {
@@ -122,7 +131,7 @@ class LogprobWriter {
       written.tokens.push(text);
       written.token_logprobs.push(logprob === undefined ? null : finite(logprob));
       written.top_logprobs.push(logprob === undefined ? null : this.#best(texts, text, logprob, top));
-      written.text_offset.push(this.#offset);
+      written.text_offset.push(Math.max(0, this.#offset));
       this.#offset += text.length;
     }
     return written;
@@ -144,6 +153,8 @@ interface Echo {
   text: string;
   entries: Entry[];
   nTokens: number;
+  /** characters of `<bos>` where the text has none */
+  before: number;
 }
 
 async function idsOfPrompt(
@@ -155,11 +166,13 @@ async function idsOfPrompt(
   return typeof prompt === 'string' ? gemma.tokenize(prompt, { bos: bos ?? true, signal }) : prompt;
 }
 
-async function echoOf(job: Job, prompt: string | number[], body: Body): Promise<Echo> {
+async function echoOf(job: Job, { prompt, shown }: Asked, body: Body): Promise<Echo> {
   const { gemma, signal } = job;
   const ids = await idsOfPrompt(gemma, prompt, body, signal);
-  const text = typeof prompt === 'string' ? prompt : await gemma.detokenize(ids, { signal });
-  if (body.logprobs == null) return { text, entries: [], nTokens: ids.length };
+  const isText = typeof prompt === 'string';
+  const text = isText ? shown : await gemma.detokenize(ids, { signal });
+  const before = isText && body.bos !== false && prompt === shown ? BOS.length : 0;
+  if (body.logprobs == null) return { text, entries: [], nTokens: ids.length, before };
   const { adapter } = body;
   const options = { all: true, data: false, next: true, top: Math.max(1, body.logprobs), signal };
   const { top = [], nextLogprobs = [] } = await gemma.logits(ids, {
@@ -172,7 +185,7 @@ async function echoOf(job: Job, prompt: string | number[], body: Body): Promise<
     // In float32, as those of the best tokens are: whether this is one of them is told by comparing.
     return { token, logprob: Math.fround(logprob), top: top[i - 1] ?? [] };
   });
-  return { text, entries, nTokens: ids.length };
+  return { text, entries, nTokens: ids.length, before };
 }
 
 const NO_USAGE = { inputTokens: 0, outputTokens: 0, imageTokens: 0, cachedInputTokens: 0 };
@@ -188,11 +201,12 @@ function readAlone(job: Job, nTokens: number): GenerateResult['usage'] {
   return usage;
 }
 
-async function choiceOf(job: Job, { prompt, question }: Asked, index: number, body: Body) {
-  const echo = body.echo ? await echoOf(job, prompt, body) : undefined;
+async function choiceOf(job: Job, asked: Asked, index: number, body: Body) {
+  const { question } = asked;
+  const echo = body.echo ? await echoOf(job, asked, body) : undefined;
   const result = question && (await answer(job, question));
   const usage = result?.usage ?? readAlone(job, echo?.nTokens ?? 0);
-  const writer = new LogprobWriter(job, body.logprobs ?? 0);
+  const writer = new LogprobWriter(job, body.logprobs ?? 0, echo?.before);
   // The token that ended the answer is among them, as OpenAI has it: who asks for one token finds one.
   const own = result && [...(await textLogprobs(job.gemma, result, job.signal)), ...endLogprobs(job.gemma, result)];
   const entries = [...(echo?.entries ?? []), ...(own ?? [])];
@@ -227,8 +241,10 @@ async function* chunks(
   const withUsage = body.stream_options?.include_usage === true;
   const head = { id: newId('cmpl-'), object: 'text_completion', created: now(), model: job.model };
   const usages: GenerateResult['usage'][] = [];
-  const sources = asked.map(async function* ({ prompt, question }, index): AsyncGenerator<string, void, undefined> {
-    const writer = new LogprobWriter(job, body.logprobs ?? 0);
+  const sources = asked.map(async function* (each, index): AsyncGenerator<string, void, undefined> {
+    const { question } = each;
+    const echo = body.echo ? await echoOf(job, each, body) : undefined;
+    const writer = new LogprobWriter(job, body.logprobs ?? 0, echo?.before);
     const chunk = async (text: string, entries: readonly Entry[], finish: string | null) =>
       event({
         ...head,
@@ -237,18 +253,17 @@ async function* chunks(
         ],
         ...(withUsage && { usage: null }),
       });
-    const echo = body.echo ? await echoOf(job, prompt, body) : undefined;
     if (echo) yield chunk(echo.text, echo.entries, question ? null : 'length');
     if (!question) {
       usages[index] = readAlone(job, echo?.nTokens ?? 0);
       return;
     }
-    for await (const each of answerParts(job, question, stallTimeoutMs)) {
-      if (each.kind === 'part') {
-        yield chunk(each.part.text, each.part.logprobs ?? [], null);
+    for await (const answered of answerParts(job, question, stallTimeoutMs)) {
+      if (answered.kind === 'part') {
+        yield chunk(answered.part.text, answered.part.logprobs ?? [], null);
       } else {
-        usages[index] = each.result.usage;
-        yield chunk('', endLogprobs(job.gemma, each.result), finishOf(each.result));
+        usages[index] = answered.result.usage;
+        yield chunk('', endLogprobs(job.gemma, answered.result), finishOf(answered.result));
       }
     }
   });
