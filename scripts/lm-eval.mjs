@@ -1,7 +1,7 @@
 // npm run lm-eval: EleutherAI's lm-evaluation-harness against the server, as any other server is evaluated with it (`local-completions`), on
 // a small task without network. What it finds must be what `gemma.score` says.
 //
-//   npm run lm-eval                       Gemma 3 270M; installs the harness into .cache the first time (about 500 MB)
+//   npm run lm-eval                       Gemma 3 270M; installs the harness into .cache the first time (900 MB on disk)
 //   npm run lm-eval -- MODEL.gguf         another model, or `demo`
 //   npm run lm-eval -- --record           also writes the requests that packages/server/test/evaluation.test.ts sends
 //

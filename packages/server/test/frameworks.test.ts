@@ -32,12 +32,13 @@ const question = 'Describe the picture.';
 const embedded = ['one text', 'and another'];
 
 let demo: Gemma;
+let embedding: Gemma;
 let running: Running;
 let described: string;
 let rows: number[][];
 beforeAll(async () => {
   demo = await loadDemo();
-  const embedding = await Gemma.load(join(data, 'embedding-f16.gguf'));
+  embedding = await Gemma.load(join(data, 'embedding-f16.gguf'));
   running = await start({
     models: [
       { name: 'demo', model: demo },
@@ -48,11 +49,11 @@ beforeAll(async () => {
   described = (await demo.generate(question, { images: [picture], temperature: 0 })).text;
   const { data: all, shape: sizes } = await embedding.embed(embedded);
   rows = embedded.map((_, i) => Array.from(all.subarray(i * sizes[1], (i + 1) * sizes[1])));
-  running.server.app.addHook('onClose', () => embedding.dispose());
 });
 afterAll(async () => {
   await running.server.close();
   await demo.dispose();
+  await embedding.dispose();
 });
 
 describe('AI SDK, @ai-sdk/openai-compatible', () => {

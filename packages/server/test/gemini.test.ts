@@ -1,7 +1,6 @@
 // The interface of Gemini with Google's own client: answers are those of gemma-native, and what cannot be done is refused by its name.
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { runInThisContext } from 'node:vm';
 import {
   FunctionCallingConfigMode,
   GoogleGenAI,
@@ -16,13 +15,10 @@ import { batchEmbedBody, countBody, embedBody, generateBody } from '../src/gemin
 import { jsonSchemaOf } from '../src/gemini/schema.js';
 import { createServer, type Server } from '../src/index.js';
 import { data, rejection, until } from '../../../test/api/helpers.js';
-import { brokenStream } from './helpers.js';
+import { brokenStream, lendDispatcher } from './helpers.js';
 import { wrongOnes } from './wrong.js';
 
-// The client looks for what Node's fetch uses, which jest's globals have not.
-const DISPATCHER = Symbol.for('undici.globalDispatcher.1');
-runInThisContext('new Headers()'); // makes it
-Reflect.set(globalThis, DISPATCHER, Reflect.get(runInThisContext('globalThis') as object, DISPATCHER));
+lendDispatcher();
 
 let gemma: Gemma;
 let server: Server;

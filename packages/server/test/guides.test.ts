@@ -10,7 +10,7 @@ import OpenAI from 'openai';
 import { root, tiny } from '../../../test/api/helpers.js';
 import { runSnippet, snippets } from '../../../test/api/snippets.js';
 import * as own from '../src/index.js';
-import { start, type Running } from './helpers.js';
+import { lendDispatcher, start, type Running } from './helpers.js';
 
 const picture = readFileSync(join(root, 'models', 'pictures', 'shapes.png')).toString('base64');
 const modules = {
@@ -19,6 +19,8 @@ const modules = {
   ollama,
   'gemma-native-server': own,
 };
+
+lendDispatcher();
 
 let demo: Gemma;
 let running: Running;

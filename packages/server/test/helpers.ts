@@ -1,4 +1,5 @@
 // A server for a suite, and what its tests ask it with.
+import { runInThisContext } from 'node:vm';
 import { Gemma, GemmaError } from 'gemma-native';
 import OpenAI from 'openai';
 import { createServer, type Server, type ServerOptions } from '../src/index.js';
@@ -56,3 +57,10 @@ export const brokenStream = {
     throw new GemmaError('ERR_DISPOSED', 'the model was disposed');
   },
 };
+
+/** Google's client looks for what Node's fetch uses, which jest's globals have not. */
+export function lendDispatcher(): void {
+  const name = Symbol.for('undici.globalDispatcher.1');
+  runInThisContext('new Headers()'); // makes it
+  Reflect.set(globalThis, name, Reflect.get(runInThisContext('globalThis') as object, name));
+}

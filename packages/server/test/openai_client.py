@@ -101,10 +101,7 @@ def tools():
     message = client.chat.completions.parse(messages=messages, **asked).choices[0].message
     [call] = message.tool_calls
     arguments = call.function.parsed_arguments
-    messages += [
-        message.model_dump(exclude_none=True, exclude={"parsed": True}),
-        {"role": "tool", "tool_call_id": call.id, "content": str(arguments.a + arguments.b)},
-    ]
+    messages += [message, {"role": "tool", "tool_call_id": call.id, "content": str(arguments.a + arguments.b)}]
     answer = client.chat.completions.create(messages=messages, **asked)
     with client.chat.completions.stream(messages=messages[:1], **asked) as events:
         streamed = events.get_final_completion().choices[0]

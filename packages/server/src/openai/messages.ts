@@ -24,15 +24,17 @@ const instruction = { content: texts };
 const call = z.strictObject({
   id: z.string(),
   type: z.literal('function'),
-  function: z.strictObject({ name: z.string(), arguments: z.string() }),
+  // Python's client sends back what it has read of the arguments, beside them.
+  function: z.strictObject({ name: z.string(), arguments: z.string(), parsed_arguments: z.unknown().optional() }),
 });
 
-// Answers are sent back as they came, with the members that are always empty here.
-const empty = {
+// Answers are sent back as they came, with the members that are always empty here, and what Python's client has read of the content.
+const echoed = {
   refusal: z.null().optional(),
   audio: z.null().optional(),
   function_call: z.null().optional(),
   annotations: z.array(z.never()).nullish(),
+  parsed: z.unknown().optional(),
 };
 
 const message = z.discriminatedUnion('role', [
@@ -46,7 +48,7 @@ const message = z.discriminatedUnion('role', [
     role: z.literal('assistant'),
     content: texts.nullish(),
     tool_calls: list(call, 128).nullish(),
-    ...empty,
+    ...echoed,
   }),
   z.strictObject({ role: z.literal('tool'), tool_call_id: z.string(), content: texts }),
 ]);
