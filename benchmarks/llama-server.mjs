@@ -65,6 +65,7 @@ export async function startLlamaServer(model, flags, log = () => {}) {
   }
   return {
     ...clientOf(base),
+    base,
     async stop() {
       child.kill('SIGTERM');
       await new Promise((done) => (ended ? done() : child.on('close', done)));

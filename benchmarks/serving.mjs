@@ -1,24 +1,28 @@
 // What a server of this package does beside llama.cpp's: clients that share a system prompt, all at once.
 //
 //   node benchmarks/serving.mjs [model] [--rounds 5] [--clients 16] [--system 500] [--answer 64] [--threads 2] [--peer]
+//     [--profile FOLDER]: writes the server's CPU profile there
 //
 // Each round has a system prompt of its own. In turn the server, the bare API in this process and, with --peer, llama.cpp's server (as
 // many places as clients, its cache for all of them together, its other defaults) answer the same messages; a different one begins each
 // round. Figures are ratios within a round: medians with the lowest and the highest.
+import { Buffer } from 'node:buffer';
 import { spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { connect } from 'node:net';
 import { availableParallelism } from 'node:os';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { main, root } from '../scripts/steps.mjs';
-import { clientOf, startLlamaServer } from './llama-server.mjs';
+import { startLlamaServer } from './llama-server.mjs';
 import { spread, textOf } from './samples.mjs';
 
 /** Starts this package's server in a process of its own. */
-async function startServer(model, flags) {
+async function startServer(model, flags, nodeFlags) {
   const path = join(root, 'packages', 'server', 'dist', 'main.js');
   const args = [path, '--model', `bench=${model}`, '--pin', '--port', '0', '--log-level', 'silent', ...flags];
-  const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  const child = spawn(process.execPath, [...nodeFlags, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
   let said = '';
   const base = await new Promise((resolve, reject) => {
     child.stderr.on('data', (chunk) => {
@@ -29,7 +33,8 @@ async function startServer(model, flags) {
     child.on('close', () => reject(new Error(`the server did not start:\n${said}`)));
   });
   return {
-    ...clientOf(base),
+    base,
+    pid: child.pid,
     async stop() {
       child.removeAllListeners('close');
       child.kill('SIGTERM');
@@ -38,23 +43,39 @@ async function startServer(model, flags) {
   };
 }
 
-/** Of one answer over HTTP: milliseconds to the first text, and tokens. */
-async function askServer(server, messages, maxTokens) {
+/**
+ * Of one answer over HTTP: milliseconds to the first text, and tokens. Bytes are looked at as little as can be: a client's own work is
+ * no cost of the server's, and here it has the same cores.
+ */
+function askServer(server, messages, maxTokens) {
   const start = performance.now();
-  const body = {
+  const body = JSON.stringify({
     model: 'bench',
     messages,
     temperature: 0,
     max_tokens: maxTokens,
+    stream: true,
     stream_options: { include_usage: true },
-  };
-  let first;
-  let tokens = 0;
-  for await (const { choices, usage } of server.stream('/v1/chat/completions', body)) {
-    if (choices?.[0]?.delta?.content) first ??= performance.now() - start;
-    if (usage) tokens = usage.completion_tokens;
-  }
-  return { first: first ?? performance.now() - start, tokens };
+  });
+  const { hostname, port, host } = new URL(server.base);
+  return new Promise((resolve, reject) => {
+    const chunks = [];
+    let first;
+    const socket = connect(Number(port), hostname);
+    socket.on('data', (chunk) => {
+      chunks.push(chunk);
+      if (first === undefined && /"content":"[^"]/.test(chunk.latin1Slice())) first = performance.now() - start;
+    });
+    socket.on('error', reject);
+    socket.on('close', () => {
+      const text = Buffer.concat(chunks).toString();
+      const [, tokens] = /"completion_tokens":(\d+)/.exec(text) ?? [];
+      if (tokens === undefined) return reject(new Error(`an answer has no count of tokens:\n${text.slice(0, 500)}`));
+      resolve({ first: first ?? performance.now() - start, tokens: Number(tokens) });
+    });
+    const head = `POST /v1/chat/completions HTTP/1.1\r\nhost: ${host}\r\nconnection: close\r\ncontent-type: application/json\r\n`;
+    socket.write(`${head}content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`);
+  });
 }
 
 async function askBare(gemma, messages, maxTokens) {
@@ -76,13 +97,15 @@ await main(async () => {
       answer: { type: 'string', default: '64' },
       threads: { type: 'string', default: String(availableParallelism()) },
       peer: { type: 'boolean', default: false },
+      profile: { type: 'string' },
     },
   });
   const [clients, maxTokens] = [Number(values.clients), Number(values.answer)];
   const { Gemma } = createRequire(import.meta.url)(join(root, 'dist', 'index.js'));
   const model = positionals[0] ?? Gemma.demoModel;
   const gemma = await Gemma.load(model, { contextSize: 2048, threads: Number(values.threads) });
-  const server = await startServer(model, ['--context', '2048', '--threads', values.threads]);
+  const profiling = values.profile === undefined ? [] : ['--cpu-prof', `--cpu-prof-dir=${values.profile}`];
+  const server = await startServer(model, ['--context', '2048', '--threads', values.threads], profiling);
   const askers = {
     server: (messages) => askServer(server, messages, maxTokens),
     bare: (messages) => askBare(gemma, messages, maxTokens),
@@ -93,6 +116,7 @@ await main(async () => {
   if (peer) askers.peer = (messages) => askServer(peer, messages, maxTokens);
 
   const user = (content) => ({ role: 'user', content });
+  const pids = [process.pid, server.pid];
   const found = Object.fromEntries(Object.keys(askers).map((name) => [name, []]));
   for (const ask of Object.values(askers)) await ask([user('Hello')]); // what the first call sets up
   for (let round = 0; round < Number(values.rounds); ++round) {
@@ -101,11 +125,14 @@ await main(async () => {
     for (const name of names.map((_, i) => names[(i + round) % names.length])) {
       const start = performance.now();
       const questions = Array.from({ length: clients }, (_, i) => [system, user(`${textOf(9, 100 * round + i)}?`)]);
+      const before = pids.map(threadTime);
       const answers = await Promise.all(questions.map(askers[name]));
+      const [own, served] = pids.map((pid, i) => threadTime(pid) - before[i]);
       const seconds = (performance.now() - start) / 1000;
       const firsts = answers.map(({ first }) => first).toSorted((a, b) => a - b);
       const tokens = answers.reduce((sum, answer) => sum + answer.tokens, 0);
-      found[name].push({ rate: tokens / seconds, first: firsts[Math.ceil(0.95 * clients) - 1], tokens });
+      const first = firsts[Math.ceil(0.95 * clients) - 1];
+      found[name].push({ rate: tokens / seconds, first, tokens, own: own / tokens, served: served / tokens });
     }
   }
   const of = (name, what) => found[name].map((round) => round[what]);
@@ -117,6 +144,8 @@ await main(async () => {
     );
   }
   process.stdout.write(`server / bare API: tokens/s ${spread(ratios('server', 'bare', 'rate'), 3)}\n`);
+  const js = [spread(of('server', 'served'), 0), spread(of('bare', 'own'), 0), spread(of('server', 'own'), 0)];
+  process.stdout.write(`JavaScript, microseconds a token: server ${js[0]}, bare API ${js[1]}, clients ${js[2]}\n`);
   if (peer) {
     process.stdout.write(`server / llama-server: tokens/s ${spread(ratios('server', 'peer', 'rate'))}, `);
     process.stdout.write(`first token ${spread(ratios('server', 'peer', 'first'))}\n`);

@@ -188,12 +188,13 @@ class Reader implements AsyncGenerator<StreamPart, void, undefined> {
     this.#reader = reader;
   }
 
-  async next(): Promise<IteratorResult<StreamPart, undefined>> {
-    if (this.#state === 'ended') return END;
+  // Without `async`, which would be three more turns of the microtask queue for each part.
+  next(): Promise<IteratorResult<StreamPart, undefined>> {
+    if (this.#state === 'ended') return Promise.resolve(END);
     if (this.#state === 'new') {
       if (this.#channel.taken) {
         this.#state = 'ended';
-        throw new TypeError('a stream can be read only once');
+        return Promise.reject(new TypeError('a stream can be read only once'));
       }
       this.#channel.taken = true;
       this.#state = 'reading';

@@ -91,11 +91,10 @@ async function* chunks(
   stallTimeoutMs: number,
 ): AsyncGenerator<object, void, undefined> {
   const head = { modelVersion: job.model, responseId: newId('') };
-  const tagged = questions.map(async function* (question, index) {
-    for await (const each of answerParts(job, question, stallTimeoutMs)) yield { index, each };
-  });
+  const answers = questions.map((question, index) => answerParts(job, question, stallTimeoutMs, index));
   const results: GenerateResult[] = [];
-  for await (const { index, each } of interleaved(tagged)) {
+  for await (const each of interleaved(answers)) {
+    const { index } = each;
     if (each.kind === 'part') {
       const { part } = each;
       if (part.type === 'text') yield { candidates: [candidate(index, [{ text: part.text }])], ...head };

@@ -2,7 +2,12 @@
 import { setMaxListeners } from 'node:events';
 
 /** Items of several iterables, as they come. Leaving it leaves all of them. */
-export async function* interleaved<T>(sources: readonly AsyncIterable<T>[]): AsyncGenerator<T, void, undefined> {
+export function interleaved<T>(sources: readonly AsyncIterable<T>[]): AsyncIterable<T> {
+  const [only] = sources;
+  return only && sources.length === 1 ? only : asTheyCome(sources);
+}
+
+async function* asTheyCome<T>(sources: readonly AsyncIterable<T>[]): AsyncGenerator<T, void, undefined> {
   const readers = sources.map((source) => source[Symbol.asyncIterator]());
   const waiting = new Map(readers.map((reader) => [reader, pull(reader)]));
   try {

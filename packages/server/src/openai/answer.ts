@@ -10,19 +10,23 @@ export interface Question {
   oneCall: boolean;
 }
 
-export type AnswerEvent = { kind: 'part'; part: StreamPart } | { kind: 'end'; result: GenerateResult };
+/** `index`: of several answers, which one */
+export type AnswerEvent = { index: number } & (
+  { kind: 'part'; part: StreamPart } | { kind: 'end'; result: GenerateResult }
+);
 
 /** The parts of an answer, then its result. */
 export async function* answerParts(
   job: Job,
   { input, options, oneCall }: Question,
   stallTimeoutMs: number,
+  index = 0,
 ): AsyncGenerator<AnswerEvent, void, undefined> {
   const stream = job.gemma.stream(input, { ...options, ...job.images, stallTimeoutMs, signal: job.signal });
   let call: Extract<StreamPart, { type: 'tool-call' }> | undefined;
   for await (const part of stream) {
     job.firstToken();
-    yield { kind: 'part', part };
+    yield { index, kind: 'part', part };
     if (part.type === 'tool-call' && oneCall) {
       call = part;
       break; // which ends the work
@@ -33,6 +37,7 @@ export async function* answerParts(
   const { id = '', name = '', input: args } = call ?? {};
   // What the model may have begun behind the call is no part of the answer.
   yield {
+    index,
     kind: 'end',
     result: call ? { ...result, finishReason: 'tool-calls', toolCalls: [{ id, name, input: args }] } : result,
   };

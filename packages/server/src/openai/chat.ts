@@ -165,9 +165,7 @@ async function* chunks(
       choices: [{ index, delta, logprobs, finish_reason: finish }],
       ...(withUsage && { usage: null }),
     });
-  const tagged = questions.map(async function* (question, index) {
-    for await (const each of answerParts(job, question, stallTimeoutMs)) yield { index, each };
-  });
+  const answers = questions.map((question, index) => answerParts(job, question, stallTimeoutMs, index));
   const began = new Set<number>();
   const nCalls = questions.map(() => 0);
   const results: GenerateResult[] = [];
@@ -176,7 +174,8 @@ async function* chunks(
     if (part.type === 'tool-call') return { tool_calls: [{ index: nCalls[index]!++, ...callOf(part) }] };
     return undefined; // its text came before it
   };
-  for await (const { index, each } of interleaved(tagged)) {
+  for await (const each of interleaved(answers)) {
+    const { index } = each;
     if (!began.has(index)) {
       began.add(index);
       yield chunk(index, { role: 'assistant', content: '', refusal: null });
