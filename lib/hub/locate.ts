@@ -1,6 +1,5 @@
 // From what a user calls a model to its files: names of the hub, of Ollama and of LM Studio; paths stay what they are.
 import type { PullSettings } from './pulled.js';
-import type { Files } from './local.js';
 import { isModelName, parseModelName } from './names.js';
 
 // Loaded with the first call that needs them: a program that asks a model for text is not to wait for them.
@@ -28,8 +27,6 @@ interface Wanted {
   draft?: Named;
 }
 
-type Using<T> = (files: Files) => Promise<T>;
-
 // Downloads, or has a look at headers, and goes on with what was found.
 async function withFiles<T>(
   name: Named,
@@ -43,7 +40,7 @@ async function withFiles<T>(
   const parsed = parseModelName(name, what);
   if (parsed.scheme === 'ollama') return work(await lazy.local.findOllama(parsed));
   if (parsed.scheme === 'lmstudio') return work(await lazy.local.findLmStudio(parsed, settings.mmproj));
-  if (isHeaders) return lazy.pull.withHubHeaders(parsed, settings, signal, work as Using<T>);
+  if (isHeaders) return lazy.pull.withHubHeaders(parsed, settings, signal, work);
   return work(await lazy.pull.pullModel(parsed, settings, signal));
 }
 
