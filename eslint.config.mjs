@@ -26,6 +26,11 @@ export default defineConfig(
     },
   },
   {
+    // Modules of the package that are loaded when they are first used.
+    files: ['lib/**/*.ts'],
+    rules: { '@typescript-eslint/no-require-imports': ['error', { allow: ['^\\.{1,2}/'] }] },
+  },
+  {
     // expect.any() and its kin are of type any.
     files: ['test/**/*.ts', 'packages/*/test/**/*.ts'],
     rules: {

@@ -5,9 +5,15 @@ import { basename, dirname, extname, join } from 'node:path';
 import { GemmaError } from './errors.js';
 import { localPath } from './local-file.js';
 import { addon, type NativeAdapterSource, type NativeAdapterUse } from './native.js';
-import { readPeftConfig } from './peft-config.js';
 import { checkReadable } from './permission.js';
 import { number, plain, reasonOf, show, text } from './values.js';
+
+// Loaded with the first call that needs them: a program that asks a model for text is not to wait for them.
+const lazy = {
+  get peftConfig() {
+    return require('./peft-config.js') as typeof import('./peft-config.js');
+  },
+};
 
 /** An adapter by its name, or several with how much of each is added: `{ style: 1, facts: 0.5 }`. An empty object is none. */
 export type AdapterOption = string | Readonly<Record<string, number>>;
@@ -97,6 +103,6 @@ export async function findAdapter(name: string, path: string | URL): Promise<Nat
   const config = join(folder, CONFIG);
   checkReadable(tensors);
   checkReadable(config);
-  const settings = await readPeftConfig(config);
+  const settings = await lazy.peftConfig.readPeftConfig(config);
   return { name, path: tensors, peft: await settings(await addon().adapterModules(tensors)) };
 }

@@ -22,17 +22,29 @@ import { messageOf, type ContentPart, type Message, type Turn } from './messages
 import { localPath, replaceablePath } from './local-file.js';
 import type { ImageEmbedding } from './media.js';
 import { MARKER_BOS, type NativeAdapterUse, type NativeImage, type PromptPart } from './native.js';
-import { beginning, lastQuestion, withRoom, type Asked, type Asker, type State } from './overflow.js';
+import type { Asked, Asker, State } from './overflow.js';
 import { checkReadable, checkWritable } from './permission.js';
 import { strip, stripEnd } from './python-text.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import { GemmaStream, type StreamSink } from './stream.js';
-import { rowsOf, chatText, restoredChat } from './saved-chat.js';
 import type { OutputOf, StandardSchema } from './schema.js';
-import { answerWithTools, type AskModel, type Bound } from './tool-loop.js';
+import type { AskModel, Bound } from './tool-loop.js';
 import { decodeTokens, encodeParts } from './token-text.js';
 import { inSlices, nextTurn, type Sliced } from './turns.js';
 import { reasonOf, show } from './values.js';
+
+// Loaded with the first call that needs them: a program that asks a model for text is not to wait for them.
+const lazy = {
+  get overflow() {
+    return require('./overflow.js') as typeof import('./overflow.js');
+  },
+  get savedChat() {
+    return require('./saved-chat.js') as typeof import('./saved-chat.js');
+  },
+  get toolLoop() {
+    return require('./tool-loop.js') as typeof import('./tool-loop.js');
+  },
+};
 
 /** What is said in a turn: a text, parts, or messages, such as results of tools. */
 export type TurnInput = string | readonly ContentPart[] | Message | readonly Message[];
@@ -128,7 +140,7 @@ export class Conversation {
     const { adapter } = given;
     const restore = async (uses: readonly NativeAdapterUse[]) => {
       const { tokens, images, metadata } = await asker.live().restoreState(path, uses);
-      return restoredChat(path, metadata, tokens, { images, tokensPerImage, modelDim });
+      return lazy.savedChat.restoredChat(path, metadata, tokens, { images, tokensPerImage, modelDim });
     };
     const saved = await restore(adapter === undefined ? [] : adapterUses('adapter', adapter));
     // Keys and values belong to the adapters that the file names; these were read to learn them.
@@ -216,8 +228,8 @@ export class Conversation {
   async undo(): Promise<Message[]> {
     return this.#inTurn(async () => {
       const { turns } = this.#state;
-      const from = lastQuestion(turns);
-      this.#state = beginning(from, this.#state);
+      const from = lazy.overflow.lastQuestion(turns);
+      this.#state = lazy.overflow.beginning(from, this.#state);
       return turns.slice(from).map(messageOf);
     });
   }
@@ -256,12 +268,12 @@ export class Conversation {
       }
       if (tokens.length === 0) tokens = await encodeParts(this.#asker.live(), [MARKER_BOS]); // there is a prompt in any case
       const images: NativeImage[] = [];
-      for (const [i, rows] of rowsOf([...this.#head, ...turns]).entries()) {
+      for (const [i, rows] of lazy.savedChat.rowsOf([...this.#head, ...turns]).entries()) {
         await nextTurn();
         images.push({ first: firsts[i] ?? 0, embedding: this.#asker.live().holdRows(rows) });
       }
       const options = this.#defaults as Readonly<Record<string, unknown>>;
-      const metadata = await chatText({ options, head: this.#head, turns, kept });
+      const metadata = await lazy.savedChat.chatText({ options, head: this.#head, turns, kept });
       const { prompt } = turnOptions(this.#defaults, {});
       return this.#asker.live().saveState({ path, tokens, images, metadata, adapters: prompt.adapter });
     });
@@ -393,7 +405,7 @@ export class Conversation {
     return async (state) => {
       const said = await reading;
       if (prefill !== undefined) said.push({ role: 'assistant', content: prefill, fields: {} });
-      const base = replace ? beginning(lastQuestion(state.turns), state) : state;
+      const base = replace ? lazy.overflow.beginning(lazy.overflow.lastQuestion(state.turns), state) : state;
       const last = said.at(-1);
       if (last?.role !== 'assistant') return { base, said };
       if (typeof last.content !== 'string') {
@@ -404,11 +416,11 @@ export class Conversation {
   }
 
   async #askAgain(state: State): Promise<Asked> {
-    const from = lastQuestion(state.turns);
+    const from = lazy.overflow.lastQuestion(state.turns);
     if (from === state.turns.length) {
       throw new GemmaError('ERR_INVALID_ARGUMENT', 'the conversation has no question to ask again', 'NO_QUESTION');
     }
-    return { base: beginning(from, state), said: state.turns.slice(from, from + 1) };
+    return { base: lazy.overflow.beginning(from, state), said: state.turns.slice(from, from + 1) };
   }
 
   // Asks once, or with tools until no more are called.
@@ -440,7 +452,7 @@ export class Conversation {
       return step.result;
     };
     const before = [...this.#head, ...asked.base.turns, ...asked.said].map(messageOf);
-    const result = await answerWithTools(before, tools, prompts, this.#asker.live(), ask, cancellation, sink);
+    const result = await lazy.toolLoop.answerWithTools(before, tools, prompts, this.#asker.live(), ask, cancellation, sink);
     const { messages = [] } = result;
     const replies = await add(messages.slice(messages.findLastIndex(({ role }) => role === 'assistant')));
     state = { ...state, turns: [...state.turns, ...replies] };
@@ -459,7 +471,7 @@ export class Conversation {
     const { onProgress } = options;
     const { signal } = cancellation;
     const onImages = (fraction: number) => onProgress?.({ stage: 'images', fraction });
-    const { layout, base, dropped } = await withRoom(this.#asker, this.#head, asked, settings, cancellation, onImages);
+    const { layout, base, dropped } = await lazy.overflow.withRoom(this.#asker, this.#head, asked, settings, cancellation, onImages);
     signal.throwIfAborted();
     const prompt = await prompts.fill(layout, cancellation, onImages);
     const generated = await this.#asker.generate(prompt, params, options, bound, cancellation, sink);

@@ -8,9 +8,15 @@ import type { RawImage } from './media.js';
 import type { NativeModel, NativeModelInfo } from './native.js';
 import type { PromptSettings } from './options.js';
 import type { Input, Prompt, PromptBuilder } from './prompt.js';
-import { encodeCandidates, endToken, type Candidates } from './score.js';
+import type { Candidates } from './score.js';
 import { Pace } from './turns.js';
 import { show } from './values.js';
+
+const lazy = {
+  get score() {
+    return require('./score.js') as typeof import('./score.js');
+  },
+};
 
 interface Decided {
   /** the likeliest answer's probability, among the answers */
@@ -119,9 +125,9 @@ export async function encodeAnswers(
   signal: AbortSignal,
 ): Promise<Candidates> {
   const texts = isContinued ? labels.map((label) => (/^\s/.test(label) ? label : ` ${label}`)) : labels;
-  const encoded = await encodeCandidates(live(), texts, info, undefined, signal);
+  const encoded = await lazy.score.encodeCandidates(live(), texts, info, undefined, signal);
   if (!someBeginAlike(encoded)) return encoded;
-  return encodeCandidates(live(), texts, info, endToken(live(), isTurn), signal);
+  return lazy.score.encodeCandidates(live(), texts, info, lazy.score.endToken(live(), isTurn), signal);
 }
 
 /** Log-probabilities of whole candidates. */

@@ -26,7 +26,7 @@ import {
   valuesOf,
   type TableOf,
 } from './option-table.js';
-import { promptSettings, RAW, type PromptSettings } from './options.js';
+import { promptSettings, RAW, type Priority, type PromptSettings } from './options.js';
 import type { Input } from './prompt.js';
 import { oneOf, plain, show, text } from './values.js';
 
@@ -56,6 +56,8 @@ export interface QuestionOptions extends ImageOptions, CropOptions, VideoOptions
   images?: readonly (ImageInput | ImageEmbedding)[];
   /** As in `generate`. */
   adapter?: AdapterOption;
+  /** As in `generate`. */
+  priority?: Priority;
   signal?: AbortSignal;
 }
 
@@ -102,6 +104,8 @@ export interface RerankOptions {
   raw?: boolean;
   /** As in `generate`. */
   adapter?: AdapterOption;
+  /** As in `generate`. */
+  priority?: Priority;
   /** Called with the fraction of the documents that is done, 0 to 1. */
   onProgress?: (fraction: number) => void;
   signal?: AbortSignal;
@@ -368,6 +372,7 @@ const RERANK = {
   truncate: or(booleans, false),
   raw: booleans,
   adapter: RAW.adapter,
+  priority: RAW.priority,
   onProgress: callbacks,
   signal: signals,
 } as const satisfies TableOf<RerankOptions>;
@@ -379,8 +384,8 @@ export function rerankOptions(options: RerankOptions): {
   truncate: boolean;
   prompt: PromptSettings;
 } {
-  const { raw, adapter, ...values } = checked(RERANK, options);
-  return { ...values, prompt: { ...promptSettings(raw === undefined ? {} : { raw }), adapter } };
+  const { raw, adapter, priority, ...values } = checked(RERANK, options);
+  return { ...values, prompt: { ...promptSettings(raw === undefined ? {} : { raw }), adapter, priority } };
 }
 
 /** What is ranked, when it is texts. */

@@ -4,6 +4,7 @@ import { promptOf, type EmbeddingPrompts, type PromptChoice } from './embedding-
 import { GemmaError } from './errors.js';
 import type { NativeAdapterUse, NativeEmbedEvent, NativeModel, NativeModelInfo, PromptPart } from './native.js';
 import { runReporting } from './operation.js';
+import type { Priority } from './options.js';
 import { encodeParts } from './token-text.js';
 import { allocateFloats, Pace } from './turns.js';
 import { show } from './values.js';
@@ -26,6 +27,7 @@ export interface EmbedSettings extends PromptChoice {
   normalize: boolean;
   truncate: boolean;
   adapter: readonly NativeAdapterUse[];
+  priority: Priority;
 }
 
 /** Texts as native code takes them together. */
@@ -157,7 +159,7 @@ export async function embedTexts(
   onProgress: ((fraction: number) => void) | undefined,
   cancellation: Cancellation,
 ): Promise<Embeddings> {
-  const { dimensions, normalize, truncate, adapter: adapters } = settings;
+  const { dimensions, normalize, truncate, adapter: adapters, priority } = settings;
   if (info.textStart < 0) {
     throw new GemmaError('ERR_UNSUPPORTED_MODEL', "the model's vocabulary has no <bos>", 'NO_MARKER');
   }
@@ -186,7 +188,7 @@ export async function embedTexts(
       signal.addEventListener('abort', stop, { once: true });
       let next = 0;
       const start = (listener: (event: NativeEmbedEvent) => void) =>
-        model.embed({ tokens, lengths, dimensions, normalize, adapters }, listener);
+        model.embed({ tokens, lengths, dimensions, normalize, adapters, background: priority === 'background' }, listener);
       await runReporting<NativeEmbedEvent>(
         { start, stop: (id) => model.cancel(id) },
         ({ first: from, rows }) => {

@@ -1,7 +1,6 @@
 // Embeddings of pictures by what is in them, so that no picture is encoded twice: in memory up to a limit, what was used longest
 // ago goes first; optionally in a folder, for the next process. Others may write to that folder: what is not a file of ours, whole
 // and sound, counts as absent, and is replaced.
-import { randomUUID, webcrypto } from 'node:crypto';
 import { constants } from 'node:fs';
 import { mkdir, open, readdir, rename, rm, stat, type FileHandle, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -21,7 +20,7 @@ const HEADER = MAGIC.length + 32; // and the SHA-256 of the floats; they follow,
 
 /** Hex SHA-256, computed on another thread. */
 export async function digest(data: Uint8Array): Promise<string> {
-  return Buffer.from(await webcrypto.subtle.digest('SHA-256', data)).toString('hex');
+  return Buffer.from(await crypto.subtle.digest('SHA-256', data)).toString('hex');
 }
 
 /**
@@ -150,7 +149,7 @@ export class EmbeddingCache {
       const path = await this.#path(key);
       await mkdir(this.#folder?.path ?? '', { recursive: true });
       const content = Buffer.concat([MAGIC, Buffer.from(await digest(floats), 'hex'), floats]);
-      const name = `${path}.${randomUUID()}`;
+      const name = `${path}.${crypto.randomUUID()}`;
       unfinished = name;
       await writeFile(name, content, { flag: 'wx' });
       await rename(name, path);

@@ -1,40 +1,21 @@
 import { freemem, totalmem } from 'node:os';
 import { adapterName, adapterPaths, findAdapter } from './adapters.js';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
-import { batchOptions, runBatch, type BatchOptions, type BatchResult } from './batch.js';
+import type { BatchOptions, BatchResult } from './batch.js';
 import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
 import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
 import { Conversation } from './conversation.js';
-import {
-  decide,
-  type BooleanDecision,
-  type ChoiceDecision,
-  type Decision,
-  type ScoreDecision,
-  type Scorer,
-} from './decide.js';
-import {
-  classifyOptions,
-  documentList,
-  questionOptions,
-  rerankOptions,
-  type BooleanQuestion,
-  type ChoiceQuestion,
-  type ClassifyImageOptions,
-  type Question,
-  type RerankOptions,
-  type ScoreQuestion,
-} from './decision-options.js';
-import { embedTexts, textList, type Embeddings } from './embed.js';
-import { EmbeddingCache, fileIdentity } from './embedding-cache.js';
+import type { BooleanDecision, ChoiceDecision, Decision, ScoreDecision, Scorer } from './decide.js';
+import type { BooleanQuestion, ChoiceQuestion, ClassifyImageOptions, Question, RerankOptions, ScoreQuestion } from './decision-options.js';
+import type { Embeddings } from './embed.js';
+import type { EmbeddingCache } from './embedding-cache.js';
 import { embeddingPrompts, type EmbeddingPrompts } from './embedding-prompts.js';
 import { GemmaError } from './errors.js';
 import { runGeneration, type Sink } from './generation.js';
-import { listLocalModels, type LocalModel } from './hub/local.js';
+import type { LocalModel } from './hub/local.js';
 import { locateModel, withModelHeaders, type ModelFiles } from './hub/locate.js';
 import { parseModelName } from './hub/names.js';
-import { pullModel } from './hub/pull.js';
 import type { PulledModel } from './hub/pulled.js';
 import {
   hubOptions,
@@ -43,8 +24,7 @@ import {
   type LocalModelsOptions,
   type PullOptions,
 } from './hub-options.js';
-import { drawCrops, prepareImage, readImage } from './image.js';
-import { checkShield, policyTexts, violations, type ImageSafety } from './image-safety.js';
+import type { ImageSafety } from './image-safety.js';
 import type { Crop, ImageEmbedding, ImageInput } from './media.js';
 import { demoAdapter, demoModel, findModelFile, findVisionFile, type VisionFile } from './model-files.js';
 import {
@@ -71,27 +51,19 @@ import { runOperation, runReporting } from './operation.js';
 import * as check from './options.js';
 import type { Asker } from './overflow.js';
 import { PromptBuilder, type Input, type Prompt } from './prompt.js';
-import { relevance, type RankedDocument } from './rerank.js';
-import {
-  importance,
-  quantize,
-  type ImportanceOptions,
-  type ImportanceResult,
-  type QuantizeOptions,
-  type QuantizeResult,
-} from './quantize.js';
-import { merge, type MergeOptions, type MergeResult } from './merge.js';
+import type { RankedDocument } from './rerank.js';
+import type { ImportanceOptions, ImportanceResult, QuantizeOptions, QuantizeResult } from './quantize.js';
+import type { MergeOptions, MergeResult } from './merge.js';
 import { emptyResult, type GenerateResult } from './result.js';
-import { candidateList, encodeCandidates, endToken, scoresOf, type Candidates, type CandidateScore } from './score.js';
+import type { Candidates, CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
-import { answerWithTools, conversationOf, type AskModel, type Bound } from './tool-loop.js';
+import type { AskModel, Bound } from './tool-loop.js';
 import { decodeTokens, encodeParts, plainIds, stoppable, tokenIds } from './token-text.js';
 import { allocateFloats } from './turns.js';
 import { show, text as checkText } from './values.js';
 import type { OutputOf, StandardSchema } from './schema.js';
-import { embeddingOf, ImageEncoder } from './vision.js';
-import { compileGrammar } from './grammar-compiler.js';
 import type { Structure } from './structured.js';
+import type { ImageEncoder } from './vision.js';
 import type {
   CountTokensOptions,
   CropsOptions,
@@ -110,6 +82,58 @@ import type {
   TypedByChoices,
   TypedBySchema,
 } from './options.js';
+
+// Loaded with the first call that needs them: a program that asks a model for text is not to wait for them.
+const lazy = {
+  get batch() {
+    return require('./batch.js') as typeof import('./batch.js');
+  },
+  get decide() {
+    return require('./decide.js') as typeof import('./decide.js');
+  },
+  get decisionOptions() {
+    return require('./decision-options.js') as typeof import('./decision-options.js');
+  },
+  get embed() {
+    return require('./embed.js') as typeof import('./embed.js');
+  },
+  get local() {
+    return require('./hub/local.js') as typeof import('./hub/local.js');
+  },
+  get pull() {
+    return require('./hub/pull.js') as typeof import('./hub/pull.js');
+  },
+  get image() {
+    return require('./image.js') as typeof import('./image.js');
+  },
+  get imageSafety() {
+    return require('./image-safety.js') as typeof import('./image-safety.js');
+  },
+  get rerank() {
+    return require('./rerank.js') as typeof import('./rerank.js');
+  },
+  get quantize() {
+    return require('./quantize.js') as typeof import('./quantize.js');
+  },
+  get merge() {
+    return require('./merge.js') as typeof import('./merge.js');
+  },
+  get score() {
+    return require('./score.js') as typeof import('./score.js');
+  },
+  get toolLoop() {
+    return require('./tool-loop.js') as typeof import('./tool-loop.js');
+  },
+  get vision() {
+    return require('./vision.js') as typeof import('./vision.js');
+  },
+  get grammarCompiler() {
+    return require('./grammar-compiler.js') as typeof import('./grammar-compiler.js');
+  },
+  get embeddingCache() {
+    return require('./embedding-cache.js') as typeof import('./embedding-cache.js');
+  },
+};
 
 /** A loaded model: where it runs and what it is. */
 export interface ModelInfo extends Omit<NativeModelInfo, 'chat' | 'endTokens'> {
@@ -270,7 +294,7 @@ export class Gemma {
     const live = () => this.#live();
     const { vision, config } = this.info;
     if (vision) {
-      this.#encoder = new ImageEncoder(live, vision.imageSize, vision.tokensPerImage, config.modelDim, cache);
+      this.#encoder = new lazy.vision.ImageEncoder(live, vision.imageSize, vision.tokensPerImage, config.modelDim, cache);
     }
     this.#prompts = new PromptBuilder(live, native, chat, this.#encoder, noVision);
   }
@@ -301,7 +325,7 @@ export class Gemma {
       const backend = await addonFor(settings.device ?? 'auto');
       // Of what embeddings depend on: the encoder's weights. Taken before and after, as the file may be replaced while it is loaded.
       const identify = async () =>
-        folder === undefined ? undefined : fileIdentity(vision.path ?? path).catch(() => undefined);
+        folder === undefined ? undefined : lazy.embeddingCache.fileIdentity(vision.path ?? path).catch(() => undefined);
       const before = await identify();
       const start = performance.now();
       const native = await loadNative(
@@ -321,7 +345,7 @@ export class Gemma {
       const info = native.info();
       const identity = `${before} ${info.vision?.precision ?? ''}`; // and of the arithmetic
       const isKept = folder !== undefined && before !== undefined && before === (await identify());
-      const cache = new EmbeddingCache(maxBytes, isKept ? { path: folder, identity } : undefined);
+      const cache = new lazy.embeddingCache.EmbeddingCache(maxBytes, isKept ? { path: folder, identity } : undefined);
       try {
         const chat = await decideChat(path, info.config.name, info.chat, chatTemplate);
         const embedding = await embeddingPrompts(path, info.config);
@@ -393,7 +417,7 @@ export class Gemma {
     const settings = pullOptions(options);
     const name = parseModelName(checkText('model', model));
     if (name.scheme !== 'hf') throw new TypeError(`model: expected hf:org/repo, found ${show(model)}`);
-    return abortable(options.signal, ({ signal }) => pullModel(name, settings, signal));
+    return abortable(options.signal, ({ signal }) => lazy.pull.pullModel(name, settings, signal));
   }
 
   /**
@@ -402,7 +426,7 @@ export class Gemma {
    */
   static async localModels(options: LocalModelsOptions = {}): Promise<LocalModel[]> {
     const { cacheDir } = localModelsOptions(options);
-    return abortable(options.signal, ({ signal }) => listLocalModels(cacheDir, signal));
+    return abortable(options.signal, ({ signal }) => lazy.local.listLocalModels(cacheDir, signal));
   }
 
   /**
@@ -419,7 +443,7 @@ export class Gemma {
    * finite in its type); the signal's reason after an abort
    */
   static async quantize(input: string | URL, output: string | URL, options: QuantizeOptions): Promise<QuantizeResult> {
-    return quantize(input, output, options);
+    return lazy.quantize.quantize(input, output, options);
   }
 
   /**
@@ -433,7 +457,7 @@ export class Gemma {
    * `ERR_INVALID_ARGUMENT` (`OTHER_MODEL`: two that do not have the same tensors, `NO_SUCH_TENSOR`, `NO_MMPROJ`)
    */
   static async merge(model: string | URL, output: string | URL, options: MergeOptions): Promise<MergeResult> {
-    return merge(model, output, options);
+    return lazy.merge.merge(model, output, options);
   }
 
   /**
@@ -449,7 +473,7 @@ export class Gemma {
     output: string | URL,
     options: ImportanceOptions = {},
   ): Promise<ImportanceResult> {
-    return importance(model, text, output, options);
+    return lazy.quantize.importance(model, text, output, options);
   }
 
   /** What can be computed on here: the CPU, then GPUs, with the reason where one cannot be used. */
@@ -473,10 +497,10 @@ export class Gemma {
   static async crops(image: ImageInput, options: CropsOptions = {}): Promise<CropsResult> {
     const { limits, crops: cut, draw } = check.cropsOptions(options);
     return abortable(options.signal, async () => {
-      const pixels = await readImage(image, 'image', limits, options.signal);
+      const pixels = await lazy.image.readImage(image, 'image', limits, options.signal);
       const { width, height } = pixels;
       const crops = addon().cropBoxes({ width, height, ...cut });
-      return { width, height, crops, ...(draw && { png: await drawCrops(pixels, crops) }) };
+      return { width, height, crops, ...(draw && { png: await lazy.image.drawCrops(pixels, crops) }) };
     });
   }
 
@@ -596,7 +620,7 @@ export class Gemma {
     const { all, rows, top, next, prompt } = check.logitsOptions(options);
     const { onRow } = options;
     return this.#call(options.signal, async (cancellation) => {
-      const { tokens, images, adapters } = await this.#promptFor(input, prompt, 0, {}, cancellation);
+      const { tokens, images, adapters, background } = await this.#promptFor(input, prompt, 0, {}, cancellation);
       const vocabulary = this.info.config.vocabularySize;
       const positions = all ? tokens.length : 1;
       const first = tokens.length - positions;
@@ -607,7 +631,7 @@ export class Gemma {
       );
       const best: TokenScore[][] = [];
       const nextLogprobs: number[] = [];
-      await this.#evaluate({ tokens, images, adapters, all, rows, top, next }, cancellation, (event) => {
+      await this.#evaluate({ tokens, images, adapters, background, all, rows, top, next }, cancellation, (event) => {
         if (event.top) best.push(event.top);
         if (event.nextLogprob !== undefined) nextLogprobs.push(event.nextLogprob);
         if (!event.row) return;
@@ -641,16 +665,16 @@ export class Gemma {
   ): Promise<CandidateScore[]> {
     const { includeEnd, normalize, prompt: settings } = check.scoreOptions(options);
     const { onProgress } = options;
-    const list = candidateList(candidates);
+    const list = lazy.score.candidateList(candidates);
     return this.#call(options.signal, async (cancellation) => {
       const { signal } = cancellation;
       const model = this.#live();
-      const end = includeEnd ? endToken(model, this.#isTurn(input, settings)) : undefined;
-      const encoded = await encodeCandidates(model, list, this.info, end, signal);
+      const end = includeEnd ? lazy.score.endToken(model, this.#isTurn(input, settings)) : undefined;
+      const encoded = await lazy.score.encodeCandidates(model, list, this.info, end, signal);
       const longest = encoded.lengths.reduce((most, n) => Math.max(most, n), 0);
       const prompt = await this.#promptFor(input, settings, longest, {}, cancellation);
       const { logprobs, likeliest } = await this.#scoresAfter(prompt, encoded, cancellation, onProgress);
-      return scoresOf(encoded, logprobs, likeliest, normalize, signal);
+      return lazy.score.scoresOf(encoded, logprobs, likeliest, normalize, signal);
     });
   }
 
@@ -667,8 +691,8 @@ export class Gemma {
   decide(input: Input, options: ScoreQuestion): Promise<ScoreDecision>;
   decide(input: Input, options: Question): Promise<Decision>;
   async decide(input: Input, options: Question): Promise<Decision> {
-    const asked = questionOptions(options);
-    return this.#call(options.signal, (cancellation) => decide(this.#scorer(), input, asked, cancellation));
+    const asked = lazy.decisionOptions.questionOptions(options);
+    return this.#call(options.signal, (cancellation) => lazy.decide.decide(this.#scorer(), input, asked, cancellation));
   }
 
   /**
@@ -679,11 +703,11 @@ export class Gemma {
    * @throws GemmaError `ERR_CONTEXT_FULL` (`CONTEXT_OVERFLOW`) for a document that does not fit, unless `truncate` is set; as `generate`
    */
   async rerank(query: string, documents: readonly string[], options: RerankOptions = {}): Promise<RankedDocument[]> {
-    const { topN = Infinity, ...asked } = rerankOptions(options);
-    const list = documentList(query, documents);
+    const { topN = Infinity, ...asked } = lazy.decisionOptions.rerankOptions(options);
+    const list = lazy.decisionOptions.documentList(query, documents);
     const { onProgress } = options;
     return this.#call(options.signal, async (cancellation) => {
-      const scores = await relevance(this.#scorer(), list, { query, ...asked }, cancellation, onProgress);
+      const scores = await lazy.rerank.relevance(this.#scorer(), list, { query, ...asked }, cancellation, onProgress);
       const ranked = list.map((document, index) => ({ index, score: scores[index] ?? NaN, document }));
       return ranked.sort((a, b) => b.score - a.score).slice(0, topN);
     });
@@ -702,18 +726,18 @@ export class Gemma {
     image: ImageInput | readonly ImageInput[],
     options: ClassifyImageOptions = {},
   ): Promise<ImageSafety | ImageSafety[]> {
-    const { policies: own, customPolicies, threshold, force, limits, ...answers } = classifyOptions(options);
-    const policies = policyTexts(own, customPolicies);
+    const { policies: own, customPolicies, threshold, force, limits, ...answers } = lazy.decisionOptions.classifyOptions(options);
+    const policies = lazy.imageSafety.policyTexts(own, customPolicies);
     const several = Array.isArray(image);
     const images = (several ? image : [image]) as readonly ImageInput[];
     const { onProgress = () => {} } = options;
     return this.#call(options.signal, async (cancellation) => {
       this.#prompts.vision();
-      if (!force) checkShield(this.#live().info(), this.#path);
+      if (!force) lazy.imageSafety.checkShield(this.#live().info(), this.#path);
       const squares = await this.#encode(images, several, { limits, crops: {} }, cancellation, (fraction) =>
         onProgress(fraction / 2),
       );
-      const found = await violations(
+      const found = await lazy.imageSafety.violations(
         this.#scorer(),
         squares.map(({ rows }) => ({ rows, crops: [] })),
         policies.map(([, text]) => text),
@@ -783,9 +807,9 @@ export class Gemma {
    */
   async embed(texts: string | readonly string[], options: EmbedOptions = {}): Promise<Embeddings> {
     const settings = check.embedOptions(options, this.info.config);
-    const list = textList(texts);
+    const list = lazy.embed.textList(texts);
     return this.#call(options.signal, (cancellation) =>
-      embedTexts(this.#live(), this.info, this.#embedding, list, settings, options.onProgress, cancellation),
+      lazy.embed.embedTexts(this.#live(), this.info, this.#embedding, list, settings, options.onProgress, cancellation),
     );
   }
 
@@ -801,15 +825,15 @@ export class Gemma {
     image: ImageInput | readonly ImageInput[],
     options: EmbedImageOptions = {},
   ): Promise<ImageEmbedding | ImageEmbedding[]> {
-    const { limits, crops: cut, pooling, adapter } = check.embedImageOptions(options);
+    const { pooling, ...settings } = check.embedImageOptions(options);
     const several = Array.isArray(image);
     const images = (several ? image : [image]) as readonly ImageInput[];
     return this.#call(options.signal, async (cancellation) => {
       const { modelDim } = this.info.config;
       const { onProgress } = options;
-      const encoded = await this.#encode(images, several, { limits, crops: cut, adapter }, cancellation, onProgress);
+      const encoded = await this.#encode(images, several, settings, cancellation, onProgress);
       const results: ImageEmbedding[] = [];
-      for (const { rows, crops } of encoded) results.push(await embeddingOf(rows, modelDim, crops, pooling));
+      for (const { rows, crops } of encoded) results.push(await lazy.vision.embeddingOf(rows, modelDim, crops, pooling));
       return several ? results : (results[0] as ImageEmbedding);
     });
   }
@@ -827,12 +851,12 @@ export class Gemma {
    * `ERR_DISPOSED`; the signal's reason after an abort
    */
   async batch(input: string | URL, output: string | URL, options: BatchOptions = {}): Promise<BatchResult> {
-    const settings = batchOptions(options);
+    const settings = lazy.batch.batchOptions(options);
     check.generateOptions(settings.generate);
     check.embedOptions(settings.embed, this.info.config);
     check.embedImageOptions(settings.embedImage);
     this.#live();
-    return runBatch(this, input, output, settings, options);
+    return lazy.batch.runBatch(this, input, output, settings, options);
   }
 
   /** The adapters that are loaded, in the order of their names. */
@@ -932,7 +956,12 @@ export class Gemma {
   async #encode(
     images: readonly ImageInput[],
     several: boolean,
-    { limits, crops: cut, adapter }: { limits: ImageLimits; crops: CropParams; adapter?: readonly NativeAdapterUse[] },
+    {
+      limits,
+      crops: cut,
+      adapter,
+      priority,
+    }: { limits: ImageLimits; crops: CropParams; adapter?: readonly NativeAdapterUse[]; priority?: check.Priority },
     cancellation: Cancellation,
     onProgress?: (fraction: number) => void,
   ): Promise<{ rows: Float32Array[]; crops: Crop[] }[]> {
@@ -943,14 +972,15 @@ export class Gemma {
       async (i) => {
         const name = several ? `images[${i}]` : 'image';
         if (cancellation.cancelled) throw new GemmaError('ERR_DISPOSED', 'cancelled');
-        const pixels = await readImage(images[i] as ImageInput, name, limits, cancellation.signal);
-        const prepared = await prepareImage(pixels, imageSize, cut);
+        const pixels = await lazy.image.readImage(images[i] as ImageInput, name, limits, cancellation.signal);
+        const prepared = await lazy.image.prepareImage(pixels, imageSize, cut);
         crops[i] = prepared.crops;
         return prepared;
       },
       cancellation,
       onProgress,
       adapter,
+      priority === 'background',
     );
     return squares.map((rows, i) => ({ rows, crops: crops[i] ?? [] }));
   }
@@ -1007,17 +1037,17 @@ export class Gemma {
     };
     const { tools } = settings;
     if (!tools?.tools.length) return ask(input, settings, {}, sink);
-    const conversation = [...conversationOf(input, settings)];
+    const conversation = [...lazy.toolLoop.conversationOf(input, settings)];
     const used = { ...settings, images: [] }; // they stand in the messages
     const askNext: AskModel = (added, bound, to) => {
       conversation.push(...added);
       return ask(conversation, used, bound, to);
     };
-    return answerWithTools([...conversation], tools, this.#prompts, this.#live(), askNext, cancellation, sink);
+    return lazy.toolLoop.answerWithTools([...conversation], tools, this.#prompts, this.#live(), askNext, cancellation, sink);
   }
 
   async #generate(
-    { tokens, images, imageTokens, adapters }: Prompt,
+    { tokens, images, imageTokens, adapters, background }: Prompt,
     { stopTokens, structure, ...params }: check.AnswerParams & { maxUnread: number },
     { onProgress }: GenerateOptions,
     { grammar, assembler }: Bound,
@@ -1026,11 +1056,11 @@ export class Gemma {
   ): Promise<GenerateResult> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
     const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(this.#live(), token, i));
-    const compile = async (asked: Structure) => compileGrammar(this.#live(), await asked.source(), cancellation.signal);
+    const compile = async (asked: Structure) => lazy.grammarCompiler.compileGrammar(this.#live(), await asked.source(), cancellation.signal);
     const held = grammar ?? (structure && (await compile(structure)));
     const { result, isWhole } = await runGeneration(
       this.#live(),
-      { ...params, stopTokens: stops, tokens, images, adapters, ...(held && { grammar: held }) },
+      { ...params, stopTokens: stops, tokens, images, adapters, background, ...(held && { grammar: held }) },
       imageTokens,
       cancellation,
       onPrompt,
@@ -1057,14 +1087,14 @@ export class Gemma {
 
   // Of the tokens of candidates: log-probabilities, and 1 where no other token was likelier.
   async #scoresAfter(
-    { tokens, images, adapters }: Prompt,
+    { tokens, images, adapters, background }: Prompt,
     { tokens: candidates, lengths }: Candidates,
     cancellation: Cancellation,
     onProgress: (fraction: number) => void = () => {},
   ): Promise<{ logprobs: Float64Array; likeliest: Uint8Array }> {
     const logprobs = new Float64Array(candidates.length);
     const likeliest = new Uint8Array(candidates.length);
-    const params = { tokens, images, adapters, candidates, lengths };
+    const params = { tokens, images, adapters, background, candidates, lengths };
     const start = (listener: (event: NativeScoreEvent) => void) => this.#live().score(params, listener);
     let n = 0;
     const onScores = (scores: Extract<NativeScoreEvent, { kind: 'scores' }>) => {

@@ -110,6 +110,8 @@ export interface NativeGenerateParams extends Omit<GenerateParams, 'stopTokens'>
   tokens: Int32Array;
   images?: NativeImage[];
   adapters?: readonly NativeAdapterUse[];
+  /** computed while no other request has work */
+  background?: boolean;
   /** of this model */
   grammar?: NativeGrammar;
   /** 0: never wait for acknowledge() */
@@ -155,6 +157,8 @@ export interface NativeEvaluateParams {
   tokens: Int32Array;
   images?: NativeImage[];
   adapters?: readonly NativeAdapterUse[];
+  /** computed while no other request has work */
+  background?: boolean;
   /** every position, not only the last */
   all: boolean;
   /** hand over the logits */
@@ -173,6 +177,8 @@ export interface NativeScoreParams {
   tokens: Int32Array;
   images?: NativeImage[];
   adapters?: readonly NativeAdapterUse[];
+  /** computed while no other request has work */
+  background?: boolean;
   /** tokens of all candidates, one after the other */
   candidates: Int32Array;
   /** tokens of each */
@@ -194,6 +200,8 @@ export interface NativeEmbedParams {
   /** to a length of 1 */
   normalize: boolean;
   adapters: readonly NativeAdapterUse[];
+  /** computed while no other request has work */
+  background?: boolean;
 }
 
 export type NativeEmbedEvent =
@@ -205,6 +213,8 @@ export interface NativeEncodeParams {
   pixels: Uint8Array;
   n: number;
   adapters?: readonly NativeAdapterUse[];
+  /** computed while no other request has work */
+  background?: boolean;
 }
 
 export interface NativeStateParams {

@@ -2,7 +2,6 @@
 // kind, bounds and default in the row of the same name below. A row that is missing does not compile, and the parameters of native
 // code (native.ts) are what the table yields. A new option of generate thus touches four files: this one, binding/convert.cpp,
 // which reads it, and the header and source below native/ that use it.
-import { randomInt } from 'node:crypto';
 import { adapterUses, type AdapterOption, type AdapterPaths } from './adapters.js';
 import type { HubOptions } from './hub-options.js';
 import type { EmbedSettings } from './embed.js';
@@ -42,12 +41,28 @@ import {
   type Values,
 } from './option-table.js';
 import type { ModelConfig, NativeAdapterUse } from './native.js';
-import { QUANTIZATIONS, type Quantization } from './quantize.js';
+import type { Quantization } from './quantize.js';
 import type { ToolFormatName } from './tool-formats/format.js';
-import { toolSettings, type ToolChoice, type Tools, type ToolSettings } from './tools.js';
+import type { ToolChoice, Tools, ToolSettings } from './tools.js';
 import type { StandardSchema } from './schema.js';
-import { structureOf, type Structure, type StructuredOptions } from './structured.js';
-import { ANY_SIZE, integer, number, plain, show, text } from './values.js';
+import type { Structure, StructuredOptions } from './structured.js';
+import { ANY_SIZE, integer, number, oneOf, plain, show, text } from './values.js';
+
+// Loaded with the first call that needs them: a program that asks a model for text is not to wait for them.
+const lazy = {
+  get quantize() {
+    return require('./quantize.js') as typeof import('./quantize.js');
+  },
+  get tools() {
+    return require('./tools.js') as typeof import('./tools.js');
+  },
+  get structured() {
+    return require('./structured.js') as typeof import('./structured.js');
+  },
+};
+
+/** See the option `priority` of `PromptOptions`. */
+export type Priority = 'normal' | 'background';
 
 export type KvCacheType = 'f32' | 'f16' | 'q8_0';
 
@@ -221,6 +236,11 @@ export interface PromptOptions extends ImageOptions, CropOptions, VideoOptions, 
    * 1e6; at most 16, in this order). Default: none. A name that is not loaded is `ERR_INVALID_ARGUMENT` (`UNKNOWN_ADAPTER`).
    */
   adapter?: AdapterOption;
+  /**
+   * `'background'`: work for which nobody waits. It is computed while no other call of this model has anything to compute, and stops
+   * within a layer of the model when one comes; its result is the same. Default `'normal'`.
+   */
+  priority?: Priority;
 }
 
 /** How far a prompt with pictures is: `'images'` are decoded and encoded, then the `'prompt'` is read. */
@@ -302,6 +322,8 @@ export interface EmbedImageOptions extends ImageOptions, CropOptions {
   pooling?: 'none' | 'mean';
   /** Adapters, as far as they change the vision encoder; as in `generate`. */
   adapter?: AdapterOption;
+  /** As in `generate`; a picture that is being encoded stops at the end of a layer. */
+  priority?: Priority;
   /** Called with the fraction that is done, 0 to 1. */
   onProgress?: (fraction: number) => void;
   signal?: AbortSignal;
@@ -334,6 +356,8 @@ export interface EmbedOptions {
   truncate?: boolean;
   /** As in `generate`. */
   adapter?: AdapterOption;
+  /** As in `generate`. */
+  priority?: Priority;
   /** Called with the fraction of the tokens that is done, 0 to 1. */
   onProgress?: (fraction: number) => void;
   signal?: AbortSignal;
@@ -412,7 +436,7 @@ const MEMORY = {
   batchSize: integers(1, 65536),
   kvCache: choices('f32', 'f16', 'q8_0'),
   screenLogits: booleans,
-  quantize: choices(...QUANTIZATIONS),
+  quantize: custom((name, value): Quantization => oneOf(name, value, lazy.quantize.QUANTIZATIONS)),
   threads: integers(1, 1024),
   visionPrecision: choices('int8', 'exact'),
   prefixCacheBytes: integers(0, ANY_SIZE),
@@ -477,6 +501,7 @@ const INSPECT = {
 } as const satisfies TableOf<InspectOptions>;
 
 const ADAPTER = or(custom(adapterUses), () => []);
+const PRIORITY = or(choices('normal', 'background'), 'normal');
 
 export const RAW = {
   raw: booleans,
@@ -489,9 +514,10 @@ export const RAW = {
     () => [],
   ),
   adapter: ADAPTER,
+  priority: PRIORITY,
 } as const;
 
-/** Read together, by toolSettings(). */
+/** Read together, by toolsOf(). */
 const TOOLS = {
   tools: elsewhere,
   toolChoice: elsewhere,
@@ -527,7 +553,7 @@ const GENERATION = {
   frequencyPenalty: or(penalties, 0),
   presencePenalty: or(penalties, 0),
   penaltyWindow: or(integers(-1), 64),
-  seed: or(integers(0, ANY_SIZE), () => randomInt(2 ** 48 - 1)),
+  seed: or(integers(0, ANY_SIZE), () => Math.floor(Math.random() * 2 ** 48)),
   logitBias: or(custom(logitBias), () => new Float64Array()),
   stopSequences: or(custom(stopSequences), () => []),
   stopTokens: or(custom(stopTokens), () => []),
@@ -546,7 +572,7 @@ const GENERATION = {
 
 const STREAM = { stallTimeoutMs: or(integers(0), 0) } as const;
 
-/** Looked at together, by structureOf(). */
+/** Looked at together, by structureIn(). */
 export const STRUCTURED = {
   schema: elsewhere,
   json: elsewhere,
@@ -586,6 +612,7 @@ export const EMBED_IMAGE = {
   ...CROP,
   pooling: orIfNull(choices('none', 'mean'), 'none'),
   adapter: ADAPTER,
+  priority: PRIORITY,
   onProgress: callbacks,
   signal: signals,
 } as const satisfies TableOf<EmbedImageOptions>;
@@ -602,6 +629,7 @@ export const EMBED = {
   normalize: booleans,
   truncate: or(booleans, false),
   adapter: ADAPTER,
+  priority: PRIORITY,
   onProgress: callbacks,
   signal: signals,
 } as const satisfies TableOf<EmbedOptions>;
@@ -734,14 +762,27 @@ export interface PromptSettings {
   bos: boolean;
   images: readonly (ImageInput | ImageEmbedding)[];
   adapter: readonly NativeAdapterUse[];
+  priority: Priority;
   limits: MediaLimits;
   crops: CropParams;
   tools?: ToolSettings;
 }
 
+function toolsOf(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): ToolSettings | undefined {
+  const { tools, toolChoice, toolFormat, maxSteps } = options;
+  const given = [tools, toolChoice, toolFormat, maxSteps].some((value) => value !== undefined);
+  return given ? lazy.tools.toolSettings({ tools, toolChoice, toolFormat, maxSteps }) : undefined;
+}
+
+function structureIn(options: StructuredOptions): Structure | undefined {
+  const { schema, json, choices: texts, regex, grammar } = options;
+  const given = [schema, json, texts, regex, grammar].some((value) => value !== undefined);
+  return given ? lazy.structured.structureOf(options) : undefined;
+}
+
 /** Looks at the options of a prompt among others. */
 export function promptSettings(options: PromptOptions & Pick<GenerateOptions, 'maxSteps'>): PromptSettings {
-  const tools = toolSettings(options);
+  const tools = toolsOf(options);
   return {
     ...valuesOf(RAW, options),
     limits: mediaLimits(options),
@@ -769,7 +810,7 @@ export function generateOptions(options: GenerateOptions): {
   const { onProgress, signal } = GENERATE;
   valuesOf({ ...LATER, onProgress, signal }, options);
   const { onOverflow, ...params } = valuesOf(GENERATION, options);
-  const structure = structureOf(options);
+  const structure = structureIn(options);
   const prompt = promptSettings(options);
   if (structure && prompt.tools?.tools.length) {
     throw new TypeError('tools: an answer that is bound to a schema, choices or a grammar cannot call tools');
@@ -821,9 +862,10 @@ export function embedImageOptions(options: EmbedImageOptions): {
   crops: CropParams;
   pooling: 'none' | 'mean';
   adapter: readonly NativeAdapterUse[];
+  priority: Priority;
 } {
-  const { pooling, adapter } = checked(EMBED_IMAGE, options);
-  return { limits: imageLimits(options), crops: cropParams(options), pooling, adapter };
+  const { pooling, adapter, priority } = checked(EMBED_IMAGE, options);
+  return { limits: imageLimits(options), crops: cropParams(options), pooling, adapter, priority };
 }
 
 /** @param config the model's */

@@ -4,7 +4,6 @@ import type { Cancellation } from './cancellation.js';
 import type { Chat } from './chat.js';
 import { renderChat, renderImage } from './chat-template.js';
 import { GemmaError } from './errors.js';
-import { prepareImage, readImage } from './image.js';
 import { agreement, joined, type KeptTurn, type PromptPiece } from './kept-tokens.js';
 import type { Crop, ImageEmbedding, ImageInput } from './media.js';
 import { copyMessages, isMedia, type Loaded, type Message, type Part, type Turn } from './messages.js';
@@ -21,15 +20,33 @@ import {
 import { frameOptions } from './media-options.js';
 import type { PromptSettings } from './options.js';
 import type { TemplateMessage, TemplateRequest } from './template-prompt.js';
-import { TemplateRenderer } from './template-renderer.js';
+import type { TemplateRenderer } from './template-renderer.js';
 import type { DeclaredTool, ToolFormat, ToolFormatName } from './tool-formats/format.js';
-import { conversationPieces, MARKERS, type Piece } from './tool-formats/functiongemma.js';
+import type { Piece } from './tool-formats/functiongemma.js';
 import { takesTools, TOOL_FORMATS, toolFormat } from './tool-formats/formats.js';
 import { declaredFunction, plainTurns, toolFields, withAnswers } from './tool-turns.js';
 import { inSlices, nextTurn, type Sliced } from './turns.js';
 import { encodeParts, tokenIds } from './token-text.js';
-import { pathOfVideo, timeLabel, videoFrames } from './video.js';
-import { isEmbedding, rowsOfEmbedding, type ImageEncoder, type Picture } from './vision.js';
+import type { ImageEncoder, Picture } from './vision.js';
+
+// Loaded with the first call that needs them: a program that asks a model for text is not to wait for them.
+const lazy = {
+  get image() {
+    return require('./image.js') as typeof import('./image.js');
+  },
+  get templateRenderer() {
+    return require('./template-renderer.js') as typeof import('./template-renderer.js');
+  },
+  get functionGemma() {
+    return require('./tool-formats/functiongemma.js') as typeof import('./tool-formats/functiongemma.js');
+  },
+  get video() {
+    return require('./video.js') as typeof import('./video.js');
+  },
+  get vision() {
+    return require('./vision.js') as typeof import('./vision.js');
+  },
+};
 
 /**
  * What a model is asked: a string (one user turn where the model has a chat template, else text to continue; `raw` forces either),
@@ -51,6 +68,7 @@ export interface Layout {
   media?: readonly { part: Part; labels: readonly string[]; crops: readonly (readonly Crop[])[] }[];
   /** what it is computed with */
   adapters?: readonly NativeAdapterUse[];
+  background?: boolean;
 }
 
 export interface Prompt {
@@ -59,6 +77,7 @@ export interface Prompt {
   /** tokens that are rows of images */
   imageTokens: number;
   adapters: readonly NativeAdapterUse[];
+  background: boolean;
 }
 
 interface LayoutOptions {
@@ -167,7 +186,7 @@ function ownTemplate(source: string, model: NativeModel): OwnTemplate {
     const text = texts[ids.indexOf(id)];
     if (text !== undefined) variables[name] = text;
   }
-  return { renderer: new TemplateRenderer({ source, texts }), ids, variables, startOfImage };
+  return { renderer: new lazy.templateRenderer.TemplateRenderer({ source, texts }), ids, variables, startOfImage };
 }
 
 export class PromptBuilder {
@@ -245,7 +264,7 @@ export class PromptBuilder {
     return this.#checkPictures(await this.#ofTurns(turns, settings, options), settings);
   }
 
-  #checkPictures(layout: Layout, { adapter }: Pick<PromptSettings, 'adapter'> = { adapter: [] }): Layout {
+  #checkPictures(layout: Layout, settings?: Pick<PromptSettings, 'adapter' | 'priority'>): Layout {
     const { contextSize } = this.#info;
     if (layout.pictures.length > 0 && layout.tokens.length >= contextSize) {
       throw new GemmaError(
@@ -254,7 +273,8 @@ export class PromptBuilder {
           'load the model with a larger contextSize, or use fewer pictures, crops or frames',
       );
     }
-    return { ...layout, adapters: adapter };
+    const { adapter = [], priority } = settings ?? {};
+    return { ...layout, adapters: adapter, background: priority === 'background' };
   }
 
   // Each picture and each video takes a square at least: what cannot fit is refused before any is opened.
@@ -272,7 +292,7 @@ export class PromptBuilder {
 
   /** Encodes the pictures of a layout; its parts then have what is known of them. Returns the rows of each square. */
   async see(
-    { pictures, media = [], adapters }: Layout,
+    { pictures, media = [], adapters, background }: Layout,
     cancellation: Cancellation,
     onProgress: (fraction: number) => void,
   ): Promise<readonly Float32Array[]> {
@@ -287,6 +307,7 @@ export class PromptBuilder {
       cancellation,
       onProgress,
       adapters,
+      background,
     );
     let next = 0;
     for (const { part, labels, crops } of media) {
@@ -302,9 +323,9 @@ export class PromptBuilder {
       await nextTurn();
       images.push({ first: layout.firsts[i] ?? 0, embedding: this.#live().holdRows(embedding) });
     }
-    const { tokens, adapters = [] } = layout;
+    const { tokens, adapters = [], background = false } = layout;
     const imageTokens = images.length === 0 ? 0 : images.length * this.vision().tokensPerImage;
-    return { tokens, images, imageTokens, adapters };
+    return { tokens, images, imageTokens, adapters, background };
   }
 
   /** A prompt whose parts were written elsewhere. */
@@ -404,7 +425,7 @@ export class PromptBuilder {
       pictures.flatMap((picture, i) => [...labels.slice(i, i + 1), ...renderImage(nSquares(picture) - 1)]),
     );
     const media = () => written?.[next++] ?? [];
-    if (isOwn) return Promise.resolve(this.#markedParts(conversationPieces(turns, tools, media)));
+    if (isOwn) return Promise.resolve(this.#markedParts(lazy.functionGemma.conversationPieces(turns, tools, media)));
     return inSlices(renderChat(turns, media));
   }
 
@@ -431,7 +452,7 @@ export class PromptBuilder {
         'TOOL_FORMAT',
       );
     }
-    if (name === 'functiongemma') for (const spelling of MARKERS) this.#token(spelling);
+    if (name === 'functiongemma') for (const spelling of lazy.functionGemma.MARKERS) this.#token(spelling);
     return toolFormat(name, this.#chat.source);
   }
 
@@ -522,11 +543,11 @@ export class PromptBuilder {
   ): Promise<Picture> {
     signal?.throwIfAborted();
     const { imageSize, tokensPerImage } = this.vision();
-    if (isEmbedding(image)) {
-      const rows = await rowsOfEmbedding(image, name, tokensPerImage, this.#info.config.modelDim);
+    if (lazy.vision.isEmbedding(image)) {
+      const rows = await lazy.vision.rowsOfEmbedding(image, name, tokensPerImage, this.#info.config.modelDim);
       return { rows, crops: image.crops };
     }
-    return prepareImage(await readImage(image, name, limits, signal), imageSize, crops);
+    return lazy.image.prepareImage(await lazy.image.readImage(image, name, limits, signal), imageSize, crops);
   }
 
   async #images(
@@ -555,13 +576,13 @@ export class PromptBuilder {
     const uncut: NativeCropOptions = {};
     const times: number[] = [];
     const pictures: PreparedImage[] = [];
-    const path = pathOfVideo(part.video, name, limits);
-    for await (const frame of videoFrames(path, name, frames, limits, signal)) {
+    const path = lazy.video.pathOfVideo(part.video, name, limits);
+    for await (const frame of lazy.video.videoFrames(path, name, frames, limits, signal)) {
       times.push(frame.seconds);
-      pictures.push(await prepareImage(frame.pixels, imageSize, uncut));
+      pictures.push(await lazy.image.prepareImage(frame.pixels, imageSize, uncut));
     }
     const dense = times.length > 1 && (times[1] ?? 0) - (times[0] ?? 0) < 1;
-    return { pictures, labels: times.map((seconds) => timeLabel(seconds, dense)) };
+    return { pictures, labels: times.map((seconds) => lazy.video.timeLabel(seconds, dense)) };
   }
 
   // Text to ids, but for the turns whose ids are kept.

@@ -4,9 +4,17 @@ import { GemmaError } from './errors.js';
 import type { Turn } from './messages.js';
 import { strip } from './python-text.js';
 import type { DeclaredTool, ToolFormat, ToolFormatName } from './tool-formats/format.js';
-import { plainSchema } from './tool-formats/functiongemma-schema.js';
-import { spacedJson } from './tool-formats/json-text.js';
 import { plain } from './values.js';
+
+// Loaded with the first call that needs them: a program that asks a model for text is not to wait for them.
+const lazy = {
+  get schemas() {
+    return require('./tool-formats/functiongemma-schema.js') as typeof import('./tool-formats/functiongemma-schema.js');
+  },
+  get jsonText() {
+    return require('./tool-formats/json-text.js') as typeof import('./tool-formats/json-text.js');
+  },
+};
 
 function wrong(message: string, detail: string): GemmaError {
   return new GemmaError('ERR_INVALID_ARGUMENT', message, detail);
@@ -55,7 +63,7 @@ export function withAnswers(turns: readonly Turn[]): readonly Turn[] {
 export function declarationText(tools: readonly DeclaredTool[], format: ToolFormat): string {
   const example = format.writeCall('FUNCTION', { PARAMETER: 'VALUE' });
   const declared = tools.map(({ name, description, schema }) =>
-    spacedJson({ name, description, parameters: schema.schema }),
+    lazy.jsonText.spacedJson({ name, description, parameters: schema.schema }),
   );
   return [
     'You can call functions. To call one, answer with its name and parameters in this form and with nothing else:',
@@ -107,7 +115,7 @@ export function plainTurns(
   };
   for (const turn of turns) {
     if (turn.reply) {
-      results.push(spacedJson({ name: turn.reply.name, response: turn.reply.output }));
+      results.push(lazy.jsonText.spacedJson({ name: turn.reply.name, response: turn.reply.output }));
     } else if (results.length > 0 && turn.role === 'user') {
       plainer.push(prefixed(turn, results.join('\n')));
       results = [];
@@ -127,7 +135,7 @@ export function plainTurns(
 /** A tool as chat templates take it: in the form of OpenAI's API. */
 export function declaredFunction({ name, description, schema }: DeclaredTool, format: ToolFormatName): object {
   // FunctionGemma's template knows types and properties, but no references and alternatives.
-  const parameters: unknown = format === 'functiongemma' ? plainSchema(schema.schema) : schema.schema;
+  const parameters: unknown = format === 'functiongemma' ? lazy.schemas.plainSchema(schema.schema) : schema.schema;
   return { type: 'function', function: { name, description, parameters } };
 }
 
@@ -144,6 +152,6 @@ export function toolFields({ calls, reply }: Turn, format: ToolFormatName): Reco
   if (!reply) return {};
   const { id, name, output } = reply;
   // FunctionGemma's template takes data, but an object of a name and a response for those of the call itself.
-  const text = () => (typeof output === 'string' ? output : spacedJson(output));
+  const text = () => (typeof output === 'string' ? output : lazy.jsonText.spacedJson(output));
   return { tool_call_id: id, name, content: format === 'functiongemma' ? { name, response: output } : text() };
 }

@@ -1,5 +1,4 @@
 // Work on large inputs that has to be done on the JavaScript thread is done in slices, each in a turn of the event loop of its own.
-import { setImmediate as immediate } from 'node:timers/promises';
 import { GemmaError } from './errors.js';
 
 /** Bytes that are copied in one turn: a fraction of a millisecond. */
@@ -12,7 +11,7 @@ let last: Promise<unknown> = Promise.resolve();
 
 /** Resolves in another turn of the event loop: of all that wait, however many, one goes on in each. */
 export function nextTurn(): Promise<unknown> {
-  last = last.then(() => immediate());
+  last = last.then(() => new Promise((resolve) => setImmediate(resolve)));
   return last;
 }
 

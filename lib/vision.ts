@@ -4,7 +4,7 @@ import type { Cancellation } from './cancellation.js';
 import { digest, type EmbeddingCache } from './embedding-cache.js';
 import { GemmaError } from './errors.js';
 import type { Crop, ImageEmbedding } from './media.js';
-import type { NativeAdapterUse, NativeModel, PreparedImage } from './native.js';
+import type { NativeAdapterUse, NativeEncodeParams, NativeModel, PreparedImage } from './native.js';
 import { runOperation } from './operation.js';
 import { copyInto, nextTurn } from './turns.js';
 import { show } from './values.js';
@@ -101,7 +101,7 @@ export class ImageEncoder {
 
   /**
    * The rows [tokensPerImage, modelDim] of each square of n pictures. Nobody may change them: the cache keeps some.
-   * `onProgress` gets fractions of all pictures; `adapters` count as far as they change the encoder. Throws what `picture` throws and what the engine reports.
+   * `onProgress` gets fractions of all pictures; `adapters` count as far as they change the encoder; `background`: as the option `priority`. Throws what `picture` throws and what the engine reports.
    */
   async embed(
     n: number,
@@ -109,6 +109,7 @@ export class ImageEncoder {
     cancellation: Cancellation,
     onProgress: (fraction: number) => void = () => {},
     adapters: readonly NativeAdapterUse[] = [],
+    background = false,
   ): Promise<Float32Array[][]> {
     const own = this.#ofEncoder(adapters);
     const results: Float32Array[][] = [];
@@ -118,7 +119,9 @@ export class ImageEncoder {
     const flush = async (upTo: number) => {
       const work = [...pending];
       pending.clear();
-      await this.#encode(work, own.uses, cancellation, (fraction) => onProgress((done + fraction * (upTo - done)) / n));
+      await this.#encode(work, { adapters: own.uses, background }, cancellation, (fraction) =>
+        onProgress((done + fraction * (upTo - done)) / n),
+      );
       done = upTo;
     };
     for (let i = 0; i < n; ++i) {
@@ -161,7 +164,7 @@ export class ImageEncoder {
   // Calls of the encoder take turns, so that of two requests with the same new picture the second finds it encoded.
   async #encode(
     work: readonly [string, { pixels: Uint8Array; takers: readonly ((rows: Float32Array) => void)[] }][],
-    adapters: readonly NativeAdapterUse[],
+    how: Pick<NativeEncodeParams, 'adapters' | 'background'>,
     cancellation: Cancellation,
     onProgress: (fraction: number) => void,
   ): Promise<void> {
@@ -178,7 +181,7 @@ export class ImageEncoder {
         const squares = missing.slice(first, first + SQUARES_PER_CALL);
         const pixels = new Uint8Array(squares.length * this.#squareBytes);
         for (const [i, [, square]] of squares.entries()) await copyInto(pixels, square.pixels, i * this.#squareBytes);
-        const embeddings = await this.#run(pixels, squares.length, adapters, cancellation, (fraction) =>
+        const embeddings = await this.#run({ pixels, n: squares.length, ...how }, cancellation, (fraction) =>
           onProgress((first + fraction * squares.length) / missing.length),
         );
         for (const [i, [key, square]] of squares.entries()) {
@@ -194,9 +197,7 @@ export class ImageEncoder {
   }
 
   #run(
-    pixels: Uint8Array,
-    n: number,
-    adapters: readonly NativeAdapterUse[],
+    params: NativeEncodeParams,
     cancellation: Cancellation,
     onProgress: (fraction: number) => void,
   ): Promise<Float32Array> {
@@ -207,7 +208,7 @@ export class ImageEncoder {
           if (cancellation.cancelled)
             throw new GemmaError('ERR_DISPOSED', 'cancelled before its images were encoded', 'CANCELLED');
           model = this.#live();
-          return model.encodeImages({ pixels, n, adapters }, listener);
+          return model.encodeImages(params, listener);
         },
         stop: (id) => model?.cancel(id),
         onEvent: (event) => {

@@ -1,8 +1,16 @@
 // From what a user calls a model to its files: names of the hub, of Ollama and of LM Studio; paths stay what they are.
-import { pullModel, withHubHeaders } from './pull.js';
 import type { PullSettings } from './pulled.js';
-import { findLmStudio, findOllama, type Files } from './local.js';
 import { isModelName, parseModelName } from './names.js';
+
+// Loaded with the first call that needs them: a program that asks a model for text is not to wait for them.
+const lazy = {
+  get pull() {
+    return require('./pull.js') as typeof import('./pull.js');
+  },
+  get local() {
+    return require('./local.js') as typeof import('./local.js');
+  },
+};
 
 type Named = string | URL;
 
@@ -19,8 +27,6 @@ interface Wanted {
   draft?: Named;
 }
 
-type Using<T> = (files: Files) => Promise<T>;
-
 // Downloads, or has a look at headers, and goes on with what was found.
 async function withFiles<T>(
   name: Named,
@@ -32,10 +38,10 @@ async function withFiles<T>(
 ): Promise<T> {
   if (!isModelName(name)) return work({ path: name });
   const parsed = parseModelName(name, what);
-  if (parsed.scheme === 'ollama') return work(await findOllama(parsed));
-  if (parsed.scheme === 'lmstudio') return work(await findLmStudio(parsed, settings.mmproj));
-  if (isHeaders) return withHubHeaders(parsed, settings, signal, work as Using<T>);
-  return work(await pullModel(parsed, settings, signal));
+  if (parsed.scheme === 'ollama') return work(await lazy.local.findOllama(parsed));
+  if (parsed.scheme === 'lmstudio') return work(await lazy.local.findLmStudio(parsed, settings.mmproj));
+  if (isHeaders) return lazy.pull.withHubHeaders(parsed, settings, signal, work);
+  return work(await lazy.pull.pullModel(parsed, settings, signal));
 }
 
 async function withAll<T>(

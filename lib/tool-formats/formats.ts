@@ -1,9 +1,20 @@
 // All formats of tool calls, and which of them a chat template writes.
 import type { ToolFormat, ToolFormatName } from './format.js';
-import { functiongemma } from './functiongemma.js';
-import { hermes } from './hermes.js';
-import { gemma, llama } from './json-calls.js';
-import { mistral } from './mistral.js';
+
+const lazy = {
+  get functionGemma() {
+    return require('./functiongemma.js') as typeof import('./functiongemma.js');
+  },
+  get hermes() {
+    return require('./hermes.js') as typeof import('./hermes.js');
+  },
+  get jsonCalls() {
+    return require('./json-calls.js') as typeof import('./json-calls.js');
+  },
+  get mistral() {
+    return require('./mistral.js') as typeof import('./mistral.js');
+  },
+};
 
 export const TOOL_FORMATS: readonly ToolFormatName[] = ['functiongemma', 'gemma', 'llama', 'hermes', 'mistral'];
 
@@ -29,6 +40,14 @@ export function formatOf(source: string | undefined): ToolFormatName | 'unknown'
 
 /** A format by its name. `source`: of the chat template, which decides between the two ways of Mistral's. */
 export function toolFormat(name: ToolFormatName, source: string | undefined): ToolFormat {
-  if (name === 'mistral') return mistral(source?.includes('[ARGS]') ?? false);
-  return { functiongemma, gemma, llama, hermes }[name];
+  switch (name) {
+    case 'functiongemma':
+      return lazy.functionGemma.functiongemma;
+    case 'hermes':
+      return lazy.hermes.hermes;
+    case 'mistral':
+      return lazy.mistral.mistral(source?.includes('[ARGS]') ?? false);
+    default:
+      return lazy.jsonCalls[name];
+  }
 }

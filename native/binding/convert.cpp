@@ -426,6 +426,7 @@ GenerateParams to_generate_params(const Napi::Object& params) {
   read(params, "grammar", [&](const Napi::Value& value) { result.grammar = to_grammar(value); });
   result.images = to_prompt_images(params.Get("images"));
   result.adapters = to_adapter_uses(params.Get("adapters"));
+  read(params, "background", &result.background);
   read(params, "stopSequences", [&](const Napi::Value& value) {
     for_each(value, "stopSequences",
              [&](const Napi::Value& stop) { result.stop_sequences.push_back(to_string(stop, "stopSequences")); });
@@ -593,6 +594,7 @@ EvaluateParams to_evaluate_params(const Napi::Object& params) {
   result.logits.tokens = to_tokens(params.Get("tokens"));
   result.logits.images = to_prompt_images(params.Get("images"));
   result.logits.adapters = to_adapter_uses(params.Get("adapters"));
+  read(params, "background", &result.logits.background);
   result.logits.all = to_bool(params.Get("all"), "all");
   result.rows = to_bool(params.Get("rows"), "rows");
   result.next = to_bool(params.Get("next"), "next");
@@ -605,6 +607,7 @@ ScoreParams to_score_params(const Napi::Object& params) {
   result.tokens = to_tokens(params.Get("tokens"));
   result.images = to_prompt_images(params.Get("images"));
   result.adapters = to_adapter_uses(params.Get("adapters"));
+  read(params, "background", &result.background);
   result.candidates = to_tokens(params.Get("candidates"));
   result.lengths = to_tokens(params.Get("lengths"));
   return result;
@@ -670,6 +673,7 @@ EmbedParams to_embed_params(const Napi::Object& params) {
   result.n_dims = to_int(params, "dimensions");
   result.normalize = to_bool(params.Get("normalize"), "normalize");
   result.adapters = to_adapter_uses(params.Get("adapters"));
+  read(params, "background", &result.background);
   return result;
 }
 
@@ -677,6 +681,7 @@ EncodeParams to_encode_params(const Napi::Object& params) {
   EncodeParams result;
   result.n_images = to_int(params, "n");
   result.adapters = to_adapter_uses(params.Get("adapters"));
+  read(params, "background", &result.background);
   const std::span<const uint8_t> pixels = elements_of<uint8_t>(params.Get("pixels"), "pixels");
   result.pixels.assign(pixels.begin(), pixels.end());
   return result;

@@ -27,6 +27,7 @@ struct EmbedParams {
   int n_dims = 0;               // of an embedding, the first are kept; 0: all
   bool normalize = true;        // to a length of 1, after that
   std::vector<AdapterUse> adapters;
+  bool background = false;  // Request::background()
 };
 
 // rows[n, n_dims] of texts first, first + 1, ... Every text comes once, in order. What it throws ends the request.

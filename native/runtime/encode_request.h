@@ -19,6 +19,7 @@ struct EncodeParams {
   std::vector<uint8_t> pixels;  // [n_images, image_size, image_size, 3], red green blue
   int n_images = 0;
   std::vector<AdapterUse> adapters;  // what they change of the vision encoder
+  bool background = false;  // Request::background()
 };
 
 // Fraction in 0..1, after each step. What it throws ends the request.
@@ -34,6 +35,8 @@ class EncodeRequest final : public Request {
 
   // One step. The first one takes the encoder from whoever had it. False when the work is over: done, or failed().
   bool advance(const std::function<bool()>& should_stop);
+  // The encoder goes to another request; this one begins anew afterwards.
+  void restart() { started_ = false; }
   void finish(FinishReason reason) noexcept override;
 
  private:

@@ -33,6 +33,10 @@ using Clock = std::chrono::steady_clock;
 // While others decode, a prompt takes smaller bites: each step then stays short enough for a fluent stream.
 constexpr int kPrefillBesideDecode = 128;
 
+// Rows of a step in the background. It is given up between layers for a request that comes, so that waits for one layer of so
+// many rows: of a model of 4 billion parameters some milliseconds. Fewer would cost the background more than half its speed.
+constexpr int kBackgroundRows = 64;
+
 }  // namespace
 
 class Engine::Scheduler {
@@ -48,13 +52,15 @@ class Engine::Scheduler {
   }
 
   template <typename Kind>
-  std::shared_ptr<Request> submit(std::shared_ptr<Kind> request) {
+  std::shared_ptr<Request> submit(std::shared_ptr<Kind> request, bool background = false) {
+    request->set_background(background);
     std::list<Waiting> entry;
     entry.emplace_back(std::list{request});
     {
       const std::lock_guard lock(signal_->mutex);
       if (closing_.load()) throw Error(ErrorCode::kDisposed, "", "the model was disposed");
       waiting_.splice(waiting_.end(), entry);
+      if (!background) foreground_came_.store(true);
       ++stats_.waiting;
       ++signal_->changes;
     }
@@ -101,6 +107,7 @@ class Engine::Scheduler {
       try {
         admit();
         share_cache();
+        in_background_ = !foreground_works();
         embed_step();
         encode_step();
         copy_step();
@@ -126,6 +133,22 @@ class Engine::Scheduler {
       copies_.back()->fail_with_current();
     }
   }
+
+  // Whether a request that is not in the background has something to compute, or has just come.
+  bool foreground_works() const {
+    const auto works = [](const auto& request) {
+      const Request& any = *request;
+      return !any.background() && !any.ended();
+    };
+    return foreground_came_.load(std::memory_order_relaxed) || std::any_of(embeds_.begin(), embeds_.end(), works) ||
+           std::any_of(encodes_.begin(), encodes_.end(), works) || std::any_of(copies_.begin(), copies_.end(), works) ||
+           std::any_of(running_.begin(), running_.end(), [&](const Sequence& request) {
+             return works(request) && request->has_begun() && (request->has_place() || !request->paused());
+           });
+  }
+
+  // Whether a request takes no part in this turn because others have work.
+  bool holds_back(const Request& request) const { return request.background() && !in_background_; }
 
   // Calls f for a request. What it throws ends that request alone, and false is returned.
   template <class F>
@@ -159,12 +182,34 @@ class Engine::Scheduler {
       if (request->paused()) request->set_place(false);
     }
     n_places_ = std::count_if(running_.begin(), running_.end(), [](const Sequence& r) { return r->has_place(); });
-    for (const Sequence& request : running_) {
-      if (n_places_ == kMaxRunning) break;
-      if (request->has_place() || request->paused()) continue;
-      request->set_place(true);
-      ++n_places_;
+    for (const bool background : {false, true}) {
+      for (const Sequence& request : running_) {
+        if (request->background() != background || request->has_place() || request->paused()) continue;
+        if (!find_place(background)) break;
+        request->set_place(true);
+        ++n_places_;
+      }
     }
+  }
+
+  // Whether there is a place. One that is not in the background takes that of the last one there.
+  bool find_place(bool background) {
+    if (n_places_ < kMaxRunning) return true;
+    if (background) return false;
+    const auto last = std::find_if(running_.rbegin(), running_.rend(), [](const Sequence& request) {
+      return request->background() && request->has_place() && request->can_rest();
+    });
+    if (last == running_.rend()) return false;
+    (*last)->set_place(false);
+    --n_places_;
+    return true;
+  }
+
+  // Of those that wait, the next: who is not in the background first.
+  std::list<Waiting>::iterator next_waiting() {
+    const auto first = std::find_if(waiting_.begin(), waiting_.end(),
+                                    [](const Waiting& waiting) { return !as_request(waiting)->background(); });
+    return first == waiting_.end() ? waiting_.begin() : first;
   }
 
   // All that is counted, at once: who sees that requests have gone sees that their pages have. Under the mutex.
@@ -220,20 +265,22 @@ class Engine::Scheduler {
   void admit() {
     {
       const std::lock_guard lock(signal_->mutex);
+      foreground_came_.store(false);
       give_places();
-      while (!waiting_.empty() && n_places_ < kMaxRunning) {
-        if (auto* sequence = std::get_if<std::list<Sequence>>(&waiting_.front())) {
+      for (auto next = next_waiting(); next != waiting_.end() && find_place(as_request(*next)->background());
+           next = next_waiting()) {
+        if (auto* sequence = std::get_if<std::list<Sequence>>(&*next)) {
           sequence->front()->set_place(true);
           running_.splice(running_.end(), *sequence);
           ++n_places_;
-        } else if (auto* embed = std::get_if<std::list<Embed>>(&waiting_.front())) {
+        } else if (auto* embed = std::get_if<std::list<Embed>>(&*next)) {
           embeds_.splice(embeds_.end(), *embed);
-        } else if (auto* encode = std::get_if<std::list<Encode>>(&waiting_.front())) {
+        } else if (auto* encode = std::get_if<std::list<Encode>>(&*next)) {
           encodes_.splice(encodes_.end(), *encode);
         } else {
-          copies_.splice(copies_.end(), std::get<std::list<Copy>>(waiting_.front()));
+          copies_.splice(copies_.end(), std::get<std::list<Copy>>(*next));
         }
-        waiting_.pop_front();
+        waiting_.erase(next);
       }
       count();  // the first step may take seconds, and shows them as running
     }
@@ -267,14 +314,16 @@ class Engine::Scheduler {
 
   // One step of texts, one of each request in turn, so that nobody waits for all texts of another.
   void embed_step() {
-    if (embeds_.empty()) return;
+    const auto held = [&](const Embed& request) { return holds_back(*request); };
+    if (std::all_of(embeds_.begin(), embeds_.end(), held)) return;
     embedding_.clear();
     text_inputs_.clear();
     text_sums_.clear();
-    const int most = n_places_ > 0 ? std::min(loaded_.max_text_rows, kPrefillBesideDecode) : loaded_.max_text_rows;
+    int most = n_places_ > 0 ? std::min(loaded_.max_text_rows, kPrefillBesideDecode) : loaded_.max_text_rows;
+    if (in_background_) most = std::min(most, kBackgroundRows);
     TextRoom room{most, max_text_pages(loaded_.model->max_batch())};
     try {
-      embedding_.assign(embeds_.begin(), embeds_.end());
+      std::remove_copy_if(embeds_.begin(), embeds_.end(), std::back_inserter(embedding_), held);
       for (bool any = true; any;) {
         any = false;
         for (const Embed& request : embedding_) any |= request->add_text(&room, &text_inputs_, &text_sums_);
@@ -297,7 +346,7 @@ class Engine::Scheduler {
     // Over the list: there may be no memory for a copy of it.
     for (auto at = embeds_.begin(); at != embeds_.end();) {
       const Embed request = *at++;
-      attempt(*request, [&] { request->end_step(done && !request->failed()); });
+      if (!held(request)) attempt(*request, [&] { request->end_step(done && !request->failed()); });
       if (!request->failed() && !request->done()) continue;
       {
         const std::lock_guard lock(signal_->mutex);
@@ -326,13 +375,18 @@ class Engine::Scheduler {
 
   // One step of the pictures that come first; afterwards others decode.
   void encode_step() {
-    if (!encodes_.empty()) {
-      const Encode request = encodes_.front();
+    const auto next = std::find_if(encodes_.begin(), encodes_.end(), [&](const Encode& r) { return !holds_back(*r); });
+    if (next != encodes_.end()) {
+      const Encode request = *next;
+      for (const Encode& other : encodes_) {
+        if (other != request) other->restart();
+      }
       encoder_in_use_ = true;
-      if (request->advance([&] { return should_stop(std::span(&request, 1)); })) return;
+      // A step of the encoder that was given up cannot be repeated: the background yields after it.
+      if (request->advance([&] { return any_ended(std::span(&request, 1)); })) return;
       {
         const std::lock_guard lock(signal_->mutex);
-        encodes_.pop_front();
+        encodes_.erase(next);
       }
       request->finish(request->failed() ? FinishReason::kError : FinishReason::kStop);
     }
@@ -370,7 +424,7 @@ class Engine::Scheduler {
                      [](const Sequence& a, const Sequence& b) { return seed_of(*a) < seed_of(*b); });
     // The next prompt's image is to fit beside the guesses, or it would wait as long as others decode.
     const auto next = std::find_if(running_.begin(), running_.end(),
-                                   [](const Sequence& request) { return !request->decoding() && !rests(request); });
+                                   [&](const Sequence& request) { return !request->decoding() && !rests(request); });
     const int n_image = next == running_.end() ? 0 : (*next)->image_rows_next();
     // Rows that are known without guessing take what guesses leave.
     int n_more = std::max(0, std::min(budget / 2, budget - n_image));
@@ -386,6 +440,7 @@ class Engine::Scheduler {
     step_.resize(n_decoding_);
     int room = budget;
     if (!step_.empty()) budget = std::min(budget, kPrefillBesideDecode);
+    if (in_background_) budget = std::min(budget, kBackgroundRows);
     for (const bool in_prompt : {false, true}) {  // a step's rows of prompts come last
       for (const Sequence& request : running_) {
         if (request->decoding() || request->reads_prompt() != in_prompt || rests(request) || budget == 0) continue;
@@ -403,8 +458,8 @@ class Engine::Scheduler {
     return request.adapters() != nullptr ? request.adapters()->seed : 0;
   }
 
-  static bool rests(const Sequence& request) {
-    return !request->has_place() || !request->has_begun() || request->failed();
+  bool rests(const Sequence& request) const {
+    return !request->has_place() || !request->has_begun() || request->failed() || holds_back(*request);
   }
 
   // The request's rows of the next step; false where it cannot have them.
@@ -437,7 +492,8 @@ class Engine::Scheduler {
   }
 
   // Whether a step of these requests is to be given up.
-  bool should_stop(const auto& requests) const {
+  bool should_stop(const auto& requests) const { return any_ended(requests) || (in_background_ && foreground_works()); }
+  bool any_ended(const auto& requests) const {
     return closing_.load(std::memory_order_relaxed) ||
            std::any_of(requests.begin(), requests.end(), [](const auto& request) { return request->cancelled(); });
   }
@@ -504,6 +560,8 @@ class Engine::Scheduler {
   std::list<Copy> copies_;       // likewise
   std::ptrdiff_t n_places_ = 0;  // of running_, those that go through the layers
   bool encoder_in_use_ = false;  // holds activations
+  bool in_background_ = false;   // of this turn: nobody but requests in the background has work
+  std::atomic<bool> foreground_came_{false};  // since the last admission
   EngineStats stats_;            // guarded by signal_->mutex
   std::vector<Sequence> step_;   // whose step_inputs_ are
   std::vector<SequenceInput> step_inputs_;
@@ -554,37 +612,42 @@ std::shared_ptr<const Grammar> Engine::compile_grammar(const GrammarSource& sour
 std::shared_ptr<Request> Engine::generate(GenerateParams params, OnGenerateEvent on_event) {
   check_generate(params, *loaded_);
   auto adapters = adapters_.mix(params.adapters);
+  const bool background = params.background;
   return scheduler_->submit(make_generate_request(scheduler_->signal(), *loaded_, std::move(adapters),
-                                                  std::move(params), std::move(on_event)));
+                                                  std::move(params), std::move(on_event)), background);
 }
 
 std::shared_ptr<Request> Engine::logits(LogitsParams params, OnLogits on_row, OnDone on_done) {
   check_prompt(params.tokens, params.images, *loaded_);
   auto adapters = adapters_.mix(params.adapters);
+  const bool background = params.background;
   return scheduler_->submit(make_logits_request(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
-                                                std::move(on_row), std::move(on_done)));
+                                                std::move(on_row), std::move(on_done)), background);
 }
 
 std::shared_ptr<Request> Engine::score(ScoreParams params, OnScores on_scores, OnDone on_done) {
   check_score(params, *loaded_);
   auto adapters = adapters_.mix(params.adapters);
+  const bool background = params.background;
   return scheduler_->submit(make_score_request(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
-                                               std::move(on_scores), std::move(on_done)));
+                                               std::move(on_scores), std::move(on_done)), background);
 }
 
 std::shared_ptr<Request> Engine::encode_images(EncodeParams params, OnProgress on_progress, OnEmbeddings on_done) {
   check_encode(params, *loaded_);
   auto adapters = adapters_.mix(params.adapters);
+  const bool background = params.background;
   return scheduler_->submit(std::make_shared<EncodeRequest>(scheduler_->signal(), *loaded_, std::move(adapters),
                                                             std::move(params), std::move(on_progress),
-                                                            std::move(on_done)));
+                                                            std::move(on_done)), background);
 }
 
 std::shared_ptr<Request> Engine::embed(EmbedParams params, OnTexts on_texts, OnDone on_done) {
   check_embed(params, *loaded_);
   auto adapters = adapters_.mix(params.adapters);
+  const bool background = params.background;
   return scheduler_->submit(std::make_shared<EmbedRequest>(scheduler_->signal(), *loaded_, std::move(adapters),
-                                                           std::move(params), std::move(on_texts), std::move(on_done)));
+                                                           std::move(params), std::move(on_texts), std::move(on_done)), background);
 }
 
 SavedState Engine::save_state(SaveParams params) {

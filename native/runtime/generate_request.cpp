@@ -41,6 +41,8 @@ class GenerateRequest final : public SequenceRequest {
     return has_place() ? n_unread() >= params_.max_unread : n_unread() > params_.max_unread / 2;
   }
 
+  bool can_rest() const override { return true; }
+
   std::optional<DraftRequest> draft_request() override {
     if (!draft_) return std::nullopt;
     if (!decoding()) return DraftRequest{draft_.get(), std::span(tokens_).first(static_cast<size_t>(n_done_))};

@@ -50,6 +50,7 @@ struct GenerateParams {
   // from prompt lookup then.
   std::vector<PromptImage> images;
   std::vector<AdapterUse> adapters;
+  bool background = false;  // Request::background()
 };
 
 // One event per generated token (text may be empty while characters are incomplete), then one finish event.

@@ -22,6 +22,7 @@ struct LogitsParams {
   bool all = false;  // every position, not only the last
   std::vector<PromptImage> images;
   std::vector<AdapterUse> adapters;
+  bool background = false;  // Request::background()
 };
 
 // logits[n_vocab] of a position, valid during the call. What it throws ends the request.

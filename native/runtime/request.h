@@ -64,6 +64,11 @@ class Request {
     signal_->notify();
   }
 
+  // Work for which nobody waits: it is computed while no other request has anything to compute. Set before the request is
+  // handed over.
+  bool background() const { return background_; }
+  void set_background(bool background) { background_ = background; }
+
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
   // The request is to end with this error.
   void fail(const Error& error) noexcept {
@@ -94,6 +99,7 @@ class Request {
   std::atomic<int> n_unread_{0};
   std::shared_ptr<Error> error_;  // what fail() was given
   bool failed_ = false;
+  bool background_ = false;
 };
 
 }  // namespace gemma

@@ -96,6 +96,7 @@ bool SequenceRequest::waits_for_prefix(const std::list<std::shared_ptr<SequenceR
   for (const std::shared_ptr<SequenceRequest>& other : running) {
     if (other.get() == this) break;
     if (!other->shares_prefix() || !other->in_prompt() || !other->has_place_ || other->ended()) continue;
+    if (other->background() && !background()) continue;  // that one waits itself, for this one
     const int n = common_prompt(*other);
     if (n > n_best && n >= other->n_done_) best = other, n_best = n;
   }

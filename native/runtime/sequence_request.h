@@ -51,6 +51,8 @@ class SequenceRequest : public Request {
   bool holds_pages() const { return n_done_ > 0; }
   // Asks for no rows until its reader has caught up.
   virtual bool paused() const { return false; }
+  // Whether its place, and its pages, may be taken for some time.
+  virtual bool can_rest() const { return false; }
   // What drafting needs to guess this sequence's next tokens; nothing where none are to be guessed.
   virtual std::optional<DraftRequest> draft_request() { return std::nullopt; }
   // Guesses of the next step.

@@ -28,6 +28,21 @@ describe('generate', () => {
     }
   });
 
+  test('the background has the same results, beside other calls', async () => {
+    const asked = { maxOutputTokens: 20, seed: 3, priority: 'background' } as const;
+    const alone = await gemma.generate('One of many', { ...asked, priority: 'normal' });
+    const rows = await gemma.embed(['a text', 'and another'], { priority: 'normal' });
+    const behind = gemma.generate('One of many', asked);
+    const embedded = gemma.embed(['a text', 'and another'], { priority: 'background' });
+    const scored = gemma.score('Hello', ['one', 'two'], { priority: 'background' });
+    await gemma.generate('Somebody waits', { maxOutputTokens: 10 });
+    expect((await behind).tokens).toEqual(alone.tokens);
+    expect((await embedded).data).toEqual(rows.data);
+    expect(await scored).toEqual(await gemma.score('Hello', ['one', 'two']));
+    const wrong = { ...asked, priority: 'high' as 'normal' };
+    expect(await rejection(gemma.generate('Hello', wrong))).toBeInstanceOf(RangeError);
+  });
+
   test('the result', async () => {
     const start = performance.now();
     const result = await gemma.generate('Hello', { maxOutputTokens: 12, seed: 5, logprobs: 3 });

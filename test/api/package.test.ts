@@ -87,6 +87,34 @@ test('is required from CommonJS', async () => {
   expect(await runNode(['use.cjs'], { cwd: folder })).toMatchObject(RESULT);
 });
 
+// What a start takes is mostly modules, each a file to find, read and compile.
+test('has loaded with its first answer nothing that only other calls need', async () => {
+  writeFileSync(
+    join(folder, 'start.cjs'),
+    `const { basename } = require('node:path');
+    const { Gemma } = require('gemma-native');
+    (async () => {
+      const gemma = await Gemma.load(${JSON.stringify(tiny)});
+      await gemma.generate('Hi', { maxOutputTokens: 3 });
+      const loaded = [
+        ...process.moduleLoadList.map((name) => name.replace('NativeModule ', '')),
+        ...Object.keys(require.cache).map((path) => basename(path)),
+      ];
+      await gemma.dispose();
+      console.log(JSON.stringify(loaded));
+    })();`,
+  );
+  const { code, stdout } = await runNode(['start.cjs'], { cwd: folder });
+  expect(code).toBe(0);
+  const loaded = JSON.parse(stdout) as string[];
+  expect(loaded).toEqual(expect.arrayContaining(['fs', 'gemma.js', 'native.js', 'prompt.js']));
+  const builtIn = ['http', 'https', 'net', 'tls', 'dns', 'crypto', 'child_process', 'worker_threads'];
+  const own = ['pull', 'local', 'image', 'remote', 'video', 'schema', 'json-schema', 'pattern', 'structured', 'tools'];
+  const others = ['tool-loop', 'functiongemma', 'batch', 'embed', 'score', 'quantize', 'merge', 'peft-config'];
+  const wanted = [...builtIn, ...[...own, ...others].map((name) => `${name}.js`)];
+  expect(loaded.filter((name) => wanted.includes(name))).toEqual([]);
+});
+
 test('is one and the same both ways', async () => {
   writeFileSync(
     join(folder, 'both.mjs'),

@@ -103,7 +103,8 @@ test('the library does not know its command line, and its files do not import ea
   const imports = new Map(
     lib.map(({ path, text }) => [
       path,
-      [...text.matchAll(/^(?:import|export)\s+(?!type\b)[^;]*?from '(\.[^']+)';/gm)].map((match) =>
+      // Those that are loaded later (require) count as well.
+      [...text.matchAll(/(?:^(?:import|export)\s+(?!type\b)[^;]*?from |\brequire\()'(\.[^']+)'/gm)].map((match) =>
         join(dirname(path), match[1]!)
           .replaceAll('\\', '/')
           .replace(/\.m?js$/, (end) => end.replace('js', 'ts')),

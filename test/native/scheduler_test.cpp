@@ -158,6 +158,108 @@ TEST("local pages go back while a sequence grows") {
   CHECK(most <= 34 && most >= 32);
 }
 
+// Events of the background while another request was computed, from that one's first event to its last.
+struct Watched {
+  Generation own;
+  std::atomic<int>* n_background = nullptr;
+  int n_before = -1;
+  int n_after = -1;
+
+  std::function<void(GenerateEvent&&)> listener() {
+    return [this, next = own.listener()](GenerateEvent&& event) {
+      if (n_before < 0) n_before = n_background->load();
+      if (event.kind == GenerateEvent::kFinish) n_after = n_background->load();
+      next(std::move(event));
+    };
+  }
+};
+
+TEST("the background waits while others have work, for more requests than have a place, and answers the same") {
+  LoadOptions o = options("text-a-q4_0.gguf");
+  const std::shared_ptr<Engine> engine = Engine::load(o);
+  const auto params = [](int i, bool background) {
+    GenerateParams p = sampled(some_tokens(150 + i, i + 1), 30, static_cast<uint64_t>(i));
+    p.sampling.n_logprobs = 2;
+    p.background = background;
+    return p;
+  };
+  const int n = kPlaces + 6;
+  std::atomic<int> n_events{0};
+  std::vector<std::shared_ptr<Generation>> background;
+  for (int i = 0; i < n; ++i) {
+    auto g = std::make_shared<Generation>();
+    g->request = engine->generate(params(i, true), [&n_events, next = g->listener()](GenerateEvent&& event) {
+      ++n_events;
+      next(std::move(event));
+    });
+    background.push_back(std::move(g));
+  }
+  wait_until([&] { return n_events > 0; });
+  for (int i = 0; i < 5; ++i) {
+    Watched watched;
+    watched.n_background = &n_events;
+    watched.own.request = engine->generate(params(500 + i, false), watched.listener());
+    watched.own.ended.wait();
+    CHECK(watched.own.finish.reason == FinishReason::kLength && watched.n_before >= 0);
+    CHECK(watched.n_after == watched.n_before);
+  }
+  for (int i = 0; i < n; ++i) {
+    background[static_cast<size_t>(i)]->ended.wait();
+    const auto alone = start(*engine, params(i, false));
+    alone->ended.wait();
+    CHECK(same(*background[static_cast<size_t>(i)], *alone) && alone->tokens.size() == 30);
+  }
+}
+
+TEST("a request that comes is computed before the next step in the background") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  std::atomic<int> n_events{0};
+  Watched watched;
+  watched.n_background = &n_events;
+  Generation slow;
+  GenerateParams p = greedy(some_tokens(40), 60);
+  p.background = true;
+  slow.request = engine->generate(std::move(p), [&, next = slow.listener()](GenerateEvent&& event) {
+    next(std::move(event));
+    if (++n_events == 10) watched.own.request = engine->generate(greedy(some_tokens(400, 3), 20), watched.listener());
+  });
+  slow.ended.wait();
+  watched.own.ended.wait();
+  CHECK(watched.own.tokens.size() == 20 && slow.tokens.size() == 60);
+  CHECK(watched.n_before == 10 && watched.n_after == 10);
+}
+
+TEST("logits, scores and embeddings in the background are the same, beside others") {
+  const std::shared_ptr<Engine> engine = Engine::load(options("text-a-f16.gguf"));
+  const std::vector<TokenId> tokens = some_tokens(300);
+  const std::vector<float> want = logits_of(*engine, tokens);
+  const auto embedded = [&](bool background) {
+    EmbedParams params{tokens, {83, 17, 200}, 0, true, {}, background};
+    std::vector<float> rows;
+    std::promise<std::shared_ptr<const Error>> done;
+    const auto request = engine->embed(
+        std::move(params), [&](size_t, std::vector<float>&& found) { rows.insert(rows.end(), found.begin(), found.end()); },
+        [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
+    CHECK(done.get_future().get() == nullptr);
+    return rows;
+  };
+  const std::vector<float> texts = embedded(false);
+  std::atomic<bool> stop{false};
+  std::thread others([&] {
+    while (!stop) start(*engine, greedy(some_tokens(50, 7), 3))->ended.wait();
+  });
+  std::vector<float> rows;
+  std::promise<std::shared_ptr<const Error>> done;
+  const auto request = engine->logits(
+      {tokens, true, {}, {}, true}, [&](int, std::span<const float> row) { rows.insert(rows.end(), row.begin(), row.end()); },
+      [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
+  const std::vector<float> again = embedded(true);
+  const std::shared_ptr<const Error> error = done.get_future().get();
+  stop = true;
+  others.join();
+  CHECK(error == nullptr && same_bits(rows, want) && same_bits(again, texts));
+}
+
 }  // namespace
 }  // namespace gemma
 

@@ -18,10 +18,14 @@ namespace gemma::cpu {
 namespace {
 
 // Columns that are unpacked at a time: a multiple of every type's block.
-constexpr int kFewColumns = 256;    // one panel of 6 KiB, stays in L1
+constexpr int kFewColumns = 256;    // one or two panels of 6 KiB, stay in L1
 constexpr int kManyColumns = 1024;  // at most: eight panels of 24 KiB each, in L2
 constexpr int kBlocksMany = kManyColumns / 32;
 constexpr int kPanelsMany = 8;
+// Of x. Up to here weights are read once and x from L2 for each two panels, so that weights come from memory while others
+// are multiplied; with more rows it is x that costs, and panels are unpacked for 128 weight rows at once.
+constexpr int kSomeRows = 64;
+constexpr int kRowsAlone = 8;  // of a tile with one panel
 
 // The product is started at offset * -sum(x): what unsigned codes add too much.
 template <int kShift>
@@ -187,7 +191,6 @@ void multiply_all(const PanelBlock* panels, int n_panels, int n_blocks, const Qu
                   float* out, size_t out_stride, bool first, __mmask16 last_lanes) {
   // Accumulators and dot products of a tile fit into 32 registers.
   constexpr int kRows = 6;
-  constexpr int kRowsAlone = 8;
   const int tile = n_panels == 1 ? kRowsAlone : kRows;
   for (int r = 0; r < x.n_rows; r += tile) {
     const int n = least(tile, x.n_rows - r);
@@ -207,24 +210,26 @@ void multiply_all(const PanelBlock* panels, int n_panels, int n_blocks, const Qu
   }
 }
 
-// Panels of 16 rows over the wanted range. unpack(rows, first_block, n_blocks, panel) fills a panel.
+// Panels of 16 rows over the wanted range. unpack(row, first_block, n_blocks, panel, ahead) fills a panel, and fetches what
+// comes so many rows later.
 template <int kShift, bool kMin, bool kHalves, class Unpack>
 void run_panels(const WeightRows& w, const QuantizedRows& x, float* out, size_t out_stride, const Scratch& scratch,
                 const Unpack& unpack) {
   const int n_blocks = x.n_cols / 32;
   PanelBlock* panels = reinterpret_cast<PanelBlock*>(scratch.data);
-  const bool many = x.n_rows > 8;
+  const bool many = x.n_rows > kSomeRows;
   // Many: steps of about equal length, in whole groups of 8 blocks.
   const int n_steps = (n_blocks + kBlocksMany - 1) / kBlocksMany;
   const int step = many ? ((n_blocks + n_steps - 1) / n_steps + 7) / 8 * 8 : kFewColumns / 32;
-  const int rows_step = many ? kPanelsMany * kLanes : kLanes;
+  const int rows_step = (many ? kPanelsMany : x.n_rows > kRowsAlone ? 2 : 1) * kLanes;
+  const int ahead = many ? kLanes : rows_step;
   for (int row = w.row_begin; row < w.row_end; row += rows_step) {
     const int n_rows = least(rows_step, w.row_end - row);
     const int n_panels = (n_rows + kLanes - 1) / kLanes;
     const __mmask16 last_lanes = static_cast<__mmask16>((1u << (n_rows - (n_panels - 1) * kLanes)) - 1u);
     for (int b = 0; b < n_blocks; b += step) {
       const int n = least(step, n_blocks - b);
-      for (int p = 0; p < n_panels; ++p) unpack(row + p * kLanes, b, n, panels + p * kBlocksMany);
+      for (int p = 0; p < n_panels; ++p) unpack(row + p * kLanes, b, n, panels + p * kBlocksMany, ahead);
       multiply_all<kShift, kMin, kHalves>(panels, n_panels, n, x, b, out + row, out_stride, b == 0, last_lanes);
     }
   }
@@ -263,7 +268,9 @@ void gemm_type(const WeightRows& w, const QuantizedRows& x, float* out, size_t o
   uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data) + kPanelsMany * kBlocksMany * sizeof(PanelBlock);
   run_panels<Type::kOffsetShift, Type::kMin, Type::kHalves>(
       w, x, out, out_stride, scratch,
-      [&](int row, int b, int n, PanelBlock* panel) { unpack_panel<Type, ToPanel>(w, row, b, n, panel, tail); });
+      [&](int row, int b, int n, PanelBlock* panel, int ahead) {
+        unpack_panel<Type, ToPanel>(w, row, b, n, panel, tail, ahead);
+      });
 }
 
 // A panel's values as columns of floats, for each of the 16 rows a lane.
