@@ -1,4 +1,4 @@
-import { freemem, totalmem } from 'node:os';
+import { totalmem } from 'node:os';
 import { adapterName, adapterPaths, findAdapter } from './adapters.js';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import { batchOptions, runBatch, type BatchOptions, type BatchResult } from './batch.js';
@@ -67,6 +67,7 @@ import {
   type TokenScore,
 } from './native.js';
 import type { CropParams, ImageLimits } from './media-options.js';
+import { availableMemory } from './memory.js';
 import { runOperation, runReporting } from './operation.js';
 import * as check from './options.js';
 import type { Asker } from './overflow.js';
@@ -82,6 +83,8 @@ import {
 } from './quantize.js';
 import { merge, type MergeOptions, type MergeResult } from './merge.js';
 import { emptyResult, type GenerateResult } from './result.js';
+import { startFinetuning, type FinetuneRun, type LoadedModel } from './finetune/run.js';
+import type { FinetuneOptions } from './finetune/options.js';
 import { candidateList, encodeCandidates, endToken, scoresOf, type Candidates, type CandidateScore } from './score.js';
 import { GemmaStream } from './stream.js';
 import { answerWithTools, conversationOf, type AskModel, type Bound } from './tool-loop.js';
@@ -206,11 +209,6 @@ const MAX_RUNNING = 64;
 
 // How far the engine may run ahead of a stream's reader, in events.
 const MAX_UNREAD = 256;
-
-function availableMemory(): number {
-  const limit = process.constrainedMemory(); // of the container; 0 or huge without one
-  return limit > 0 ? Math.min(freemem(), limit) : freemem();
-}
 
 /**
  * A Gemma 3 model in memory. All methods may be called at any time and side by side: the engine serves all calls of a model
@@ -450,6 +448,37 @@ export class Gemma {
     options: ImportanceOptions = {},
   ): Promise<ImportanceResult> {
     return importance(model, text, output, options);
+  }
+
+  /**
+   * Trains an adapter (LoRA) for a model on a file of examples, on the CPU, and writes it as a folder that `loadAdapter` and Python's PEFT
+   * take. The model's weights, of whatever type, stay as they are. Everything is done on threads of its own. The output takes its name when
+   * training is over; until then it is `OUTPUT.part`, and the same call goes on where an interrupted one was, to the same adapter.
+   *
+   * @returns a promise of the result that also has `pause()` and `resume()`
+   * @throws GemmaError `ERR_INVALID_ARGUMENT` (`BAD_EXAMPLE`, `EXAMPLE_TOO_LONG`, with file and line; `NO_EXAMPLES`), `ERR_FILE`
+   * (`FILE_EXISTS`, `IN_USE`, `DISK_FULL`, `OTHER_RUN`: what is there is of another training, `CHECKPOINT_DAMAGED`, `FILE_CHANGED`),
+   * `ERR_NON_FINITE` (the learning rate is too high), `ERR_OUT_OF_MEMORY` (`NO_ROOM`), `ERR_UNSUPPORTED_MODEL`; as `load`; the signal's
+   * reason after an abort
+   */
+  static finetune(options: FinetuneOptions): FinetuneRun {
+    return startFinetuning(options, async (model, load): Promise<LoadedModel> => {
+      const gemma = await Gemma.load(model, load);
+      const { info } = gemma;
+      return {
+        path: gemma.#path,
+        source: {
+          prompts: gemma.#prompts,
+          info,
+          live: () => gemma.#live(),
+          isTurn: info.instructionTuned,
+        },
+        hasVision: info.vision !== undefined,
+        likeliest: async (tokens, top, signal) =>
+          (await gemma.logits(tokens, { all: true, top, data: false, signal })).top ?? [],
+        dispose: () => gemma.dispose(),
+      };
+    });
   }
 
   /** What can be computed on here: the CPU, then GPUs, with the reason where one cannot be used. */

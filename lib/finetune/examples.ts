@@ -16,7 +16,7 @@ import { atLine, trainingLines, type NumberedLine, type StoredLogits, type Train
 /** A loaded model, as far as its prompts go. */
 export interface PromptSource {
   prompts: PromptBuilder;
-  info: NativeModelInfo;
+  info: Pick<NativeModelInfo, 'config'> & { endTokens: readonly number[] };
   live: () => NativeModel;
   /** a string is a turn of a conversation */
   isTurn: boolean;
