@@ -16,7 +16,7 @@ interface FinetuneFlags {
   targets?: string;
   layers?: string;
   adapter?: string;
-  loss?: FinetuneOptions['loss'];
+  loss?: 'next-token' | 'distillation' | 'dpo';
   teacher?: string;
   teacherTopK?: number;
   temperature?: number;
