@@ -16,16 +16,6 @@ const Tensor& require_tensor(const TensorSource& tensors, const std::string& nam
   return *tensor;
 }
 
-// In float32, as Hugging Face computes them (Gemma3RotaryEmbedding): base^(-2j / head_dim), then divided by the factor.
-std::vector<float> inverse_frequencies(const LayerConfig& layer) {
-  std::vector<float> out;
-  const float head_dim = static_cast<float>(layer.head_dim);
-  for (int j = 0; j < layer.head_dim; j += 2) {
-    out.push_back(1.0f / std::pow(layer.rope_base, static_cast<float>(j) / head_dim) / layer.rope_factor);
-  }
-  return out;
-}
-
 // The layers of a stage; load hands a tensor to a backend.
 void load_stage(Weights& w, SmallVectors& small, const Stage& stage, const TensorSource& tensors,
                 const ModelConfig& config, const auto& load) {
@@ -42,6 +32,15 @@ void load_stage(Weights& w, SmallVectors& small, const Stage& stage, const Tenso
 }
 
 }  // namespace
+
+std::vector<float> inverse_frequencies(const LayerConfig& layer) {
+  std::vector<float> out;
+  const float head_dim = static_cast<float>(layer.head_dim);
+  for (int j = 0; j < layer.head_dim; j += 2) {
+    out.push_back(1.0f / std::pow(layer.rope_base, static_cast<float>(j) / head_dim) / layer.rope_factor);
+  }
+  return out;
+}
 
 Weights load_weights(std::span<const Stage> stages, std::shared_ptr<const TensorSource> tensors,
                      const ModelConfig& config) {

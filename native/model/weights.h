@@ -46,6 +46,10 @@ struct Weights {
   std::shared_ptr<const TensorSource> tensors;  // keeps the mapping
 };
 
+// [head_dim / 2], in float32, as Hugging Face computes them (Gemma3RotaryEmbedding): base^(-2j / head_dim), then divided
+// by the factor.
+std::vector<float> inverse_frequencies(const LayerConfig& layer);
+
 // Hands every tensor to the backend of its stage: the embedding to the first, the output matrix, which may be the same
 // tensor, to the last. config is of the same file, whose tensors have been checked.
 Weights load_weights(std::span<const Stage> stages, std::shared_ptr<const TensorSource> tensors,

@@ -35,6 +35,11 @@ const Kernels& kernels_ref() {
       .add_residual_bias = add_residual_bias_ref,
       .exact_attention = kExactAttentionRef,
       .fast_attention = kExactAttentionRef,
+      .multiply_panels = multiply_panels_ref,
+      .transpose_panel = transpose_panel_ref,
+      .largest = largest_ref,
+      .exp_row = exp_row_ref,
+      .geglu_backward = geglu_backward_ref,
   };
   return kernels;
 }
@@ -66,6 +71,11 @@ const Kernels& kernels_avx2() {
       .add_residual_bias = add_residual_bias_avx2,
       .exact_attention = kExactAttentionAvx2,
       .fast_attention = kExactAttentionAvx2,
+      .multiply_panels = multiply_panels_avx2,
+      .transpose_panel = transpose_panel_ref,
+      .largest = largest_avx2,
+      .exp_row = exp_row_avx2,
+      .geglu_backward = geglu_backward_avx2,
   };
   return kernels;
 }
@@ -105,6 +115,11 @@ const Kernels& kernels_avx512_vnni() {
       .add_residual_bias = add_residual_bias_avx512,
       .exact_attention = kExactAttentionAvx512,
       .fast_attention = kFastAttentionAvx512Vnni,
+      .multiply_panels = multiply_panels_avx512,
+      .transpose_panel = transpose_panel_avx512,
+      .largest = largest_avx512,
+      .exp_row = exp_row_avx512,
+      .geglu_backward = geglu_backward_avx512,
   };
   return kernels;
 }
@@ -147,6 +162,11 @@ const Kernels& kernels_neon_dotprod() {
       .add_residual_bias = add_residual_bias_neon,
       .exact_attention = kExactAttentionNeon,
       .fast_attention = kFastAttentionNeonDotprod,
+      .multiply_panels = multiply_panels_neon,
+      .transpose_panel = transpose_panel_ref,
+      .largest = largest_neon,
+      .exp_row = exp_row_neon,
+      .geglu_backward = geglu_backward_neon,
   };
   return kernels;
 }

@@ -201,6 +201,27 @@ struct LowRankRows {
   size_t out_stride = 0;
 };
 
+// A product of float32 panels, of training: a is packed, kPanelRows rows after each other for every k,
+//   c[r][j] = fma(a[k][r], b[k][j], c[r][j]) for k in order, from 0 unless add
+// so the same bits in all sets.
+inline constexpr int kPanelRows = 12;
+inline constexpr int kPanelColumns = 32;
+struct PanelProduct {
+  const float* a = nullptr;  // [panels][depth][kPanelRows], panels a_stride apart
+  size_t a_stride = 0;
+  int n_rows = 0;  // any number
+  // Row k: columns 0..15 at b + k * b_stride, the others b_half behind them. Whole vectors are read: there must be room
+  // up to column 16 or 32.
+  const float* b = nullptr;
+  size_t b_stride = 0;
+  size_t b_half = 0;
+  int n_cols = 0;  // at most kPanelColumns
+  int depth = 0;
+  float* c = nullptr;  // [n_rows], rows c_stride apart
+  size_t c_stride = 0;
+  bool add = false;
+};
+
 struct Kernels {
   const char* isa;
 
@@ -245,6 +266,18 @@ struct Kernels {
   void (*add_residual_bias)(float* x, const float* branch, const float* bias, int dim);
   FullAttention exact_attention;
   FullAttention fast_attention;
+
+  // Of training (native/train/).
+  void (*multiply_panels)(const PanelProduct& product);
+  // rows[lane][c] = columns[c][lane] of 16 lanes.
+  void (*transpose_panel)(const float* columns, int n_cols, float* rows, size_t row_stride);
+  // -infinity of nothing. NaN may be left out.
+  float (*largest)(const float* x, int n);
+  // x = exp(scale * x - shift); returns their sum, which is NaN where one of them is.
+  float (*exp_row)(float* x, int n, float scale, float shift);
+  // From d, the gradient of gelu(gate) * up. d_gate or d_up may be d.
+  void (*geglu_backward)(float* d_gate, float* d_up, const float* gate, const float* up, const float* d, int dim);
+
   // Null where the set has no unit for bfloat16:
   const BulkGemm* bulk = nullptr;
   // As attention, of a prompt's rows; the spans of a call are within one segment.

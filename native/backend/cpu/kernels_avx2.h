@@ -30,5 +30,9 @@ void bias_gelu_avx2(float* x, const float* bias, int dim);
 void add_residual_bias_avx2(float* x, const float* branch, const float* bias, int dim);
 extern const FullAttention kExactAttentionAvx2;
 extern const FullAttention kFastAttentionAvxVnni;
+void multiply_panels_avx2(const PanelProduct& product);
+float largest_avx2(const float* x, int n);
+float exp_row_avx2(float* x, int n, float scale, float shift);
+void geglu_backward_avx2(float* d_gate, float* d_up, const float* gate, const float* up, const float* d, int dim);
 
 }  // namespace gemma::cpu

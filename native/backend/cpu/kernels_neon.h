@@ -30,5 +30,9 @@ void bias_gelu_neon(float* x, const float* bias, int dim);
 void add_residual_bias_neon(float* x, const float* branch, const float* bias, int dim);
 extern const FullAttention kExactAttentionNeon;
 extern const FullAttention kFastAttentionNeonDotprod;
+void multiply_panels_neon(const PanelProduct& product);
+float largest_neon(const float* x, int n);
+float exp_row_neon(float* x, int n, float scale, float shift);
+void geglu_backward_neon(float* d_gate, float* d_up, const float* gate, const float* up, const float* d, int dim);
 
 }  // namespace gemma::cpu

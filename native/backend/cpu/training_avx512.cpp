@@ -1,0 +1,70 @@
+// The kernels of training with AVX-512.
+#include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/training_kernels.h"
+#include "backend/cpu/vector_avx512.h"
+
+namespace gemma::cpu {
+namespace {
+
+struct Lanes : Vector512 {
+  static constexpr int kTileVectors = 2;  // 24 sums, two vectors of b; a comes from memory
+  static constexpr int kTileRows = 12;
+  static Float load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Float v) { _mm512_storeu_ps(p, v); }
+  static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+};
+
+}  // namespace
+
+void multiply_panels_avx512(const PanelProduct& p) {
+  multiply_panels_of<Lanes>(p);
+}
+
+float largest_avx512(const float* x, int n) {
+  return largest_of<Lanes>(x, n);
+}
+
+float exp_row_avx512(float* x, int n, float scale, float shift) {
+  return exp_row_of<Lanes>(x, n, scale, shift);
+}
+
+void geglu_backward_avx512(float* d_gate, float* d_up, const float* gate, const float* up, const float* d, int dim) {
+  geglu_backward_of<Lanes>(d_gate, d_up, gate, up, d, dim);
+}
+
+void transpose_panel_avx512(const float* columns, int n_cols, float* rows, size_t row_stride) {
+  int c = 0;
+  for (; c + 16 <= n_cols; c += 16) {
+    __m512 v[16];
+    __m512 t[16];
+    for (int i = 0; i < 16; ++i) v[i] = _mm512_loadu_ps(columns + (c + i) * 16);
+    for (int i = 0; i < 8; ++i) {
+      t[2 * i] = _mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]);
+      t[2 * i + 1] = _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]);
+    }
+    // v[4 i + j]: lanes j, j + 4, j + 8, j + 12 of columns 4 i .. 4 i + 3.
+    for (int i = 0; i < 4; ++i) {
+      v[4 * i] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+      v[4 * i + 1] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+      v[4 * i + 2] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+      v[4 * i + 3] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    }
+    float* out = rows + c;
+    for (int j = 0; j < 4; ++j) {
+      const __m512 a = _mm512_shuffle_f32x4(v[j], v[4 + j], 0x44);
+      const __m512 b = _mm512_shuffle_f32x4(v[j], v[4 + j], 0xee);
+      const __m512 d = _mm512_shuffle_f32x4(v[8 + j], v[12 + j], 0x44);
+      const __m512 e = _mm512_shuffle_f32x4(v[8 + j], v[12 + j], 0xee);
+      _mm512_storeu_ps(row_of(out, j, static_cast<ptrdiff_t>(row_stride)), _mm512_shuffle_f32x4(a, d, 0x88));
+      _mm512_storeu_ps(row_of(out, j + 4, static_cast<ptrdiff_t>(row_stride)), _mm512_shuffle_f32x4(a, d, 0xdd));
+      _mm512_storeu_ps(row_of(out, j + 8, static_cast<ptrdiff_t>(row_stride)), _mm512_shuffle_f32x4(b, e, 0x88));
+      _mm512_storeu_ps(row_of(out, j + 12, static_cast<ptrdiff_t>(row_stride)), _mm512_shuffle_f32x4(b, e, 0xdd));
+    }
+  }
+  for (; c < n_cols; ++c) {
+    for (int lane = 0; lane < 16; ++lane)
+      row_of(rows, lane, static_cast<ptrdiff_t>(row_stride))[c] = columns[c * 16 + lane];
+  }
+}
+
+}  // namespace gemma::cpu
