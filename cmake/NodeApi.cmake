@@ -21,6 +21,7 @@ add_library(gemma_native ${kind}
   native/binding/environment.cpp
   native/binding/mailbox.cpp
   native/binding/model_binding.cpp
+  native/binding/train_binding.cpp
   ${CMAKE_JS_SRC})
 set_target_properties(gemma_native PROPERTIES PREFIX "" SUFFIX ".node"
   BUILD_WITH_INSTALL_NAME_DIR ON INSTALL_NAME_DIR "@rpath")  # else the library names the folder it was built in

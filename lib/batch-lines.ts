@@ -1,6 +1,7 @@
 // Lines of a file as they come, of which one is held at a time: what batch.ts reads, and what it has written before.
 import type { FileHandle } from 'node:fs/promises';
 import { ByteCollector } from './turns.js';
+import { plain } from './values.js';
 
 const READ_BYTES = 256 << 10;
 const NEWLINE = 0x0a;
@@ -54,3 +55,33 @@ async function joined(begun: ByteCollector, rest: Uint8Array): Promise<Uint8Arra
   begun.add(rest);
   return begun.all();
 }
+
+const UTF8 = new TextDecoder('utf-8', { fatal: true });
+
+/**
+ * The JSON of a line.
+ *
+ * @throws TypeError, RangeError
+ */
+export function parseLine({ bytes, size }: Line, maxLineBytes: number): unknown {
+  if (!bytes)
+    throw new RangeError(`expected a line of at most ${maxLineBytes} bytes (option maxLineBytes), found ${size}`);
+  let text: string;
+  try {
+    text = UTF8.decode(bytes); // takes a byte order mark away, which the first line may have
+  } catch {
+    throw new TypeError('expected UTF-8');
+  }
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new TypeError(`expected JSON: ${plain((error as Error).message)}`, { cause: error });
+  }
+}
+
+const MAX_BLANK = 100; // bytes
+/** Of a line of nothing but blanks. */
+export const isBlank = ({ bytes }: Line): boolean =>
+  bytes !== undefined &&
+  bytes.length <= MAX_BLANK &&
+  bytes.every((byte) => byte === 0x20 || byte === 0x09 || byte === 0x0d);

@@ -3,7 +3,7 @@
 import { setMaxListeners } from 'node:events';
 import { open, type FileHandle } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { readLines, type Line } from './batch-lines.js';
+import { isBlank, parseLine, readLines, type Line } from './batch-lines.js';
 import { BatchOutput, fileError, lockPath } from './batch-output.js';
 import { GemmaError } from './errors.js';
 import type { Gemma } from './gemma.js';
@@ -267,30 +267,6 @@ interface Answered {
 
 const membersOf = (value: object): string => JSON.stringify(value).slice(1, -1);
 
-const UTF8 = new TextDecoder('utf-8', { fatal: true });
-
-function parse({ bytes, size }: Line, maxLineBytes: number): unknown {
-  if (!bytes)
-    throw new RangeError(`expected a line of at most ${maxLineBytes} bytes (option maxLineBytes), found ${size}`);
-  let text: string;
-  try {
-    text = UTF8.decode(bytes); // takes a byte order mark away, which the first line may have
-  } catch {
-    throw new TypeError('expected UTF-8');
-  }
-  try {
-    return JSON.parse(text);
-  } catch (error) {
-    throw new TypeError(`expected JSON: ${plain((error as Error).message)}`, { cause: error });
-  }
-}
-
-const MAX_BLANK = 100; // bytes
-const isBlank = ({ bytes }: Line): boolean =>
-  bytes !== undefined &&
-  bytes.length <= MAX_BLANK &&
-  bytes.every((byte) => byte === 0x20 || byte === 0x09 || byte === 0x0d);
-
 // Options that exclude each other: one of a line takes the place of all of them among the defaults.
 const EXCLUSIVE = [Object.keys(STRUCTURED), Object.keys(CROP)];
 
@@ -426,7 +402,7 @@ class Batch {
   #skip(line: Line): void {
     let id: string | number | null = null;
     try {
-      id = idOf(parse(line, this.#settings.maxLineBytes));
+      id = idOf(parseLine(line, this.#settings.maxLineBytes));
     } catch {
       // its result is an error without an id
     }
@@ -503,7 +479,7 @@ class Batch {
   async #answer(line: Line): Promise<Answered> {
     let id: string | number | null = null;
     try {
-      const parsed = parse(line, this.#settings.maxLineBytes);
+      const parsed = parseLine(line, this.#settings.maxLineBytes);
       id = idOf(parsed);
       const request = requestOf(parsed);
       for (;;) {

@@ -1,4 +1,4 @@
-import { freemem, totalmem } from 'node:os';
+import { totalmem } from 'node:os';
 import { adapterName, adapterPaths, findAdapter } from './adapters.js';
 import { addonFor, allBackends, allDevices, type Backend } from './backends.js';
 import type { BatchOptions, BatchResult } from './batch.js';
@@ -7,7 +7,14 @@ import { decideChat, type Chat, type ChatInfo } from './chat.js';
 import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
 import { Conversation } from './conversation.js';
 import type { BooleanDecision, ChoiceDecision, Decision, ScoreDecision, Scorer } from './decide.js';
-import type { BooleanQuestion, ChoiceQuestion, ClassifyImageOptions, Question, RerankOptions, ScoreQuestion } from './decision-options.js';
+import type {
+  BooleanQuestion,
+  ChoiceQuestion,
+  ClassifyImageOptions,
+  Question,
+  RerankOptions,
+  ScoreQuestion,
+} from './decision-options.js';
 import type { Embeddings } from './embed.js';
 import type { EmbeddingCache } from './embedding-cache.js';
 import { embeddingPrompts, type EmbeddingPrompts } from './embedding-prompts.js';
@@ -47,6 +54,7 @@ import {
   type TokenScore,
 } from './native.js';
 import type { CropParams, ImageLimits } from './media-options.js';
+import { availableMemory } from './memory.js';
 import { runOperation, runReporting } from './operation.js';
 import * as check from './options.js';
 import type { Asker } from './overflow.js';
@@ -56,6 +64,8 @@ import type { ImportanceOptions, ImportanceResult, QuantizeOptions, QuantizeResu
 import type { MergeOptions, MergeResult } from './merge.js';
 import { emptyResult, type GenerateResult } from './result.js';
 import type { Candidates, CandidateScore } from './score.js';
+import type { FinetuneRun, LoadedModel } from './finetune/run.js';
+import type { FinetuneOptions } from './finetune/options.js';
 import { GemmaStream } from './stream.js';
 import type { AskModel, Bound } from './tool-loop.js';
 import { decodeTokens, encodeParts, plainIds, stoppable, tokenIds } from './token-text.js';
@@ -117,6 +127,9 @@ const lazy = {
   },
   get merge() {
     return require('./merge.js') as typeof import('./merge.js');
+  },
+  get finetune() {
+    return require('./finetune/run.js') as typeof import('./finetune/run.js');
   },
   get score() {
     return require('./score.js') as typeof import('./score.js');
@@ -231,11 +244,6 @@ const MAX_RUNNING = 64;
 // How far the engine may run ahead of a stream's reader, in events.
 const MAX_UNREAD = 256;
 
-function availableMemory(): number {
-  const limit = process.constrainedMemory(); // of the container; 0 or huge without one
-  return limit > 0 ? Math.min(freemem(), limit) : freemem();
-}
-
 /**
  * A Gemma 3 model in memory. All methods may be called at any time and side by side: the engine serves all calls of a model
  * together. Nothing here computes on the JavaScript thread.
@@ -294,7 +302,13 @@ export class Gemma {
     const live = () => this.#live();
     const { vision, config } = this.info;
     if (vision) {
-      this.#encoder = new lazy.vision.ImageEncoder(live, vision.imageSize, vision.tokensPerImage, config.modelDim, cache);
+      this.#encoder = new lazy.vision.ImageEncoder(
+        live,
+        vision.imageSize,
+        vision.tokensPerImage,
+        config.modelDim,
+        cache,
+      );
     }
     this.#prompts = new PromptBuilder(live, native, chat, this.#encoder, noVision);
   }
@@ -474,6 +488,37 @@ export class Gemma {
     options: ImportanceOptions = {},
   ): Promise<ImportanceResult> {
     return lazy.quantize.importance(model, text, output, options);
+  }
+
+  /**
+   * Trains an adapter (LoRA) for a model on a file of examples, on the CPU, and writes it as a folder that `loadAdapter` and Python's PEFT
+   * take. The model's weights, of whatever type, stay as they are. Everything is done on threads of its own. The output takes its name when
+   * training is over; until then it is `OUTPUT.part`, and the same call goes on where an interrupted one was, to the same adapter.
+   *
+   * @returns a promise of the result that also has `pause()` and `resume()`
+   * @throws GemmaError `ERR_INVALID_ARGUMENT` (`BAD_EXAMPLE`, `EXAMPLE_TOO_LONG`, with file and line; `NO_EXAMPLES`), `ERR_FILE`
+   * (`FILE_EXISTS`, `IN_USE`, `DISK_FULL`, `OTHER_RUN`: what is there is of another training, `CHECKPOINT_DAMAGED`, `FILE_CHANGED`),
+   * `ERR_NON_FINITE` (the learning rate is too high), `ERR_OUT_OF_MEMORY` (`NO_ROOM`), `ERR_UNSUPPORTED_MODEL`; as `load`; the signal's
+   * reason after an abort
+   */
+  static finetune(options: FinetuneOptions): FinetuneRun {
+    return lazy.finetune.startFinetuning(options, async (model, load): Promise<LoadedModel> => {
+      const gemma = await Gemma.load(model, load);
+      const { info } = gemma;
+      return {
+        path: gemma.#path,
+        source: {
+          prompts: gemma.#prompts,
+          info,
+          live: () => gemma.#live(),
+          isTurn: info.instructionTuned,
+        },
+        hasVision: info.vision !== undefined,
+        likeliest: async (tokens, top, signal) =>
+          (await gemma.logits(tokens, { all: true, top, data: false, signal })).top ?? [],
+        dispose: () => gemma.dispose(),
+      };
+    });
   }
 
   /** What can be computed on here: the CPU, then GPUs, with the reason where one cannot be used. */
@@ -726,7 +771,14 @@ export class Gemma {
     image: ImageInput | readonly ImageInput[],
     options: ClassifyImageOptions = {},
   ): Promise<ImageSafety | ImageSafety[]> {
-    const { policies: own, customPolicies, threshold, force, limits, ...answers } = lazy.decisionOptions.classifyOptions(options);
+    const {
+      policies: own,
+      customPolicies,
+      threshold,
+      force,
+      limits,
+      ...answers
+    } = lazy.decisionOptions.classifyOptions(options);
     const policies = lazy.imageSafety.policyTexts(own, customPolicies);
     const several = Array.isArray(image);
     const images = (several ? image : [image]) as readonly ImageInput[];
@@ -833,7 +885,8 @@ export class Gemma {
       const { onProgress } = options;
       const encoded = await this.#encode(images, several, settings, cancellation, onProgress);
       const results: ImageEmbedding[] = [];
-      for (const { rows, crops } of encoded) results.push(await lazy.vision.embeddingOf(rows, modelDim, crops, pooling));
+      for (const { rows, crops } of encoded)
+        results.push(await lazy.vision.embeddingOf(rows, modelDim, crops, pooling));
       return several ? results : (results[0] as ImageEmbedding);
     });
   }
@@ -1043,7 +1096,15 @@ export class Gemma {
       conversation.push(...added);
       return ask(conversation, used, bound, to);
     };
-    return lazy.toolLoop.answerWithTools([...conversation], tools, this.#prompts, this.#live(), askNext, cancellation, sink);
+    return lazy.toolLoop.answerWithTools(
+      [...conversation],
+      tools,
+      this.#prompts,
+      this.#live(),
+      askNext,
+      cancellation,
+      sink,
+    );
   }
 
   async #generate(
@@ -1056,7 +1117,8 @@ export class Gemma {
   ): Promise<GenerateResult> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
     const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(this.#live(), token, i));
-    const compile = async (asked: Structure) => lazy.grammarCompiler.compileGrammar(this.#live(), await asked.source(), cancellation.signal);
+    const compile = async (asked: Structure) =>
+      lazy.grammarCompiler.compileGrammar(this.#live(), await asked.source(), cancellation.signal);
     const held = grammar ?? (structure && (await compile(structure)));
     const { result, isWhole } = await runGeneration(
       this.#live(),

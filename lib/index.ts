@@ -66,6 +66,8 @@ export type {
   WriteOptions,
 } from './quantize.js';
 export type { MergedAdapter, MergeOptions, MergeResult, MergeWith } from './merge.js';
+export type { FinetuneOptions, FinetuneProgress, FinetuneTarget } from './finetune/options.js';
+export type { FinetuneResult, FinetuneRun } from './finetune/run.js';
 export type { ContentPart, ImagePart, Message, TextPart, ToolMessage, TurnMessage, VideoPart } from './messages.js';
 export type { Crop, ImageEmbedding, ImageInput, RawImage } from './media.js';
 export type { Input } from './prompt.js';

@@ -519,7 +519,99 @@ export interface NativeMergeOptions extends NativeQuantizeOptions {
   weights?: { pattern: string; weight: number }[];
 }
 
+/** A training in memory; opaque. */
+export interface NativeTraining {
+  readonly training: unique symbol;
+}
+
+export interface NativeFinetuneOptions {
+  path: string;
+  mmap?: boolean;
+  isa?: string;
+  threads?: number;
+  activationBytes?: number;
+  /** tokens of a row at most */
+  maxRows?: number;
+  rank?: number;
+  alpha?: number;
+  rslora?: boolean;
+  dropout?: number;
+  seed?: number;
+  targets?: readonly string[];
+  layers?: readonly number[];
+  optimizer?: 'adamw' | 'sgd';
+  weightDecay?: number;
+  clip?: number;
+  loss?: 'next-token' | 'distillation' | 'dpo';
+  temperature?: number;
+  teacherShare?: number;
+  beta?: number;
+  /** where training begins */
+  adapter?: NativeAdapterSource;
+}
+
+export interface NativeTrainingInfo {
+  training: NativeTraining;
+  /** numbers that are trained */
+  parameters: number;
+  /** of memory, beside the model's own */
+  parameterBytes: number;
+  activationBytes: number;
+  workspaceBytes: number;
+  /** names of the matrices that are trained */
+  targets: string[];
+}
+
+export interface NativeTrainingExample {
+  tokens: Int32Array;
+  /** of each token's loss */
+  weights: Float32Array;
+  images?: { first: number; n: number; rows: Float32Array }[];
+  teacher?: { k: number; ids: Int32Array; logits: Float32Array };
+  /** log-probability of the answer by the model without its adapter */
+  reference?: number;
+}
+
+/** Examples of a row, of rows; of pairs the preferred one first. */
+export type NativeTrainingBatch = readonly (readonly NativeTrainingExample[])[];
+
+export interface NativeStepResult {
+  loss: number;
+  gradientNorm: number;
+  /** that count */
+  tokens: number;
+  rewardMargin: number;
+  rewardAccuracy: number;
+}
+
+export interface NativeEvaluationResult {
+  loss: number;
+  /** what the loss was divided by */
+  weight: number;
+  tokens: number;
+  rewardMargin: number;
+  rewardAccuracy: number;
+  /** of each example */
+  logProbs: Float64Array;
+}
+
+type Work<Options, Result> = (options: Options, onEvent: (event: NativeWorkEvent<Result>) => void) => number;
+
 export interface NativeAddon {
+  openFinetuning: Work<NativeFinetuneOptions, NativeTrainingInfo>;
+  finetuneStep: Work<{ training: NativeTraining; batch: NativeTrainingBatch; learningRate: number }, NativeStepResult>;
+  finetuneEvaluate: Work<
+    { training: NativeTraining; batch: NativeTrainingBatch; useAdapter: boolean },
+    NativeEvaluationResult
+  >;
+  finetuneSave: Work<{ training: NativeTraining; path: string; metadata: string }, object>;
+  finetuneRestore: Work<{ training: NativeTraining; path: string }, { metadata: string }>;
+  /** The adapter's tensors as PEFT has them; `gguf`: also as llama.cpp has them. */
+  finetuneWrite: Work<
+    { training: NativeTraining; path: string; modelPrefix: string; gguf?: string; name: string },
+    object
+  >;
+  closeFinetuning(training: NativeTraining): void;
   readonly backend: string;
   init(errorClass: typeof GemmaError): void;
   devices(): Promise<Device[]>;

@@ -131,3 +131,11 @@ export function table(rows: readonly (readonly (string | number)[])[]): string {
     )
     .join('\n');
 }
+
+/** Of seconds: 3:05, 1:02:03. */
+export function duration(seconds: number): string {
+  if (!Number.isFinite(seconds)) return '?';
+  const s = Math.round(seconds);
+  const two = (n: number) => String(n).padStart(2, '0');
+  return s < 3600 ? `${Math.floor(s / 60)}:${two(s % 60)}` : `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}`; // prettier-ignore
+}

@@ -10,6 +10,7 @@ import { addDetokenize } from './commands/detokenize.js';
 import { addDevices } from './commands/devices.js';
 import { addEmbed } from './commands/embed.js';
 import { addEmbedImage } from './commands/embed-image.js';
+import { addFinetune } from './commands/finetune.js';
 import { addInspect } from './commands/inspect.js';
 import { addList } from './commands/list.js';
 import { addLogits } from './commands/logits.js';
@@ -57,6 +58,7 @@ function build(signal: AbortSignal): Command {
   addPull(command, signal);
   addList(command, signal);
   addQuantize(command, signal);
+  addFinetune(command, signal);
   return program;
 }
 
