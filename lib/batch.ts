@@ -241,7 +241,7 @@ function answerOf(result: GenerateResult): object {
 }
 
 /** An error as a result tells it. */
-function failureOf(error: unknown): object {
+export function failureOf(error: unknown): { code: string; message: string; detail?: string } {
   if (error instanceof GemmaError) {
     const { code, message, detail } = error;
     return { code, message, ...(detail !== undefined && { detail }) };
@@ -251,8 +251,20 @@ function failureOf(error: unknown): object {
 }
 
 /** Whether every other line would fail the same way. */
-function endsAll(error: unknown): boolean {
+export function endsAll(error: unknown): boolean {
   return error instanceof GemmaError && (error.code === 'ERR_DISPOSED' || error.detail === 'FILE_CHANGED');
+}
+
+/** Asks a model again and again while its queue is full: somebody else uses it as well. */
+export async function whenThereIsRoom<T>(ask: () => Promise<T>, signal: AbortSignal): Promise<T> {
+  for (;;) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (!(error instanceof GemmaError && error.code === 'ERR_QUEUE_FULL')) throw error;
+    }
+    await sleep(QUEUE_FULL_MS, undefined, { signal });
+  }
 }
 
 /** A result: what stands behind the line's number and id, as JSON, and what it cost. */
@@ -265,11 +277,12 @@ interface Answered {
   outputTokens: number;
 }
 
-const membersOf = (value: object): string => JSON.stringify(value).slice(1, -1);
+export const membersOf = (value: object): string => JSON.stringify(value).slice(1, -1);
 
 const UTF8 = new TextDecoder('utf-8', { fatal: true });
 
-function parse({ bytes, size }: Line, maxLineBytes: number): unknown {
+/** @throws TypeError, RangeError */
+export function parseLine({ bytes, size }: Line, maxLineBytes: number): unknown {
   if (!bytes)
     throw new RangeError(`expected a line of at most ${maxLineBytes} bytes (option maxLineBytes), found ${size}`);
   let text: string;
@@ -286,7 +299,7 @@ function parse({ bytes, size }: Line, maxLineBytes: number): unknown {
 }
 
 const MAX_BLANK = 100; // bytes
-const isBlank = ({ bytes }: Line): boolean =>
+export const isBlank = ({ bytes }: Line): boolean =>
   bytes !== undefined &&
   bytes.length <= MAX_BLANK &&
   bytes.every((byte) => byte === 0x20 || byte === 0x09 || byte === 0x0d);
@@ -426,7 +439,7 @@ class Batch {
   #skip(line: Line): void {
     let id: string | number | null = null;
     try {
-      id = idOf(parse(line, this.#settings.maxLineBytes));
+      id = idOf(parseLine(line, this.#settings.maxLineBytes));
     } catch {
       // its result is an error without an id
     }
@@ -503,18 +516,10 @@ class Batch {
   async #answer(line: Line): Promise<Answered> {
     let id: string | number | null = null;
     try {
-      const parsed = parse(line, this.#settings.maxLineBytes);
+      const parsed = parseLine(line, this.#settings.maxLineBytes);
       id = idOf(parsed);
       const request = requestOf(parsed);
-      for (;;) {
-        try {
-          return { id, failed: false, ...(await this.#ask(request)) };
-        } catch (error) {
-          // Somebody else uses the model as well.
-          if (!(error instanceof GemmaError && error.code === 'ERR_QUEUE_FULL')) throw error;
-        }
-        await sleep(QUEUE_FULL_MS, undefined, { signal: this.#stop.signal });
-      }
+      return { id, failed: false, ...(await whenThereIsRoom(() => this.#ask(request), this.#stop.signal)) };
     } catch (error) {
       if (this.#failure || endsAll(error)) throw error;
       return { id, failed: true, members: membersOf({ error: failureOf(error) }), inputTokens: 0, outputTokens: 0 };

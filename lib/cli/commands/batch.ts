@@ -17,7 +17,7 @@ import {
   type ModelFlags,
   type SamplingFlags,
 } from '../options.js';
-import { note, printJson, printLine } from '../output.js';
+import { duration, note, printJson, printLine } from '../output.js';
 
 interface BatchFlags extends ModelFlags, ImageFlags, SamplingFlags {
   raw?: boolean;
@@ -33,13 +33,6 @@ interface BatchFlags extends ModelFlags, ImageFlags, SamplingFlags {
 
 // How often progress is told where no bar can be drawn.
 const NOTE_MS = 10_000;
-
-function duration(seconds: number): string {
-  if (!Number.isFinite(seconds)) return '?';
-  const s = Math.round(seconds);
-  const two = (n: number) => String(n).padStart(2, '0');
-  return s < 3600 ? `${Math.floor(s / 60)}:${two(s % 60)}` : `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}`; // prettier-ignore
-}
 
 function rates({ lines, failedLines, linesPerSecond, tokensPerSecond, secondsLeft }: BatchProgress): string {
   const failed = failedLines > 0 ? `, ${failedLines} failed` : '';
