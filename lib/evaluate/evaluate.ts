@@ -5,7 +5,7 @@ import { basename } from 'node:path';
 import type { AdapterOption } from '../adapters.js';
 import { endsAll, failureOf, membersOf, whenThereIsRoom } from '../batch.js';
 import { BatchOutput, lockPath } from '../batch-output.js';
-import { abortable, inParallel, type Cancellation } from '../cancellation.js';
+import { Cancellation, inParallel } from '../cancellation.js';
 import { Gemma } from '../gemma.js';
 import { localPath, replaceablePath } from '../local-file.js';
 import { CROP, IMAGE, VIDEO, type CropOptions, type ImageOptions, type VideoOptions } from '../media-options.js';
@@ -425,7 +425,7 @@ class Evaluation {
 
   async run(output: BatchOutput | undefined, cancellation: Cancellation): Promise<EvaluationResult> {
     this.#output = output;
-    const last = Math.max(0, ...this.#lines.keys());
+    const last = output?.done.highest ?? 0;
     if (last > this.#total) output?.refuseInput(`line ${last} has a result, there are ${this.#total} examples at most`);
     for (const m of this.#models.keys()) await this.#ask(m, cancellation);
     const names = this.#models.map(({ name }) => name);
@@ -584,29 +584,47 @@ export async function evaluate(
   if (!Array.isArray(tasks) || tasks.length === 0 || tasks.length > MAX_TASKS) {
     throw new TypeError(`tasks: expected an array of 1 to ${MAX_TASKS} tasks, found ${show(tasks)}`);
   }
-  for (const task of tasks as readonly EvaluationTask[]) generateOptions({ ...task.generate });
-  return abortable(options.signal, async (cancellation) => {
-    const { signal } = cancellation;
-    const read: Task[] = [];
-    for (const [i, task] of (tasks as readonly EvaluationTask[]).entries()) {
-      const found = await readTask(task, i, signal);
-      if (read.some(({ name }) => name === found.name)) {
-        throw new RangeError(`tasks[${i}].name: ${show(found.name)} stands a second time; name the tasks`);
-      }
-      read.push(found);
+  for (const task of tasks as readonly EvaluationTask[]) generateOptions(task.generate ?? {});
+  const { signal } = options;
+  signal?.throwIfAborted();
+  // What is rejected with an abort's reason has closed its output, so that the next call can go on with it.
+  const cancellation = new Cancellation();
+  const abort = () => cancellation.cancel(signal?.reason);
+  signal?.addEventListener('abort', abort, { once: true });
+  try {
+    return await run(named, tasks, options, { overwrite, concurrency }, cancellation);
+  } finally {
+    signal?.removeEventListener('abort', abort);
+  }
+}
+
+async function run(
+  models: readonly NamedModel[],
+  tasks: readonly EvaluationTask[],
+  options: EvaluateOptions,
+  { overwrite, concurrency }: { overwrite: boolean; concurrency: number },
+  cancellation: Cancellation,
+): Promise<EvaluationResult> {
+  const { signal } = cancellation;
+  const read: Task[] = [];
+  for (const [i, task] of tasks.entries()) {
+    const found = await readTask(task, i, signal);
+    if (read.some(({ name }) => name === found.name)) {
+      throw new RangeError(`tasks[${i}].name: ${show(found.name)} stands a second time; name the tasks`);
     }
-    const evaluation = new Evaluation(named, read, options, concurrency);
-    if (options.output === undefined) return evaluation.run(undefined, cancellation);
-    const path = await replaceablePath(localPath(options.output, 'output', { allowLocal: true }, 'ERR_FILE'));
-    for (const written of [path, lockPath(path)]) checkWritable(written);
-    const output = await BatchOutput.open(path, overwrite, signal, (line, bytes) => evaluation.read(line, bytes));
-    let isFinished = false;
-    try {
-      const result = await evaluation.run(output, cancellation);
-      isFinished = true;
-      return { ...result, path };
-    } finally {
-      await output.close(isFinished);
-    }
-  });
+    read.push(found);
+  }
+  const evaluation = new Evaluation(models, read, options, concurrency);
+  if (options.output === undefined) return evaluation.run(undefined, cancellation);
+  const path = await replaceablePath(localPath(options.output, 'output', { allowLocal: true }, 'ERR_FILE'));
+  for (const written of [path, lockPath(path)]) checkWritable(written);
+  const output = await BatchOutput.open(path, overwrite, signal, (line, bytes) => evaluation.read(line, bytes));
+  let isFinished = false;
+  try {
+    const result = await evaluation.run(output, cancellation);
+    isFinished = true;
+    return { ...result, path };
+  } finally {
+    await output.close(isFinished);
+  }
 }

@@ -104,11 +104,16 @@ export function wilson(count: number, n: number): Interval {
  */
 export function mcnemar(wins: number, losses: number): number {
   const n = wins + losses;
-  let logTerm = -n * Math.LN2;
-  let tail = Math.exp(logTerm);
+  // Terms of the binomial distribution, each from the one before: times a power of two that a double holds.
+  const scale = Math.min(n, 1000);
+  let logTerm = (scale - n) * Math.LN2;
+  let tail = Math.exp(logTerm) * 2 ** -scale;
+  let term = tail;
   for (let i = 1; i <= Math.min(wins, losses); ++i) {
-    logTerm += Math.log((n - i + 1) / i);
-    tail += Math.exp(logTerm);
+    const factor = (n - i + 1) / i;
+    logTerm += Math.log(factor);
+    term = n === scale ? term * factor : Math.exp(logTerm - scale * Math.LN2);
+    tail += term;
   }
   return Math.min(1, 2 * tail);
 }

@@ -2,7 +2,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { basename, dirname, extname, isAbsolute, join } from 'node:path';
-import { pathToFileURL } from "node:url";
+import { pathToFileURL } from 'node:url';
 import { SingleBar } from 'cli-progress';
 import { Option } from 'commander';
 import {
@@ -119,7 +119,9 @@ async function scanner(): Promise<NonNullable<EvaluateOptions['scan']>> {
     } catch {
       continue;
     }
-    const { scanText } = (await import(pathToFileURL(path).href)) as { scanText?: NonNullable<EvaluateOptions['scan']> };
+    const { scanText } = (await import(pathToFileURL(path).href)) as {
+      scanText?: NonNullable<EvaluateOptions['scan']>;
+    };
     if (scanText) return scanText;
   }
   throw new UsageError(`--scan: needs the package ${SCAN_PACKAGE}: npm install ${SCAN_PACKAGE}`);
