@@ -79,9 +79,15 @@ export class BatchOutput {
    * Opens the output of a batch, which nobody else writes until it is closed, reads what is done and cuts off a last line that was not
    * written to its end.
    *
+   * @param onResult called with each result that is there, as JSON
    * @throws GemmaError `ERR_FILE` (`IN_USE`, `NOT_A_BATCH`: the file holds something else, `DISK_FULL`); the signal's reason
    */
-  static async open(path: string, overwrite: boolean, signal: AbortSignal | undefined): Promise<BatchOutput> {
+  static async open(
+    path: string,
+    overwrite: boolean,
+    signal: AbortSignal | undefined,
+    onResult: (line: number, bytes: Uint8Array) => void = () => {},
+  ): Promise<BatchOutput> {
     const unlock = await addon().lockFile(lockPath(path));
     if (!unlock) throw new GemmaError('ERR_FILE', `${plain(path)}: another batch is writing it`, 'IN_USE');
     try {
@@ -89,7 +95,7 @@ export class BatchOutput {
       const file = await open(path, flags, 0o666);
       try {
         const output = new BatchOutput(path, file, unlock);
-        await output.#read(signal);
+        await output.#read(signal, onResult);
         return output;
       } catch (error) {
         await file.close();
@@ -101,7 +107,7 @@ export class BatchOutput {
     }
   }
 
-  async #read(signal: AbortSignal | undefined): Promise<void> {
+  async #read(signal: AbortSignal | undefined, onResult: (line: number, bytes: Uint8Array) => void): Promise<void> {
     const pace = new Pace(signal);
     for await (const { number, bytes, size, ended } of readLines(this.#file, MAX_RESULT_BYTES)) {
       const head = Buffer.from(bytes?.subarray(0, HEAD_BYTES) ?? []).toString();
@@ -112,6 +118,7 @@ export class BatchOutput {
       }
       const [, line = '', id = ''] = RESULT.exec(head) ?? [];
       if (line === '' || bytes?.at(-1) !== 0x7d || this.done.has(Number(line))) this.#refuse(number);
+      onResult(Number(line), bytes);
       this.done.add(Number(line));
       this.#ids.set(Number(line), id);
       if (this.#ids.size > KNOWN_IDS) this.#ids.delete(this.#ids.keys().next().value ?? 0);

@@ -241,7 +241,7 @@ function answerOf(result: GenerateResult): object {
 }
 
 /** An error as a result tells it. */
-function failureOf(error: unknown): object {
+export function failureOf(error: unknown): { code: string; message: string; detail?: string } {
   if (error instanceof GemmaError) {
     const { code, message, detail } = error;
     return { code, message, ...(detail !== undefined && { detail }) };
@@ -251,8 +251,20 @@ function failureOf(error: unknown): object {
 }
 
 /** Whether every other line would fail the same way. */
-function endsAll(error: unknown): boolean {
+export function endsAll(error: unknown): boolean {
   return error instanceof GemmaError && (error.code === 'ERR_DISPOSED' || error.detail === 'FILE_CHANGED');
+}
+
+/** Asks a model again and again while its queue is full: somebody else uses it as well. */
+export async function whenThereIsRoom<T>(ask: () => Promise<T>, signal: AbortSignal): Promise<T> {
+  for (;;) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (!(error instanceof GemmaError && error.code === 'ERR_QUEUE_FULL')) throw error;
+    }
+    await sleep(QUEUE_FULL_MS, undefined, { signal });
+  }
 }
 
 /** A result: what stands behind the line's number and id, as JSON, and what it cost. */
@@ -265,7 +277,7 @@ interface Answered {
   outputTokens: number;
 }
 
-const membersOf = (value: object): string => JSON.stringify(value).slice(1, -1);
+export const membersOf = (value: object): string => JSON.stringify(value).slice(1, -1);
 
 // Options that exclude each other: one of a line takes the place of all of them among the defaults.
 const EXCLUSIVE = [Object.keys(STRUCTURED), Object.keys(CROP)];
@@ -482,15 +494,7 @@ class Batch {
       const parsed = parseLine(line, this.#settings.maxLineBytes);
       id = idOf(parsed);
       const request = requestOf(parsed);
-      for (;;) {
-        try {
-          return { id, failed: false, ...(await this.#ask(request)) };
-        } catch (error) {
-          // Somebody else uses the model as well.
-          if (!(error instanceof GemmaError && error.code === 'ERR_QUEUE_FULL')) throw error;
-        }
-        await sleep(QUEUE_FULL_MS, undefined, { signal: this.#stop.signal });
-      }
+      return { id, failed: false, ...(await whenThereIsRoom(() => this.#ask(request), this.#stop.signal)) };
     } catch (error) {
       if (this.#failure || endsAll(error)) throw error;
       return { id, failed: true, members: membersOf({ error: failureOf(error) }), inputTokens: 0, outputTokens: 0 };

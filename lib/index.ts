@@ -10,6 +10,28 @@ export {
 export type { AdapterOption, AdapterPaths } from './adapters.js';
 export type { Backend } from './backends.js';
 export type { BatchGenerateOptions, BatchOptions, BatchProgress, BatchResult } from './batch.js';
+export {
+  evaluate,
+  type EvaluateOptions,
+  type EvaluationModel,
+  type EvaluationProgress,
+  type PersonalDataFinding,
+} from './evaluate/evaluate.js';
+export type { MetricName } from './evaluate/outcome.js';
+export {
+  evaluationTable,
+  type EvaluationComparison,
+  type EvaluationResult,
+  type EvaluationScore,
+} from './evaluate/report.js';
+export type { ScorerName, ScorerOption } from './evaluate/scorers.js';
+export type {
+  EvaluationExample,
+  EvaluationKind,
+  EvaluationTask,
+  FewShotOptions,
+  MemorizationOptions,
+} from './evaluate/task.js';
 export type { LocalModel } from './hub/local.js';
 export type { PulledModel, PullPlan, PullProgress } from './hub/pulled.js';
 export type { HubOptions, LocalModelsOptions, PullOptions } from './hub-options.js';

@@ -80,7 +80,7 @@ export const checks = [
   {
     name: 'Packages (publint, are the types wrong)',
     work: async () => {
-      for (const folder of ['.', 'packages/server', 'packages/ai-sdk', 'packages/langchain']) {
+      for (const folder of ['.', 'packages/server', 'packages/ai-sdk', 'packages/langchain', 'packages/privacy']) {
         await node(package_('publint/src/cli.js'), folder, '--strict');
         await node(package_('@arethetypeswrong/cli/dist/index.js'), '--pack', folder);
       }

@@ -17,6 +17,7 @@ const PAGES = [
   'examples/mcp/README.md',
   'packages/ai-sdk/README.md',
   'packages/langchain/README.md',
+  'packages/privacy/README.md',
   'training/README.md',
 ];
 

@@ -100,12 +100,13 @@ export function quantizeOption(): Option {
   return new Option('--quantize <type>', 'quantise weights of floats while they are loaded').choices(QUANTIZATIONS);
 }
 
-export function withModel(command: Command): Command {
-  return command
-    .requiredOption(
-      '--model <file>',
-      'GGUF file, or folder that holds one; hf:org/repo, ollama:model, lmstudio:org/repo',
-    )
+/** @param several how values of several models are collected, where the command takes them */
+export function withModel(command: Command, several?: typeof collect): Command {
+  const what = 'GGUF file, or folder that holds one; hf:org/repo, ollama:model, lmstudio:org/repo';
+  const withFile = several
+    ? command.requiredOption('--model <file>', `${what}; as often as wanted`, several)
+    : command.requiredOption('--model <file>', what);
+  return withFile
     .option('--device <name>', 'auto, cpu, or as `gemma-native devices` lists them, with commas between (GEMMA_DEVICE)')
     .option('--gpu-layers <n>', 'so many of the last layers on GPUs; default: as memory allows', number)
     .option('--isa <name>', 'force an instruction set: amx_bf16, avx512_vnni, avx_vnni, avx2, ref (GEMMA_ISA)')
@@ -181,9 +182,9 @@ export function imageOptions({ image, panAndScan, tile, alpha }: ImageFlags) {
   } as const;
 }
 
-/** Loads the model of the flags, works with it, frees it. */
-export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (gemma: Gemma) => Promise<T>): Promise<T> {
-  const options: LoadOptions = {
+/** The options of `Gemma.load` that flags give, but for adapters. */
+export function loadOptionsOf(flags: Omit<ModelFlags, 'model' | 'adapter'>): LoadOptions {
+  return {
     ...(flags.device !== undefined && { device: flags.device }),
     ...(flags.gpuLayers !== undefined && { gpuLayers: flags.gpuLayers }),
     ...(flags.isa !== undefined && { isa: flags.isa }),
@@ -196,6 +197,13 @@ export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (ge
     ...(flags.draft && { draft: flags.draft }),
     ...(flags.denseLayers && { denseLayers: flags.denseLayers }),
     ...(flags.mmproj !== undefined && { mmproj: flags.mmproj }),
+  };
+}
+
+/** Loads the model of the flags, works with it, frees it. */
+export async function using<T>(flags: ModelFlags, signal: AbortSignal, work: (gemma: Gemma) => Promise<T>): Promise<T> {
+  const options: LoadOptions = {
+    ...loadOptionsOf(flags),
     ...(flags.adapter && { adapters: Object.fromEntries(flags.adapter.map(({ path }, i) => [adapterName(i), path])) }),
     signal,
   };

@@ -10,6 +10,7 @@ import { addDetokenize } from './commands/detokenize.js';
 import { addDevices } from './commands/devices.js';
 import { addEmbed } from './commands/embed.js';
 import { addEmbedImage } from './commands/embed-image.js';
+import { addEval } from './commands/eval.js';
 import { addFinetune } from './commands/finetune.js';
 import { addInspect } from './commands/inspect.js';
 import { addList } from './commands/list.js';
@@ -52,6 +53,7 @@ function build(signal: AbortSignal): Command {
   addBatch(command, signal);
   addClassifyImage(command, signal);
   addPerplexity(command, signal);
+  addEval(command, signal);
   addInspect(command);
   addCrops(command, signal);
   addDevices(command);

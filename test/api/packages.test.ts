@@ -66,6 +66,15 @@ const cases = [
       await chat.dispose();`,
     printed: 'The capital of France is Paris. true function\n',
   },
+  {
+    name: 'privacy',
+    needs: ['libphonenumber-js', 'validator', 'commander'],
+    imports: { 'gemma-native-privacy': 'scanFile, scanText' },
+    use: `
+      const found = scanText('Write to a@example.com or +49 30 18 615 0.');
+      console.log(found.map(({ kind }) => kind).join(), typeof scanFile);`,
+    printed: 'email,phone function\n',
+  },
 ];
 
 // Node takes ES modules, as those of the AI SDK, from CommonJS since 20.19 and 22.12.

@@ -79,7 +79,7 @@ describe('bodies in pieces', () => {
       const put = noise[Math.floor(random() * noise.length)] as string;
       const removed = Math.floor(random() * 3);
       const changed = json.slice(0, at) + (random() < 0.6 ? put : '') + json.slice(at + removed);
-      if (changed === '' || !changed.isWellFormed()) continue;
+      if (changed === '' || Buffer.from(changed).toString() !== changed) continue;
       const right = expected(changed);
       refused += right === 'no JSON' ? 1 : 0;
       expect([changed, await found(changed, 16 + (i % 31))]).toEqual([changed, right]);
