@@ -106,7 +106,7 @@ export function reportFailure(error: unknown, json: boolean): number {
   return exit;
 }
 
-/** Seconds as hours, minutes and seconds. */
+/** Of seconds: 3:05, 1:02:03. */
 export function duration(seconds: number): string {
   if (!Number.isFinite(seconds)) return '?';
   const s = Math.round(seconds);
@@ -138,12 +138,4 @@ export function table(rows: readonly (readonly (string | number)[])[]): string {
         .trimEnd(),
     )
     .join('\n');
-}
-
-/** Of seconds: 3:05, 1:02:03. */
-export function duration(seconds: number): string {
-  if (!Number.isFinite(seconds)) return '?';
-  const s = Math.round(seconds);
-  const two = (n: number) => String(n).padStart(2, '0');
-  return s < 3600 ? `${Math.floor(s / 60)}:${two(s % 60)}` : `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}:${two(s % 60)}`; // prettier-ignore
 }
