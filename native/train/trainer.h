@@ -94,7 +94,7 @@ struct TrainerOptions {
   int n_threads = 0;  // 0: as many as there are cores
   // For what is kept of the forward pass, in bytes. What does not fit is computed again in the backward pass, a layer at
   // a time (activation checkpointing); the results are the same bits. The layers' inputs are kept in any case.
-  uint64_t activation_bytes = uint64_t{256} << 20;
+  uint64_t activation_bytes = uint64_t{512} << 20;
   int max_rows = 2048;  // tokens of a micro-batch
   // Where training begins; null: A uniform in +-1 / sqrt(n_in), B zero, as PEFT. Has to hold a pair for every matrix that
   // is trained and nothing else, with the rank and the scale of lora. Copied.
