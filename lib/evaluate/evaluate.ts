@@ -369,7 +369,7 @@ function fingerprint(value: unknown): string {
   const text = JSON.stringify(value, (_, part: unknown) => {
     if (part instanceof URL) return part.href;
     if (part instanceof Uint8Array) return createHash('sha256').update(part).digest('hex');
-    return part instanceof Gemma || typeof part === 'bigint' ? String(part) : part;
+    return typeof part === 'bigint' ? String(part) : part;
   });
   return createHash('sha256').update(text).digest('hex').slice(0, 16);
 }
@@ -416,7 +416,7 @@ class Evaluation {
         id: typeof id === 'string' ? id : '',
         fingerprint: typeof settings === 'string' ? settings : '',
         scores: scoresFrom(scores),
-        message: String((error as { message?: unknown } | undefined)?.message ?? ''),
+        message: (error as { message?: string } | undefined)?.message,
       });
     } catch {
       this.#lines.set(line, { id: '', fingerprint: '', scores: undefined, message: '' });

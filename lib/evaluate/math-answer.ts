@@ -119,19 +119,16 @@ export function finalAnswer(solution: string): string | undefined {
   return [...solution.matchAll(IN_TEXT)].at(-1)?.[0];
 }
 
-const toNumber = ({ numerator, denominator }: Rational): number => {
-  // Both may be beyond what a double holds.
-  const digits = Math.max(0, numerator.toString().length, denominator.toString().length) - 300;
-  const down = digits > 0 ? powerOfTen(digits) : 1n;
-  return Number(numerator / down) / Number(denominator / down);
-};
+const absolute = (value: bigint): bigint => (value < 0n ? -value : value);
+
+const TOLERANCE_STEPS = 10 ** 15; // in a unit
 
 function isSameNumber(a: Rational, b: Rational, tolerance: number): boolean {
-  const isSame = (x: Rational, y: Rational) => {
-    if (x.numerator * y.denominator === y.numerator * x.denominator) return true;
-    const [p, q] = [toNumber(x), toNumber(y)];
-    return Math.abs(p - q) <= tolerance * Math.abs(q);
-  };
+  const steps = BigInt(Math.round(tolerance * TOLERANCE_STEPS));
+  // |x - y| <= tolerance |y|, times both denominators.
+  const isSame = (x: Rational, y: Rational) =>
+    absolute(x.numerator * y.denominator - y.numerator * x.denominator) * BigInt(TOLERANCE_STEPS) <=
+    steps * absolute(y.numerator) * x.denominator;
   if (isSame(a, b)) return true;
   // "50 %" is a half, and MATH leaves the sign out: 50.
   const asHundredths = (x: Rational): Rational => ({ ...x, denominator: x.denominator * 100n });

@@ -106,7 +106,7 @@ function regex(): AnswerScorer {
   const languageOf = async (pattern: string): Promise<Language> => {
     const found = languages.get(pattern);
     if (found) return found;
-    if (languages.size >= PATTERNS_KEPT) [patterns, languages] = [new Patterns(), new Map()];
+    if (languages.size >= PATTERNS_KEPT) [patterns, languages] = [new Patterns(), new Map<string, Language>()];
     const made = await inSlices(patterns.search(pattern));
     languages.set(pattern, made);
     return made;

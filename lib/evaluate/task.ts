@@ -7,7 +7,7 @@ import { GemmaError } from '../errors.js';
 import { localPath } from '../local-file.js';
 import type { ImageInput } from '../media.js';
 import type { Message } from '../messages.js';
-import { booleans, custom, elsewhere, integers, known, or, strings, valuesOf, type TableOf } from '../option-table.js';
+import { booleans, elsewhere, integers, known, or, strings, valuesOf, type TableOf } from '../option-table.js';
 import { ANY_SIZE, integer, plain, reasonOf, show, text } from '../values.js';
 import { checkReadable } from '../permission.js';
 import { Pace } from '../turns.js';

@@ -1,5 +1,5 @@
 // evaluate: scores are those of transformers' golden data and of single calls; the output is the state; what is wrong is named.
-import { appendFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { appendFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import {
@@ -11,7 +11,7 @@ import {
   type EvaluationTask,
   type MetricName,
 } from '../../lib/index.js';
-import { cli, realModel, rejection, runNode, tiny, withModel } from './helpers.js';
+import { cli, realModel, rejection, root, runNode, tiny, withModel } from './helpers.js';
 import { logSumExp, readJson } from './reference.js';
 
 let folder: string;
@@ -354,7 +354,7 @@ test('how much of a corpus the real model knows by heart', async () => {
   const output = join(folder, 'memorization.jsonl');
   await withModel(
     async (real) => {
-      const task: EvaluationTask = { name: 'corpus', data: corpus, memorization: { samples: 3, seed: 2 } };
+      const task: EvaluationTask = { name: 'corpus', data: corpus, memorization: { samples: 3, seed: 12 } };
       const options = { output, scan: (text: string) => (text.includes('pebbles') ? [{ kind: 'pebble' }] : []) };
       const result = await evaluate([{ name: 'real', model: real }], [task], options);
       const lines = linesOf(output);
@@ -378,7 +378,7 @@ test('how much of a corpus the real model knows by heart', async () => {
         });
         expect(personalData).toEqual(text.includes('pebbles') ? ['pebble'] : undefined);
       }
-      console.error(JSON.stringify(lines.map(({id,distance})=>[id,distance])), pieces);
+      expect(exact).toBeGreaterThan(0);
       expect(valueOf(result, 'memorized_exact', 'real')).toBe(exact / lines.length);
       expect((await evaluate([{ name: 'real', model: real }], [task], options)).resumed).toBe(lines.length);
     },
@@ -388,34 +388,38 @@ test('how much of a corpus the real model knows by heart', async () => {
 });
 
 describe('the command', () => {
-  const data = () =>
-    file(
-      [
-        { prompt: 'What is the capital of France?', answer: 'Paris' },
-        { prompt: 'What is the capital of Germany?', answer: 'Berlin' },
-      ],
-      'capitals.jsonl',
-    );
+  const examples = join(root, 'examples', 'tasks');
+  beforeAll(() => {
+    mkdirSync(join(folder, 'node_modules'));
+    symlinkSync(join(root, 'packages', 'privacy'), join(folder, 'node_modules', 'gemma-native-privacy'), 'junction');
+  });
 
-  test('eval prints a table, or JSON, and goes on from its output', async () => {
-    writeFileSync(join(folder, 'facts.json'), JSON.stringify({ data: 'capitals.jsonl', scorer: { type: 'contains' }, raw: false })); // prettier-ignore
-    data();
+  test('eval prints a table, or JSON, and goes on from its output; the tasks among the examples', async () => {
     const output = join(folder, 'cli.jsonl');
     const markdown = join(folder, 'table.md');
-    const args = [cli, 'eval', join(folder, 'facts.json'), '--model', 'demo', '--output', output];
-    const adapted = [...args, '--adapter', Gemma.demoAdapter];
-    const plain = await runNode([...adapted, '--markdown', markdown]);
-    expect(plain).toMatchObject({ code: 0, stderr: '' });
-    expect(plain.stdout).toMatch(/^task +metric +n +demo +demo \+ demo-tools\nfacts +contains +2 /);
+    const tasks = ['capitals.json', 'arithmetic.json', 'choice.jsonl'].map((name) => join(examples, name));
+    const args = [cli, 'eval', ...tasks, '--model', 'demo', '--output', output, '--adapter', Gemma.demoAdapter, '--max-tokens', '12', '--scan']; // prettier-ignore
+    const table = await runNode([...args, '--markdown', markdown], { cwd: folder });
+    expect(table).toMatchObject({ code: 0, stderr: '' });
+    const [header, ...rows] = table.stdout.split('\n');
+    expect(header).toMatch(/^task +metric +n +demo +demo \+ demo-tools$/);
+    expect(rows.slice(0, 6).map((row) => row.replace(' (lower is better)', '').split(/ +/).slice(0, 3).join(' '))).toEqual([
+      'capitals contains 5',
+      'capitals personal_data 5',
+      'arithmetic number 5',
+      'arithmetic personal_data 5',
+      'choice acc 6',
+      'choice acc_norm 6',
+    ]);
     expect(readFileSync(markdown, 'utf8')).toMatch(/^\| task \| metric \| n \| demo \| demo \+ demo-tools \|\n/);
-    const json = await runNode([...adapted, '--json']);
+    const json = await runNode([...args, '--json'], { cwd: folder });
     expect(json).toMatchObject({ code: 0, stderr: '' });
-    expect(JSON.parse(json.stdout)).toMatchObject({ models: ['demo', 'demo + demo-tools'], examples: 4, resumed: 4 });
+    expect(JSON.parse(json.stdout)).toMatchObject({ models: ['demo', 'demo + demo-tools'], examples: 32, resumed: 32 });
   });
 
   test('what is wrong', async () => {
-    const scan = await runNode([cli, 'eval', data(), '--model', tiny, '--samples', '3', '--json']);
-    expect(scan.code).toBe(2);
-    expect(JSON.parse(scan.stdout)).toMatchObject({ error: { code: 'ERR_USAGE' } });
+    const exit = await runNode([cli, 'eval', join(examples, 'choice.jsonl'), '--model', tiny, '--samples', '3', '--json']); // prettier-ignore
+    expect(exit.code).toBe(2);
+    expect(JSON.parse(exit.stdout)).toMatchObject({ error: { code: 'ERR_USAGE' } });
   });
 });
