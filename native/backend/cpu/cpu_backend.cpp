@@ -453,12 +453,6 @@ class CpuBackend final : public Backend {
                         scratch_[static_cast<size_t>(thread)]);
   }
 
-  static void prefetch([[maybe_unused]] const std::byte* data, [[maybe_unused]] size_t bytes) {
-#if defined(__GNUC__) || defined(__clang__)
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(data + i, 0, 2);  // into the second cache
-#endif
-  }
-
   // Brings b near the core, for add_columns. A chunk's columns are too few for the processor to see them coming.
   static void prefetch_columns([[maybe_unused]] const LowRank& part, [[maybe_unused]] int begin,
                                [[maybe_unused]] int end) {
@@ -543,21 +537,17 @@ class CpuBackend final : public Backend {
       const int32_t* rows = &found[i].rows[first];
       float* products = &found[i].values[first];
       const Scratch& scratch = scratch_[static_cast<size_t>(thread)];
-      const auto row = [&](size_t r) { return row_of(weight.data, rows[r], stored); };
-      if (is_float_type(weight.type)) {
-        const float* xi = row_of(x, i, weight.n_in);
-        for (size_t r = 0; r < n; ++r) {
-          if (r + 1 < n) prefetch(row(r + 1), stored);  // it lies anywhere
-          kernels_.gemm_float({weight.type, row(r), stored, 0, 1}, xi, 1, weight.n_in, products + r, 1, scratch);
-        }
-        return;
-      }
       // Side by side in working memory, then one product.
-      for (size_t r = 0; r < n; ++r) std::memcpy(scratch.data + r * stored, row(r), stored);
+      for (size_t r = 0; r < n; ++r)
+        std::memcpy(scratch.data + r * stored, row_of(weight.data, rows[r], stored), stored);
       const size_t used = round_up(n * stored, 64);
       const cpu::WeightRows gathered{weight.type, scratch.data, stored, 0, static_cast<int>(n)};
-      kernels_.gemm_quantized(gathered, quantized.row(static_cast<int>(i)), products, n,
-                              {scratch.data + used, scratch.bytes - used});
+      const Scratch rest{scratch.data + used, scratch.bytes - used};
+      if (is_float_type(weight.type)) {
+        kernels_.gemm_float(gathered, row_of(x, i, weight.n_in), 1, weight.n_in, products, n, rest);
+      } else {
+        kernels_.gemm_quantized(gathered, quantized.row(static_cast<int>(i)), products, n, rest);
+      }
     });
   }
 
