@@ -121,8 +121,8 @@ void ThreadPool::wait_for_workers(Clock::time_point start) {
   }
   const Clock::duration waited = Clock::now() - idle;
   if (last == 0 || waited <= kLongWait || waited <= (idle - start) / 2) return;
-  rhythms_[static_cast<size_t>(last)].late.store(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count(), std::memory_order_relaxed);
+  rhythms_[static_cast<size_t>(last)].late.store(std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count(),
+                                                 std::memory_order_relaxed);
 }
 
 void ThreadPool::rest_if_due(Rhythm& rhythm) {

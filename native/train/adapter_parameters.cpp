@@ -101,14 +101,15 @@ std::vector<AdapterParameters::Place> AdapterParameters::places(const ModelConfi
     for (int target = 0; target < kTargets; ++target) {
       if (!wanted[static_cast<size_t>(target)]) continue;
       const TargetMatrix& matrix = kTargetMatrices[static_cast<size_t>(target)];
-      const std::string name = "base_model.model.model.layers." + std::to_string(layer) + "." + matrix.module + "." +
-                               matrix.name;
-      all.push_back({{name + ".lora_A.weight", layer, matrix.name, true, lora.rank, target_in(config, layer, target), {}}});
-      all.push_back({{name + ".lora_B.weight", layer, matrix.name, false, target_out(config, layer, target), lora.rank, {}}});
+      const std::string name =
+          "base_model.model.model.layers." + std::to_string(layer) + "." + matrix.module + "." + matrix.name;
+      all.push_back(
+          {{name + ".lora_A.weight", layer, matrix.name, true, lora.rank, target_in(config, layer, target), {}}});
+      all.push_back(
+          {{name + ".lora_B.weight", layer, matrix.name, false, target_out(config, layer, target), lora.rank, {}}});
     }
   }
-  std::sort(all.begin(), all.end(),
-            [](const Place& a, const Place& b) { return a.parameter.name < b.parameter.name; });
+  std::sort(all.begin(), all.end(), [](const Place& a, const Place& b) { return a.parameter.name < b.parameter.name; });
   size_t offset = 0;
   for (Place& place : all) {
     place.offset = offset;
@@ -195,8 +196,8 @@ void AdapterParameters::read(const AdapterTensors& init) {
     }
     const Tensor& t = **stored;
     if (t.shape.size() != 2 || t.shape[0] != p.n_rows || t.shape[1] != p.n_cols) {
-      bad_adapter("BAD_RANK", p.name + ": expected " + shape_text({p.n_rows, p.n_cols}) + ", found " +
-                                  shape_text(t.shape));
+      bad_adapter("BAD_RANK",
+                  p.name + ": expected " + shape_text({p.n_rows, p.n_cols}) + ", found " + shape_text(t.shape));
     }
     const size_t bytes = row_bytes(t.type, p.n_cols);
     for (int i = 0; i < p.n_rows; ++i) {
@@ -293,18 +294,29 @@ uint64_t AdapterParameters::fingerprint() const {
 }
 
 // Magic, fingerprint, steps, the arrays, a hash of all before it. Little endian, as every machine that this runs on.
+constexpr size_t kStateHeader = sizeof kMagic + sizeof(uint64_t) + sizeof(int64_t);
+
+size_t AdapterParameters::state_bytes() const {
+  const size_t n_floats = size_ + first_moments_.size() + second_moments_.size();
+  return kStateHeader + n_floats * sizeof(float) + sizeof(uint64_t);
+}
+
 std::vector<std::byte> AdapterParameters::save() const {
-  std::vector<std::byte> state;
-  const auto put = [&](std::span<const std::byte> bytes) { state.insert(state.end(), bytes.begin(), bytes.end()); };
-  put(std::as_bytes(std::span(kMagic)));
+  std::vector<std::byte> state(state_bytes());
+  std::byte* at = state.data();
+  const auto put = [&](const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(at, from, bytes);
+    at += bytes;
+  };
   const uint64_t print = fingerprint();
-  put(std::as_bytes(std::span(&print, 1)));
-  put(std::as_bytes(std::span(&steps_done_, 1)));
-  put(std::as_bytes(std::span(values_).first(size_)));
-  put(std::as_bytes(std::span(first_moments_)));
-  put(std::as_bytes(std::span(second_moments_)));
-  const uint64_t hash = hash_bytes(0, state);
-  put(std::as_bytes(std::span(&hash, 1)));
+  put(kMagic, sizeof kMagic);
+  put(&print, sizeof print);
+  put(&steps_done_, sizeof steps_done_);
+  put(values_.data(), size_ * sizeof(float));
+  put(first_moments_.data(), first_moments_.size() * sizeof(float));
+  put(second_moments_.data(), second_moments_.size() * sizeof(float));
+  const uint64_t hash = hash_bytes(0, std::span(state).first(state.size() - sizeof(uint64_t)));
+  put(&hash, sizeof hash);
   return state;
 }
 
@@ -312,13 +324,11 @@ void AdapterParameters::load(std::span<const std::byte> state) {
   const auto bad = [](const char* what) {
     throw Error(ErrorCode::kInvalidArgument, "BAD_STATE", std::string("state of a training: ") + what);
   };
-  const size_t header = sizeof kMagic + sizeof(uint64_t) + sizeof(int64_t);
-  const size_t n_floats = size_ + first_moments_.size() + second_moments_.size();
-  if (state.size() < header || std::memcmp(state.data(), kMagic, sizeof kMagic) != 0) bad("these bytes are none");
+  if (state.size() < kStateHeader || std::memcmp(state.data(), kMagic, sizeof kMagic) != 0) bad("these bytes are none");
   uint64_t print;
   std::memcpy(&print, state.data() + sizeof kMagic, sizeof print);
   if (print != fingerprint()) bad("it is of other options or another model");
-  if (state.size() != header + n_floats * sizeof(float) + sizeof(uint64_t)) bad("it is cut off or longer than it should be");
+  if (state.size() != state_bytes()) bad("it is cut off or longer than it should be");
   uint64_t hash;
   std::memcpy(&hash, state.data() + state.size() - sizeof hash, sizeof hash);
   if (hash != hash_bytes(0, state.first(state.size() - sizeof hash))) bad("it is damaged");
@@ -326,7 +336,7 @@ void AdapterParameters::load(std::span<const std::byte> state) {
   std::memcpy(&steps, state.data() + sizeof kMagic + sizeof print, sizeof steps);
   if (steps < 0) bad("it is damaged");
   steps_done_ = steps;
-  const std::byte* at = state.data() + header;
+  const std::byte* at = state.data() + kStateHeader;
   const auto get = [&](float* to, size_t n) {
     if (n > 0) std::memcpy(to, at, n * sizeof(float));
     at += n * sizeof(float);
