@@ -1,5 +1,6 @@
 // A server: its options, and what all interfaces have in common. Each interface is a plugin of its own (openai.ts).
 import { randomUUID } from 'node:crypto';
+import { setMaxListeners } from 'node:events';
 import fastify, { LogController, type FastifyBaseLogger, type FastifyInstance } from 'fastify';
 import { Access, isLoopback } from './access.js';
 import { Admission } from './admission.js';
@@ -154,6 +155,7 @@ export async function createServer(options: ServerOptions): Promise<Server> {
   const access = new Access({ apiKeys, allowedHosts, corsOrigins });
   const metrics = new Metrics(models, admission);
   const ending = new AbortController();
+  setMaxListeners(0, ending.signal); // each request under way listens
   const context: ServerContext = { models, admission, metrics, limits: limitsOf(options), log, ending: ending.signal };
   let started = false;
 

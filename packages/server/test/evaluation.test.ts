@@ -68,14 +68,18 @@ test('its prompts are the ids of gemma-native’s tokenizer: one for each choice
   expect(prompts.length).toBe(questions.reduce((sum, { choices }) => sum + choices.length, 0));
 });
 
+// Each row's log-probabilities are of 262,144 tokens, so not all of them.
 test('one by one', async () => {
-  const prompts = requests.flatMap(({ prompt }) => prompt);
-  check(prompts, await asked(requests));
+  const some = requests.filter((_, i) => i % 4 === 0);
+  check(
+    some.flatMap(({ prompt }) => prompt),
+    await asked(some),
+  );
 });
 
 test('in batches of texts and of ids', async () => {
-  const prompts = requests.flatMap(({ prompt }) => prompt);
-  const batches = Array.from({ length: Math.ceil(prompts.length / 7) }, (_, i) => prompts.slice(7 * i, 7 * i + 7));
+  const prompts = requests.slice(-10).flatMap(({ prompt }) => prompt);
+  const batches = [prompts.slice(0, 7), prompts.slice(7)];
   check(prompts, await asked(batches.map((prompt) => ({ ...requests[0], prompt }))));
   // The harness decodes ids where a server is to take texts (`tokenized_requests=False`): `<bos>` is one of them then.
   const texts = await Promise.all(batches[0]!.map((ids) => gemma.detokenize(ids, { special: true })));

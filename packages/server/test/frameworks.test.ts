@@ -184,11 +184,12 @@ describe('LangChain.js, @langchain/openai', () => {
 
   test('pictures in both forms', async () => {
     const base64 = picture.toString('base64');
-    for (const block of [
-      { type: 'image', data: base64, mimeType: 'image/png' },
-      { type: 'image_url', image_url: { url: `data:image/png;base64,${base64}` } },
+    const text = { type: 'text' as const, text: question };
+    const url = `data:image/png;base64,${base64}`;
+    for (const message of [
+      new HumanMessage({ contentBlocks: [{ type: 'image', data: base64, mimeType: 'image/png' }, text] }),
+      new HumanMessage({ content: [{ type: 'image_url', image_url: { url } }, text] }),
     ]) {
-      const message = new HumanMessage({ content: [block as { type: 'text' }, { type: 'text', text: question }] });
       expect((await chat({ temperature: 0 }).invoke([message])).content).toBe(described);
     }
   });

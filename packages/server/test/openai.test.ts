@@ -5,6 +5,7 @@ import { Gemma, type GenerateOptions, type Input } from 'gemma-native';
 import OpenAI from 'openai';
 import type { ChatCompletionCreateParamsNonStreaming, ChatCompletionMessageParam } from 'openai/resources';
 import { data, rejection, root, tiny, until } from '../../../test/api/helpers.js';
+import { resultOf } from '../src/openai/common.js';
 import { collected, loadDemo, post, start, type Running } from './helpers.js';
 
 const shapes = join(root, 'models', 'pictures', 'shapes.png');
@@ -231,6 +232,23 @@ describe('chat completions', () => {
       { role: 'tool' as const, toolCallId: call!.id, content: { count: 2 } },
     ];
     expect(again.choices[0]!.message.content).toBe((await bare(messages, { tools: bareTools })).text);
+  });
+
+  test.each([
+    ['728', 728],
+    ['-1.5', -1.5],
+    ['true', true],
+    ['null', null],
+    [' [1, "x"]', [1, 'x']],
+    ['{"count": 2}', { count: 2 }],
+    ['two', 'two'],
+    ['"two"', '"two"'],
+    ['007', '007'],
+    ['1e3', '1e3'],
+    ['12345678901234567890', '12345678901234567890'],
+    ['{"count": ', '{"count": '],
+  ])('a result %s', (text, value) => {
+    expect(resultOf(text)).toEqual(value);
   });
 
   test('of parallel calls the first is left where one is wanted', async () => {

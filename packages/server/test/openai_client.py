@@ -5,9 +5,10 @@ import asyncio
 import base64
 import json
 import sys
+from typing import Literal
 
 import openai
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 given = json.load(sys.stdin)
 client = openai.OpenAI(base_url=given["url"] + "/v1", api_key=given["key"], max_retries=0)
@@ -29,8 +30,8 @@ TAUGHT = {"temperature": 0, "extra_body": {"adapter": "tools"}}
 
 
 class Shape(BaseModel):
-    shape: str
-    n: int
+    shape: Literal["circle", "square"]
+    n: int = Field(ge=1, le=9)
 
 
 class add(BaseModel):

@@ -150,14 +150,19 @@ export function argumentsOf(json: string, where: string): object {
   throw new HttpError(400, 'invalid_value', `${where}: expected the JSON of an object`, { param: where });
 }
 
-/** A tool's result: text that is the JSON of an object or array stands for that value. */
+/**
+ * A tool's result: text that is JSON stands for its value, because clients have nothing else to send one as. A number, a truth value or null is
+ * taken for one only where it is written as JSON is: `007` and `1e3` stay text.
+ */
 export function resultOf(text: string): unknown {
-  if (!/^\s*[[{]/.test(text)) return text;
+  let value: unknown;
   try {
-    return JSON.parse(text) as unknown;
+    value = JSON.parse(text);
   } catch {
     return text;
   }
+  const isStructure = typeof value === 'object' && value !== null;
+  return typeof value !== 'string' && (isStructure || JSON.stringify(value) === text) ? value : text;
 }
 
 export function newId(prefix: string): string {

@@ -50,7 +50,8 @@ const message = z.discriminatedUnion('role', [
     tool_calls: list(call, 128).nullish(),
     ...echoed,
   }),
-  z.strictObject({ role: z.literal('tool'), tool_call_id: z.string(), content: texts }),
+  // The call says which tool it was; LangChain says it once more.
+  z.strictObject({ role: z.literal('tool'), tool_call_id: z.string(), content: texts, name: z.string().nullish() }),
 ]);
 
 export const chatMessages = list(message, MAX_MESSAGES, 1);
