@@ -94,15 +94,15 @@ void Products::multiply_part(int thread, std::span<const Term> terms, int row_be
       const size_t depth = static_cast<size_t>(p.depth);
       if (term.b.kind == RightSide::Kind::kFloats) {
         const FloatView& b = term.b.floats;
-        const float* from = b.data + static_cast<size_t>(k) * b.row_stride + static_cast<size_t>(col_begin) * b.col_stride;
+        const float* from =
+            b.data + static_cast<size_t>(k) * b.row_stride + static_cast<size_t>(col_begin) * b.col_stride;
         if (b.col_stride == 1) {
           multiply_piece(p, from, b.row_stride, kColumns, kHalf, n_cols);
         } else {
           const size_t width = static_cast<size_t>((n_cols + kHalf - 1) / kHalf * kHalf);
           for (size_t j = 0; j < width; ++j) {
             for (size_t i = 0; i < depth; ++i) {
-              piece[i * width + j] =
-                  j < static_cast<size_t>(n_cols) ? from[i * b.row_stride + j * b.col_stride] : 0.0f;
+              piece[i * width + j] = j < static_cast<size_t>(n_cols) ? from[i * b.row_stride + j * b.col_stride] : 0.0f;
             }
           }
           multiply_piece(p, piece, width, kColumns, kHalf, n_cols);
