@@ -486,9 +486,11 @@ TEST("loss and central differences of the plain forward pass, for every kind of 
   struct {
     const char* file;
     bool images;
-  } cases[] = {{"text-a-f16.gguf", false}, {"text-k-mix.gguf", false},   {"text-a-q4_0.gguf", false},
-               {"mm-a-f16.gguf", true},    {"types/floats.gguf", false}, {"types/q8_0.gguf", false},
-               {"types/q6_k.gguf", false}, {"types/mxfp4.gguf", false}};
+    bool alone;
+  } cases[] = {{"adapters/text-f16.gguf", false, true}, {"text-a-q4_0.gguf", false, false},
+               {"text-k-mix.gguf", false, false},       {"mm-a-f16.gguf", true, false},
+               {"types/floats.gguf", false, false},     {"types/q8_0.gguf", false, false},
+               {"types/q6_k.gguf", false, false},       {"types/mxfp4.gguf", false, false}};
   for (const auto& c : cases) {
     const TinyModel model(c.file);
     MicroBatch batch = {some_example(29, 3), some_example(13, 4)};
@@ -512,34 +514,36 @@ TEST("loss and central differences of the plain forward pass, for every kind of 
     check_loss(loss, reference_loss(model.config, Merged(model, parameters, values, trainer->scale()).source(), batch));
     const std::vector<float> gradient = flat(trainer->gradients());
     std::mt19937 rng(5);
-    for (const TargetMatrix& target : kTargetMatrices) {
-      for (const bool is_a : {true, false}) {
-        // Along the gradient, disturbed, of these matrices.
-        std::vector<double> direction(values.size());
-        double length = 0;
-        double slope = 0;
-        size_t offset = 0;
-        for (const AdapterParameter& p : parameters) {
-          for (size_t i = offset; i < offset + p.values.size(); ++i) {
-            if (p.target != target.name || p.is_a != is_a) continue;
-            direction[i] = static_cast<double>(gradient[i]) * (0.5 + static_cast<double>(rng() % 1000) / 1000);
-            length += direction[i] * direction[i];
-          }
-          offset += p.values.size();
+    // In the tiniest model those of each kind of matrix alone, else of all together.
+    for (int kind = 0; kind < (c.alone ? 2 * kTargets : 1); ++kind) {
+      const auto is_moved = [&](const AdapterParameter& p) {
+        return !c.alone || (p.target == kTargetMatrices[static_cast<size_t>(kind / 2)].name && p.is_a == (kind % 2 == 0));
+      };
+      // Along the gradient, disturbed.
+      std::vector<double> direction(values.size());
+      double length = 0;
+      double slope = 0;
+      size_t offset = 0;
+      for (const AdapterParameter& p : parameters) {
+        for (size_t i = offset; i < offset + p.values.size(); ++i) {
+          if (!is_moved(p)) continue;
+          direction[i] = static_cast<double>(gradient[i]) * (0.5 + static_cast<double>(rng() % 1000) / 1000);
+          length += direction[i] * direction[i];
         }
-        length = std::sqrt(length);
-        const double step = 1e-2 / std::max(1.0, length / 4);
-        const auto moved_loss = [&](double by) {
-          std::vector<float> moved = values;
-          for (size_t i = 0; i < moved.size(); ++i) moved[i] += static_cast<float>(by * direction[i] / length);
-          return reference_loss(model.config, Merged(model, parameters, moved, trainer->scale()).source(), batch);
-        };
-        for (size_t i = 0; i < values.size(); ++i) slope += static_cast<double>(gradient[i]) * direction[i] / length;
-        // Of the fourth order.
-        const double difference =
-            (8 * (moved_loss(step) - moved_loss(-step)) - (moved_loss(2 * step) - moved_loss(-2 * step))) / (12 * step);
-        CHECK(std::fabs(difference - slope) <= 1e-3 * std::fabs(slope) + 2e-4);
+        offset += p.values.size();
       }
+      length = std::sqrt(length);
+      const double step = 1e-2 / std::max(1.0, length / 4);
+      const auto moved_loss = [&](double by) {
+        std::vector<float> moved = values;
+        for (size_t i = 0; i < moved.size(); ++i) moved[i] += static_cast<float>(by * direction[i] / length);
+        return reference_loss(model.config, Merged(model, parameters, moved, trainer->scale()).source(), batch);
+      };
+      for (size_t i = 0; i < values.size(); ++i) slope += static_cast<double>(gradient[i]) * direction[i] / length;
+      // Of the fourth order.
+      const double difference =
+          (8 * (moved_loss(step) - moved_loss(-step)) - (moved_loss(2 * step) - moved_loss(-2 * step))) / (12 * step);
+      CHECK(std::fabs(difference - slope) <= 1e-3 * std::fabs(slope) + 2e-4);
     }
   }
 }
@@ -701,7 +705,7 @@ TEST("references of DPO that examples bring count as those that are computed") {
   batch[0][1].reference_log_prob = reference.log_probs.at(1);
   CHECK(trainer->backward(batch, kNever).loss == computed.loss);
   batch[0][1].reference_log_prob = reference.log_probs.at(1) - 1;
-  CHECK(std::fabs(trainer->backward(batch, kNever).reward_margin - (computed.reward_margin - 0.1)) < 1e-9);
+  CHECK(std::fabs(trainer->backward(batch, kNever).reward_margin - (computed.reward_margin - 0.1)) < 1e-6);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -803,7 +807,7 @@ TEST("bad examples are refused, and nothing is changed by a step that fails") {
   CHECK(trainer->save_state() == before);
   const std::vector<MicroBatch> good = {{example_of(sequences()[0])}};
   CHECK_THROWS(kInvalidArgument, "TRAINING_OPTION", trainer->step(good, NAN, kNever));
-  for (const int n_asked : {1, 4, 15, 40}) {
+  for (const int n_asked : {1, 4, 15, 27}) {
     int asked = 0;
     CHECK_THROWS(kDisposed, "CANCELLED", trainer->step(good, 1e-3, [&] { return ++asked == n_asked; }));
     CHECK(trainer->save_state() == before);
