@@ -403,7 +403,9 @@ describe('the command', () => {
     expect(table).toMatchObject({ code: 0, stderr: '' });
     const [header, ...rows] = table.stdout.split('\n');
     expect(header).toMatch(/^task +metric +n +demo +demo \+ demo-tools$/);
-    expect(rows.slice(0, 6).map((row) => row.replace(' (lower is better)', '').split(/ +/).slice(0, 3).join(' '))).toEqual([
+    expect(
+      rows.slice(0, 6).map((row) => row.replace(' (lower is better)', '').split(/ +/).slice(0, 3).join(' ')),
+    ).toEqual([
       'capitals contains 5',
       'capitals personal_data 5',
       'arithmetic number 5',
