@@ -171,7 +171,8 @@ const tasks = {
     };
     const first = await ask('What is this?');
     const second = await ask('Which colours does it have?');
-    return { ms: one.ms, fiveMs: five.ms, firstQuestionMs: first.ms, secondQuestionMs: second.ms };
+    const { isa } = gemma.info;
+    return { isa, ms: one.ms, fiveMs: five.ms, firstQuestionMs: first.ms, secondQuestionMs: second.ms };
   },
 
   async tokenize({ file, rounds }) {

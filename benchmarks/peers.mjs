@@ -1,8 +1,8 @@
 // Builds the engines that ours is compared with, and runs their tools.
 //
 // llama.cpp comes with npm's node-llama-cpp, as a git bundle of the release it is made for; ik_llama.cpp from a checkout or git
-// directory that the caller names. Both are built for this very machine and kept in the cache. All run with the defaults of
-// their tools but for the number of threads.
+// directory that the caller names. Both are built for this very machine, or for the instruction set that ours is held to, each in
+// a folder of its own in the cache. All run with the defaults of their tools but for the number of threads.
 import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
@@ -13,11 +13,16 @@ import { cacheDirectory } from '../scripts/fetch-test-model.mjs';
 const HERE = dirname(fileURLToPath(import.meta.url));
 const CMAKE_OPTIONS = [
   '-DCMAKE_BUILD_TYPE=Release',
-  '-DGGML_NATIVE=ON',
   '-DLLAMA_CURL=OFF',
   '-DLLAMA_OPENSSL=OFF',
   '-DLLAMA_BUILD_TESTS=OFF',
 ];
+// Instruction sets that peers can be held to, by our names. ik_llama.cpp has AVX-VNNI by another name, and once by default.
+const AVX2 = ['NATIVE=OFF', ...['SSE42', 'AVX', 'AVX2', 'FMA', 'F16C', 'BMI2'].map((name) => `${name}=ON`)];
+const ISA_OPTIONS = {
+  avx2: [...AVX2, 'AVX_VNNI=OFF', 'AVXVNNI=OFF'],
+  avx_vnni: [...AVX2, 'AVX_VNNI=ON', 'AVXVNNI=ON'],
+};
 const SUFFIX = process.platform === 'win32' ? '.exe' : '';
 
 /**
@@ -64,8 +69,14 @@ export async function run(command, args, options) {
   return (await observe(command, args, options)).out;
 }
 
-/** llama.cpp: the paths of its tools. */
-export async function buildLlamaCpp(log) {
+// Where a peer is built for an instruction set of ours, and with which options: for others than those above, for this machine.
+function buildFor(name, isa) {
+  const options = (ISA_OPTIONS[isa] ?? ['NATIVE=ON']).map((option) => `-DGGML_${option}`);
+  return { build: join(cacheDirectory(), 'peers', `${name}-build${ISA_OPTIONS[isa] ? `-${isa}` : ''}`), options };
+}
+
+/** llama.cpp, held to an instruction set of ours where it can be (avx2, avx_vnni): the paths of its tools. */
+export async function buildLlamaCpp(log, isa) {
   const folder = join(cacheDirectory(), 'peers');
   const source = join(folder, 'llama.cpp');
   if (!existsSync(source)) {
@@ -81,19 +92,17 @@ export async function buildLlamaCpp(log) {
     await rename(join(work, 'source'), source);
     await rm(work, { recursive: true });
   }
-  const build = join(folder, 'llama.cpp-build');
-  const tools = await buildTools(
-    source,
-    build,
-    ['llama-bench', 'llama-batched-bench', 'llama-completion', 'llama-mtmd-cli', 'llama-server'],
-    log,
-    process.platform === 'win32' ? [] : [`-DCMAKE_CXX_FLAGS=-include ${join(HERE, 'native', 'tile_intrinsics.h')}`],
-  );
-  return { name: 'llama.cpp', tools: { ...tools, own: await buildOwn(source, build) } };
+  const { build, options } = buildFor('llama.cpp', isa);
+  if (process.platform !== 'win32') {
+    options.push(`-DCMAKE_CXX_FLAGS=-include ${join(HERE, 'native', 'tile_intrinsics.h')}`);
+  }
+  const targets = ['llama-bench', 'llama-batched-bench', 'llama-completion', 'llama-mtmd-cli', 'llama-server'];
+  const tools = await buildTools(source, build, targets, log, options);
+  return { name: 'llama.cpp', isa: ISA_OPTIONS[isa] && isa, tools: { ...tools, own: await buildOwn(source, build) } };
 }
 
-/** ik_llama.cpp from a checkout, a git directory or the cache: the paths of its tools. Undefined where there is none. */
-export async function buildIkLlamaCpp(given, log) {
+/** Likewise ik_llama.cpp from a checkout, a git directory or the cache. Undefined where there is none. */
+export async function buildIkLlamaCpp(given, log, isa) {
   const folder = join(cacheDirectory(), 'peers');
   const clone = join(folder, 'ik_llama.cpp');
   let source = given ? resolve(given) : clone;
@@ -105,11 +114,12 @@ export async function buildIkLlamaCpp(given, log) {
     }
     source = clone;
   }
-  const tools = await buildTools(source, join(folder, 'ik_llama.cpp-build'), ['llama-bench'], log);
-  return { name: 'ik_llama.cpp', tools };
+  const { build, options } = buildFor('ik_llama.cpp', isa);
+  const tools = await buildTools(source, build, ['llama-bench'], log, options);
+  return { name: 'ik_llama.cpp', isa: ISA_OPTIONS[isa] && isa, tools };
 }
 
-async function buildTools(source, build, targets, log, options = []) {
+async function buildTools(source, build, targets, log, options) {
   const tools = Object.fromEntries(targets.map((target) => [target, join(build, 'bin', target + SUFFIX)]));
   if (!Object.values(tools).every(existsSync)) {
     log(`${source.split(/[\\/]/).at(-1)}: building (some minutes)`);

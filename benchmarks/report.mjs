@@ -73,8 +73,9 @@ function figureTable(figures) {
   return [...lines, ...(notes.length > 0 ? ['', notes.join(' ')] : []), ''];
 }
 
-function kernelTable(kernels, peaks) {
+function kernelTable(kernels, { readGBps }) {
   const lines = [];
+  const peaks = Object.fromEntries(kernels.filter(({ op }) => op === 'peak').map((row) => [row.isa, row]));
   for (const op of ['linear', 'bulk_linear', 'attention']) {
     if (!kernels.some((k) => k.op === op)) continue;
     const rows = [...new Set(kernels.filter((k) => k.op === op).map((k) => k.rows))];
@@ -88,9 +89,9 @@ function kernelTable(kernels, peaks) {
       const cells = rows.map((n) => {
         const k = kernels.find((x) => x.op === op && x.rows === n && `${x.isa} | ${x.type}` === kind);
         if (!k) return '';
-        if (k.GBps !== undefined) return `${k.GBps.toFixed(1)} (${percent(k.GBps / peaks.readGBps)})`;
+        if (k.GBps !== undefined) return `${k.GBps.toFixed(1)} (${percent(k.GBps / readGBps)})`;
         const float = op === 'attention' || ['F32', 'F16', 'BF16'].includes(k.type);
-        const peak = float ? peaks.f32Gops : peaks.int8Gops;
+        const peak = float ? peaks[k.isa]?.f32Gops : peaks[k.isa]?.productGops;
         return `${k.Gops.toFixed(0)}${peak ? ` (${percent(k.Gops / peak)})` : ''}`;
       });
       lines.push(`| ${kind} | ${cells.join(' | ')} |`);
@@ -99,7 +100,13 @@ function kernelTable(kernels, peaks) {
   }
   lines.push(
     'GB/s: bytes of weights, or of keys and values, that are read per second, and of the read bandwidth. GOP/s: two for a ' +
-      'multiply-add, and of the 8-bit peak (quantised types) or the f32 peak (float types, attention).',
+      'multiply-add, and of what registers alone reach with the same instructions: for quantised types ' +
+      `${Object.values(peaks)
+        .map(({ isa, of, productGops }) => `${productGops.toFixed(0)} (${isa}${of === isa ? '' : ` by ${of}`})`)
+        .join(', ')}, ` +
+      `for float types and attention ${Object.values(peaks)
+        .map(({ isa, f32Gops }) => `${f32Gops.toFixed(0)} (${isa})`)
+        .join(', ')}.`,
     '',
   );
   return lines;
@@ -114,12 +121,17 @@ export function markdown(report) {
       `${machine.loadBefore.toFixed(2)} before and ${machine.loadAfter.toFixed(2)} after.`,
     `Command: \`${report.command}\``,
     `${report.threads} threads${report.isa ? `, ${report.isa}` : ''}, ${report.rounds} rounds: median (least to most).` +
-      report.peers.map(({ name, version }) => ` ${name} ${version ?? ''}`.trimEnd()).join(',') +
+      report.peers
+        .map(({ name, version, isa }) => ` ${name} ${version ?? ''}`.trimEnd() + (isa ? `, built for ${isa}` : ''))
+        .join(';') +
       (report.peers.length > 0 ? '.' : ''),
     `Peaks: read ${range(peaks.readGBps)} GB/s` +
       ['int8', 'bf16', 'f32']
         .filter((kind) => peaks[`${kind}Gops`])
-        .map((kind) => `; ${kind} ${range(peaks[`${kind}Gops`])} GOP/s`)
+        .map(
+          (kind) =>
+            `; ${kind} ${range(peaks[`${kind}Gops`])} GOP/s${report.peakIsas?.[kind] ? ` (${report.peakIsas[kind]})` : ''}`,
+        )
         .join('') +
       '.',
     '',

@@ -3,10 +3,11 @@
 //
 // What is compared runs alternately, ours, peer, ours, peer, because a machine's speed drifts; a ratio is taken within each
 // round. The machine's peaks are measured before and after each round (native/peaks.cpp), and where a figure has a natural peak
-// it is also given as a fraction of it: prefill of the 8-bit multiply-add rate, decode of the read bandwidth.
+// it is also given as a fraction of it: prefill of the rate of the multiply-adds that ours computes with, decode of the read
+// bandwidth.
 import { existsSync } from 'node:fs';
 import { mkdir, rename, writeFile } from 'node:fs/promises';
-import { availableParallelism, cpus, loadavg, release, totalmem } from 'node:os';
+import { availableParallelism, loadavg, release, totalmem } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -14,6 +15,7 @@ import { cacheDirectory, fetchTestModel } from '../scripts/fetch-test-model.mjs'
 import { chart } from './chart.mjs';
 import { GROUPS, measureGroups } from './groups.mjs';
 import { buildIkLlamaCpp, buildLlamaCpp, run } from './peers.mjs';
+import { processorName } from './processor.mjs';
 import { markdown, spread, summarise } from './report.mjs';
 
 const HERE = dirname(fileURLToPath(import.meta.url));
@@ -28,7 +30,7 @@ const USAGE = `usage: npm run bench -- [options]
                      Default: those each group is about
   --rounds N         Default: 3
   --threads N        Default: all cores
-  --isa NAME         instruction set for ours
+  --isa NAME         instruction set for ours; avx2 and avx_vnni also for the peers, which are then built for it
   --device NAME      where ours computes: cuda:0, rocm:0, ... as \`gemma-native devices\` lists them. Default: cpu
   --peak-gbps N      the GPU's memory bandwidth by its data sheet, for the fraction reached, where it is not known here
   --peak-tops N      likewise its 8-bit rate with dense matrices
@@ -161,15 +163,15 @@ async function main() {
   const programs = await buildPrograms();
   const peers = [];
   if (settings.peers || settings['ik-source']) {
-    peers.push(await buildLlamaCpp(log));
-    const ik = await buildIkLlamaCpp(settings['ik-source'], log);
+    peers.push(await buildLlamaCpp(log, isa));
+    const ik = await buildIkLlamaCpp(settings['ik-source'], log, isa);
     if (ik) peers.push(ik);
     else log('ik_llama.cpp: no source here (--ik-source), so it is left out');
   }
 
   const gpu = settings.device === 'cpu' ? undefined : await findGpu(settings);
-  const measurePeaks = async () =>
-    gpu ? gpu.peaks : JSON.parse(await run(programs.peaks, ['--threads', String(threads), '--ms', '20']));
+  const peakArguments = ['--threads', String(threads), '--ms', '20', ...(isa ? ['--isa', isa] : [])];
+  const measurePeaks = async () => (gpu ? gpu.peaks : JSON.parse(await run(programs.peaks, peakArguments)));
   const [loadBefore] = loadavg();
   const bench = { before, peers, rounds, threads, isa, device: settings.device, log, measurePeaks, findVision };
   const measured = await measureGroups(bench, groups, models);
@@ -187,7 +189,7 @@ async function main() {
     const after = await measurePeaks();
     const best = (key) => Math.max(peaksBefore[key] ?? 0, after[key] ?? 0);
     kernels = {
-      peaks: { readGBps: best('readGBps'), int8Gops: best('int8Gops'), f32Gops: best('f32Gops') },
+      peaks: { readGBps: best('readGBps') },
       rows: out
         .trim()
         .split('\n')
@@ -202,13 +204,17 @@ async function main() {
       .filter(([, values]) => values.length > 0)
       .map(([key, values]) => [key, spread(values)]),
   );
-  const [cpu] = cpus();
+  const isas = Object.fromEntries(
+    ['int8', 'bf16', 'f32']
+      .map((kind) => [kind, allPeaks.map((p) => p[`${kind}Isa`]).find(Boolean)])
+      .filter(([, name]) => name),
+  );
   const report = {
     date: new Date().toISOString().slice(0, 10),
     // without the folders of this machine
     command: ['npm run bench --', ...process.argv.slice(2)].join(' ').replace(/[^\s,=]*\//g, ''),
     machine: {
-      cpu: cpu?.model.trim() ?? process.arch,
+      cpu: processorName(),
       cores: availableParallelism(),
       memoryBytes: totalmem(),
       system: `${process.platform} ${release()}`,
@@ -220,8 +226,9 @@ async function main() {
     rounds,
     ...(isa && { isa }),
     ...(gpu && { device: { name: settings.device, description: gpu.description, chip: gpu.isa } }),
-    peers: peers.map(({ name, version }) => ({ name, version })),
+    peers: peers.map(({ name, version, isa: held }) => ({ name, version, ...(held && { isa: held }) })),
     peaks,
+    peakIsas: isas,
     figures: measured.map(summarise),
     ...(kernels && { kernels }),
   };

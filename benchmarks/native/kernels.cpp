@@ -9,9 +9,11 @@
 //   values
 //   {"op":"attention","isa":"avx2","type":"f16","rows":512,"Gops":90.1} 512 tokens after 3,584
 //
-//   {"op":"full_attention","isa":"avx2","type":"fast","rows":4096,"ms":120.1,"Gops":640.2,"ofInt8Peak":0.61}
-//                                                                       one image: 16 heads of 72; of the 8-bit peak of
-//                                                                       the machine, measured in the same run
+//   {"op":"full_attention","isa":"avx2","type":"fast","rows":4096,"ms":120.1,"Gops":640.2,"ofPeak":0.61}
+//                                                                       one image: 16 heads of 72; of the product peak
+//   {"op":"peak","isa":"avx2","of":"avx2","productGops":268.1,"f32Gops":133.9}
+//                                                                       what bounds this set: products of 8 bits (or of
+//                                                                       bf16, where tiles compute), f32 multiply-adds
 //
 //   kernels [--threads N] [--ms MILLISECONDS of each of three measurements] [--isa NAME] [--type NAME] [--ref 1]
 //
@@ -203,7 +205,7 @@ void full_attention(Backend& backend, Arithmetic arithmetic, const char* name, d
   const double ops = rate * 4.0 * kRows * kRows * kHeads * kHeadDim;
   std::printf(
       "{\"op\":\"full_attention\",\"isa\":\"%s\",\"type\":\"%s\",\"rows\":%d,\"ms\":%.1f,\"Gops\":%.1f,"
-      "\"ofInt8Peak\":%.3f}\n",
+      "\"ofPeak\":%.3f}\n",
       backend.isa(), name, kRows, 1000 / rate, ops * 1e-9, ops / peak);
   std::fflush(stdout);
 }
@@ -243,13 +245,20 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    const Loop loop = int8_loop();
-    const double peak = best_of_ten([&] { return loop_rate(loop, settings.n_threads, settings.ms); });
     for (const cpu::KernelRow& row : cpu::kernel_table()) {
       const bool wanted =
           settings.isa.empty() ? settings.ref || std::string(row.isa) != "ref" : settings.isa == row.isa;
       if (!wanted || !row.available()) continue;
+      const auto peak_of = [&](const Loop& loop) {
+        return best_of_ten([&] { return loop_rate(loop, settings.n_threads, settings.ms); });
+      };
       const auto backend = make_cpu_backend(row.isa, settings.n_threads);
+      const bool tiles = backend->traits().has_bulk();
+      const Loop product_loop = tiles ? bf16_loop(row.isa) : int8_loop(row.isa);
+      const double peak = peak_of(product_loop);
+      std::printf("{\"op\":\"peak\",\"isa\":\"%s\",\"of\":\"%s\",\"productGops\":%.1f,\"f32Gops\":%.1f}\n", row.isa,
+                  product_loop.isa == nullptr ? "" : product_loop.isa, peak * 1e-9,
+                  peak_of(f32_loop(row.isa)) * 1e-9);
       for (const TensorType type : kTensorTypes) {
         if (settings.type.empty() || settings.type == type_traits(type).name) linear(*backend, type, settings);
       }

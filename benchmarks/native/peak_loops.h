@@ -9,6 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -135,21 +136,28 @@ bool has_amx_bf16() {
 #endif
 }
 
-Loop int8_loop() {
-  if (__builtin_cpu_supports("avx512vnni")) return {"avx512_vnni", 2.0 * 64 * kAccumulators, int8_avx512_vnni};
-  if (has_avx_vnni()) return {"avx_vnni", 2.0 * 32 * kAccumulators, int8_avx_vnni};
+// Each loop: the best that the machine has, or that a set of our kernels has ("": any).
+bool only_avx2(std::string_view isa) {
+  return isa == "avx2" || isa == "avx_vnni";
+}
+
+Loop int8_loop(std::string_view isa) {
+  if (!only_avx2(isa) && __builtin_cpu_supports("avx512vnni"))
+    return {"avx512_vnni", 2.0 * 64 * kAccumulators, int8_avx512_vnni};
+  if (isa != "avx2" && has_avx_vnni()) return {"avx_vnni", 2.0 * 32 * kAccumulators, int8_avx_vnni};
   if (__builtin_cpu_supports("avx2")) return {"avx2", 2.0 * 32 * kAccumulators, int8_avx2};
   return {nullptr, 0, nullptr};
 }
 
-[[maybe_unused]] Loop bf16_loop() {
-  if (has_amx_bf16()) return {"amx_bf16", 4 * 2.0 * 16 * 16 * 32, bf16_amx};
+[[maybe_unused]] Loop bf16_loop(std::string_view isa) {
+  if (only_avx2(isa)) return {nullptr, 0, nullptr};
+  if (isa != "avx512_vnni" && has_amx_bf16()) return {"amx_bf16", 4 * 2.0 * 16 * 16 * 32, bf16_amx};
   if (__builtin_cpu_supports("avx512bf16")) return {"avx512_bf16", 2.0 * 32 * kAccumulators, bf16_avx512};
   return {nullptr, 0, nullptr};
 }
 
-[[maybe_unused]] Loop f32_loop() {
-  if (__builtin_cpu_supports("avx512f")) return {"avx512f", 2.0 * 16 * kAccumulators, f32_avx512};
+[[maybe_unused]] Loop f32_loop(std::string_view isa) {
+  if (!only_avx2(isa) && __builtin_cpu_supports("avx512f")) return {"avx512f", 2.0 * 16 * kAccumulators, f32_avx512};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     return {"avx2", 2.0 * 8 * kAccumulators, f32_avx2};
   return {nullptr, 0, nullptr};
@@ -187,26 +195,26 @@ bool has_dotprod() {
 #endif
 }
 
-Loop int8_loop() {
+Loop int8_loop(std::string_view /*isa*/) {
   if (!has_dotprod()) return {nullptr, 0, nullptr};
   return {"neon_dotprod", 2.0 * 16 * kAccumulators, int8_dotprod};
 }
-[[maybe_unused]] Loop bf16_loop() {
+[[maybe_unused]] Loop bf16_loop(std::string_view /*isa*/) {
   return {nullptr, 0, nullptr};
 }
-[[maybe_unused]] Loop f32_loop() {
+[[maybe_unused]] Loop f32_loop(std::string_view /*isa*/) {
   return {"neon", 2.0 * 4 * kAccumulators, f32_neon};
 }
 
 #else
 
-Loop int8_loop() {
+Loop int8_loop(std::string_view /*isa*/) {
   return {nullptr, 0, nullptr};
 }
-[[maybe_unused]] Loop bf16_loop() {
+[[maybe_unused]] Loop bf16_loop(std::string_view /*isa*/) {
   return {nullptr, 0, nullptr};
 }
-[[maybe_unused]] Loop f32_loop() {
+[[maybe_unused]] Loop f32_loop(std::string_view /*isa*/) {
   return {nullptr, 0, nullptr};
 }
 

@@ -2,7 +2,7 @@
 // 8-bit dot products, bf16 dot products and f32 multiply-adds in loops that touch registers only. Prints one JSON
 // object.
 //
-//   peaks [--threads N] [--ms MILLISECONDS of each of ten measurements]
+//   peaks [--threads N] [--ms MILLISECONDS of each of ten measurements] [--isa NAME: what this set of kernels has]
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -57,13 +57,18 @@ double read_rate(const std::vector<char>& data, int n_threads, int ms) {
 int main(int argc, char** argv) {
   int n_threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   int ms = 60;
+  std::string isa;
   for (int i = 1; i < argc; i += 2) {
+    const std::string name = argv[i];
     const int value = i + 1 < argc ? std::atoi(argv[i + 1]) : 0;
-    if (value < 1 || (std::strcmp(argv[i], "--threads") != 0 && std::strcmp(argv[i], "--ms") != 0)) {
-      std::fprintf(stderr, "usage: peaks [--threads N] [--ms MILLISECONDS]\n");
+    if (name == "--isa" && i + 1 < argc) {
+      isa = argv[i + 1];
+    } else if (value >= 1 && (name == "--threads" || name == "--ms")) {
+      (name == "--threads" ? n_threads : ms) = value;
+    } else {
+      std::fprintf(stderr, "usage: peaks [--threads N] [--ms MILLISECONDS] [--isa NAME]\n");
       return 2;
     }
-    (std::strcmp(argv[i], "--threads") == 0 ? n_threads : ms) = value;
   }
   std::string out = "{\"threads\":" + std::to_string(n_threads);
   char text[96];
@@ -80,7 +85,7 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     Loop loop;
-  } loops[] = {{"int8", int8_loop()}, {"bf16", bf16_loop()}, {"f32", f32_loop()}};
+  } loops[] = {{"int8", int8_loop(isa)}, {"bf16", bf16_loop(isa)}, {"f32", f32_loop(isa)}};
   for (const auto& [name, loop] : loops) {
     if (!loop.run) continue;
     const double ops = best_of_ten([&loop = loop, n_threads, ms] { return loop_rate(loop, n_threads, ms); });

@@ -27,6 +27,7 @@ GEMMA_INLINE __m256i in_order(__m256i v) {
 
 struct Maddubs {
   static constexpr bool kSigned = true;
+  static constexpr bool kOffsetLast = true;
 
   template <class Kind>
   struct Codes {
@@ -44,14 +45,16 @@ struct Maddubs {
 
     __m256i total;
     __m256i pairs;  // 16 bits
-    Dot() = default;
-    GEMMA_INLINE explicit Dot(__m256i start) : total(start) {}
+    GEMMA_INLINE __m256i& latest() { return kSums == 1 ? total : pairs; }
     GEMMA_INLINE void add(int j, const Codes<Kind>& codes, __m256i four, bool in_tile) {
       const __m256i signed_four = Kind::kAllBits ? _mm256_sign_epi8(four, codes.w) : four;
       const __m256i products = _mm256_maddubs_epi16(codes.magnitude, signed_four);
       pairs = j % kSums == 0 ? products : _mm256_add_epi16(pairs, products);
-      if (in_tile && kSums == 8) pairs = in_order(pairs);  // no gain for the others, a loss for one row of x
-      if (j % kSums == kSums - 1) total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+      if (in_tile && kSums > 1) pairs = in_order(pairs);  // a loss for one row of x
+      if (j % kSums != kSums - 1) return;
+      const __m256i sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+      total = j < kSums ? sum : _mm256_add_epi32(total, sum);
+      if (in_tile && kSums < Kind::kPartDwords) total = in_order(total);
     }
   };
 };

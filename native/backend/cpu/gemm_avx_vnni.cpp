@@ -11,6 +11,7 @@ namespace {
 
 struct Dpbusd {
   static constexpr bool kSigned = false;
+  static constexpr bool kOffsetLast = false;
 
   template <class Kind>
   struct Codes {
@@ -22,8 +23,7 @@ struct Dpbusd {
   template <class Kind>
   struct Dot {
     __m256i total;
-    Dot() = default;
-    GEMMA_INLINE explicit Dot(__m256i start) : total(start) {}
+    GEMMA_INLINE __m256i& latest() { return total; }
     GEMMA_INLINE void add(int, const Codes<Kind>& codes, __m256i four, bool /*in_tile*/) {
       total = _mm256_dpbusd_avx_epi32(total, codes.w, four);
     }

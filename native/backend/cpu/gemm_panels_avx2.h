@@ -10,8 +10,11 @@
 // An Isa supplies
 //   kSigned           whether codes of all 8 bits (Q8_0, IQ4) are multiplied as signed bytes
 //   Codes<Form>       codes ready to be multiplied, made from a register of bytes
-//   Dot<Form>         a dot product over one part of a block: Dot(start); for each dword j of the part
-//                     add(j, codes, four bytes of x, whether in a tile of several rows); total
+//   kOffsetLast       whether a dot product begins with nothing, and the type's offset is added to its total; else the
+//                     total begins with that
+//   Dot<Form>         a dot product over one part of a block: for each dword j of the part
+//                     add(j, codes, four bytes of x, whether in a tile of several rows); total; latest(), the register
+//                     that the last add wrote for the next one
 #pragma once
 
 #include <immintrin.h>
@@ -37,14 +40,18 @@ GEMMA_INLINE __m256i broadcast4(const int8_t* q) {
   return _mm256_set1_epi32(four);
 }
 
-// Integer offset times the sum of x, the start value of a dot product of unsigned codes. i: block of x.
+// Whether codes are multiplied as they are stored, without the type's offset.
 template <class Isa, class Kind>
-GEMMA_INLINE __m256i start(const QuantizedRows& x, size_t i, int part) {
-  if constexpr (Kind::kOffsetShift < 0 || (Kind::kAllBits && Isa::kSigned)) {
-    return _mm256_setzero_si256();
-  } else {
+constexpr bool kHasOffset = Kind::kOffsetShift >= 0 && !(Kind::kAllBits && Isa::kSigned);
+
+// Integer offset times minus the sum of x, which belongs to a dot product of unsigned codes. i: block of x.
+template <class Isa, class Kind>
+GEMMA_INLINE __m256i offset(const QuantizedRows& x, size_t i, int part) {
+  if constexpr (kHasOffset<Isa, Kind>) {
     const int32_t neg_sum = Kind::kHalves ? x.neg_sum16[2 * i + static_cast<size_t>(part)] : x.neg_sum[i];
     return _mm256_slli_epi32(_mm256_set1_epi32(neg_sum), Kind::kOffsetShift);
+  } else {
+    return _mm256_setzero_si256();
   }
 }
 
@@ -60,26 +67,43 @@ GEMMA_INLINE __m256 accumulate(__m256 acc, __m256i dot, __m256 d, __m256 m, cons
   return acc;
 }
 
+// Has clang compute v before what follows that touches memory. It moves no load across a prefetch or a branch, but all
+// arithmetic behind it, to where its result is used, so that what was loaded for it waits on the stack: a decode of
+// Q6_K ran at 47 instead of 76 billion operations a second.
+GEMMA_INLINE void settle(__m256i& v) {
+#if defined(__clang__)
+  asm volatile("" : "+x"(v));
+#else
+  (void)v;
+#endif
+}
+
 // Fetches memory a panel ahead of its use, in step with it: 8 row streams of a few hundred bytes each are too short for
-// the hardware to follow. Past the end of the matrix this is harmless.
+// the hardware to follow. Past the end of the matrix this is harmless. Without a branch, for settle()'s reason.
 class Prefetcher {
  public:
   // panel_bytes: of 8 whole rows, the time that passes before what is fetched is used.
-  Prefetcher(const uint8_t* first, size_t panel_bytes) : next_(first), near_(panel_bytes <= kNear) {}
-  GEMMA_INLINE void advance(int n_bytes) {
-    GEMMA_NO_UNROLL
-    for (due_ += n_bytes; due_ > 0; due_ -= 64, next_ += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(next_ + kFar), _MM_HINT_T1);
-      if (near_) _mm_prefetch(reinterpret_cast<const char*>(next_), _MM_HINT_T0);
+  Prefetcher(const uint8_t* first, size_t panel_bytes) : far_(first + kFar), near_(first), is_near_(panel_bytes <= kNear) {}
+  // One of kSteps shares of the kBytes that follow.
+  template <int kBytes, int kSteps>
+  GEMMA_INLINE void fetch(int step) const {
+    constexpr int kLines = (kBytes + 63) / 64;
+    for (int line = kLines * step / kSteps; line < kLines * (step + 1) / kSteps; ++line) {
+      _mm_prefetch(reinterpret_cast<const char*>(far_ + 64 * line), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(near_ + 64 * line), _MM_HINT_T0);
     }
+  }
+  GEMMA_INLINE void advance(size_t n_bytes) {
+    far_ += n_bytes;
+    near_ += is_near_ ? n_bytes : 0;  // or the same lines again, which are there
   }
 
  private:
   static constexpr size_t kFar = 4096;    // first into L2, which has more requests under way than L1
   static constexpr size_t kNear = 24576;  // a larger panel would leave L1 again before its turn
-  const uint8_t* next_;
-  bool near_;
-  int due_ = 0;
+  const uint8_t* far_;
+  const uint8_t* near_;
+  bool is_near_;
 };
 
 // The sink of one row of x: codes are multiplied as they come.
@@ -103,16 +127,21 @@ struct RowProduct {
     const int part = j / Kind::kPartDwords;
     const int dword = j % Kind::kPartDwords;
     Dot& sum = dot[block][part];
-    if (dword == 0) sum = Dot(start<Isa, Kind>(x, index(block), part));
+    if (dword == 0 && !Isa::kOffsetLast) sum.total = offset<Isa, Kind>(x, index(block), part);
     sum.add(dword, typename Isa::template Codes<Kind>(v), broadcast4(x.q + index(block) * 32 + 4 * j), false);
-    if (j % 4 == 0) ahead.advance(kLanes * Type::kGroupBytes / (2 * Type::kGroup));
+    if (j % 4 != 3) return;
+    settle(sum.latest());
+    ahead.template fetch<kLanes * Type::kGroupBytes, 2 * Type::kGroup>(2 * block + j / 4);
   }
   GEMMA_INLINE void scale(int block, int part, __m256 v) { d[block][part] = v; }
   GEMMA_INLINE void minimum(int block, int part, __m256 v) { m[block][part] = v; }
   GEMMA_INLINE void end(int block) {
     unroll<Kind::kParts>([&](auto part) {
       const __m256 minimum_or_none = Kind::kMin ? m[block][part] : acc;
-      acc = accumulate<Kind>(acc, dot[block][part].total, d[block][part], minimum_or_none, x, index(block), part);
+      __m256i total = dot[block][part].total;
+      if (kHasOffset<Isa, Kind> && Isa::kOffsetLast)
+        total = _mm256_add_epi32(total, offset<Isa, Kind>(x, index(block), part));
+      acc = accumulate<Kind>(acc, total, d[block][part], minimum_or_none, x, index(block), part);
     });
   }
 };
@@ -155,7 +184,7 @@ struct Panels {
 // Panels times kRows rows of x, added to out (or replacing it at the first columns). out points at the first of these
 // rows of x and row 0 of the panels.
 template <class Isa, class Kind, int kPanels, int kRows>
-void multiply(const Panels& panels, const QuantizedRows& x, int first_row, float* out, size_t out_stride) {
+GEMMA_NOINLINE void multiply(const Panels& panels, const QuantizedRows& x, int first_row, float* out, size_t out_stride) {
   const size_t blocks_per_row = static_cast<size_t>(x.n_cols / 32);
   size_t index[kRows];
   __m256 acc[kPanels][kRows];
@@ -173,10 +202,12 @@ void multiply(const Panels& panels, const QuantizedRows& x, int first_row, float
       using Dot = typename Isa::template Dot<Kind>;
       using Codes = typename Isa::template Codes<Kind>;
       Dot dot[kPanels][kRows];
-      unroll<kRows>([&](auto r) {
-        const __m256i begin = start<Isa, Kind>(x, index[r] + static_cast<size_t>(b), part);
-        unroll<kPanels>([&](auto p) { dot[p][r] = Dot(begin); });
-      });
+      if constexpr (!Isa::kOffsetLast) {
+        unroll<kRows>([&](auto r) {
+          const __m256i start = offset<Isa, Kind>(x, index[r] + static_cast<size_t>(b), part);
+          unroll<kPanels>([&](auto p) { dot[p][r].total = start; });
+        });
+      }
       unroll<Kind::kPartDwords>([&](auto i) {
         const int j = part * Kind::kPartDwords + i;
         Codes w[kPanels];
@@ -188,6 +219,10 @@ void multiply(const Panels& panels, const QuantizedRows& x, int first_row, float
         });
       });
       unroll<kRows>([&](auto r) {
+        if constexpr (kHasOffset<Isa, Kind> && Isa::kOffsetLast) {
+          const __m256i last = offset<Isa, Kind>(x, index[r] + static_cast<size_t>(b), part);
+          unroll<kPanels>([&](auto p) { dot[p][r].total = _mm256_add_epi32(dot[p][r].total, last); });
+        }
         unroll<kPanels>([&](auto p) {
           const __m256 m = Kind::kMin ? _mm256_load_ps(block[p]->m[part]) : acc[p][r];
           acc[p][r] = accumulate<Kind>(acc[p][r], dot[p][r].total, _mm256_load_ps(block[p]->d[part]), m, x,
@@ -229,7 +264,7 @@ void multiply_all(const Panels& panels, const QuantizedRows& x, float* out, size
 
 // One row of x, all full panels; returns the first weight row that is left.
 template <class Isa, class Type>
-GEMMA_FLATTEN int multiply_row(const WeightRows& w, const QuantizedRows& x, float* out) {
+GEMMA_NOINLINE GEMMA_FLATTEN int multiply_row(const WeightRows& w, const QuantizedRows& x, float* out) {
   const size_t n_groups = static_cast<size_t>(x.n_cols / 32 / Type::kGroup);
   int row = w.row_begin;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes;
@@ -239,6 +274,7 @@ GEMMA_FLATTEN int multiply_row(const WeightRows& w, const QuantizedRows& x, floa
     for (size_t g = 0; g < n_groups; ++g) {
       product.first_block = g * Type::kGroup;
       Type::unpack(p + g * Type::kGroupBytes, w.w_row_bytes, product);
+      ahead.advance(kLanes * Type::kGroupBytes);
     }
     _mm256_storeu_ps(out + row, product.acc);
   }
@@ -247,7 +283,7 @@ GEMMA_FLATTEN int multiply_row(const WeightRows& w, const QuantizedRows& x, floa
 
 // n blocks of 8 rows (of which `rows` exist) into a panel.
 template <class Isa, class Type>
-GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, PanelBlock* panel, uint8_t* tail) {
+GEMMA_NOINLINE GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, PanelBlock* panel, uint8_t* tail) {
   const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes + offset;
   size_t stride = w.w_row_bytes;
@@ -262,6 +298,7 @@ GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, Pane
     p = tail;
   }
   for (int g = 0; g < n; g += Type::kGroup, p += Type::kGroupBytes) {
+    ahead.template fetch<kLanes * Type::kGroupBytes, 1>(0);
     ahead.advance(kLanes * Type::kGroupBytes);
     PanelWriter<Isa> writer{panel + g};
     Type::unpack(p, stride, writer);

@@ -14,6 +14,12 @@
 #define GEMMA_FLATTEN __attribute__((flatten))              // all it calls into this function
 #endif
 
+#if defined(_MSC_VER) && !defined(__clang__)
+#define GEMMA_NOINLINE __declspec(noinline)
+#else
+#define GEMMA_NOINLINE __attribute__((noinline))  // registers are allocated for this function alone
+#endif
+
 // In front of a loop of one or two rounds that the compiler would make eight of.
 #if defined(__clang__)
 #define GEMMA_NO_UNROLL _Pragma("clang loop unroll(disable)")

@@ -70,7 +70,7 @@ const Kernels& kernels_avx2() {
       .bias_gelu = bias_gelu_avx2,
       .add_residual_bias = add_residual_bias_avx2,
       .exact_attention = kExactAttentionAvx2,
-      .fast_attention = kExactAttentionAvx2,
+      .fast_attention = kFastAttentionAvx2,
       .multiply_panels = multiply_panels_avx2,
       .load_rows = load_rows_ref,
       .largest = largest_avx2,

@@ -29,6 +29,7 @@ void add_bias_avx2(float* x, const float* bias, int dim);
 void bias_gelu_avx2(float* x, const float* bias, int dim);
 void add_residual_bias_avx2(float* x, const float* branch, const float* bias, int dim);
 extern const FullAttention kExactAttentionAvx2;
+extern const FullAttention kFastAttentionAvx2;
 extern const FullAttention kFastAttentionAvxVnni;
 void multiply_panels_avx2(const PanelProduct& product);
 float largest_avx2(const float* x, int n);

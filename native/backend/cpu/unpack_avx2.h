@@ -168,7 +168,8 @@ GEMMA_INLINE void unpack_nibbles(const uint8_t* p, size_t stride, int block, Sin
 
 // ---- Each type: how a group of blocks of 8 rows (kGroup blocks of 32 columns, kGroupBytes a row) becomes codes,
 // scales and minima. sink.codes(block, j, columns 4 * j .. 4 * j + 3), sink.scale(block, part, d), sink.minimum, and
-// sink.end(block) once a block is complete, in order. Layouts: quant/dequantize.cpp.
+// sink.end(block) once a block is complete, in order. Layouts: quant/dequantize.cpp. Super-blocks tell a scale when its
+// block ends: sixteen of them made beforehand would wait on the stack.
 
 struct Q4_0 : Form<15, 3, false, false> {
   static constexpr int kGroup = 1;
@@ -278,14 +279,6 @@ struct Q2_K : Form<3, -1, true, true> {
     load_transposed(p, stride, packed);
     const HalfPairs head(load_dwords(p + 80, stride));
     const __m256 dmin = negative(head.high);
-    unroll<4>([&](auto i) {
-      const __m256i scales = _mm256_and_si256(packed[i], bytes(0x0f));
-      const __m256i minima = _mm256_and_si256(_mm256_srli_epi16(packed[i], 4), bytes(0x0f));
-      unroll<4>([&](auto k) {
-        sink.scale(2 * i + k / 2, k % 2, _mm256_mul_ps(head.low, unsigned_byte<k>(scales)));
-        sink.minimum(2 * i + k / 2, k % 2, _mm256_mul_ps(dmin, unsigned_byte<k>(minima)));
-      });
-    });
     unroll<2>([&](auto n) {
       unroll<2>([&](auto part) {
         __m256i q[4];
@@ -296,7 +289,17 @@ struct Q2_K : Form<3, -1, true, true> {
           });
         });
       });
-      unroll<4>([&](auto s) { sink.end(4 * n + s); });
+      unroll<4>([&](auto s) {
+        unroll<2>([&](auto part) {
+          constexpr int kFirstBit = 16 * (s % 2) + 8 * part;
+          const __m256i both = packed[2 * n + s / 2];
+          const __m256i scale = _mm256_and_si256(_mm256_srli_epi32(both, kFirstBit), dwords(15));
+          const __m256i minimum = _mm256_and_si256(_mm256_srli_epi32(both, kFirstBit + 4), dwords(15));
+          sink.scale(4 * n + s, part, _mm256_mul_ps(head.low, _mm256_cvtepi32_ps(scale)));
+          sink.minimum(4 * n + s, part, _mm256_mul_ps(dmin, _mm256_cvtepi32_ps(minimum)));
+        });
+        sink.end(4 * n + s);
+      });
     });
   }
 };
@@ -315,11 +318,11 @@ struct Q3_K : Form<7, 2, false, true> {
     });
     // Bytes 0-7: the low nibbles of scales 0-7 and 8-15. Byte 8 + k: two high bits each of scales k, 4 + k, 8 + k and
     // 12 + k.
+    __m256i scales[4];
     unroll<4>([&](auto i) {
       const __m256i low = _mm256_and_si256(shift_bits<(i < 2 ? 0 : -4)>(packed[i % 2]), bytes(0x0f));
       const __m256i high = _mm256_and_si256(shift_bits<4 - 2 * i>(packed[2]), bytes(0x30));
-      const __m256i scales = _mm256_sub_epi8(_mm256_or_si256(low, high), bytes(32));
-      unroll<4>([&](auto k) { sink.scale(2 * i + k / 2, k % 2, _mm256_mul_ps(last.high, signed_byte<k>(scales))); });
+      scales[i] = _mm256_sub_epi8(_mm256_or_si256(low, high), bytes(32));
     });
     unroll<2>([&](auto n) {
       unroll<2>([&](auto part) {
@@ -335,41 +338,56 @@ struct Q3_K : Form<7, 2, false, true> {
           });
         });
       });
-      unroll<4>([&](auto s) { sink.end(4 * n + s); });
+      unroll<4>([&](auto s) {
+        unroll<2>([&](auto part) {
+          const __m256 scale = signed_byte<2 * (s % 2) + part>(scales[2 * n + s / 2]);
+          sink.scale(4 * n + s, part, _mm256_mul_ps(last.high, scale));
+        });
+        sink.end(4 * n + s);
+      });
     });
   }
 };
 
 // Scales and minima of the eight blocks of Q4_K and Q5_K, 6 bits each in 12 bytes.
-template <class Sink>
-GEMMA_INLINE void unpack_k_scales(const uint8_t* p, size_t stride, Sink& sink) {
-  __m256i head[4];  // d | dmin, then the 12 bytes
-  load_transposed(p, stride, head);
-  const HalfPairs d(head[0]);
-  const __m256 dmin = negative(d.high);
-  const __m256i top = bytes(0x30);
-  unroll<2>([&](auto i) {
-    const __m256i low = _mm256_and_si256(i == 0 ? head[3] : _mm256_srli_epi16(head[3], 4), bytes(0x0f));
-    const __m256i first = _mm256_and_si256(head[1 + i], bytes(0x3f));
-    const __m256i second = _mm256_or_si256(low, _mm256_and_si256(_mm256_srli_epi16(head[1 + i], 2), top));
-    unroll<4>([&](auto k) {
-      if constexpr (i == 0) {
-        sink.scale(k, 0, _mm256_mul_ps(d.low, unsigned_byte<k>(first)));
-        sink.scale(4 + k, 0, _mm256_mul_ps(d.low, unsigned_byte<k>(second)));
-      } else {
-        sink.minimum(k, 0, _mm256_mul_ps(dmin, unsigned_byte<k>(first)));
-        sink.minimum(4 + k, 0, _mm256_mul_ps(dmin, unsigned_byte<k>(second)));
-      }
-    });
-  });
-}
+struct KScales {
+  __m256 d;
+  __m256 dmin;
+  __m256i scales[2];  // a byte for each of four blocks
+  __m256i minima[2];
+
+  GEMMA_INLINE KScales(const uint8_t* p, size_t stride) {
+    __m256i head[4];  // d | dmin, then the 12 bytes
+    load_transposed(p, stride, head);
+    const HalfPairs both(head[0]);
+    d = both.low;
+    dmin = negative(both.high);
+    scales[0] = _mm256_and_si256(head[1], bytes(0x3f));
+    minima[0] = _mm256_and_si256(head[2], bytes(0x3f));
+    scales[1] = last_four(head[3], head[1]);
+    minima[1] = last_four(_mm256_srli_epi16(head[3], 4), head[2]);
+  }
+  // Ends a block whose codes are complete.
+  template <int kBlock, class Sink>
+  GEMMA_INLINE void end(Sink& sink) const {
+    sink.scale(kBlock, 0, _mm256_mul_ps(d, unsigned_byte<kBlock % 4>(scales[kBlock / 4])));
+    sink.minimum(kBlock, 0, _mm256_mul_ps(dmin, unsigned_byte<kBlock % 4>(minima[kBlock / 4])));
+    sink.end(kBlock);
+  }
+
+ private:
+  GEMMA_INLINE static __m256i last_four(__m256i low, __m256i high) {
+    const __m256i top = _mm256_and_si256(_mm256_srli_epi16(high, 2), bytes(0x30));
+    return _mm256_or_si256(_mm256_and_si256(low, bytes(0x0f)), top);
+  }
+};
 
 struct Q4_K : Form<15, -1, true, false> {
   static constexpr int kGroup = 8;
   static constexpr int kGroupBytes = 144;
   template <class Sink>
   GEMMA_INLINE static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
-    unpack_k_scales(p, stride, sink);
+    const KScales scales(p, stride);
     unroll<4>([&](auto chunk) {
       unroll<2>([&](auto part) {
         __m256i q[4];
@@ -379,8 +397,8 @@ struct Q4_K : Form<15, -1, true, false> {
           sink.codes(2 * chunk + 1, 4 * part + j, _mm256_and_si256(_mm256_srli_epi16(q[j], 4), bytes(0x0f)));
         });
       });
-      sink.end(2 * chunk);
-      sink.end(2 * chunk + 1);
+      scales.end<2 * chunk>(sink);
+      scales.end<2 * chunk + 1>(sink);
     });
   }
 };
@@ -390,7 +408,7 @@ struct Q5_K : Form<31, -1, true, false> {
   static constexpr int kGroupBytes = 176;
   template <class Sink>
   GEMMA_INLINE static void unpack(const uint8_t* p, size_t stride, Sink& sink) {
-    unpack_k_scales(p, stride, sink);
+    const KScales scales(p, stride);
     __m256i high[2][4];  // bit s: of block s
     load_transposed(p + 16, stride, high[0]);
     load_transposed(p + 32, stride, high[1]);
@@ -407,8 +425,8 @@ struct Q5_K : Form<31, -1, true, false> {
                      _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(q[j], 4), bytes(0x0f)), odd));
         });
       });
-      sink.end(2 * chunk);
-      sink.end(2 * chunk + 1);
+      scales.end<2 * chunk>(sink);
+      scales.end<2 * chunk + 1>(sink);
     });
   }
 };
@@ -421,26 +439,29 @@ struct Q6_K : Form<63, 5, false, true> {
     __m256i scales[4];  // a signed byte per half block
     load_transposed(p + 192, stride, scales);
     const __m256 d = load_halves(p + 208, stride);
-    unroll<16>([&](auto k) { sink.scale(k / 2, k % 2, _mm256_mul_ps(d, signed_byte<k % 4>(scales[k / 4]))); });
     const auto join = [](__m256i codes, __m256i bits) {
       return _mm256_or_si256(_mm256_and_si256(codes, bytes(0x0f)), _mm256_and_si256(bits, bytes(0x30)));
     };
     unroll<2>([&](auto n) {
       unroll<2>([&](auto part) {  // 16 of the 32 columns of each of the four blocks
-        __m256i a[4];
-        __m256i b[4];
-        __m256i h[4];
-        load_transposed(p + 64 * n + 16 * part, stride, a);
-        load_transposed(p + 64 * n + 32 + 16 * part, stride, b);
-        load_transposed(p + 128 + 32 * n + 16 * part, stride, h);
-        unroll<4>([&](auto j) {
-          sink.codes(4 * n, 4 * part + j, join(a[j], _mm256_slli_epi16(h[j], 4)));
-          sink.codes(4 * n + 1, 4 * part + j, join(b[j], _mm256_slli_epi16(h[j], 2)));
-          sink.codes(4 * n + 2, 4 * part + j, join(_mm256_srli_epi16(a[j], 4), h[j]));
-          sink.codes(4 * n + 3, 4 * part + j, join(_mm256_srli_epi16(b[j], 4), _mm256_srli_epi16(h[j], 2)));
+        __m256i high[4];
+        load_transposed(p + 128 + 32 * n + 16 * part, stride, high);
+        unroll<2>([&](auto s) {  // first and third block, second and fourth
+          __m256i q[4];
+          load_transposed(p + 64 * n + 32 * s + 16 * part, stride, q);
+          unroll<4>([&](auto j) {
+            sink.codes(4 * n + s, 4 * part + j, join(q[j], shift_bits<4 - 2 * s>(high[j])));
+            sink.codes(4 * n + 2 + s, 4 * part + j, join(_mm256_srli_epi16(q[j], 4), shift_bits<-2 * s>(high[j])));
+          });
         });
       });
-      unroll<4>([&](auto s) { sink.end(4 * n + s); });
+      unroll<4>([&](auto s) {
+        unroll<2>([&](auto part) {
+          const __m256 scale = signed_byte<2 * (s % 2) + part>(scales[2 * n + s / 2]);
+          sink.scale(4 * n + s, part, _mm256_mul_ps(d, scale));
+        });
+        sink.end(4 * n + s);
+      });
     });
   }
 };
@@ -456,14 +477,12 @@ struct IQ4_XS : Form<255, 7, false, false> {
     const HalfPairs first(head[0]);
     const __m256i high = _mm256_srli_epi32(head[0], 16);
     unroll<8>([&](auto s) {
+      unpack_nibbles(p + 8 + 16 * s, stride, s, sink,
+                     [&](auto, __m256i codes) { return _mm256_shuffle_epi8(table, codes); });
       const __m256i low = _mm256_and_si256(_mm256_srli_epi32(head[1], 4 * s), dwords(15));
       const __m256i top = _mm256_and_si256(shift_bits<4 - 2 * s>(high), dwords(0x30));
       const __m256i scale = _mm256_sub_epi32(_mm256_or_si256(low, top), dwords(32));
       sink.scale(s, 0, _mm256_mul_ps(first.low, _mm256_cvtepi32_ps(scale)));
-    });
-    unroll<8>([&](auto s) {
-      unpack_nibbles(p + 8 + 16 * s, stride, s, sink,
-                     [&](auto, __m256i codes) { return _mm256_shuffle_epi8(table, codes); });
       sink.end(s);
     });
   }
