@@ -130,8 +130,6 @@ void FileMap::prefetch(const std::function<void(size_t bytes)>& on_read) const {
   constexpr size_t kPart = size_t{64} << 20;  // some tens of milliseconds of a fast disk
   while (done < size_) {
     const size_t n = std::min(kPart, size_ - done);
-    // The disk reads the next part meanwhile.
-    if (done + n < size_) ::madvise(data + done + n, std::min(kPart, size_ - done - n), MADV_WILLNEED);
     if (::madvise(data + done, n, kPopulateRead) != 0) break;
     done += n;
     on_read(done);

@@ -26,6 +26,7 @@ constexpr std::chrono::microseconds kLeastBurst{500};
 constexpr std::chrono::microseconds kMostBurst{50000};  // a longer one shows that nobody wants the core
 constexpr std::chrono::microseconds kLeastRest{1500};
 constexpr std::chrono::microseconds kMostRest{20000};
+constexpr std::chrono::milliseconds kSoon{100};  // who is late once has had bad luck, and rests once
 
 void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -129,7 +130,14 @@ void ThreadPool::rest_if_due(Rhythm& rhythm) {
   const int64_t late = rhythm.late.exchange(0, std::memory_order_relaxed);
   const bool never = rhythm.burst == Clock::duration::max();
   if (late > 0) {
-    rhythm.burst = never ? kFirstBurst : std::max<Clock::duration>(kLeastBurst, rhythm.burst / 2);
+    const Clock::time_point now = Clock::now();
+    const bool again = now - rhythm.last_late < kSoon;
+    rhythm.last_late = now;
+    if (!never) {
+      rhythm.burst = std::max<Clock::duration>(kLeastBurst, rhythm.burst / 2);
+    } else if (again) {
+      rhythm.burst = kFirstBurst;
+    }
     const Clock::duration rest = std::chrono::duration_cast<Clock::duration>(std::chrono::nanoseconds(late)) * 2;
     rhythm.rest = std::clamp<Clock::duration>(rest, kLeastRest, kMostRest);
   } else if (never || Clock::now() < rhythm.until) {
@@ -145,7 +153,8 @@ void ThreadPool::rest_if_due(Rhythm& rhythm) {
   }
   std::unique_lock lock(mutex_);
   rest_.wait_for(lock, rhythm.rest, [&] { return stop_.load(); });
-  rhythm.until = Clock::now() + rhythm.burst;
+  const bool bursts = rhythm.burst != Clock::duration::max();
+  rhythm.until = bursts ? Clock::now() + rhythm.burst : Clock::time_point::max();
 }
 
 void ThreadPool::worker_main(int thread) {
