@@ -11,18 +11,18 @@
 
 namespace gemma::gpu {
 
-#define GEMMA_EMULATED_CHIPS(X) X(sm_75) X(sm_80) X(gfx906) X(gfx90a) X(gfx942) X(gfx1030) X(gfx1100) X(gfx1201)
+// GEMMA_EMULATED_CHIPS is GEMMA_CHIP(sm_75)GEMMA_CHIP(sm_80)... for those that CMakeLists.txt has in this build.
 #define GEMMA_CHIP(name)      \
   namespace name {            \
   const EmulatedChip& chip(); \
   }
-GEMMA_EMULATED_CHIPS(GEMMA_CHIP)
+GEMMA_EMULATED_CHIPS
 #undef GEMMA_CHIP
 
 std::span<const EmulatedChip* const> emulated_chips() {
   static const EmulatedChip* const chips[] = {
 #define GEMMA_CHIP(name) &name::chip(),
-      GEMMA_EMULATED_CHIPS(GEMMA_CHIP)
+      GEMMA_EMULATED_CHIPS
 #undef GEMMA_CHIP
   };
   return chips;
