@@ -129,7 +129,8 @@ export interface FinetuneOptions {
   overwrite?: boolean;
   /** Also write the adapter as llama.cpp takes it, `adapter.gguf` in the output. Default false. */
   gguf?: boolean;
-  /** What `adapter_config.json` names as the base model, for PEFT. Default: the model's name on the hub, else `model`. */
+  /** What `adapter_config.json` names as the base model, for PEFT. Default: the model's name on the hub, else the
+   * last part of its path: an adapter that is passed on tells nothing of this machine's folders. */
   baseModel?: string;
 
   /** Threads that compute. Default: the physical cores this process may use, but for one. */

@@ -1,5 +1,6 @@
 // Gemma.finetune: from options to a folder with an adapter. What is computed is native code's (native/train/), a step at a time on a
 // thread of its own; this decides which examples a step has, when the result is looked at, kept and written.
+import { basename } from 'node:path';
 import { findAdapter } from '../adapters.js';
 import { Cancellation } from '../cancellation.js';
 import { fileIdentity } from '../embedding-cache.js';
@@ -335,7 +336,7 @@ class Finetuning {
     const { baseModel } = this.#settings;
     if (baseModel !== undefined) return baseModel;
     const name = String(this.#options.model);
-    return /^hf:([^@:]+)/.exec(name)?.[1] ?? name;
+    return /^hf:([^@:]+)/.exec(name)?.[1] ?? basename(name);
   }
 
   // Of all that the adapter's bits follow from, but for the seed.

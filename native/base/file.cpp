@@ -185,7 +185,7 @@ bool file_exists(const std::string& path) {
 
 void File::check_unchanged() const {}  // the system keeps others from writing
 
-FileWriter::FileWriter(const std::string& path) : path_(path) {
+FileWriter::FileWriter(const std::string& path, [[maybe_unused]] Readers readers) : path_(path) {
   check_path(path);
   beside_ = name_beside(path);
   handle_ = CreateFileW(wide(beside_).c_str(), GENERIC_WRITE, 0, nullptr, CREATE_NEW, FILE_ATTRIBUTE_NORMAL, nullptr);
@@ -399,10 +399,11 @@ bool file_exists(const std::string& path) {
   return ::stat(path.c_str(), &info) == 0;
 }
 
-FileWriter::FileWriter(const std::string& path) : path_(path) {
+FileWriter::FileWriter(const std::string& path, Readers readers) : path_(path) {
   check_path(path);
   beside_ = name_beside(path);
-  handle_ = ::open(beside_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR);
+  handle_ = ::open(beside_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
+                   readers == Readers::kEveryone ? 0666 : S_IRUSR | S_IWUSR);
   if (handle_ < 0) throw system_error(path_, "cannot be written");
   is_open_ = true;
 }

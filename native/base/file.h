@@ -61,12 +61,13 @@ std::vector<std::byte> read_file(const std::string& path, uint64_t max_bytes);
 // Whether anything has this name; UTF-8.
 bool file_exists(const std::string& path);
 
-// A file that takes the place of another once it is whole. Until then its bytes are in a file beside, which only this
-// user may read; that one goes with the writer.
+// A file that takes the place of another once it is whole. Until then its bytes are in a file beside, which goes with the
+// writer.
 class FileWriter {
  public:
+  enum class Readers { kOwner, kEveryone };  // kEveryone: whom the system's default lets
   // Throws Error{kFile}.
-  explicit FileWriter(const std::string& path);
+  explicit FileWriter(const std::string& path, Readers readers = Readers::kOwner);
   ~FileWriter();
   FileWriter(const FileWriter&) = delete;
   FileWriter& operator=(const FileWriter&) = delete;

@@ -52,10 +52,10 @@ class ThreadPool {
   using Clock = std::chrono::steady_clock;
   // How a worker shares its core with another process. Touched by the worker alone, but for late.
   struct alignas(64) Rhythm {
-    std::atomic<int64_t> late{0};                         // nanoseconds that the caller has waited for it
+    std::atomic<int64_t> late{0};  // nanoseconds that the caller has waited for it
     Clock::time_point last_late{};
-    Clock::duration burst = Clock::duration::max();       // max: it needs no rest
-    Clock::duration rest{};                               // after each burst
+    Clock::duration burst = Clock::duration::max();      // max: it needs no rest
+    Clock::duration rest{};                              // after each burst
     Clock::time_point until = Clock::time_point::max();  // the end of the burst
   };
   void run(int n_chunks, Call call, const void* context);

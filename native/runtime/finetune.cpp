@@ -137,7 +137,7 @@ void Finetuning::write_safetensors(const std::string& path, const std::string& m
   }
   header += "}";
   header.resize((header.size() + 7) / 8 * 8, ' ');
-  FileWriter file(path);
+  FileWriter file(path, FileWriter::Readers::kEveryone);
   write_u64(file, header.size());
   write_text(file, header);
   for (const AdapterParameter& parameter : parameters) write_floats(file, parameter.values);
@@ -160,7 +160,7 @@ void Finetuning::write_gguf(const std::string& path, const std::string& name) {
   for (const AdapterParameter& parameter : parameters)
     shapes.push_back({gguf_name(parameter), TensorType::kF32, {parameter.n_rows, parameter.n_cols}});
   const GgufLayout layout(metadata, shapes, 32);
-  FileWriter file(path);
+  FileWriter file(path, FileWriter::Readers::kEveryone);
   write_text(file, layout.headers);
   uint64_t at = layout.headers.size();
   const auto pad_to = [&](uint64_t offset) {

@@ -158,7 +158,7 @@ uint64_t write_importance(const std::string& path, const TensorSource& tensors, 
   file.resize(layout.file_bytes, '\0');
   for (size_t i = 0; i < values.size(); ++i)
     std::memcpy(file.data() + layout.offsets[i], values[i].data(), values[i].size() * sizeof(float));
-  FileWriter writer(path);
+  FileWriter writer(path, FileWriter::Readers::kEveryone);
   writer.write(std::as_bytes(std::span(file)));
   writer.commit();
   return file.size();
