@@ -11,7 +11,7 @@ import { connect } from 'node:net';
 import { join, resolve } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseArgs } from 'node:util';
+import { parseArgs, TextEncoder } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { main, root } from '../scripts/steps.mjs';
 import { spread, textOf } from './samples.mjs';
@@ -188,7 +188,11 @@ async function bodies({ Gemma, createServer }, folder, rounds) {
     let status;
     for (let round = 0; round < rounds; ++round) {
       const bytes = new TextEncoder().encode(json);
-      const worker = new Worker(SENDER, { eval: true, workerData: { url, path, body: bytes }, transferList: [bytes.buffer] });
+      const worker = new Worker(SENDER, {
+        eval: true,
+        workerData: { url, path, body: bytes },
+        transferList: [bytes.buffer],
+      });
       await new Promise((done) => worker.once('online', done));
       const monitor = monitorEventLoopDelay({ resolution: 1 });
       monitor.enable();
@@ -201,7 +205,9 @@ async function bodies({ Gemma, createServer }, folder, rounds) {
       await worker.terminate();
     }
     const size = `${(Buffer.byteLength(json) / 2 ** 20).toFixed(1)} MiB`;
-    say(`${name} (${size}, status ${status}): held up for ${spread(delays, 1)} ms at most, answered in ${spread(times, 0)} ms`);
+    say(
+      `${name} (${size}, status ${status}): held up for ${spread(delays, 1)} ms at most, answered in ${spread(times, 0)} ms`,
+    );
   }
   await server.close();
   await gemma.dispose();

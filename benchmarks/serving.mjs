@@ -113,7 +113,8 @@ await main(async () => {
   const { Gemma } = createRequire(import.meta.url)(join(root, 'dist', 'index.js'));
   const model = positionals[0] ?? Gemma.demoModel;
   const gemma = await Gemma.load(model, { contextSize: 2048, threads: Number(values.threads) });
-  const profiling = values.profile === undefined ? [] : ['--cpu-prof', `--cpu-prof-dir=${values.profile}`, '--cpu-prof-interval=200'];
+  const profiling =
+    values.profile === undefined ? [] : ['--cpu-prof', `--cpu-prof-dir=${values.profile}`, '--cpu-prof-interval=200'];
   const server = await startServer(model, ['--context', '2048', '--threads', values.threads], profiling);
   const askers = {
     server: (messages) => askServer(server, messages, maxTokens),
