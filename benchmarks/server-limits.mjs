@@ -11,7 +11,7 @@ import { connect } from 'node:net';
 import { join, resolve } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { parseArgs } from 'node:util';
+import { parseArgs, TextEncoder } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { main, root } from '../scripts/steps.mjs';
 import { spread, textOf } from './samples.mjs';
@@ -48,6 +48,8 @@ async function leaving({ Gemma, createServer }, model, rounds) {
       logit_bias: ends,
       stream: true,
     });
+  let closed = 0; // when the server last saw a client leave
+  server.app.server.on('connection', (socket) => socket.on('close', () => (closed = performance.now())));
   const isRead = async (socket) => void (await first(socket));
   for (const company of [0, 8]) {
     const others = Array.from({ length: company }, (_, i) => ask(textOf(20, i)));
@@ -56,7 +58,7 @@ async function leaving({ Gemma, createServer }, model, rounds) {
       ['prompt', 3000],
       ['answer', 20],
     ]) {
-      const times = [];
+      const [times, seen] = [[], []];
       for (let round = 0; round < rounds; ++round) {
         const socket = ask(textOf(words, 1000 * company + round));
         if (phase === 'answer') await isRead(socket);
@@ -67,8 +69,12 @@ async function leaving({ Gemma, createServer }, model, rounds) {
         socket.destroy();
         await until(() => gemma.stats().running <= company);
         times.push(performance.now() - start);
+        seen.push(closed - start);
       }
-      say(`left while the ${phase} is computed, beside ${company} others: stopped after ${spread(times, 1)} ms`);
+      say(
+        `left while the ${phase} is computed, beside ${company} others: stopped after ${spread(times, 1)} ms, ` +
+          `seen after ${spread(seen, 1)} ms`,
+      );
     }
     for (const socket of others) socket.destroy();
     await until(() => gemma.stats().running === 0);
@@ -182,7 +188,11 @@ async function bodies({ Gemma, createServer }, folder, rounds) {
     let status;
     for (let round = 0; round < rounds; ++round) {
       const bytes = new TextEncoder().encode(json);
-      const worker = new Worker(SENDER, { eval: true, workerData: { url, path, body: bytes }, transferList: [bytes.buffer] });
+      const worker = new Worker(SENDER, {
+        eval: true,
+        workerData: { url, path, body: bytes },
+        transferList: [bytes.buffer],
+      });
       await new Promise((done) => worker.once('online', done));
       const monitor = monitorEventLoopDelay({ resolution: 1 });
       monitor.enable();
@@ -195,7 +205,9 @@ async function bodies({ Gemma, createServer }, folder, rounds) {
       await worker.terminate();
     }
     const size = `${(Buffer.byteLength(json) / 2 ** 20).toFixed(1)} MiB`;
-    say(`${name} (${size}, status ${status}): held up for ${spread(delays, 1)} ms at most, answered in ${spread(times, 0)} ms`);
+    say(
+      `${name} (${size}, status ${status}): held up for ${spread(delays, 1)} ms at most, answered in ${spread(times, 0)} ms`,
+    );
   }
   await server.close();
   await gemma.dispose();

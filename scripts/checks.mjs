@@ -71,6 +71,7 @@ export const checks = [
     name: 'Stress, a short run',
     work: () => node('--expose-gc', join(root, 'scripts', 'stress.mjs')),
   },
+  { name: 'Soak of the server, a quarter of a minute', work: () => node(join(root, 'scripts', 'soak.mjs')) },
   { name: 'Documentation', work: () => node(join(root, 'scripts', 'docs.mjs')) },
   { name: 'Prebuilt binary of this system', work: () => node(join(root, 'scripts', 'prebuild.mjs')) },
   {

@@ -46,7 +46,12 @@ function questions() {
   for (let seed = 1; seed <= 6; ++seed) {
     const tokens = 5 + 17 * seed;
     ask(`Tell me about ${seed} stars.`, undefined, { seed, max_tokens: tokens }, {});
-    ask(`${story} What colour has star ${seed}?`, undefined, { temperature: 0, max_tokens: tokens }, { temperature: 0 });
+    ask(
+      `${story} What colour has star ${seed}?`,
+      undefined,
+      { temperature: 0, max_tokens: tokens },
+      { temperature: 0 },
+    );
     ask(`${seed}: ${story}`, undefined, { seed, stop: ['e'], max_tokens: tokens }, { stopSequences: ['e'] });
   }
   const text = { type: 'text', text: 'What is this?' };
