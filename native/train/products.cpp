@@ -127,11 +127,10 @@ void Products::multiply_part(int thread, std::span<const Term> terms, int row_be
         multiply_piece(p, piece, kHalf, kColumns * depth, kHalf * depth, n_cols);
       } else {
         skip_columns(col_begin);
-        const size_t width = static_cast<size_t>((n_cols + kHalf - 1) / kHalf * kHalf);
         rows.row_begin = term.b.first_row + k;
         rows.row_end = rows.row_begin + p.depth;
-        kernels_.load_rows(rows, n_cols, piece, width, scratch);
-        multiply_piece(p, piece, width, kColumns, kHalf, n_cols);
+        kernels_.load_panels(rows, n_cols, piece, kColumns * depth, scratch);
+        multiply_piece(p, piece, kColumns, kColumns * depth, kHalf, n_cols);
       }
       p.add = true;
     }
