@@ -75,7 +75,7 @@ void Products::multiply_piece(const cpu::PanelProduct& shape, const float* b, si
 
 void Products::multiply_part(int thread, std::span<const Term> terms, int row_begin, int row_end, int col_begin,
                              int col_end, float* c, size_t c_stride, bool add) {
-  std::byte* mine = workspace_.data() + static_cast<size_t>(thread) * (workspace_bytes(1));
+  std::byte* mine = workspace_.data() + static_cast<size_t>(thread) * workspace_bytes(1);
   float* piece = reinterpret_cast<float*>(mine);
   const cpu::Scratch scratch = {mine + kThreadFloats * sizeof(float), cpu::kScratchBytes};
   const int n_cols = col_end - col_begin;
