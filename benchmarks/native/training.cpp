@@ -83,7 +83,8 @@ int main(int argc, char** argv) {
     double again = 0;
     for (int i = 0; i < config.n_layers(); ++i) {
       const LayerConfig& c = config.layers[static_cast<size_t>(i)];
-      const double size = static_cast<double>(config.model_dim) * (2.0 * c.q_dim() + 2.0 * c.kv_dim() + 3.0 * c.ffn_dim);
+      const double size =
+          static_cast<double>(config.model_dim) * (2.0 * c.q_dim() + 2.0 * c.kv_dim() + 3.0 * c.ffn_dim);
       layers += size;
       if (config.n_layers() - i > plan.kept_layers) again += size;
     }
@@ -101,10 +102,11 @@ int main(int argc, char** argv) {
       std::snprintf(text, sizeof text, "%s%.3f", i > 0 ? "," : "", took);
       seconds += text;
     }
-    std::printf("{\"tokens\":%d,\"counted\":%d,\"seconds\":[%s],\"gflop\":%.1f,\"gflops\":%.1f,\"kept_layers\":%d,"
-                "\"planned_mib\":%.0f,\"peak_mib\":%.0f}\n",
-                n_tokens, n_counted, seconds.c_str(), gflop, gflop / best, plan.kept_layers,
-                static_cast<double>(plan.total()) / (1 << 20), peak_mib());
+    std::printf(
+        "{\"tokens\":%d,\"counted\":%d,\"seconds\":[%s],\"gflop\":%.1f,\"gflops\":%.1f,\"kept_layers\":%d,"
+        "\"planned_mib\":%.0f,\"peak_mib\":%.0f}\n",
+        n_tokens, n_counted, seconds.c_str(), gflop, gflop / best, plan.kept_layers,
+        static_cast<double>(plan.total()) / (1 << 20), peak_mib());
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

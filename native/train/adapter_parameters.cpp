@@ -101,14 +101,15 @@ std::vector<AdapterParameters::Place> AdapterParameters::places(const ModelConfi
     for (int target = 0; target < kTargets; ++target) {
       if (!wanted[static_cast<size_t>(target)]) continue;
       const TargetMatrix& matrix = kTargetMatrices[static_cast<size_t>(target)];
-      const std::string name = "base_model.model.model.layers." + std::to_string(layer) + "." + matrix.module + "." +
-                               matrix.name;
-      all.push_back({{name + ".lora_A.weight", layer, matrix.name, true, lora.rank, target_in(config, layer, target), {}}});
-      all.push_back({{name + ".lora_B.weight", layer, matrix.name, false, target_out(config, layer, target), lora.rank, {}}});
+      const std::string name =
+          "base_model.model.model.layers." + std::to_string(layer) + "." + matrix.module + "." + matrix.name;
+      all.push_back(
+          {{name + ".lora_A.weight", layer, matrix.name, true, lora.rank, target_in(config, layer, target), {}}});
+      all.push_back(
+          {{name + ".lora_B.weight", layer, matrix.name, false, target_out(config, layer, target), lora.rank, {}}});
     }
   }
-  std::sort(all.begin(), all.end(),
-            [](const Place& a, const Place& b) { return a.parameter.name < b.parameter.name; });
+  std::sort(all.begin(), all.end(), [](const Place& a, const Place& b) { return a.parameter.name < b.parameter.name; });
   size_t offset = 0;
   for (Place& place : all) {
     place.offset = offset;
@@ -195,8 +196,8 @@ void AdapterParameters::read(const AdapterTensors& init) {
     }
     const Tensor& t = **stored;
     if (t.shape.size() != 2 || t.shape[0] != p.n_rows || t.shape[1] != p.n_cols) {
-      bad_adapter("BAD_RANK", p.name + ": expected " + shape_text({p.n_rows, p.n_cols}) + ", found " +
-                                  shape_text(t.shape));
+      bad_adapter("BAD_RANK",
+                  p.name + ": expected " + shape_text({p.n_rows, p.n_cols}) + ", found " + shape_text(t.shape));
     }
     const size_t bytes = row_bytes(t.type, p.n_cols);
     for (int i = 0; i < p.n_rows; ++i) {
@@ -318,7 +319,8 @@ void AdapterParameters::load(std::span<const std::byte> state) {
   uint64_t print;
   std::memcpy(&print, state.data() + sizeof kMagic, sizeof print);
   if (print != fingerprint()) bad("it is of other options or another model");
-  if (state.size() != header + n_floats * sizeof(float) + sizeof(uint64_t)) bad("it is cut off or longer than it should be");
+  if (state.size() != header + n_floats * sizeof(float) + sizeof(uint64_t))
+    bad("it is cut off or longer than it should be");
   uint64_t hash;
   std::memcpy(&hash, state.data() + state.size() - sizeof hash, sizeof hash);
   if (hash != hash_bytes(0, state.first(state.size() - sizeof hash))) bad("it is damaged");

@@ -64,9 +64,7 @@ class AdapterParameters {
   struct Place {
     AdapterParameter parameter;
     size_t offset = 0;
-    size_t size() const {
-      return static_cast<size_t>(parameter.n_rows) * static_cast<size_t>(parameter.n_cols);
-    }
+    size_t size() const { return static_cast<size_t>(parameter.n_rows) * static_cast<size_t>(parameter.n_cols); }
   };
   static std::vector<Place> places(const ModelConfig& config, const LoraConfig& lora);
   uint64_t fingerprint() const;

@@ -15,10 +15,10 @@ size_t score_stride(int n_keys) {
 
 // The working memory of a thread.
 struct Parts {
-  float* queries;     // packed block of q, or of d_out
-  float* scores;      // [kBlockRows, score_stride]
-  float* gradients;   // likewise
-  float* packed;      // scores as the left side of a product, also transposed
+  float* queries;    // packed block of q, or of d_out
+  float* scores;     // [kBlockRows, score_stride]
+  float* gradients;  // likewise
+  float* packed;     // scores as the left side of a product, also transposed
 };
 
 size_t query_floats(int head_dim) {
@@ -132,8 +132,7 @@ void Attention::backward(const AttentionShape& shape, const RowLayout& rows, std
       std::fill_n(v_parts + row, dim, 0.0f);
     }
     for (int first = 0; first < sequence.n; first += kBlockRows) {
-      const Block block =
-          block_of(spans, sequence.first + first, std::min(kBlockRows, sequence.n - first));
+      const Block block = block_of(spans, sequence.first + first, std::min(kBlockRows, sequence.n - first));
       const int n_keys = block.n_keys();
       const size_t stride = score_stride(n_keys);
       const size_t first_key = static_cast<size_t>(block.key_begin);

@@ -36,8 +36,8 @@ class Attention {
                const float* k, const float* v, float* out, float* log_sums);
   // From d_out the gradients d_q, d_k, d_v. parts: 2 * n * q_dim floats of working memory. d_q may be d_out.
   void backward(const AttentionShape& shape, const RowLayout& rows, std::span<const RowSpan> spans, const float* q,
-                const float* k, const float* v, const float* out, const float* log_sums, const float* d_out,
-                float* d_q, float* d_k, float* d_v, float* parts);
+                const float* k, const float* v, const float* out, const float* log_sums, const float* d_out, float* d_q,
+                float* d_k, float* d_v, float* parts);
 
  private:
   // Some rows of one head of one sequence, and the keys that they see together.

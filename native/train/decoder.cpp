@@ -227,14 +227,12 @@ void Decoder::reserve(int n, int longest, uint64_t activation_bytes) {
   Arena kept(kept_->data());
   inputs_.assign(sz(config_.n_layers() + 1), nullptr);
   records_.assign(sz(config_.n_layers()), LayerRecord());
-  for (int layer = first; layer <= config_.n_layers(); ++layer)
-    kept(inputs_[sz(layer)], sz(n) * sz(config_.model_dim));
+  for (int layer = first; layer <= config_.n_layers(); ++layer) kept(inputs_[sz(layer)], sz(n) * sz(config_.model_dim));
   for (int i = 0; i < p.kept_layers; ++i) {
     const int layer = config_.n_layers() - 1 - i;
     each(records_[sz(layer)], config_, layer, rank, n, kept);
   }
-  attention_.set_workspace(buffers_.attention,
-                           Attention::workspace_floats(longest, static_cast<int>(shape.head_dim)));
+  attention_.set_workspace(buffers_.attention, Attention::workspace_floats(longest, static_cast<int>(shape.head_dim)));
   n_reserved_ = n;
   longest_reserved_ = longest;
 }
@@ -358,7 +356,8 @@ void Decoder::project(int layer, const RowLayout& rows, const Pass& pass, const 
       }
       const Term down = {input, n_in, {RightSide::Kind::kFloats, nullptr, 0, FloatView{pair.a, sz(n_in)}.transposed()}};
       products_.multiply({&down, 1}, n, rank, t, sz(rank), false);
-      terms[1] = {products_.pack({t, sz(rank)}, n, rank, parameters_.scale(), buffers_.packed_t), rank,
+      terms[1] = {products_.pack({t, sz(rank)}, n, rank, parameters_.scale(), buffers_.packed_t),
+                  rank,
                   {RightSide::Kind::kFloats, nullptr, 0, FloatView{pair.b, sz(rank)}.transposed()}};
       n_terms = 2;
     }
@@ -400,13 +399,14 @@ void Decoder::project_backward(int layer, const RowLayout& rows, const Pass& pas
       for (size_t j = 0; j < sz(rank); ++j) pair.b_gradient[i * sz(rank) + j] += rows_of_b[j * n_out + i];
     });
     const float* input = dropped_input(layer, projection.target, pass, x, n, n_in);
-    const Packed d_t_rows = products_.pack(FloatView{d_t, sz(rank)}.transposed(), rank, n, parameters_.scale(),
-                                           buffers_.packed_rank);
+    const Packed d_t_rows =
+        products_.pack(FloatView{d_t, sz(rank)}.transposed(), rank, n, parameters_.scale(), buffers_.packed_rank);
     const Term to_a = {d_t_rows, n, {RightSide::Kind::kFloats, nullptr, 0, {input, sz(n_in)}}};
     products_.multiply({&to_a, 1}, rank, n_in, pair.a_gradient, sz(n_in), true);
     if (d_x == nullptr) continue;
     float* packed_t = buffers_.packed_t + n_low_rank * packed_floats(sz(n), sz(rank));
-    low_rank[n_low_rank] = {products_.pack({d_t, sz(rank)}, n, rank, parameters_.scale(), packed_t), rank,
+    low_rank[n_low_rank] = {products_.pack({d_t, sz(rank)}, n, rank, parameters_.scale(), packed_t),
+                            rank,
                             {RightSide::Kind::kFloats, nullptr, 0, {pair.a, sz(n_in)}}};
     targets[n_low_rank++] = projection.target;
   }
@@ -508,9 +508,9 @@ void Decoder::backward_layer(int layer, const RowLayout& rows, const Pass& pass,
   const Projection output[] = {{kO, nullptr, b.d_first}};
   project_backward(layer, rows, pass, record, output, record.attended, b.d_wide);
   rotate(layer, rows, record);
-  attention_.backward({c.n_heads, c.n_kv_heads, c.head_dim}, rows, rows.spans[window_of_layer_[sz(layer)]],
-                      b.rotated_q, b.rotated_k, record.v, record.attended, record.log_sums, b.d_wide, b.d_first,
-                      b.d_second, b.d_third, b.parts);
+  attention_.backward({c.n_heads, c.n_kv_heads, c.head_dim}, rows, rows.spans[window_of_layer_[sz(layer)]], b.rotated_q,
+                      b.rotated_k, record.v, record.attended, record.log_sums, b.d_wide, b.d_first, b.d_second,
+                      b.d_third, b.parts);
   const float* table = b.rope;
   for (size_t group = 0; group < rope_groups_.of_layer[sz(layer)]; ++group)
     table += sz(n) * 2 * frequencies_[group].size();

@@ -35,7 +35,8 @@ struct FrozenWeights {
 // Row-wise helpers, also of the loss.
 void rms_norm(float* out, const float* x, const float* weight, size_t dim, float eps);
 // From the gradient d of the result that of x, added to d_x or put there.
-void rms_norm_backward(float* d_x, const float* x, const float* weight, const float* d, size_t dim, float eps, bool add);
+void rms_norm_backward(float* d_x, const float* x, const float* weight, const float* d, size_t dim, float eps,
+                       bool add);
 
 // What is kept of a layer.
 struct LayerRecord {
@@ -54,9 +55,9 @@ struct LayerRecord {
 // How a pass goes through the layers.
 struct Pass {
   bool use_adapter = true;
-  bool is_training = false;          // keeps what backward() needs
+  bool is_training = false;  // keeps what backward() needs
   float dropout = 0;
-  RandomStream dropout_stream{0};    // of this micro-batch
+  RandomStream dropout_stream{0};  // of this micro-batch
   const std::function<bool()>* should_stop = nullptr;
 };
 // Throws Error{kDisposed, CANCELLED}.
@@ -90,19 +91,19 @@ class Decoder {
  private:
   struct Shape;
   struct Buffers {
-    float* x = nullptr;         // [n, model_dim] where no inputs of layers are kept
-    float* normed = nullptr;    // [n, model_dim]
-    float* middle = nullptr;    // [n, model_dim] between the halves of a layer
-    float* rotated_q = nullptr; // [n, q_dim]
-    float* rotated_k = nullptr; // [n, kv_dim]
-    float* hidden = nullptr;    // [n, ffn_dim]
-    float* d_wide = nullptr;    // [n, widest] gradients of an input of a product
-    float* d_first = nullptr;   // [n, widest] gradients of results of products
-    float* d_second = nullptr;  // likewise
-    float* d_third = nullptr;   // [n, kv_dim]
-    float* parts = nullptr;     // [2, n, q_dim] of attention
-    float* dropped = nullptr;   // [n, widest] input of A after dropout
-    float* packed = nullptr;    // of an input
+    float* x = nullptr;            // [n, model_dim] where no inputs of layers are kept
+    float* normed = nullptr;       // [n, model_dim]
+    float* middle = nullptr;       // [n, model_dim] between the halves of a layer
+    float* rotated_q = nullptr;    // [n, q_dim]
+    float* rotated_k = nullptr;    // [n, kv_dim]
+    float* hidden = nullptr;       // [n, ffn_dim]
+    float* d_wide = nullptr;       // [n, widest] gradients of an input of a product
+    float* d_first = nullptr;      // [n, widest] gradients of results of products
+    float* d_second = nullptr;     // likewise
+    float* d_third = nullptr;      // [n, kv_dim]
+    float* parts = nullptr;        // [2, n, q_dim] of attention
+    float* dropped = nullptr;      // [n, widest] input of A after dropout
+    float* packed = nullptr;       // of an input
     float* packed_many = nullptr;  // of gradients of results
     float* packed_t = nullptr;     // [3] of rows' products with A or B
     float* packed_rank = nullptr;  // [rank, n]
@@ -154,9 +155,9 @@ class Decoder {
   std::unique_ptr<LargeMemory> workspace_;
   std::unique_ptr<LargeMemory> kept_;
   Buffers buffers_;
-  std::vector<float*> inputs_;         // [layers + 1], the rows before each layer; null below the first trained one
-  std::vector<LayerRecord> records_;   // [layers]; without pointers where a layer is computed again
-  LayerRecord shared_;                 // of layers that have none of their own
+  std::vector<float*> inputs_;        // [layers + 1], the rows before each layer; null below the first trained one
+  std::vector<LayerRecord> records_;  // [layers]; without pointers where a layer is computed again
+  LayerRecord shared_;                // of layers that have none of their own
 };
 
 }  // namespace gemma::train

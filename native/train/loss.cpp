@@ -156,10 +156,12 @@ void OutputLoss::sum_words(std::span<const CountedToken> tokens, int first_word,
     if (distills()) {
       Teacher& teacher = teachers_[i];
       for_teacher(teacher, first_word, n_words, [&](size_t j, float p) {
-        teacher.cross += static_cast<double>(p) * static_cast<double>(row[j]) * static_cast<double>(inverse_temperature);
+        teacher.cross +=
+            static_cast<double>(p) * static_cast<double>(row[j]) * static_cast<double>(inverse_temperature);
       });
       std::copy_n(row, n_words, copy);
-      s.tempered += static_cast<double>(kernels.exp_row(copy, n_words, inverse_temperature, most * inverse_temperature));
+      s.tempered +=
+          static_cast<double>(kernels.exp_row(copy, n_words, inverse_temperature, most * inverse_temperature));
     }
     if (has_cap) std::copy_n(row, n_words, copy);
     s.sum += static_cast<double>(kernels.exp_row(row, n_words, 1, most));

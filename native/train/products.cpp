@@ -15,8 +15,8 @@ static_assert(kHalf == cpu::kScreenLanes, "load_columns() fills half a panel");
 constexpr int kWidth = 256;
 constexpr int kNarrow = 64;
 constexpr int kPieceFloats = 1 << 16;
-constexpr int kTransposeFloats = kWidth * kHalf;
-constexpr size_t kThreadFloats = kPieceFloats + kTransposeFloats + kReadAhead;
+constexpr size_t kThreadFloats = kPieceFloats + kReadAhead;
+static_assert(kWidth <= cpu::kMostRowColumns);
 constexpr size_t kThreadBytes = kThreadFloats * sizeof(float) + cpu::kScratchBytes;
 // Work is shared out in parts of at least so many rows: a part unpacks what it multiplies with.
 constexpr int kLeastRows = 10 * kRows;
@@ -77,7 +77,6 @@ void Products::multiply_part(int thread, std::span<const Term> terms, int row_be
                              int col_end, float* c, size_t c_stride, bool add) {
   std::byte* mine = workspace_.data() + static_cast<size_t>(thread) * (workspace_bytes(1));
   float* piece = reinterpret_cast<float*>(mine);
-  float* columns = piece + kPieceFloats + kReadAhead;
   const cpu::Scratch scratch = {mine + kThreadFloats * sizeof(float), cpu::kScratchBytes};
   const int n_cols = col_end - col_begin;
   const int most_depth = depth_of_piece(n_cols);
@@ -95,15 +94,15 @@ void Products::multiply_part(int thread, std::span<const Term> terms, int row_be
       const size_t depth = static_cast<size_t>(p.depth);
       if (term.b.kind == RightSide::Kind::kFloats) {
         const FloatView& b = term.b.floats;
-        const float* from = b.data + static_cast<size_t>(k) * b.row_stride + static_cast<size_t>(col_begin) * b.col_stride;
+        const float* from =
+            b.data + static_cast<size_t>(k) * b.row_stride + static_cast<size_t>(col_begin) * b.col_stride;
         if (b.col_stride == 1) {
           multiply_piece(p, from, b.row_stride, kColumns, kHalf, n_cols);
         } else {
           const size_t width = static_cast<size_t>((n_cols + kHalf - 1) / kHalf * kHalf);
           for (size_t j = 0; j < width; ++j) {
             for (size_t i = 0; i < depth; ++i) {
-              piece[i * width + j] =
-                  j < static_cast<size_t>(n_cols) ? from[i * b.row_stride + j * b.col_stride] : 0.0f;
+              piece[i * width + j] = j < static_cast<size_t>(n_cols) ? from[i * b.row_stride + j * b.col_stride] : 0.0f;
             }
           }
           multiply_piece(p, piece, width, kColumns, kHalf, n_cols);
@@ -129,12 +128,9 @@ void Products::multiply_part(int thread, std::span<const Term> terms, int row_be
       } else {
         skip_columns(col_begin);
         const size_t width = static_cast<size_t>((n_cols + kHalf - 1) / kHalf * kHalf);
-        for (int i = 0; i < p.depth; i += kHalf) {
-          rows.row_begin = term.b.first_row + k + i;
-          rows.row_end = std::min(rows.row_begin + kHalf, w.n_out);
-          kernels_.load_columns(rows, n_cols, columns, scratch);
-          kernels_.transpose_panel(columns, n_cols, piece + static_cast<size_t>(i) * width, width);
-        }
+        rows.row_begin = term.b.first_row + k;
+        rows.row_end = rows.row_begin + p.depth;
+        kernels_.load_rows(rows, n_cols, piece, width, scratch);
         multiply_piece(p, piece, width, kColumns, kHalf, n_cols);
       }
       p.add = true;

@@ -66,11 +66,12 @@ TrainingPlan plan_training(const ModelConfig& config, const TrainerOptions& opti
   for (const int layer : lora.layers) first_layer = std::min(first_layer, layer);
   TrainingPlan plan;
   plan.parameters = AdapterParameters::planned_bytes(config, lora, options.optimizer);
-  const Decoder::Plan decoder = Decoder::plan(config, lora.rank, first_layer, n_threads, n_rows, n_rows,
-                                              options.activation_bytes);
+  const Decoder::Plan decoder =
+      Decoder::plan(config, lora.rank, first_layer, n_threads, n_rows, n_rows, options.activation_bytes);
   plan.activations = decoder.kept;
   plan.kept_layers = decoder.kept_layers;
-  const uint64_t gradient_of_rows = static_cast<uint64_t>(n_rows) * static_cast<uint64_t>(config.model_dim) * sizeof(float);
+  const uint64_t gradient_of_rows =
+      static_cast<uint64_t>(n_rows) * static_cast<uint64_t>(config.model_dim) * sizeof(float);
   plan.workspace = decoder.workspace + Products::workspace_bytes(n_threads) +
                    OutputLoss::planned_bytes(config, n_threads, n_rows) + gradient_of_rows;
   return plan;
@@ -183,8 +184,7 @@ class Trainer::Impl {
       totals.tokens += counted;
       totals.pairs += static_cast<double>(micro.size() / 2);
     }
-    if (totals.tokens == 0)
-      throw Error(ErrorCode::kInvalidArgument, "NO_TARGET", "no token of any example counts");
+    if (totals.tokens == 0) throw Error(ErrorCode::kInvalidArgument, "NO_TARGET", "no token of any example counts");
     return totals;
   }
 
@@ -198,7 +198,8 @@ class Trainer::Impl {
           std::to_string(std::min(options_.max_rows, config_.n_ctx_train)));
     }
     if (example.weights.size() != n)
-      bad("expected a weight for each of " + std::to_string(n) + " tokens, found " + std::to_string(example.weights.size()));
+      bad("expected a weight for each of " + std::to_string(n) + " tokens, found " +
+          std::to_string(example.weights.size()));
     if (!std::all_of(example.weights.begin(), example.weights.end(), is_fraction_of_batch))
       bad("a weight is negative or not finite");
     if (example.weights[0] != 0) bad("the first token has a weight, and nothing predicts it");
@@ -218,8 +219,8 @@ class Trainer::Impl {
       while (image != example.images.end() && static_cast<size_t>(image->first + image->n) <= i) ++image;
       if (image != example.images.end() && static_cast<size_t>(image->first) <= i) continue;
       if (example.tokens[i] < 0 || example.tokens[i] >= config_.n_vocab) {
-        bad("token " + std::to_string(example.tokens[i]) + " at " + std::to_string(i) + " is not in the vocabulary of " +
-            std::to_string(config_.n_vocab));
+        bad("token " + std::to_string(example.tokens[i]) + " at " + std::to_string(i) +
+            " is not in the vocabulary of " + std::to_string(config_.n_vocab));
       }
     }
     if (example.reference_log_prob && !std::isfinite(*example.reference_log_prob))
@@ -234,17 +235,20 @@ class Trainer::Impl {
     for (size_t i = 0; i < example.weights.size(); ++i) {
       if (example.weights[i] == 0) continue;
       if (next == example.teacher.size() || example.teacher[next].target != static_cast<int>(i))
-        bad("expected a row of the teacher for each token that counts, in their order; none for token " + std::to_string(i));
+        bad("expected a row of the teacher for each token that counts, in their order; none for token " +
+            std::to_string(i));
       const TeacherRow& row = example.teacher[next++];
       const size_t expected = row.ids.empty() ? static_cast<size_t>(config_.n_vocab) : row.ids.size();
       if (row.logits.size() != expected) {
-        bad("a teacher's row has " + std::to_string(row.logits.size()) + " logits, expected " + std::to_string(expected));
+        bad("a teacher's row has " + std::to_string(row.logits.size()) + " logits, expected " +
+            std::to_string(expected));
       }
       if (!std::all_of(row.logits.begin(), row.logits.end(), [](float x) { return std::isfinite(x); }))
         bad("a teacher's logit is not finite");
       std::vector<int32_t> ids = row.ids;
       std::sort(ids.begin(), ids.end());
-      if (!ids.empty() && (ids.front() < 0 || ids.back() >= config_.n_vocab)) bad("a teacher's token is not in the vocabulary");
+      if (!ids.empty() && (ids.front() < 0 || ids.back() >= config_.n_vocab))
+        bad("a teacher's token is not in the vocabulary");
       if (std::adjacent_find(ids.begin(), ids.end()) != ids.end()) bad("a teacher's row names a token twice");
     }
     if (next != example.teacher.size()) bad("a teacher's row is of a token that does not count");

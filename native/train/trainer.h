@@ -68,8 +68,8 @@ struct ImageRows {
 
 // What the teacher of a distillation thinks of the token at one position.
 struct TeacherRow {
-  int target = 0;            // index of the token
-  std::vector<int32_t> ids;  // of the logits, distinct; empty: logits are of the whole vocabulary
+  int target = 0;             // index of the token
+  std::vector<int32_t> ids;   // of the logits, distinct; empty: logits are of the whole vocabulary
   std::vector<float> logits;  // up to a constant. The teacher's distribution is softmax(logits / T) over ids.
 };
 
@@ -77,8 +77,8 @@ struct Example {
   std::vector<int32_t> tokens;  // positions from 0; where pictures are, ids do not count
   // [tokens] >= 0: weight of the loss of token i given those before it. 0: not counted. weights[0] is 0.
   std::vector<float> weights;
-  std::vector<ImageRows> images;     // in their order, apart from each other
-  std::vector<TeacherRow> teacher;   // kDistill: one for each counted token, in their order
+  std::vector<ImageRows> images;    // in their order, apart from each other
+  std::vector<TeacherRow> teacher;  // kDistill: one for each counted token, in their order
   // kDpo: log p of the answer (sum of w_i log p_i) by the model without its adapter. Absent: computed, each time.
   std::optional<double> reference_log_prob;
 };
@@ -94,7 +94,7 @@ struct TrainerOptions {
   int n_threads = 0;  // 0: as many as there are cores
   // For what is kept of the forward pass, in bytes. What does not fit is computed again in the backward pass, a layer at
   // a time (activation checkpointing); the results are the same bits. The layers' inputs are kept in any case.
-  uint64_t activation_bytes = uint64_t{256} << 20;
+  uint64_t activation_bytes = uint64_t{512} << 20;
   int max_rows = 2048;  // tokens of a micro-batch
   // Where training begins; null: A uniform in +-1 / sqrt(n_in), B zero, as PEFT. Has to hold a pair for every matrix that
   // is trained and nothing else, with the rank and the scale of lora. Copied.
@@ -122,12 +122,12 @@ struct EvalStats {
 
 // A matrix A or B.
 struct AdapterParameter {
-  std::string name;   // PEFT's: "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
+  std::string name;  // PEFT's: "base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"
   int layer = 0;
   std::string target;  // "down_proj"
   bool is_a = false;
-  int n_rows = 0;  // A: rank; B: n_out
-  int n_cols = 0;  // A: n_in; B: rank
+  int n_rows = 0;                 // A: rank; B: n_out
+  int n_cols = 0;                 // A: n_in; B: rank
   std::span<const float> values;  // [n_rows, n_cols]; changes with the next step
 };
 

@@ -1,8 +1,6 @@
 // Training: kernels against the scalar ones, losses and gradients against PyTorch's (test/reference/make_training.py), the
 // plain forward pass and its central differences; and what must not change a bit: threads, what is computed again,
 // instruction sets of products, a state that was saved.
-#include "train/trainer.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,13 +9,16 @@
 #include <random>
 
 #include "backend/cpu/kernels.h"
+#include "base/large_memory.h"
 #include "check.h"
 #include "engine_helpers.h"
 #include "model/layer_tensors.h"
 #include "quant/dequantize.h"
+#include "quant/quantize.h"
 #include "reader/gguf_reader.h"
 #include "reference_forward.h"
 #include "train/adapter_parameters.h"
+#include "train/trainer.h"
 
 namespace gemma::train {
 namespace {
@@ -267,19 +268,11 @@ TEST("the other kernels of training give what the scalar ones do") {
     const cpu::Kernels& kernels = row.kernels();
     const cpu::Kernels& ref = cpu::kernels_ref();
     for (const int n : {1, 3, 15, 16, 17, 61}) {
-      const std::vector<float> columns = random_values(rng, static_cast<size_t>(n) * 16);
-      std::vector<float> got(16 * 67, 5.0f);
-      std::vector<float> want = got;
-      kernels.transpose_panel(columns.data(), n, got.data(), 67);
-      ref.transpose_panel(columns.data(), n, want.data(), 67);
-      CHECK(got == want);
-
       const std::vector<float> x = random_values(rng, static_cast<size_t>(n));
       CHECK(kernels.largest(x.data(), n) == *std::max_element(x.begin(), x.end()));
       std::vector<float> e = x;
       std::vector<float> e_ref = x;
       const float sum = kernels.exp_row(e.data(), n, 0.7f, 1.5f);
-      CHECK_CLOSE(e, e_ref = x, 1e30);
       const float sum_ref = ref.exp_row(e_ref.data(), n, 0.7f, 1.5f);
       CHECK_CLOSE(e, e_ref, 2e-6);
       CHECK(std::fabs(sum - sum_ref) <= 1e-5f * sum_ref);
@@ -303,6 +296,36 @@ TEST("the other kernels of training give what the scalar ones do") {
   }
 }
 
+TEST("rows of weights of every type are their reference values") {
+  std::mt19937 rng(3);
+  const LargeMemory memory(cpu::kScratchBytes);
+  for (const TensorType type : kTensorTypes) {
+    constexpr int kCols = 512;
+    constexpr int kRows = 37;
+    const size_t bytes = row_bytes(type, kCols);
+    std::vector<std::byte> weights(kRows * bytes);
+    for (size_t i = 0; i < kRows; ++i) {
+      const std::vector<float> row = random_values(rng, kCols);
+      if (!can_quantize(type) || !quantize_row(type, row.data(), &weights[i * bytes], kCols)) {
+        for (size_t j = 0; j < bytes; ++j) weights[i * bytes + j] = static_cast<std::byte>(rng() % 60);
+      }
+    }
+    for (const cpu::KernelRow& row : cpu::kernel_table()) {
+      if (!row.available()) continue;
+      for (const int first : {0, 1, 20}) {
+        std::vector<float> got(kRows * 521, 5.0f);
+        std::vector<float> want = got;
+        const cpu::WeightRows rows = {type, weights.data(), bytes, first, kRows};
+        row.kernels().load_rows(rows, kCols, got.data(), 521, {memory.data(), cpu::kScratchBytes});
+        for (int r = first; r < kRows; ++r)
+          dequantize_row(type, &weights[static_cast<size_t>(r) * bytes], &want[static_cast<size_t>(r - first) * 521],
+                         kCols);
+        CHECK_CLOSE(got, want, 2e-6);
+      }
+    }
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // PyTorch
 // ---------------------------------------------------------------------------------------------------------------------
@@ -312,7 +335,8 @@ TEST("losses and gradients are PyTorch's, on every instruction set") {
   for (const std::string& isa : model_isas()) {
     TrainerOptions o = plain_options();
     o.isa = isa;
-    const auto check = [&](const std::string& name, const TrainerOptions& options, const std::vector<MicroBatch>& batch) {
+    const auto check = [&](const std::string& name, const TrainerOptions& options,
+                           const std::vector<MicroBatch>& batch) {
       const PatternTrainer trainer(model, options);
       const StepStats stats = trainer->backward(batch, kNever);
       check_loss(stats.loss, golden_numbers("training", name, "exact").at(0));
@@ -451,7 +475,8 @@ std::vector<float> random_embeddings(int n, int dim) {
 Example some_example(int n, int seed) {
   Example example;
   example.tokens = some_tokens(n, seed);
-  for (int i = 0; i < n; ++i) example.weights.push_back(i > 2 && i % 3 != 0 ? 0.25f * static_cast<float>(1 + i % 4) : 0.0f);
+  for (int i = 0; i < n; ++i)
+    example.weights.push_back(i > 2 && i % 3 != 0 ? 0.25f * static_cast<float>(1 + i % 4) : 0.0f);
   return example;
 }
 
@@ -461,9 +486,11 @@ TEST("loss and central differences of the plain forward pass, for every kind of 
   struct {
     const char* file;
     bool images;
-  } cases[] = {{"text-a-f16.gguf", false}, {"text-k-mix.gguf", false}, {"text-a-q4_0.gguf", false},
-               {"mm-a-f16.gguf", true},    {"types/floats.gguf", false}, {"types/q8_0.gguf", false},
-               {"types/q6_k.gguf", false}, {"types/mxfp4.gguf", false}};
+    bool alone;
+  } cases[] = {{"adapters/text-f16.gguf", false, true}, {"text-a-q4_0.gguf", false, false},
+               {"text-k-mix.gguf", false, false},       {"mm-a-f16.gguf", true, false},
+               {"types/floats.gguf", false, false},     {"types/q8_0.gguf", false, false},
+               {"types/q6_k.gguf", false, false},       {"types/mxfp4.gguf", false, false}};
   for (const auto& c : cases) {
     const TinyModel model(c.file);
     MicroBatch batch = {some_example(29, 3), some_example(13, 4)};
@@ -487,33 +514,36 @@ TEST("loss and central differences of the plain forward pass, for every kind of 
     check_loss(loss, reference_loss(model.config, Merged(model, parameters, values, trainer->scale()).source(), batch));
     const std::vector<float> gradient = flat(trainer->gradients());
     std::mt19937 rng(5);
-    for (const TargetMatrix& target : kTargetMatrices) {
-      for (const bool is_a : {true, false}) {
-        // Along the gradient, disturbed, of these matrices.
-        std::vector<double> direction(values.size());
-        double length = 0;
-        double slope = 0;
-        size_t offset = 0;
-        for (const AdapterParameter& p : parameters) {
-          for (size_t i = offset; i < offset + p.values.size(); ++i) {
-            if (p.target != target.name || p.is_a != is_a) continue;
-            direction[i] = static_cast<double>(gradient[i]) * (0.5 + static_cast<double>(rng() % 1000) / 1000);
-            length += direction[i] * direction[i];
-          }
-          offset += p.values.size();
+    // In the tiniest model those of each kind of matrix alone, else of all together.
+    for (int kind = 0; kind < (c.alone ? 2 * kTargets : 1); ++kind) {
+      const auto is_moved = [&](const AdapterParameter& p) {
+        return !c.alone || (p.target == kTargetMatrices[static_cast<size_t>(kind / 2)].name && p.is_a == (kind % 2 == 0));
+      };
+      // Along the gradient, disturbed.
+      std::vector<double> direction(values.size());
+      double length = 0;
+      double slope = 0;
+      size_t offset = 0;
+      for (const AdapterParameter& p : parameters) {
+        for (size_t i = offset; i < offset + p.values.size(); ++i) {
+          if (!is_moved(p)) continue;
+          direction[i] = static_cast<double>(gradient[i]) * (0.5 + static_cast<double>(rng() % 1000) / 1000);
+          length += direction[i] * direction[i];
         }
-        length = std::sqrt(length);
-        const double step = 1e-2 / std::max(1.0, length / 4);
-        const auto moved_loss = [&](double by) {
-          std::vector<float> moved = values;
-          for (size_t i = 0; i < moved.size(); ++i) moved[i] += static_cast<float>(by * direction[i] / length);
-          return reference_loss(model.config, Merged(model, parameters, moved, trainer->scale()).source(), batch);
-        };
-        for (size_t i = 0; i < values.size(); ++i) slope += static_cast<double>(gradient[i]) * direction[i] / length;
-        // Of the fourth order.
-        const double difference = (8 * (moved_loss(step) - moved_loss(-step)) - (moved_loss(2 * step) - moved_loss(-2 * step))) / (12 * step);
-        CHECK(std::fabs(difference - slope) <= 1e-3 * std::fabs(slope) + 2e-4);
+        offset += p.values.size();
       }
+      length = std::sqrt(length);
+      const double step = 1e-2 / std::max(1.0, length / 4);
+      const auto moved_loss = [&](double by) {
+        std::vector<float> moved = values;
+        for (size_t i = 0; i < moved.size(); ++i) moved[i] += static_cast<float>(by * direction[i] / length);
+        return reference_loss(model.config, Merged(model, parameters, moved, trainer->scale()).source(), batch);
+      };
+      for (size_t i = 0; i < values.size(); ++i) slope += static_cast<double>(gradient[i]) * direction[i] / length;
+      // Of the fourth order.
+      const double difference =
+          (8 * (moved_loss(step) - moved_loss(-step)) - (moved_loss(2 * step) - moved_loss(-2 * step))) / (12 * step);
+      CHECK(std::fabs(difference - slope) <= 1e-3 * std::fabs(slope) + 2e-4);
     }
   }
 }
@@ -645,11 +675,11 @@ TEST("a subset of matrices and layers has the gradients that it has among all") 
   CHECK(shapes.parameters().size() == 8);
   for (const AdapterParameter& p : shapes.parameters()) {
     const auto from = std::find_if(initial.begin(), initial.end(), [&](const auto& q) { return q.name == p.name; });
-    AdapterMatrix& matrix = same.tensors.matrices["blk." + std::to_string(p.layer) +
-                                                  (p.target == "v_proj" ? ".attn_v" : ".ffn_down") + ".weight"];
-    (p.is_a ? matrix.a : matrix.b) = same.tensor(p.name, p.n_rows, p.n_cols, [&](int i, int j) {
-      return from->values[static_cast<size_t>(i * p.n_cols + j)];
-    });
+    AdapterMatrix& matrix =
+        same.tensors
+            .matrices["blk." + std::to_string(p.layer) + (p.target == "v_proj" ? ".attn_v" : ".ffn_down") + ".weight"];
+    (p.is_a ? matrix.a : matrix.b) = same.tensor(
+        p.name, p.n_rows, p.n_cols, [&](int i, int j) { return from->values[static_cast<size_t>(i * p.n_cols + j)]; });
     matrix.scale = shapes.scale();
   }
   o.init = &same.tensors;
@@ -675,7 +705,7 @@ TEST("references of DPO that examples bring count as those that are computed") {
   batch[0][1].reference_log_prob = reference.log_probs.at(1);
   CHECK(trainer->backward(batch, kNever).loss == computed.loss);
   batch[0][1].reference_log_prob = reference.log_probs.at(1) - 1;
-  CHECK(std::fabs(trainer->backward(batch, kNever).reward_margin - (computed.reward_margin - 0.1)) < 1e-9);
+  CHECK(std::fabs(trainer->backward(batch, kNever).reward_margin - (computed.reward_margin - 0.1)) < 1e-6);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -688,7 +718,8 @@ TEST("bad options are refused") {
     TrainerOptions o = plain_options();
     change(o);
     CHECK_THROWS(kInvalidArgument, "TRAINING_OPTION", Trainer(*model.tensors, model.config, o));
-    CHECK_THROWS(kInvalidArgument, "TRAINING_OPTION", plan_training(model.config, o, 7); Trainer(*model.tensors, model.config, o));
+    CHECK_THROWS(kInvalidArgument, "TRAINING_OPTION", plan_training(model.config, o, 7);
+                 Trainer(*model.tensors, model.config, o));
   };
   refused([](TrainerOptions& o) { o.lora.rank = 0; });
   refused([](TrainerOptions& o) { o.lora.alpha = NAN; });
@@ -722,9 +753,8 @@ TEST("an adapter to start from that does not fit is refused") {
   refused("BAD_NAME", [](AdapterTensors& a) { a.matrices["token_embd.weight"] = a.matrices["blk.3.attn_q.weight"]; });
   refused("BAD_SCALE", [](AdapterTensors& a) { a.matrices["blk.3.attn_q.weight"].scale = 1; });
   refused("BAD_RANK", [](AdapterTensors& a) { a.matrices["blk.3.attn_q.weight"].a->shape[0] = 3; });
-  refused("UNSUPPORTED", [](AdapterTensors& a) {
-    a.matrices["blk.3.attn_q.weight"].magnitude = a.matrices["blk.3.attn_q.weight"].a;
-  });
+  refused("UNSUPPORTED",
+          [](AdapterTensors& a) { a.matrices["blk.3.attn_q.weight"].magnitude = a.matrices["blk.3.attn_q.weight"].a; });
   refused("NONFINITE", [](AdapterTensors& a) {
     const_cast<float*>(reinterpret_cast<const float*>(a.matrices["blk.3.attn_q.weight"].a->data))[5] = NAN;
   });
@@ -777,7 +807,7 @@ TEST("bad examples are refused, and nothing is changed by a step that fails") {
   CHECK(trainer->save_state() == before);
   const std::vector<MicroBatch> good = {{example_of(sequences()[0])}};
   CHECK_THROWS(kInvalidArgument, "TRAINING_OPTION", trainer->step(good, NAN, kNever));
-  for (const int n_asked : {1, 4, 15, 40}) {
+  for (const int n_asked : {1, 4, 15, 27}) {
     int asked = 0;
     CHECK_THROWS(kDisposed, "CANCELLED", trainer->step(good, 1e-3, [&] { return ++asked == n_asked; }));
     CHECK(trainer->save_state() == before);

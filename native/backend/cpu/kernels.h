@@ -206,6 +206,7 @@ struct LowRankRows {
 // so the same bits in all sets.
 inline constexpr int kPanelRows = 12;
 inline constexpr int kPanelColumns = 32;
+inline constexpr int kMostRowColumns = 4096;
 struct PanelProduct {
   const float* a = nullptr;  // [panels][depth][kPanelRows], panels a_stride apart
   size_t a_stride = 0;
@@ -269,8 +270,8 @@ struct Kernels {
 
   // Of training (native/train/).
   void (*multiply_panels)(const PanelProduct& product);
-  // rows[lane][c] = columns[c][lane] of 16 lanes.
-  void (*transpose_panel)(const float* columns, int n_cols, float* rows, size_t row_stride);
+  // Values of rows of a weight of any type, one row after the other, row_stride apart; at most kMostRowColumns of them.
+  void (*load_rows)(const WeightRows& w, int n_cols, float* rows, size_t row_stride, const Scratch& scratch);
   // -infinity of nothing. NaN may be left out.
   float (*largest)(const float* x, int n);
   // x = exp(scale * x - shift); returns their sum, which is NaN where one of them is.

@@ -1,5 +1,6 @@
 // The kernels of training with AVX-512.
 #include "backend/cpu/kernels_avx512.h"
+#include "backend/cpu/kernels_ref.h"
 #include "backend/cpu/training_kernels.h"
 #include "backend/cpu/vector_avx512.h"
 
@@ -14,25 +15,8 @@ struct Lanes : Vector512 {
   static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
 };
 
-}  // namespace
-
-void multiply_panels_avx512(const PanelProduct& p) {
-  multiply_panels_of<Lanes>(p);
-}
-
-float largest_avx512(const float* x, int n) {
-  return largest_of<Lanes>(x, n);
-}
-
-float exp_row_avx512(float* x, int n, float scale, float shift) {
-  return exp_row_of<Lanes>(x, n, scale, shift);
-}
-
-void geglu_backward_avx512(float* d_gate, float* d_up, const float* gate, const float* up, const float* d, int dim) {
-  geglu_backward_of<Lanes>(d_gate, d_up, gate, up, d, dim);
-}
-
-void transpose_panel_avx512(const float* columns, int n_cols, float* rows, size_t row_stride) {
+// rows[lane][c] = columns[c][lane].
+void transpose(const float* columns, int n_cols, float* rows, size_t row_stride) {
   int c = 0;
   for (; c + 16 <= n_cols; c += 16) {
     __m512 v[16];
@@ -65,6 +49,39 @@ void transpose_panel_avx512(const float* columns, int n_cols, float* rows, size_
     for (int lane = 0; lane < 16; ++lane)
       row_of(rows, lane, static_cast<ptrdiff_t>(row_stride))[c] = columns[c * 16 + lane];
   }
+}
+
+}  // namespace
+
+void multiply_panels_avx512(const PanelProduct& p) {
+  multiply_panels_of<Lanes>(p);
+}
+
+float largest_avx512(const float* x, int n) {
+  return largest_of<Lanes>(x, n);
+}
+
+float exp_row_avx512(float* x, int n, float scale, float shift) {
+  return exp_row_of<Lanes>(x, n, scale, shift);
+}
+
+void geglu_backward_avx512(float* d_gate, float* d_up, const float* gate, const float* up, const float* d, int dim) {
+  geglu_backward_of<Lanes>(d_gate, d_up, gate, up, d, dim);
+}
+
+void load_rows_avx512(const WeightRows& w, int n_cols, float* rows, size_t row_stride, const Scratch& scratch) {
+  constexpr size_t kColumnBytes = sizeof(float) * 16 * kMostRowColumns;
+  static_assert(kColumnBytes < kScratchBytes);
+  float* columns = reinterpret_cast<float*>(scratch.data);
+  WeightRows part = w;
+  for (; part.row_begin + 16 <= w.row_end; part.row_begin += 16) {
+    part.row_end = part.row_begin + 16;
+    load_columns_avx512(part, n_cols, columns, {scratch.data + kColumnBytes, scratch.bytes - kColumnBytes});
+    transpose(columns, n_cols, rows, row_stride);
+    rows += 16 * row_stride;
+  }
+  part.row_end = w.row_end;
+  load_rows_ref(part, n_cols, rows, row_stride, scratch);
 }
 
 }  // namespace gemma::cpu

@@ -57,8 +57,8 @@ GEMMA_INLINE void multiply_columns(const PanelProduct& p, const float* a, int n_
   const float* b[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const int column = first + v * V::kLanes;
-    b[v] = p.b + (column < kHalfPanel ? static_cast<size_t>(column)
-                                      : p.b_half + static_cast<size_t>(column - kHalfPanel));
+    b[v] =
+        p.b + (column < kHalfPanel ? static_cast<size_t>(column) : p.b_half + static_cast<size_t>(column - kHalfPanel));
   }
   const int n_cols = least(p.n_cols - first, kTileColumns);
   for (int row = 0; row < n_rows; row += V::kTileRows) {

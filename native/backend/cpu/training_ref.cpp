@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "backend/cpu/kernels_ref.h"
+#include "quant/dequantize.h"
 
 namespace gemma::cpu {
 
@@ -22,11 +23,9 @@ void multiply_panels_ref(const PanelProduct& p) {
   }
 }
 
-void transpose_panel_ref(const float* columns, int n_cols, float* rows, size_t row_stride) {
-  for (size_t lane = 0; lane < static_cast<size_t>(kScreenLanes); ++lane) {
-    for (size_t c = 0; c < static_cast<size_t>(n_cols); ++c)
-      rows[lane * row_stride + c] = columns[c * kScreenLanes + lane];
-  }
+void load_rows_ref(const WeightRows& w, int n_cols, float* rows, size_t row_stride, const Scratch& /*scratch*/) {
+  for (int r = w.row_begin; r < w.row_end; ++r, rows += row_stride)
+    dequantize_row(w.type, w.w + static_cast<size_t>(r) * w.w_row_bytes, rows, n_cols);
 }
 
 float largest_ref(const float* x, int n) {
