@@ -291,7 +291,8 @@ class Trainer::Impl {
       pass.use_adapter = false;
       pass.is_training = false;
       std::vector<double> log_probs(tokens.size());
-      loss_.run(decoder_.forward(rows, pass), tokens, false, pass.should_stop, log_probs.data(), nullptr);
+      std::vector<double> divergences(tokens.size());
+      loss_.run(decoder_.forward(rows, pass), tokens, false, pass.should_stop, log_probs.data(), divergences.data());
       sums = answer_log_probs(tokens, first, log_probs);
     }
     for (size_t i = 0; i < micro.size(); ++i) sums[i] = micro[i].reference_log_prob.value_or(sums[i]);
