@@ -33,8 +33,8 @@ using Clock = std::chrono::steady_clock;
 // While others decode, a prompt takes smaller bites: each step then stays short enough for a fluent stream.
 constexpr int kPrefillBesideDecode = 128;
 
-// Rows of a step in the background. It is given up between layers for a request that comes, so that waits for one layer of so
-// many rows: of a model of 4 billion parameters some milliseconds. Fewer would cost the background more than half its speed.
+// Rows of a step in the background. It is given up between layers for a request that comes, so that one waits for a layer
+// of so many rows: of a model of 4 billion parameters for some milliseconds.
 constexpr int kBackgroundRows = 64;
 
 }  // namespace
@@ -107,10 +107,13 @@ class Engine::Scheduler {
       try {
         admit();
         share_cache();
+        // Looked at before each step: what has come meanwhile waits for one of them.
         in_background_ = !foreground_works();
         embed_step();
+        in_background_ = !foreground_works();
         encode_step();
         copy_step();
+        in_background_ = !foreground_works();
         if (plan_step()) run_step();
       } catch (...) {
         fail_newest();
@@ -147,7 +150,7 @@ class Engine::Scheduler {
            });
   }
 
-  // Whether a request takes no part in this turn because others have work.
+  // Whether a request takes no part in this step because others have work.
   bool holds_back(const Request& request) const { return request.background() && !in_background_; }
 
   // Calls f for a request. What it throws ends that request alone, and false is returned.
@@ -560,7 +563,7 @@ class Engine::Scheduler {
   std::list<Copy> copies_;       // likewise
   std::ptrdiff_t n_places_ = 0;  // of running_, those that go through the layers
   bool encoder_in_use_ = false;  // holds activations
-  bool in_background_ = false;   // of this turn: nobody but requests in the background has work
+  bool in_background_ = false;   // of this step: nobody but requests in the background has work
   std::atomic<bool> foreground_came_{false};  // since the last admission
   EngineStats stats_;            // guarded by signal_->mutex
   std::vector<Sequence> step_;   // whose step_inputs_ are
