@@ -1,6 +1,5 @@
 #include "base/thread_pool.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "base/thread.h"
@@ -16,17 +15,10 @@ namespace {
 // scheduler's time slice.
 constexpr int kSpins = 1000;
 
-// No chunk of a decode step takes this long. If the wait is also longer than half of the work, another process must have
+// No chunk of a decode step takes this long. If the wait is also longer than the work itself, another process must have
 // taken a core.
 constexpr std::chrono::microseconds kLongWait{200};
-
-// Of a worker that shares its core. Time slices are 3 ms and longer.
-constexpr std::chrono::microseconds kFirstBurst{2000};
-constexpr std::chrono::microseconds kLeastBurst{500};
-constexpr std::chrono::microseconds kMostBurst{50000};  // a longer one shows that nobody wants the core
-constexpr std::chrono::microseconds kLeastRest{1500};
-constexpr std::chrono::microseconds kMostRest{20000};
-constexpr std::chrono::milliseconds kSoon{100};  // who is late once has had bad luck, and rests once
+constexpr int kAloneFactor = 4;
 
 void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -38,8 +30,7 @@ void relax() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads)
-    : shares_(static_cast<size_t>(n_threads > 1 ? n_threads : 1)), rhythms_(shares_.size()) {
+ThreadPool::ThreadPool(int n_threads) : shares_(static_cast<size_t>(n_threads > 1 ? n_threads : 1)) {
   workers_.reserve(static_cast<size_t>(n_threads > 1 ? n_threads - 1 : 0));
   try {
     for (int i = 1; i < n_threads; ++i) workers_.push_back(start_thread([this, i] { worker_main(i); }));
@@ -59,20 +50,16 @@ void ThreadPool::stop() {
     stop_.store(true);
   }
   wake_.notify_all();
-  rest_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::work(int thread, Clock::time_point until) {
-  const bool shares_core = until != Clock::time_point::max();
+void ThreadPool::work(int thread) {
   const size_t n = shares_.size();
   try {
     for (size_t i = 0; i < n; ++i) {
       Share& share = shares_[(static_cast<size_t>(thread) + i) % n];
-      for (int chunk; (chunk = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) {
+      for (int chunk; (chunk = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
         call_(context_, chunk, thread);
-        if (shares_core && Clock::now() >= until) return;
-      }
     }
   } catch (...) {
     // The first one stays. The caller reads it when no worker is inside any more.
@@ -82,6 +69,10 @@ void ThreadPool::work(int thread, Clock::time_point until) {
 
 void ThreadPool::run(int n_chunks, Call call, const void* context) {
   const Clock::time_point start = Clock::now();
+  if (start < alone_until_) {
+    for (int i = 0; i < n_chunks; ++i) call(context, i, 0);
+    return;
+  }
   call_ = call;
   context_ = context;
   const auto n = static_cast<int64_t>(shares_.size());
@@ -96,7 +87,7 @@ void ThreadPool::run(int n_chunks, Call call, const void* context) {
     const std::lock_guard lock(mutex_);
     wake_.notify_all();
   }
-  work(0, Clock::time_point::max());
+  work(0);
   state_.fetch_sub(kOpen, std::memory_order_acq_rel);
   wait_for_workers(start);
   if (failed_.load(std::memory_order_relaxed)) {
@@ -112,53 +103,18 @@ void ThreadPool::wait_for_workers(Clock::time_point start) {
   }
   // The system preempted a worker inside its last chunk. Sleep, so that it can continue the worker on this core.
   const Clock::time_point idle = Clock::now();
-  int last = 0;
   {
     std::unique_lock lock(mutex_);
     state_.fetch_or(kCallerSleeps, std::memory_order_acq_rel);
     done_.wait(lock, [&] { return (state_.load(std::memory_order_acquire) & kWorkersMask) == 0; });
     state_.fetch_and(~kCallerSleeps, std::memory_order_relaxed);
-    last = std::exchange(last_, 0);
   }
-  const Clock::duration waited = Clock::now() - idle;
-  if (last == 0 || waited <= kLongWait || waited <= (idle - start) / 2) return;
-  rhythms_[static_cast<size_t>(last)].late.store(std::chrono::duration_cast<std::chrono::nanoseconds>(waited).count(),
-                                                 std::memory_order_relaxed);
-}
-
-void ThreadPool::rest_if_due(Rhythm& rhythm) {
-  const int64_t late = rhythm.late.exchange(0, std::memory_order_relaxed);
-  const bool never = rhythm.burst == Clock::duration::max();
-  if (late > 0) {
-    const Clock::time_point now = Clock::now();
-    const bool again = now - rhythm.last_late < kSoon;
-    rhythm.last_late = now;
-    if (!never) {
-      rhythm.burst = std::max<Clock::duration>(kLeastBurst, rhythm.burst / 2);
-    } else if (again) {
-      rhythm.burst = kFirstBurst;
-    }
-    const Clock::duration rest = std::chrono::duration_cast<Clock::duration>(std::chrono::nanoseconds(late)) * 2;
-    rhythm.rest = std::clamp<Clock::duration>(rest, kLeastRest, kMostRest);
-  } else if (never || Clock::now() < rhythm.until) {
-    return;
-  } else {
-    rhythm.burst += rhythm.burst / 8;
-    rhythm.rest = std::max<Clock::duration>(kLeastRest, rhythm.rest - rhythm.rest / 8);
-    if (rhythm.burst > kMostBurst) {
-      rhythm.burst = Clock::duration::max();
-      rhythm.until = Clock::time_point::max();
-      return;
-    }
-  }
-  std::unique_lock lock(mutex_);
-  rest_.wait_for(lock, rhythm.rest, [&] { return stop_.load(); });
-  const bool bursts = rhythm.burst != Clock::duration::max();
-  rhythm.until = bursts ? Clock::now() + rhythm.burst : Clock::time_point::max();
+  const Clock::time_point end = Clock::now();
+  const Clock::duration waited = end - idle;
+  if (waited > kLongWait && waited > idle - start) alone_until_ = end + kAloneFactor * waited;
 }
 
 void ThreadPool::worker_main(int thread) {
-  Rhythm& rhythm = rhythms_[static_cast<size_t>(thread)];
   uint64_t seen = 0;  // number of the last job this worker looked at
   for (;;) {
     uint64_t state = state_.load(std::memory_order_acquire);
@@ -168,23 +124,18 @@ void ThreadPool::worker_main(int thread) {
     }
     if (state / kJob == seen) {
       std::unique_lock lock(mutex_);
-      const bool shares_core = rhythm.burst != Clock::duration::max();
-      const Clock::time_point asleep = shares_core ? Clock::now() : Clock::time_point();
       sleepers_.fetch_add(1, std::memory_order_seq_cst);
       wake_.wait(lock, [&] { return stop_.load() || state_.load(std::memory_order_seq_cst) / kJob != seen; });
       sleepers_.fetch_sub(1, std::memory_order_seq_cst);
       if (stop_.load()) return;
-      if (shares_core && Clock::now() - asleep >= rhythm.rest) rhythm.until = Clock::now() + rhythm.burst;
+      state = state_.load(std::memory_order_acquire);
     }
-    rest_if_due(rhythm);
-    state = state_.load(std::memory_order_acquire);
     seen = state / kJob;
     while ((state & kOpen) != 0 && state / kJob == seen) {
       if (state_.compare_exchange_weak(state, state + kWorker, std::memory_order_acq_rel)) {
-        work(thread, rhythm.until);
+        work(thread);
         if ((state_.fetch_sub(kWorker, std::memory_order_acq_rel) & kCallerSleeps) != 0) {
           const std::lock_guard lock(mutex_);
-          last_ = thread;
           done_.notify_one();
         }
         break;

@@ -3,11 +3,9 @@
 // other threads' runs, so a thread that the operating system delays holds up one chunk, not the step. Waiting threads
 // spin briefly, then sleep.
 //
-// When another process wants a core, the system preempts a worker inside a chunk for a whole time slice, which is fifty
-// times as long as the operation, and everybody waits. The caller notices this by the length of its wait. From then on that
-// worker gives the core up by itself, between two chunks: it works in bursts that are shorter than its time slice and
-// sleeps as long in between, so the other process gets its half and nobody waits. Bursts grow while all goes well, and
-// when the other process is gone the rests end.
+// When another process takes a core, a worker may be preempted inside a chunk for a whole time slice, which is fifty
+// times as long as the operation. The caller notices this by the length of its wait, and then works alone for some
+// time: one undisturbed core is worth more than two that wait for each other.
 #pragma once
 
 #include <atomic>
@@ -30,7 +28,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int n_threads() const { return static_cast<int>(shares_.size()); }
+  int n_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls f(chunk, thread) once for each chunk in 0..n_chunks-1, thread in 0..n_threads-1, and returns when all are
   // done. One caller at a time. The first exception of f is thrown again here, when no thread works any more; then not
@@ -38,7 +36,7 @@ class ThreadPool {
   template <class F>
   void parallel_for(int n_chunks, const F& f) {
     if (n_chunks <= 0) return;
-    if (n_chunks == 1 || shares_.size() == 1) {
+    if (n_chunks == 1 || workers_.empty()) {
       for (int i = 0; i < n_chunks; ++i) f(i, 0);
       return;
     }
@@ -50,19 +48,10 @@ class ThreadPool {
  private:
   using Call = void (*)(const void* context, int chunk, int thread);
   using Clock = std::chrono::steady_clock;
-  // How a worker shares its core with another process. Touched by the worker alone, but for late.
-  struct alignas(64) Rhythm {
-    std::atomic<int64_t> late{0};  // nanoseconds that the caller has waited for it
-    Clock::time_point last_late{};
-    Clock::duration burst = Clock::duration::max();      // max: it needs no rest
-    Clock::duration rest{};                              // after each burst
-    Clock::time_point until = Clock::time_point::max();  // the end of the burst
-  };
   void run(int n_chunks, Call call, const void* context);
-  void work(int thread, Clock::time_point until);
+  void work(int thread);
   void wait_for_workers(Clock::time_point start);
   void worker_main(int thread);
-  void rest_if_due(Rhythm& rhythm);
   void stop();
 
   // state_: bit 0 "open", bit 1 "the caller sleeps", bits 2..31 workers inside, bits 32.. the job's number. A worker
@@ -91,9 +80,7 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable wake_;  // workers: a new job
   std::condition_variable done_;  // the caller: no worker inside
-  std::condition_variable rest_;  // workers that rest: the end of the pool
-  int last_ = 0;                  // the worker that a sleeping caller has waited for; guarded by mutex_
-  std::vector<Rhythm> rhythms_;
+  Clock::time_point alone_until_;
   std::atomic<bool> failed_{false};
   std::exception_ptr failure_;  // of the job; written by whoever set failed_
   std::vector<std::thread> workers_;

@@ -33,8 +33,8 @@ using Clock = std::chrono::steady_clock;
 // While others decode, a prompt takes smaller bites: each step then stays short enough for a fluent stream.
 constexpr int kPrefillBesideDecode = 128;
 
-// Rows of a step in the background. It is given up between layers for a request that comes, so that waits for one layer of so
-// many rows: of a model of 4 billion parameters some milliseconds. Fewer would cost the background more than half its speed.
+// Rows of a step in the background. It is given up between layers for a request that comes, so that one waits for a layer
+// of so many rows: of a model of 4 billion parameters for some milliseconds.
 constexpr int kBackgroundRows = 64;
 
 }  // namespace
@@ -107,10 +107,13 @@ class Engine::Scheduler {
       try {
         admit();
         share_cache();
+        // Looked at before each step: what has come meanwhile waits for one of them.
         in_background_ = !foreground_works();
         embed_step();
+        in_background_ = !foreground_works();
         encode_step();
         copy_step();
+        in_background_ = !foreground_works();
         if (plan_step()) run_step();
       } catch (...) {
         fail_newest();
@@ -147,7 +150,7 @@ class Engine::Scheduler {
            });
   }
 
-  // Whether a request takes no part in this turn because others have work.
+  // Whether a request takes no part in this step because others have work.
   bool holds_back(const Request& request) const { return request.background() && !in_background_; }
 
   // Calls f for a request. What it throws ends that request alone, and false is returned.
@@ -553,17 +556,17 @@ class Engine::Scheduler {
   LoadedModel& loaded_;
   std::shared_ptr<Signal> signal_ = std::make_shared<Signal>();
   std::atomic<bool> closing_{false};
-  std::list<Waiting> waiting_;                // guarded by signal_->mutex
-  std::list<Sequence> running_;               // admitted; changed by the engine thread only, under the mutex
-  std::list<Embed> embeds_;                   // likewise
-  std::list<Encode> encodes_;                 // likewise
-  std::list<Copy> copies_;                    // likewise
-  std::ptrdiff_t n_places_ = 0;               // of running_, those that go through the layers
-  bool encoder_in_use_ = false;               // holds activations
-  bool in_background_ = false;                // of this turn: nobody but requests in the background has work
+  std::list<Waiting> waiting_;   // guarded by signal_->mutex
+  std::list<Sequence> running_;  // admitted; changed by the engine thread only, under the mutex
+  std::list<Embed> embeds_;      // likewise
+  std::list<Encode> encodes_;    // likewise
+  std::list<Copy> copies_;       // likewise
+  std::ptrdiff_t n_places_ = 0;  // of running_, those that go through the layers
+  bool encoder_in_use_ = false;  // holds activations
+  bool in_background_ = false;   // of this step: nobody but requests in the background has work
   std::atomic<bool> foreground_came_{false};  // since the last admission
-  EngineStats stats_;                         // guarded by signal_->mutex
-  std::vector<Sequence> step_;                // whose step_inputs_ are
+  EngineStats stats_;            // guarded by signal_->mutex
+  std::vector<Sequence> step_;   // whose step_inputs_ are
   std::vector<SequenceInput> step_inputs_;
   size_t n_decoding_ = 0;         // of step_, the first
   std::vector<Embed> embedding_;  // whose texts these are:
@@ -614,8 +617,7 @@ std::shared_ptr<Request> Engine::generate(GenerateParams params, OnGenerateEvent
   auto adapters = adapters_.mix(params.adapters);
   const bool background = params.background;
   return scheduler_->submit(make_generate_request(scheduler_->signal(), *loaded_, std::move(adapters),
-                                                  std::move(params), std::move(on_event)),
-                            background);
+                                                  std::move(params), std::move(on_event)), background);
 }
 
 std::shared_ptr<Request> Engine::logits(LogitsParams params, OnLogits on_row, OnDone on_done) {
@@ -623,8 +625,7 @@ std::shared_ptr<Request> Engine::logits(LogitsParams params, OnLogits on_row, On
   auto adapters = adapters_.mix(params.adapters);
   const bool background = params.background;
   return scheduler_->submit(make_logits_request(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
-                                                std::move(on_row), std::move(on_done)),
-                            background);
+                                                std::move(on_row), std::move(on_done)), background);
 }
 
 std::shared_ptr<Request> Engine::score(ScoreParams params, OnScores on_scores, OnDone on_done) {
@@ -632,18 +633,16 @@ std::shared_ptr<Request> Engine::score(ScoreParams params, OnScores on_scores, O
   auto adapters = adapters_.mix(params.adapters);
   const bool background = params.background;
   return scheduler_->submit(make_score_request(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
-                                               std::move(on_scores), std::move(on_done)),
-                            background);
+                                               std::move(on_scores), std::move(on_done)), background);
 }
 
 std::shared_ptr<Request> Engine::encode_images(EncodeParams params, OnProgress on_progress, OnEmbeddings on_done) {
   check_encode(params, *loaded_);
   auto adapters = adapters_.mix(params.adapters);
   const bool background = params.background;
-  return scheduler_->submit(
-      std::make_shared<EncodeRequest>(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
-                                      std::move(on_progress), std::move(on_done)),
-      background);
+  return scheduler_->submit(std::make_shared<EncodeRequest>(scheduler_->signal(), *loaded_, std::move(adapters),
+                                                            std::move(params), std::move(on_progress),
+                                                            std::move(on_done)), background);
 }
 
 std::shared_ptr<Request> Engine::embed(EmbedParams params, OnTexts on_texts, OnDone on_done) {
@@ -651,8 +650,7 @@ std::shared_ptr<Request> Engine::embed(EmbedParams params, OnTexts on_texts, OnD
   auto adapters = adapters_.mix(params.adapters);
   const bool background = params.background;
   return scheduler_->submit(std::make_shared<EmbedRequest>(scheduler_->signal(), *loaded_, std::move(adapters),
-                                                           std::move(params), std::move(on_texts), std::move(on_done)),
-                            background);
+                                                           std::move(params), std::move(on_texts), std::move(on_done)), background);
 }
 
 SavedState Engine::save_state(SaveParams params) {

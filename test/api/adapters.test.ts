@@ -210,8 +210,9 @@ describe('every call', () => {
     const scoresOf = (all: typeof ranked) => documents.map((_, i) => all.find(({ index }) => index === i)?.score);
     expect(scoresOf(ranked)).not.toEqual(scoresOf(bare));
     expect(scoresOf(await gemma.rerank('q', documents, { raw: true, adapter: {} }))).toEqual(scoresOf(bare));
-    for (const call of [gemma.decide(text, { ...asked, adapter: 'no' }), gemma.rerank('q', ['d'], { adapter: 'no' })])
-      await expect(call).rejects.toMatchObject({ detail: 'UNKNOWN_ADAPTER' });
+    const unknown = { detail: 'UNKNOWN_ADAPTER' };
+    await expect(gemma.decide(text, { ...asked, adapter: 'no' })).rejects.toMatchObject(unknown);
+    await expect(gemma.rerank('q', ['d'], { adapter: 'no' })).rejects.toMatchObject(unknown);
   });
 
   test('embed has it, norms of an adapter included', async () => {

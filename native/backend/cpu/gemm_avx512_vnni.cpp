@@ -22,9 +22,9 @@ constexpr int kFewColumns = 256;    // one or two panels of 6 KiB, stay in L1
 constexpr int kManyColumns = 1024;  // at most: eight panels of 24 KiB each, in L2
 constexpr int kBlocksMany = kManyColumns / 32;
 constexpr int kPanelsMany = 8;
-// Of x. Up to here weights are read once and x from L2 for each two panels, so that weights come from memory while others
-// are multiplied; with more rows it is x that costs, and panels are unpacked for 128 weight rows at once.
-constexpr int kSomeRows = 64;
+// Of x. Up to here two panels are multiplied while they are in L1, so that weights come from memory while others are
+// multiplied (16 rows of the 1B on Zen 5: 0.95 of the time). Of 32 rows x is what costs: 1.25 of the time.
+constexpr int kSomeRows = 16;
 constexpr int kRowsAlone = 8;  // of a tile with one panel
 
 // The product is started at offset * -sum(x): what unsigned codes add too much.
