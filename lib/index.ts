@@ -10,20 +10,10 @@ export {
 export type { AdapterOption, AdapterPaths } from './adapters.js';
 export type { Backend } from './backends.js';
 export type { BatchGenerateOptions, BatchOptions, BatchProgress, BatchResult } from './batch.js';
-export {
-  evaluate,
-  type EvaluateOptions,
-  type EvaluationModel,
-  type EvaluationProgress,
-  type PersonalDataFinding,
-} from './evaluate/evaluate.js';
+export { evaluate, evaluationTable } from './evaluate/index.js';
+export type { EvaluateOptions, EvaluationModel, EvaluationProgress, PersonalDataFinding } from './evaluate/evaluate.js';
 export type { MetricName } from './evaluate/outcome.js';
-export {
-  evaluationTable,
-  type EvaluationComparison,
-  type EvaluationResult,
-  type EvaluationScore,
-} from './evaluate/report.js';
+export type { EvaluationComparison, EvaluationResult, EvaluationScore } from './evaluate/report.js';
 export type { ScorerName, ScorerOption } from './evaluate/scorers.js';
 export type {
   EvaluationExample,

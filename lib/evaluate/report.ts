@@ -164,11 +164,8 @@ function rowsOf({ models, scores, comparisons }: EvaluationResult): string[][] {
 const COLUMN_LEGEND =
   '95 % confidence intervals in brackets; p: that a difference from the first model as large comes by chance.';
 
-/**
- * A result as a table of Markdown, or as text in columns: a row for each metric of each task, a column for each model, with confidence
- * intervals and the probabilities of the paired tests.
- */
-export function evaluationTable(result: EvaluationResult, format: 'text' | 'markdown' = 'text'): string {
+/** See `evaluationTable` in index.ts. */
+export function tableOf(result: EvaluationResult, format: 'text' | 'markdown' = 'text'): string {
   const rows = rowsOf(result);
   const failures = result.failures.map(
     ({ model, task, failed, message }) => `${model}, ${task}: ${failed} failed, the first: ${message}`,
