@@ -124,7 +124,7 @@ await main(async () => {
         flags: ['add_bos_token=True', 'num_concurrent=3'],
         options: ['--batch_size', '5'],
       },
-      'texts': { flags: ['add_bos_token=True', 'tokenized_requests=False'], options: [] },
+      texts: { flags: ['add_bos_token=True', 'tokenized_requests=False'], options: [] },
     };
     for (const [name, { flags, options }] of Object.entries(forms)) {
       say(name);

@@ -36,11 +36,14 @@ export async function runSnippet(
 ): Promise<Ran> {
   let body = code;
   for (const [from, to] of Object.entries(renamed)) body = body.replaceAll(from, to);
-  body = body.replace(/^import (?:\{(.*?)\}|(\w+)) from '(.*?)';$/gm, (_, names: string, whole: string, name: string) => {
-    if (!Object.hasOwn(modules, name)) throw new Error(`an example imports ${name}, which its test does not have`);
-    const wanted = whole ? ` default: ${whole} ` : names.replaceAll(' as ', ': ');
-    return `const {${wanted}} = modules[${JSON.stringify(name)}];`;
-  });
+  body = body.replace(
+    /^import (?:\{(.*?)\}|(\w+)) from '(.*?)';$/gm,
+    (_, names: string, whole: string, name: string) => {
+      if (!Object.hasOwn(modules, name)) throw new Error(`an example imports ${name}, which its test does not have`);
+      const wanted = whole ? ` default: ${whole} ` : names.replaceAll(' as ', ': ');
+      return `const {${wanted}} = modules[${JSON.stringify(name)}];`;
+    },
+  );
   // eslint-disable-next-line @typescript-eslint/no-implied-eval -- the repository's own text
   const run = new Function(
     'modules',

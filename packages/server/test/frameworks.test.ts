@@ -128,7 +128,11 @@ describe('AI SDK, @ai-sdk/openai-compatible', () => {
     const stream = streamText(asked);
     expect((await collected(stream.textStream)).join('')).toBe(text);
     expect((await stream.steps).map(({ finishReason }) => finishReason)).toEqual(['tool-calls', 'stop']);
-    const forced = await generateText({ ...asked, stopWhen: stepCountIs(1), toolChoice: { type: 'tool', toolName: 'add' } });
+    const forced = await generateText({
+      ...asked,
+      stopWhen: stepCountIs(1),
+      toolChoice: { type: 'tool', toolName: 'add' },
+    });
     expect(forced.toolCalls).toMatchObject([{ toolName: 'add' }]);
   });
 
@@ -146,7 +150,11 @@ describe('AI SDK, @ai-sdk/openai-compatible', () => {
       [await ask('demo', { providerOptions: { gemma: { mirostat: 2 } } }), 400, 'mirostat'],
     ] as const) {
       expect(APICallError.isInstance(error)).toBe(true);
-      expect(error).toMatchObject({ statusCode: status, message: expect.stringContaining(message), isRetryable: false });
+      expect(error).toMatchObject({
+        statusCode: status,
+        message: expect.stringContaining(message),
+        isRetryable: false,
+      });
     }
   });
 });
@@ -178,7 +186,9 @@ describe('LangChain.js, @langchain/openai', () => {
     expect(chunks.length).toBeGreaterThan(10);
     expect(whole(chunks)).toMatchObject(told);
     const answers = await chat({ temperature: 0 }).batch(['Hello!', 'Count to five.']);
-    const alone = await Promise.all(['Hello!', 'Count to five.'].map((text) => demo.generate(text, { temperature: 0 })));
+    const alone = await Promise.all(
+      ['Hello!', 'Count to five.'].map((text) => demo.generate(text, { temperature: 0 })),
+    );
     expect(answers.map(({ content }) => content)).toEqual(alone.map(({ text }) => text));
   });
 
@@ -223,14 +233,22 @@ describe('LangChain.js, @langchain/openai', () => {
     const model = chat({ modelKwargs: { seed: 7 } });
     expect(await model.withStructuredOutput(shape, { method: 'jsonSchema' }).invoke(prompt)).toEqual(expected);
     for (const method of [undefined, 'functionCalling'] as const) {
-      const found = await model.withStructuredOutput(shape, { ...(method && { method }), name: 'shape' }).invoke(prompt);
+      const found = await model
+        .withStructuredOutput(shape, { ...(method && { method }), name: 'shape' })
+        .invoke(prompt);
       expect(shape.parse(found)).toEqual(found);
     }
   });
 
   test('the interface of responses', async () => {
     const expected = await demo.generate(story, { ...wild, maxOutputTokens: 40 });
-    const model = chat({ temperature: 1.5, topP: 0.99, maxTokens: 40, modelKwargs: { seed: 7 }, useResponsesApi: true });
+    const model = chat({
+      temperature: 1.5,
+      topP: 0.99,
+      maxTokens: 40,
+      modelKwargs: { seed: 7 },
+      useResponsesApi: true,
+    });
     expect((await model.invoke(story)).text).toBe(expected.text);
     expect(whole(await collected(await model.stream(story))).text).toBe(expected.text);
     const agent = chat({ temperature: 0, modelKwargs: { adapter: 'tools' }, useResponsesApi: true }).bindTools([add]);
@@ -252,7 +270,10 @@ describe('LangChain.js, @langchain/openai', () => {
 
   test('errors have the status and the code', async () => {
     expect(await rejection(chat({ model: 'nobody' }).invoke(story))).toMatchObject({ status: 404 });
-    expect(await rejection(chat({ temperature: 3 }).invoke(story))).toMatchObject({ status: 400, code: 'invalid_value' });
+    expect(await rejection(chat({ temperature: 3 }).invoke(story))).toMatchObject({
+      status: 400,
+      code: 'invalid_value',
+    });
     expect(await rejection(chat({ apiKey: 'wrong' }).invoke(story))).toMatchObject({ status: 401 });
   });
 });
