@@ -162,7 +162,7 @@ class ExampleEncoder {
     if (body.length === 0) throw new RangeError('text: expected at least one token, found none');
     const bos = await encodeParts(model, [MARKER_BOS]);
     const tokens = joined(bos, body, [endToken(model, false)]);
-    return { tokens, spans: [bos.length, tokens.length] };
+    return { tokens, spans: [Math.max(1, bos.length), tokens.length] }; // nothing stands before a first token
   }
 
   async #answer(prompt: string | readonly unknown[], answer: string, tools: unknown): Promise<Sequence> {
@@ -171,7 +171,7 @@ class ExampleEncoder {
       const model = this.#source.live();
       const before = joined(await encodeParts(model, [MARKER_BOS]), prompt === '' ? [] : await this.#encode(prompt));
       const tokens = joined(before, await this.#encode(answer), [endToken(model, false)]);
-      return { tokens, spans: [before.length, tokens.length] };
+      return { tokens, spans: [Math.max(1, before.length), tokens.length] };
     }
     const messages = typeof prompt === 'string' ? [{ role: 'user', content: prompt }] : prompt;
     const { settings, turns } = await this.#read(messages, tools);

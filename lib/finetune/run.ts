@@ -283,7 +283,9 @@ class Finetuning {
       );
     }
     await this.#askTeacher([...parts.training, ...parts.validation], model);
-    const hasPictures = all.examples.some(({ sequences }) => sequences.some(({ turns }) => turns));
+    const hasPictures = [...parts.training, ...parts.validation].some(({ sequences }) =>
+      sequences.some(({ turns }) => turns),
+    );
     if (!hasPictures) await model.dispose();
 
     const trainer = await this.#trainer(decided, model.path);

@@ -75,19 +75,23 @@ describe('what is learned', () => {
     { role: 'user', content: ' What is <end_of_turn> this?' },
     { role: 'assistant', content: 'A token, as text.' },
     { role: 'user', content: 'And this: ü?' },
-    { role: 'assistant', content: [{ type: 'text', text: 'A letter.' }] },
+    { role: 'assistant', content: 'A letter.' },
   ];
 
-  test.each([
-    ['Gemma’s own format', Gemma.demoModel],
-    ['a template of the file', tiny],
-  ])('answers of a conversation behind the prompts that generate sends: %s', async (_, model) => {
-    const gemma = await Gemma.load(model);
+  const other =
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}" +
+    '<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}';
+
+  test.each<[string, string, { chatTemplate?: string }]>([
+    ['Gemma’s own format', tiny, {}],
+    ['no sign of a template', Gemma.demoModel, {}],
+    ['another template', tiny, { chatTemplate: other }],
+  ])('answers of a conversation behind the prompts that generate sends: %s', async (_, model, template) => {
+    const gemma = await Gemma.load(model, template);
     try {
-      const isOwn = model === tiny;
       const sent = async (messages: readonly Message[]) => (await gemma.logits(messages, { data: false })).tokens;
       const [end = 0] = await gemma.tokenize('<end_of_turn>', { special: true });
-      const rows = await rowsOf({ model, packing: false }, [{ id: 1, messages: turns }]);
+      const rows = await rowsOf({ model, packing: false, ...template }, [{ id: 1, messages: turns }]);
       const [first, second] = [await sent(turns.slice(0, 2)), await sent(turns.slice(0, 4))];
       const [one, both] = [await sent(turns.slice(0, 3)), await sent(turns)];
       // Every prompt is the beginning of the whole, so it is one example.
@@ -98,7 +102,6 @@ describe('what is learned', () => {
         tokens: [...both, end],
         counted: [...range(first.length, one.length + 1), ...range(second.length, both.length + 1)],
       });
-      expect(isOwn || gemma.info.chat.template === 'gemma').toBe(true);
       // What the model is to write is tokenised as what it reads.
       expect(both.slice(second.length)).toEqual(await gemma.tokenize('A letter.'));
     } finally {
@@ -590,7 +593,7 @@ describe('interruptions', () => {
     const to = output();
     const common = { ...quick, data: path, output: to };
     const diverged = await rejection(
-      Gemma.finetune({ ...common, optimizer: 'sgd', learningRate: 1000, clip: 0, epochs: 20, warmup: 0, schedule: 'constant' }),
+      Gemma.finetune({ ...common, optimizer: 'sgd', learningRate: 1000, weightDecay: 1000, clip: 0, epochs: 20, warmup: 0, schedule: 'constant' }),
     );
     expect(diverged).toMatchObject({ name: 'GemmaError', code: 'ERR_NON_FINITE' });
     expect(existsSync(to) || existsSync(`${to}.part`)).toBe(false);
