@@ -117,9 +117,9 @@ describe('what is learned', () => {
       const rows = await rowsOf({ model: Gemma.demoModel, packing: false, batchSize: 1 }, [
         { prompt: 'Which colour?', completion: 'red' },
       ]);
-      const { tokens } = await gemma.logits('Which colour?', { data: false, raw: false });
+      const { tokens } = await gemma.logits('Which colour?', { data: false });
       expect(counted(rows[0]?.[0] as NativeTrainingExample)).toEqual({
-        tokens: [...tokens, ...(await gemma.tokenize('red')), end],
+        tokens: [...tokens, ...(await gemma.tokenize('red')), gemma.info.instructionTuned ? end : eos],
         counted: range(tokens.length, tokens.length + (await gemma.tokenize('red')).length + 1),
       });
       const [row] = await rowsOf({ model: Gemma.demoModel }, [{ text: 'red and blue' }]);
