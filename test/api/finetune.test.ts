@@ -75,19 +75,23 @@ describe('what is learned', () => {
     { role: 'user', content: ' What is <end_of_turn> this?' },
     { role: 'assistant', content: 'A token, as text.' },
     { role: 'user', content: 'And this: ü?' },
-    { role: 'assistant', content: [{ type: 'text', text: 'A letter.' }] },
+    { role: 'assistant', content: 'A letter.' },
   ];
 
-  test.each([
-    ['Gemma’s own format', Gemma.demoModel],
-    ['a template of the file', tiny],
-  ])('answers of a conversation behind the prompts that generate sends: %s', async (_, model) => {
-    const gemma = await Gemma.load(model);
+  const other =
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content }}" +
+    '<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}';
+
+  test.each<[string, string, { chatTemplate?: string }]>([
+    ['Gemma’s own format', tiny, {}],
+    ['no sign of a template', Gemma.demoModel, {}],
+    ['another template', tiny, { chatTemplate: other }],
+  ])('answers of a conversation behind the prompts that generate sends: %s', async (_, model, template) => {
+    const gemma = await Gemma.load(model, template);
     try {
-      const isOwn = model === tiny;
       const sent = async (messages: readonly Message[]) => (await gemma.logits(messages, { data: false })).tokens;
       const [end = 0] = await gemma.tokenize('<end_of_turn>', { special: true });
-      const rows = await rowsOf({ model, packing: false }, [{ id: 1, messages: turns }]);
+      const rows = await rowsOf({ model, packing: false, ...template }, [{ id: 1, messages: turns }]);
       const [first, second] = [await sent(turns.slice(0, 2)), await sent(turns.slice(0, 4))];
       const [one, both] = [await sent(turns.slice(0, 3)), await sent(turns)];
       // Every prompt is the beginning of the whole, so it is one example.
@@ -98,7 +102,6 @@ describe('what is learned', () => {
         tokens: [...both, end],
         counted: [...range(first.length, one.length + 1), ...range(second.length, both.length + 1)],
       });
-      expect(isOwn || gemma.info.chat.template === 'gemma').toBe(true);
       // What the model is to write is tokenised as what it reads.
       expect(both.slice(second.length)).toEqual(await gemma.tokenize('A letter.'));
     } finally {
@@ -114,9 +117,9 @@ describe('what is learned', () => {
       const rows = await rowsOf({ model: Gemma.demoModel, packing: false, batchSize: 1 }, [
         { prompt: 'Which colour?', completion: 'red' },
       ]);
-      const { tokens } = await gemma.logits('Which colour?', { data: false, raw: false });
+      const { tokens } = await gemma.logits('Which colour?', { data: false });
       expect(counted(rows[0]?.[0] as NativeTrainingExample)).toEqual({
-        tokens: [...tokens, ...(await gemma.tokenize('red')), end],
+        tokens: [...tokens, ...(await gemma.tokenize('red')), gemma.info.instructionTuned ? end : eos],
         counted: range(tokens.length, tokens.length + (await gemma.tokenize('red')).length + 1),
       });
       const [row] = await rowsOf({ model: Gemma.demoModel }, [{ text: 'red and blue' }]);
@@ -611,6 +614,7 @@ describe('interruptions', () => {
         ...common,
         optimizer: 'sgd',
         learningRate: 1000,
+        weightDecay: 1000,
         clip: 0,
         epochs: 20,
         warmup: 0,

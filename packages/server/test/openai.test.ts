@@ -595,7 +595,7 @@ describe('errors', () => {
       [{ messages: [{ role: 'user', content: 'x', name: 'y' }] }, 'messages[0].name', 'unknown_parameter'],
       [{ messages: [{ role: 'robot', content: 'x' }] }, 'messages[0].role', 'invalid_value'],
       [{ logit_bias: { 999999: 1 } }, null, 'invalid_value'],
-      [{ max_tokens: 100000 }, null, 'context_length_exceeded'],
+      [{ max_tokens: 100000 }, 'messages', 'context_length_exceeded'],
       [{ adapter: 'nobody' }, null, 'invalid_value'],
       [{ tools: [{ type: 'function', function: { name: 'bad name' } }] }, 'tools.bad name', 'invalid_value'],
       [

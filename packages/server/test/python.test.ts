@@ -157,7 +157,7 @@ test('errors are of the client’s own classes, with the code and the parameter'
   expect(unknown).toEqual(['BadRequestError', 400, 'unknown_parameter', 'mirostat', message]);
   expect(model).toEqual(['NotFoundError', 404, 'model_not_found', 'model', message]);
   expect(key).toEqual(['AuthenticationError', 401, 'invalid_api_key', null, message]);
-  expect(length).toEqual(['BadRequestError', 400, 'context_length_exceeded', null, message]);
+  expect(length).toEqual(['BadRequestError', 400, 'context_length_exceeded', 'messages', message]);
   expect(busy).toEqual(['RateLimitError', 429, 'queue_full', null, message]);
   expect(nowhere?.[0]).toBe('APIConnectionError');
 });
