@@ -257,8 +257,7 @@ int main(int argc, char** argv) {
       const Loop product_loop = tiles ? bf16_loop(row.isa) : int8_loop(row.isa);
       const double peak = peak_of(product_loop);
       std::printf("{\"op\":\"peak\",\"isa\":\"%s\",\"of\":\"%s\",\"productGops\":%.1f,\"f32Gops\":%.1f}\n", row.isa,
-                  product_loop.isa == nullptr ? "" : product_loop.isa, peak * 1e-9,
-                  peak_of(f32_loop(row.isa)) * 1e-9);
+                  product_loop.isa == nullptr ? "" : product_loop.isa, peak * 1e-9, peak_of(f32_loop(row.isa)) * 1e-9);
       for (const TensorType type : kTensorTypes) {
         if (settings.type.empty() || settings.type == type_traits(type).name) linear(*backend, type, settings);
       }

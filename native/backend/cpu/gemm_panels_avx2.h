@@ -83,7 +83,8 @@ GEMMA_INLINE void settle(__m256i& v) {
 class Prefetcher {
  public:
   // panel_bytes: of 8 whole rows, the time that passes before what is fetched is used.
-  Prefetcher(const uint8_t* first, size_t panel_bytes) : far_(first + kFar), near_(first), is_near_(panel_bytes <= kNear) {}
+  Prefetcher(const uint8_t* first, size_t panel_bytes)
+      : far_(first + kFar), near_(first), is_near_(panel_bytes <= kNear) {}
   // One of kSteps shares of the kBytes that follow.
   template <int kBytes, int kSteps>
   GEMMA_INLINE void fetch(int step) const {
@@ -184,7 +185,8 @@ struct Panels {
 // Panels times kRows rows of x, added to out (or replacing it at the first columns). out points at the first of these
 // rows of x and row 0 of the panels.
 template <class Isa, class Kind, int kPanels, int kRows>
-GEMMA_NOINLINE void multiply(const Panels& panels, const QuantizedRows& x, int first_row, float* out, size_t out_stride) {
+GEMMA_NOINLINE void multiply(const Panels& panels, const QuantizedRows& x, int first_row, float* out,
+                             size_t out_stride) {
   const size_t blocks_per_row = static_cast<size_t>(x.n_cols / 32);
   size_t index[kRows];
   __m256 acc[kPanels][kRows];
@@ -283,7 +285,8 @@ GEMMA_NOINLINE GEMMA_FLATTEN int multiply_row(const WeightRows& w, const Quantiz
 
 // n blocks of 8 rows (of which `rows` exist) into a panel.
 template <class Isa, class Type>
-GEMMA_NOINLINE GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, PanelBlock* panel, uint8_t* tail) {
+GEMMA_NOINLINE GEMMA_FLATTEN void unpack_panel(const WeightRows& w, int row, int b, int n, PanelBlock* panel,
+                                               uint8_t* tail) {
   const size_t offset = static_cast<size_t>(b / Type::kGroup) * Type::kGroupBytes;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(w.w) + static_cast<size_t>(row) * w.w_row_bytes + offset;
   size_t stride = w.w_row_bytes;
