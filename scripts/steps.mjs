@@ -14,6 +14,7 @@ export const jobs = String(availableParallelism());
 export class SetupError extends Error {}
 
 const steps = []; // { name, start, end }: milliseconds since this script began
+let current; // the step of `say`
 let durationsShown = false;
 
 /** From now on every step prints its duration when it ends: of use to whoever waits for the tests, not to `npm start`. */
@@ -23,8 +24,13 @@ export function showDurations() {
   process.stdout.write(`${availableParallelism()} threads, ${cpus()[0]?.model ?? 'unknown processor'}\n`);
 }
 
-function endStep() {
-  const step = steps.at(-1);
+function beginStep(name) {
+  const step = { name, start: performance.now() };
+  steps.push(step);
+  return step;
+}
+
+function endStep(step) {
   if (!step || step.end !== undefined) return;
   step.end = performance.now();
   if (durationsShown) process.stdout.write(`-- ${seconds(step.end - step.start)} s: ${step.name}\n`);
@@ -36,14 +42,24 @@ function seconds(milliseconds) {
 
 /** Ends the step before and begins another. */
 export function say(text) {
-  endStep();
+  endStep(current);
   process.stdout.write(`\n== ${text}\n`);
-  steps.push({ name: text, start: performance.now() });
+  current = beginStep(text);
+}
+
+/** Runs work beside the step that is under way, as a step of its own that prints nothing when it begins. */
+export async function beside(name, work) {
+  const step = beginStep(name);
+  try {
+    return await work();
+  } finally {
+    endStep(step);
+  }
 }
 
 /** Ends the last step and prints how many seconds each step took, and all of them together. */
 export function printDurations() {
-  endStep();
+  endStep(current);
   const rows = steps.map(({ name, start, end }) => [seconds(end - start), name]);
   rows.push([seconds(performance.now()), 'all steps']);
   const width = Math.max(...rows.map(([time]) => time.length));
@@ -206,9 +222,10 @@ async function configureAndBuild(folder, options, targets = []) {
 }
 
 /**
- * Configures and builds the native tests, all or those named; flavour: '', 'address' or 'thread'. Returns the build folder.
+ * Configures and builds the native tests, all or those named (instrumented without the tools); flavour: '', 'address' or
+ * 'thread'. Returns the build folder.
  */
-export async function buildNativeTests(flavour, targets) {
+export async function buildNativeTests(flavour, targets = flavour ? ['native_tests'] : []) {
   say(`Building the native tests${flavour ? ` for the ${flavour} sanitizer` : ''}`);
   // Sanitized builds keep the asserts and skip what only costs compile time.
   // The programs of benchmarks are built with the tests, so that a change cannot break them unseen.
@@ -231,17 +248,19 @@ export function missingForArm64() {
   return missing.join(', ');
 }
 
-/** Configures and builds the native tests for arm64; ctest runs them in the emulator. Returns the build folder. */
-export async function buildArm64Tests() {
+/** Configures and builds the native tests for arm64, except those named; ctest runs them in the emulator. Returns the build folder. */
+export async function buildArm64Tests(except) {
   say('Building the native tests for arm64');
   const emulator = arm64Emulators.find(version);
-  return configureAndBuild(join(root, 'build', 'tests-arm64'), [
+  const options = [
     '-DCMAKE_BUILD_TYPE=Release',
+    `-DGEMMA_TESTS_EXCEPT=${except.join(';')}`,
     '-DCMAKE_SYSTEM_NAME=Linux',
     '-DCMAKE_SYSTEM_PROCESSOR=aarch64',
     `-DCMAKE_CXX_COMPILER=${arm64Compiler}`,
     `-DCMAKE_CROSSCOMPILING_EMULATOR=${emulator};-L;/usr/aarch64-linux-gnu`,
-  ]);
+  ];
+  return configureAndBuild(join(root, 'build', 'tests-arm64'), options, ['native_tests']);
 }
 
 /** Runs a script's main function; a SetupError is told in one line. */
