@@ -128,9 +128,9 @@ await main(async () => {
   const user = (content) => ({ role: 'user', content });
   const pids = [process.pid, server.pid];
   const found = Object.fromEntries(Object.keys(askers).map((name) => [name, []]));
-  // A server is measured as it is after its first hundred requests: before, its JavaScript is not compiled.
+  // A server is measured as it is after its first requests: before, its JavaScript is not compiled.
   for (const ask of Object.values(askers)) {
-    for (let i = 0; i < 6; ++i) {
+    for (let i = 0; i < 4; ++i) {
       await Promise.all(Array.from({ length: clients }, (_, k) => ask([user(`${textOf(50, clients * i + k)}?`)])));
     }
   }
