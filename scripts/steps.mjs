@@ -230,7 +230,7 @@ export async function buildNativeTests(flavour, targets = flavour ? ['native_tes
   // Sanitized builds keep the asserts and skip what only costs compile time.
   // The programs of benchmarks are built with the tests, so that a change cannot break them unseen.
   const type = flavour
-    ? ['-DCMAKE_BUILD_TYPE=None', '-DCMAKE_CXX_FLAGS=-O1']
+    ? ['-DCMAKE_BUILD_TYPE=None', `-DCMAKE_CXX_FLAGS=${flavour === 'address' ? '-Og' : '-O1'}`]
     : ['-DCMAKE_BUILD_TYPE=Release', '-DGEMMA_BENCH=ON'];
   const folder = join(root, 'build', flavour ? `tests-${flavour}` : 'tests');
   return configureAndBuild(folder, [...type, `-DGEMMA_SANITIZE=${flavour}`], targets);
