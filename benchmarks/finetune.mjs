@@ -32,8 +32,13 @@ function below(n) {
 }
 const pick = (list) => list[below(list.length)];
 
-const NAMES = 'Ana Ben Clara David Emma Felix Greta Hugo Ines Jonas Katya Luis Mira Noah Olga Paul Rosa Samuel Tara Victor'.split(' ');
-const ITEMS = 'lattes,croissants,bagels,espressos,muffins,salads,sandwiches,teas,cookies,smoothies,waffles,soups'.split(',');
+const NAMES =
+  'Ana Ben Clara David Emma Felix Greta Hugo Ines Jonas Katya Luis Mira Noah Olga Paul Rosa Samuel Tara Victor'.split(
+    ' ',
+  );
+const ITEMS = 'lattes,croissants,bagels,espressos,muffins,salads,sandwiches,teas,cookies,smoothies,waffles,soups'.split(
+  ',',
+);
 const DAYS = 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday'.split(' ');
 const NUMBERS = 'two three four five six seven eight nine ten eleven twelve'.split(' ');
 const CITIES = 'Porto Lyon Graz Turin Bergen Cork Ghent Leeds Malmo Basel'.split(' ');
@@ -49,7 +54,13 @@ const FORMS = [
 function example() {
   const i = below(NUMBERS.length);
   const word = below(2) === 0;
-  const told = { name: pick(NAMES), n: word ? NUMBERS[i] : String(i + 2), item: pick(ITEMS), day: pick(DAYS), city: pick(CITIES) };
+  const told = {
+    name: pick(NAMES),
+    n: word ? NUMBERS[i] : String(i + 2),
+    item: pick(ITEMS),
+    day: pick(DAYS),
+    city: pick(CITIES),
+  };
   const { name, item, day, city } = told;
   return {
     prompt: `${pick(FORMS)(told)}\nRecord as JSON with customer, item, quantity, day and city:\n`,
@@ -72,7 +83,9 @@ writeFileSync(data, training.map((line) => `${JSON.stringify(line)}\n`).join('')
 /** The share of held-out texts of which the record is right in every field. */
 async function right(gemma, adapter) {
   const answers = await Promise.all(
-    heldOut.map(({ prompt }) => gemma.generate(prompt, { temperature: 0, maxOutputTokens: 80, ...(adapter && { adapter }) })),
+    heldOut.map(({ prompt }) =>
+      gemma.generate(prompt, { temperature: 0, maxOutputTokens: 80, ...(adapter && { adapter }) }),
+    ),
   );
   const same = (text, expected) => {
     try {
@@ -104,7 +117,9 @@ const result = await Gemma.finetune({
   onProgress: ({ step, steps, loss, tokensPerSecond, secondsLeft }) => {
     if (performance.now() - last < 5000) return;
     last = performance.now();
-    console.error(`step ${step} of ${steps}: loss ${loss.toFixed(4)}, ${tokensPerSecond.toFixed(0)} tokens/s, ${secondsLeft.toFixed(0)} s left`);
+    console.error(
+      `step ${step} of ${steps}: loss ${loss.toFixed(4)}, ${tokensPerSecond.toFixed(0)} tokens/s, ${secondsLeft.toFixed(0)} s left`,
+    );
   },
 });
 gemma = await load();

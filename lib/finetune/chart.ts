@@ -68,7 +68,8 @@ export function lossChart(points: readonly LossPoint[]): string {
   parts.push(line(losses, '#3b6fb6'), `<text x="${LEFT}" y="14" fill="#3b6fb6">loss</text>`);
   if (validation.length > 0) {
     parts.push(line(validation, '#c2571a'), `<text x="${LEFT + 48}" y="14" fill="#c2571a">validation loss</text>`);
-    for (const { step, loss } of validation) parts.push(`<circle cx="${x(step)}" cy="${y(loss)}" r="2.5" fill="#c2571a"/>`);
+    for (const { step, loss } of validation)
+      parts.push(`<circle cx="${x(step)}" cy="${y(loss)}" r="2.5" fill="#c2571a"/>`);
   }
   return (
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" font-family="sans-serif" font-size="11">` +

@@ -188,7 +188,7 @@ class ExampleEncoder {
     if (!startsWith(whole.tokens, prompt.tokens)) {
       throw new GemmaError(
         'ERR_CHAT_TEMPLATE',
-        "the chat template does not put an answer behind the prompt that it is an answer to, so it cannot be learned with it",
+        'the chat template does not put an answer behind the prompt that it is an answer to, so it cannot be learned with it',
         'TEMPLATE_ANSWER',
       );
     }
@@ -278,7 +278,11 @@ function cutTo({ tokens, spans, ...rest }: Sequence, length: number): Sequence {
     tokens: tokens.subarray(0, length),
     spans: cut,
     ...(teacher && {
-      teacher: { k: teacher.k, ids: teacher.ids.subarray(0, n * teacher.k), logits: teacher.logits.subarray(0, n * teacher.k) },
+      teacher: {
+        k: teacher.k,
+        ids: teacher.ids.subarray(0, n * teacher.k),
+        logits: teacher.logits.subarray(0, n * teacher.k),
+      },
     }),
   };
 }
@@ -308,7 +312,10 @@ export async function readExamples(
   const add = ({ number, teacher }: NumberedLine, sequences: Sequence[]) => {
     let kept = sequences.map((sequence): Sequence => {
       if (!teacher) return sequence;
-      return { ...sequence, teacher: teacherRows(teacher, targetsOf(sequence.spans), source.info.config.vocabularySize) };
+      return {
+        ...sequence,
+        teacher: teacherRows(teacher, targetsOf(sequence.spans), source.info.config.vocabularySize),
+      };
     });
     const longest = kept.reduce((most, { tokens }) => Math.max(most, tokens.length), 0);
     if (longest > options.maxLength) {
@@ -356,7 +363,9 @@ export async function readExamples(
       }
       const all = await encoder.sequences(numbered.line);
       if (numbered.teacher && all.length > 1) {
-        throw new TypeError('teacher: the chat template makes several examples of this conversation; store one answer in a line');
+        throw new TypeError(
+          'teacher: the chat template makes several examples of this conversation; store one answer in a line',
+        );
       }
       for (const sequences of all) add(numbered, sequences);
     } catch (error) {
@@ -367,7 +376,11 @@ export async function readExamples(
   }
   if (examples.length === 0) {
     const left = skipped > 0 ? `: all ${skipped} are longer than maxLength` : '';
-    throw new GemmaError('ERR_INVALID_ARGUMENT', `${shown}: expected at least one example, found none${left}`, 'NO_EXAMPLES');
+    throw new GemmaError(
+      'ERR_INVALID_ARGUMENT',
+      `${shown}: expected at least one example, found none${left}`,
+      'NO_EXAMPLES',
+    );
   }
   return { examples, skipped, cut, hash: hash.digest('hex') };
 }
@@ -383,4 +396,3 @@ export async function picturesOf(
   const rows = await prompts.see(layout, cancellation, () => {});
   return rows.map((embedding, i) => ({ first: layout.firsts[i] ?? 0, rows: embedding }));
 }
-

@@ -114,7 +114,9 @@ function lineOf(value: unknown): Omit<NumberedLine, 'number'> {
     exclusive('completion', 'text', 'teacher');
     if (has('prompt')) exclusive('messages');
     const prompt = has('messages') ? messagesOf(line) : texts(line, 'prompt').prompt;
-    return { line: { kind: 'preference', prompt, ...texts(line, 'chosen', 'rejected'), ...(has('tools') && { tools }) } };
+    return {
+      line: { kind: 'preference', prompt, ...texts(line, 'chosen', 'rejected'), ...(has('tools') && { tools }) },
+    };
   }
   if (has('messages')) {
     exclusive('prompt', 'completion', 'text');

@@ -17,7 +17,9 @@ function random(seed: number): () => number {
 /** 0 .. n - 1 in an order that a seed and a number decide: that of an epoch from 0 on; -1: what is set apart. */
 export function shuffled(n: number, seed: number, number: number): Uint32Array {
   const order = Uint32Array.from({ length: n }, (_, i) => i);
-  const mixed = random((seed % 2 ** 32) ^ Math.imul(Math.floor(seed / 2 ** 32), 0x9e3779b1) ^ Math.imul(number + 2, 0x85ebca6b));
+  const mixed = random(
+    (seed % 2 ** 32) ^ Math.imul(Math.floor(seed / 2 ** 32), 0x9e3779b1) ^ Math.imul(number + 2, 0x85ebca6b),
+  );
   for (let i = n - 1; i > 0; --i) {
     const k = Math.floor((mixed() / 2 ** 32) * (i + 1));
     [order[i], order[k]] = [order[k] ?? 0, order[i] ?? 0];
@@ -30,7 +32,11 @@ export function shuffled(n: number, seed: number, number: number): Uint32Array {
  *
  * @returns undefined where there are not enough
  */
-export function split<T>(all: readonly T[], share: number, seed: number): { training: T[]; validation: T[] } | undefined {
+export function split<T>(
+  all: readonly T[],
+  share: number,
+  seed: number,
+): { training: T[]; validation: T[] } | undefined {
   if (share === 0) return { training: [...all], validation: [] };
   if (all.length < 2) return undefined;
   const n = Math.min(all.length - 1, Math.max(1, Math.round(share * all.length)));

@@ -20,7 +20,15 @@ import { countOptions, type LoadOptions } from '../options.js';
 import { Pace } from '../turns.js';
 import { plain, show } from '../values.js';
 import { lossChart } from './chart.js';
-import { picturesOf, readExamples, type Example, type ExampleOptions, type ExampleSet, type PromptSource, type Sequence } from './examples.js';
+import {
+  picturesOf,
+  readExamples,
+  type Example,
+  type ExampleOptions,
+  type ExampleSet,
+  type PromptSource,
+  type Sequence,
+} from './examples.js';
 import { finetuneSettings, type FinetuneOptions, type FinetuneProgress, type FinetuneSettings } from './options.js';
 import { modelPrefix, peftConfig } from './peft-output.js';
 import { packed, split, TrainingPlan } from './plan.js';
@@ -344,8 +352,19 @@ class Finetuning {
   async #fingerprint(all: ExampleSet, apart: ExampleSet | undefined, { path }: LoadedModel): Promise<Fingerprint> {
     const { rank, alpha, rslora, dropout, targets, layers, loss, teacherTopK, temperature, teacherShare, beta } =
       this.#settings;
-    const { epochs, steps, batchSize, packing, maxLength, learningRate, schedule, warmup, optimizer, weightDecay, clip } =
-      this.#settings;
+    const {
+      epochs,
+      steps,
+      batchSize,
+      packing,
+      maxLength,
+      learningRate,
+      schedule,
+      warmup,
+      optimizer,
+      weightDecay,
+      clip,
+    } = this.#settings;
     const { evaluateEvery, patience, validation, gguf } = this.#settings;
     const identityOf = async (file: string | URL | undefined) =>
       file === undefined ? null : await fileIdentity(String(file)).catch(() => String(file));
@@ -488,7 +507,10 @@ class Finetuning {
       for (const { sequences, line } of examples) {
         for (const sequence of sequences) {
           if (sequence.turns) {
-            throw new GemmaError('ERR_UNSUPPORTED_INPUT', `line ${line}: examples with pictures cannot be learned from a teacher`);
+            throw new GemmaError(
+              'ERR_UNSUPPORTED_INPUT',
+              `line ${line}: examples with pictures cannot be learned from a teacher`,
+            );
           }
           const rows = await teacher.likeliest(Array.from(sequence.tokens), k, this.#signal);
           const targets = weightsOf(sequence);

@@ -67,7 +67,11 @@ export class WorkFolder {
     for (const written of [path, `${path}.part`, lockPath(path)]) checkWritable(written);
     const found = await stat(path).catch(() => undefined);
     if (found && !overwrite) {
-      throw new GemmaError('ERR_FILE', `${plain(path)}: is there already; name another output, or set overwrite`, 'FILE_EXISTS');
+      throw new GemmaError(
+        'ERR_FILE',
+        `${plain(path)}: is there already; name another output, or set overwrite`,
+        'FILE_EXISTS',
+      );
     }
     if (found && !found.isDirectory()) throw new GemmaError('ERR_FILE', `${plain(path)}: not a folder`);
     await mkdir(dirname(path), { recursive: true }).catch((error: unknown) => {

@@ -299,7 +299,9 @@ describe('the order of training', () => {
     const points = range(1, 101).map((step) => ({ step, loss: 100 - step }));
     expect(thinned(points, 10)).toHaveLength(10);
     expect(thinned(points, 10)[0]).toEqual({ step: 10, loss: 94.5 });
-    const svg = lossChart(points.map((point) => (point.step % 20 ? point : { ...point, validationLoss: point.loss + 1 })));
+    const svg = lossChart(
+      points.map((point) => (point.step % 20 ? point : { ...point, validationLoss: point.loss + 1 })),
+    );
     expect(svg).toMatch(/^<svg xmlns="http:\/\/www.w3.org\/2000\/svg"[^]*<\/svg>\n$/);
     expect(svg.match(/<circle/g)).toHaveLength(5);
     expect(svg).not.toMatch(/NaN|Infinity|undefined/);
@@ -473,7 +475,13 @@ describe('the result', () => {
 
 describe('interruptions', () => {
   const lines = task(40);
-  const options: Partial<FinetuneOptions> = { epochs: 3, checkpointEvery: 5, validation: 0.2, evaluateEvery: 4, dropout: 0.1 };
+  const options: Partial<FinetuneOptions> = {
+    epochs: 3,
+    checkpointEvery: 5,
+    validation: 0.2,
+    evaluateEvery: 4,
+    dropout: 0.1,
+  };
   let path: string;
   let whole: Buffer;
   beforeAll(async () => {
@@ -583,7 +591,13 @@ describe('interruptions', () => {
     expect(tensorsOf(to)).toEqual(whole);
 
     const abort = new AbortController();
-    const held = Gemma.finetune({ ...quick, data: path, output: output(), signal: abort.signal, onProgress: () => held.pause() });
+    const held = Gemma.finetune({
+      ...quick,
+      data: path,
+      output: output(),
+      signal: abort.signal,
+      onProgress: () => held.pause(),
+    });
     while (!held.isPaused) await new Promise(setImmediate);
     abort.abort(new Error('while it waits'));
     expect(await rejection(held)).toMatchObject({ message: 'while it waits' });
@@ -593,7 +607,16 @@ describe('interruptions', () => {
     const to = output();
     const common = { ...quick, data: path, output: to };
     const diverged = await rejection(
-      Gemma.finetune({ ...common, optimizer: 'sgd', learningRate: 1000, weightDecay: 1000, clip: 0, epochs: 20, warmup: 0, schedule: 'constant' }),
+      Gemma.finetune({
+        ...common,
+        optimizer: 'sgd',
+        learningRate: 1000,
+        weightDecay: 1000,
+        clip: 0,
+        epochs: 20,
+        warmup: 0,
+        schedule: 'constant',
+      }),
     );
     expect(diverged).toMatchObject({ name: 'GemmaError', code: 'ERR_NON_FINITE' });
     expect(existsSync(to) || existsSync(`${to}.part`)).toBe(false);
@@ -610,7 +633,9 @@ describe('interruptions', () => {
       const handle = await open(...args);
       if (!String(args[0]).endsWith('training-log.jsonl')) return handle;
       handle.appendFile = () =>
-        Promise.reject(Object.assign(new Error('ENOSPC: no space left on device'), { code: 'ENOSPC', syscall: 'write' }));
+        Promise.reject(
+          Object.assign(new Error('ENOSPC: no space left on device'), { code: 'ENOSPC', syscall: 'write' }),
+        );
       return handle;
     });
     try {
@@ -628,7 +653,21 @@ describe('interruptions', () => {
 test('the command tells its result and its errors', async () => {
   const to = output();
   const path = jsonl(task(6));
-  const args = ['finetune', tiny, path, '--output', to, '--epochs', '2', '--rank', '2', '--seed', '1', '--targets', 'q_proj,o_proj'];
+  const args = [
+    'finetune',
+    tiny,
+    path,
+    '--output',
+    to,
+    '--epochs',
+    '2',
+    '--rank',
+    '2',
+    '--seed',
+    '1',
+    '--targets',
+    'q_proj,o_proj',
+  ];
   const { code, stdout } = await runNode([cli, ...args]);
   expect(code).toBe(0);
   expect(stdout).toMatch(/2 steps, 2\.0 passes/);
