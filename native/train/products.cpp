@@ -75,7 +75,7 @@ void Products::multiply_piece(const cpu::PanelProduct& shape, const float* b, si
 
 void Products::multiply_part(int thread, std::span<const Term> terms, int row_begin, int row_end, int col_begin,
                              int col_end, float* c, size_t c_stride, bool add) {
-  std::byte* mine = workspace_.data() + static_cast<size_t>(thread) * (workspace_bytes(1));
+  std::byte* mine = workspace_.data() + static_cast<size_t>(thread) * workspace_bytes(1);
   float* piece = reinterpret_cast<float*>(mine);
   const cpu::Scratch scratch = {mine + kThreadFloats * sizeof(float), cpu::kScratchBytes};
   const int n_cols = col_end - col_begin;
@@ -127,11 +127,10 @@ void Products::multiply_part(int thread, std::span<const Term> terms, int row_be
         multiply_piece(p, piece, kHalf, kColumns * depth, kHalf * depth, n_cols);
       } else {
         skip_columns(col_begin);
-        const size_t width = static_cast<size_t>((n_cols + kHalf - 1) / kHalf * kHalf);
         rows.row_begin = term.b.first_row + k;
         rows.row_end = rows.row_begin + p.depth;
-        kernels_.load_rows(rows, n_cols, piece, width, scratch);
-        multiply_piece(p, piece, width, kColumns, kHalf, n_cols);
+        kernels_.load_panels(rows, n_cols, piece, kColumns * depth, scratch);
+        multiply_piece(p, piece, kColumns, kColumns * depth, kHalf, n_cols);
       }
       p.add = true;
     }

@@ -270,8 +270,9 @@ struct Kernels {
 
   // Of training (native/train/).
   void (*multiply_panels)(const PanelProduct& product);
-  // Values of rows of a weight of any type, one row after the other, row_stride apart; at most kMostRowColumns of them.
-  void (*load_rows)(const WeightRows& w, int n_cols, float* rows, size_t row_stride, const Scratch& scratch);
+  // Values of rows of a weight of any type as panels of kPanelColumns columns: that of row i and column c is at
+  // panels[c / kPanelColumns * panel_stride + i * kPanelColumns + c % kPanelColumns]. At most kMostRowColumns columns.
+  void (*load_panels)(const WeightRows& w, int n_cols, float* panels, size_t panel_stride, const Scratch& scratch);
   // -infinity of nothing. NaN may be left out.
   float (*largest)(const float* x, int n);
   // x = exp(scale * x - shift); returns their sum, which is NaN where one of them is.

@@ -33,7 +33,7 @@ extern const BulkGemm kBulkAmxBf16;
 void bulk_attention_amx_bf16(const AttentionTile& tile, const Scratch& scratch);
 extern const FullAttention kFastAttentionAmxBf16;
 void multiply_panels_avx512(const PanelProduct& product);
-void load_rows_avx512(const WeightRows& w, int n_cols, float* rows, size_t row_stride, const Scratch& scratch);
+void load_panels_avx512(const WeightRows& w, int n_cols, float* panels, size_t panel_stride, const Scratch& scratch);
 float largest_avx512(const float* x, int n);
 float exp_row_avx512(float* x, int n, float scale, float shift);
 void geglu_backward_avx512(float* d_gate, float* d_up, const float* gate, const float* up, const float* d, int dim);

@@ -29,7 +29,7 @@ void bias_gelu_ref(float* x, const float* bias, int dim);
 void add_residual_bias_ref(float* x, const float* branch, const float* bias, int dim);
 extern const FullAttention kExactAttentionRef;
 void multiply_panels_ref(const PanelProduct& product);
-void load_rows_ref(const WeightRows& w, int n_cols, float* rows, size_t row_stride, const Scratch& scratch);
+void load_panels_ref(const WeightRows& w, int n_cols, float* panels, size_t panel_stride, const Scratch& scratch);
 float largest_ref(const float* x, int n);
 float exp_row_ref(float* x, int n, float scale, float shift);
 void geglu_backward_ref(float* d_gate, float* d_up, const float* gate, const float* up, const float* d, int dim);

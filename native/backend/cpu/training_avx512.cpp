@@ -15,8 +15,8 @@ struct Lanes : Vector512 {
   static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
 };
 
-// rows[lane][c] = columns[c][lane].
-void transpose(const float* columns, int n_cols, float* rows, size_t row_stride) {
+// 16 rows of load_panels() from columns[c][row].
+void transpose(const float* columns, int n_cols, float* panels, size_t panel_stride) {
   int c = 0;
   for (; c + 16 <= n_cols; c += 16) {
     __m512 v[16];
@@ -33,21 +33,22 @@ void transpose(const float* columns, int n_cols, float* rows, size_t row_stride)
       v[4 * i + 2] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
       v[4 * i + 3] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
     }
-    float* out = rows + c;
+    float* out = panels + static_cast<size_t>(c / kPanelColumns) * panel_stride + c % kPanelColumns;
     for (int j = 0; j < 4; ++j) {
       const __m512 a = _mm512_shuffle_f32x4(v[j], v[4 + j], 0x44);
       const __m512 b = _mm512_shuffle_f32x4(v[j], v[4 + j], 0xee);
       const __m512 d = _mm512_shuffle_f32x4(v[8 + j], v[12 + j], 0x44);
       const __m512 e = _mm512_shuffle_f32x4(v[8 + j], v[12 + j], 0xee);
-      _mm512_storeu_ps(row_of(out, j, static_cast<ptrdiff_t>(row_stride)), _mm512_shuffle_f32x4(a, d, 0x88));
-      _mm512_storeu_ps(row_of(out, j + 4, static_cast<ptrdiff_t>(row_stride)), _mm512_shuffle_f32x4(a, d, 0xdd));
-      _mm512_storeu_ps(row_of(out, j + 8, static_cast<ptrdiff_t>(row_stride)), _mm512_shuffle_f32x4(b, e, 0x88));
-      _mm512_storeu_ps(row_of(out, j + 12, static_cast<ptrdiff_t>(row_stride)), _mm512_shuffle_f32x4(b, e, 0xdd));
+      _mm512_storeu_ps(row_of(out, j, kPanelColumns), _mm512_shuffle_f32x4(a, d, 0x88));
+      _mm512_storeu_ps(row_of(out, j + 4, kPanelColumns), _mm512_shuffle_f32x4(a, d, 0xdd));
+      _mm512_storeu_ps(row_of(out, j + 8, kPanelColumns), _mm512_shuffle_f32x4(b, e, 0x88));
+      _mm512_storeu_ps(row_of(out, j + 12, kPanelColumns), _mm512_shuffle_f32x4(b, e, 0xdd));
     }
   }
   for (; c < n_cols; ++c) {
     for (int lane = 0; lane < 16; ++lane)
-      row_of(rows, lane, static_cast<ptrdiff_t>(row_stride))[c] = columns[c * 16 + lane];
+      panels[static_cast<size_t>(c / kPanelColumns) * panel_stride +
+             static_cast<size_t>(lane * kPanelColumns + c % kPanelColumns)] = columns[c * 16 + lane];
   }
 }
 
@@ -69,7 +70,7 @@ void geglu_backward_avx512(float* d_gate, float* d_up, const float* gate, const 
   geglu_backward_of<Lanes>(d_gate, d_up, gate, up, d, dim);
 }
 
-void load_rows_avx512(const WeightRows& w, int n_cols, float* rows, size_t row_stride, const Scratch& scratch) {
+void load_panels_avx512(const WeightRows& w, int n_cols, float* panels, size_t panel_stride, const Scratch& scratch) {
   constexpr size_t kColumnBytes = sizeof(float) * 16 * kMostRowColumns;
   static_assert(kColumnBytes < kScratchBytes);
   float* columns = reinterpret_cast<float*>(scratch.data);
@@ -77,11 +78,11 @@ void load_rows_avx512(const WeightRows& w, int n_cols, float* rows, size_t row_s
   for (; part.row_begin + 16 <= w.row_end; part.row_begin += 16) {
     part.row_end = part.row_begin + 16;
     load_columns_avx512(part, n_cols, columns, {scratch.data + kColumnBytes, scratch.bytes - kColumnBytes});
-    transpose(columns, n_cols, rows, row_stride);
-    rows += 16 * row_stride;
+    transpose(columns, n_cols, panels, panel_stride);
+    panels += 16 * kPanelColumns;
   }
   part.row_end = w.row_end;
-  load_rows_ref(part, n_cols, rows, row_stride, scratch);
+  load_panels_ref(part, n_cols, panels, panel_stride, scratch);
 }
 
 }  // namespace gemma::cpu

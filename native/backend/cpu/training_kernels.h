@@ -79,19 +79,29 @@ GEMMA_INLINE void multiply_columns(const PanelProduct& p, const float* a, int n_
   }
 }
 
+// So much of the depth at a time that a panel of b stays in the first cache while all panels of a pass by.
+constexpr int kNearDepth = 192;
+
 template <class V>
-void multiply_panels_of(const PanelProduct& p) {
-  for (int row = 0; row < p.n_rows; row += kPanelRows) {
-    const float* a = p.a + static_cast<size_t>(row / kPanelRows) * p.a_stride;
-    float* c = p.c + static_cast<size_t>(row) * p.c_stride;
-    const int n_rows = least(p.n_rows - row, kPanelRows);
-    for (int first = 0; first < p.n_cols;) {
-      if (p.n_cols - first > V::kLanes) {
-        multiply_columns<V, V::kTileVectors>(p, a, n_rows, first, c);
-        first += V::kTileVectors * V::kLanes;
-      } else {
-        multiply_columns<V, 1>(p, a, n_rows, first, c);
-        first += V::kLanes;
+void multiply_panels_of(const PanelProduct& product) {
+  PanelProduct p = product;
+  for (int k = 0; k < product.depth; k += kNearDepth) {
+    p.depth = least(product.depth - k, kNearDepth);
+    p.a = product.a + static_cast<size_t>(k) * kPanelRows;
+    p.b = product.b + static_cast<size_t>(k) * product.b_stride;
+    p.add = product.add || k > 0;
+    for (int row = 0; row < p.n_rows; row += kPanelRows) {
+      const float* a = p.a + static_cast<size_t>(row / kPanelRows) * p.a_stride;
+      float* c = p.c + static_cast<size_t>(row) * p.c_stride;
+      const int n_rows = least(p.n_rows - row, kPanelRows);
+      for (int first = 0; first < p.n_cols;) {
+        if (p.n_cols - first > V::kLanes) {
+          multiply_columns<V, V::kTileVectors>(p, a, n_rows, first, c);
+          first += V::kTileVectors * V::kLanes;
+        } else {
+          multiply_columns<V, 1>(p, a, n_rows, first, c);
+          first += V::kLanes;
+        }
       }
     }
   }

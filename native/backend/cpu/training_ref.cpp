@@ -23,9 +23,14 @@ void multiply_panels_ref(const PanelProduct& p) {
   }
 }
 
-void load_rows_ref(const WeightRows& w, int n_cols, float* rows, size_t row_stride, const Scratch& /*scratch*/) {
-  for (int r = w.row_begin; r < w.row_end; ++r, rows += row_stride)
-    dequantize_row(w.type, w.w + static_cast<size_t>(r) * w.w_row_bytes, rows, n_cols);
+void load_panels_ref(const WeightRows& w, int n_cols, float* panels, size_t panel_stride, const Scratch& scratch) {
+  float* row = reinterpret_cast<float*>(scratch.data);
+  for (int r = w.row_begin; r < w.row_end; ++r, panels += kPanelColumns) {
+    dequantize_row(w.type, w.w + static_cast<size_t>(r) * w.w_row_bytes, row, n_cols);
+    for (int c = 0; c < n_cols; c += kPanelColumns)
+      std::copy_n(row + c, std::min(kPanelColumns, n_cols - c),
+                  panels + static_cast<size_t>(c / kPanelColumns) * panel_stride);
+  }
 }
 
 float largest_ref(const float* x, int n) {
