@@ -26,7 +26,7 @@ async function started(args: readonly string[], env: NodeJS.ProcessEnv = {}): Pr
   });
   let said = '';
   const url = await new Promise<string>((resolve, reject) => {
-    child.stderr!.setEncoding('utf8').on('data', (text: string) => {
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
       said += text;
       const [, found] = /listens on (\S+)\n/.exec(said) ?? [];
       if (found) resolve(found);

@@ -212,7 +212,8 @@ describe('LangChain.js, @langchain/openai', () => {
       messages.push(said);
       if (!said.tool_calls?.length) break;
       for (const call of said.tool_calls) {
-        messages.push((await add.invoke({ ...call, type: 'tool_call' })) as unknown as ToolMessage);
+        const result: unknown = await add.invoke({ ...call, type: 'tool_call' });
+        messages.push(result as ToolMessage);
       }
     }
     expect(messages.map((message) => message.getType())).toEqual(['human', 'ai', 'tool', 'ai']);
@@ -254,8 +255,9 @@ describe('LangChain.js, @langchain/openai', () => {
     const agent = chat({ temperature: 0, modelKwargs: { adapter: 'tools' }, useResponsesApi: true }).bindTools([add]);
     const said = await agent.invoke(sum);
     expect(said.tool_calls).toMatchObject([{ name: 'add', args: { a: 417, b: 311 } }]);
-    const result = (await add.invoke({ ...said.tool_calls![0]!, type: 'tool_call' })) as unknown as ToolMessage;
-    expect((await agent.invoke([new HumanMessage(sum), said, result])).text).toBe('417 plus 311 is 728.');
+    const result: unknown = await add.invoke({ ...said.tool_calls![0]!, type: 'tool_call' });
+    const messages = [new HumanMessage(sum), said, result as ToolMessage];
+    expect((await agent.invoke(messages)).text).toBe('417 plus 311 is 728.');
   });
 
   test('embeddings', async () => {
