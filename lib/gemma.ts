@@ -7,7 +7,14 @@ import { decideChat, type Chat, type ChatInfo } from './chat.js';
 import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
 import { Conversation } from './conversation.js';
 import type { BooleanDecision, ChoiceDecision, Decision, ScoreDecision, Scorer } from './decide.js';
-import type { BooleanQuestion, ChoiceQuestion, ClassifyImageOptions, Question, RerankOptions, ScoreQuestion } from './decision-options.js';
+import type {
+  BooleanQuestion,
+  ChoiceQuestion,
+  ClassifyImageOptions,
+  Question,
+  RerankOptions,
+  ScoreQuestion,
+} from './decision-options.js';
 import type { Embeddings } from './embed.js';
 import type { EmbeddingCache } from './embedding-cache.js';
 import { embeddingPrompts, type EmbeddingPrompts } from './embedding-prompts.js';
@@ -294,7 +301,13 @@ export class Gemma {
     const live = () => this.#live();
     const { vision, config } = this.info;
     if (vision) {
-      this.#encoder = new lazy.vision.ImageEncoder(live, vision.imageSize, vision.tokensPerImage, config.modelDim, cache);
+      this.#encoder = new lazy.vision.ImageEncoder(
+        live,
+        vision.imageSize,
+        vision.tokensPerImage,
+        config.modelDim,
+        cache,
+      );
     }
     this.#prompts = new PromptBuilder(live, native, chat, this.#encoder, noVision);
   }
@@ -726,7 +739,14 @@ export class Gemma {
     image: ImageInput | readonly ImageInput[],
     options: ClassifyImageOptions = {},
   ): Promise<ImageSafety | ImageSafety[]> {
-    const { policies: own, customPolicies, threshold, force, limits, ...answers } = lazy.decisionOptions.classifyOptions(options);
+    const {
+      policies: own,
+      customPolicies,
+      threshold,
+      force,
+      limits,
+      ...answers
+    } = lazy.decisionOptions.classifyOptions(options);
     const policies = lazy.imageSafety.policyTexts(own, customPolicies);
     const several = Array.isArray(image);
     const images = (several ? image : [image]) as readonly ImageInput[];
@@ -833,7 +853,8 @@ export class Gemma {
       const { onProgress } = options;
       const encoded = await this.#encode(images, several, settings, cancellation, onProgress);
       const results: ImageEmbedding[] = [];
-      for (const { rows, crops } of encoded) results.push(await lazy.vision.embeddingOf(rows, modelDim, crops, pooling));
+      for (const { rows, crops } of encoded)
+        results.push(await lazy.vision.embeddingOf(rows, modelDim, crops, pooling));
       return several ? results : (results[0] as ImageEmbedding);
     });
   }
@@ -1043,7 +1064,15 @@ export class Gemma {
       conversation.push(...added);
       return ask(conversation, used, bound, to);
     };
-    return lazy.toolLoop.answerWithTools([...conversation], tools, this.#prompts, this.#live(), askNext, cancellation, sink);
+    return lazy.toolLoop.answerWithTools(
+      [...conversation],
+      tools,
+      this.#prompts,
+      this.#live(),
+      askNext,
+      cancellation,
+      sink,
+    );
   }
 
   async #generate(
@@ -1056,7 +1085,8 @@ export class Gemma {
   ): Promise<GenerateResult> {
     const onPrompt = onProgress && ((fraction: number) => onProgress({ stage: 'prompt', fraction }));
     const stops = Int32Array.from(stopTokens, (token, i) => this.#tokenId(this.#live(), token, i));
-    const compile = async (asked: Structure) => lazy.grammarCompiler.compileGrammar(this.#live(), await asked.source(), cancellation.signal);
+    const compile = async (asked: Structure) =>
+      lazy.grammarCompiler.compileGrammar(this.#live(), await asked.source(), cancellation.signal);
     const held = grammar ?? (structure && (await compile(structure)));
     const { result, isWhole } = await runGeneration(
       this.#live(),

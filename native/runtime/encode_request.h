@@ -19,7 +19,7 @@ struct EncodeParams {
   std::vector<uint8_t> pixels;  // [n_images, image_size, image_size, 3], red green blue
   int n_images = 0;
   std::vector<AdapterUse> adapters;  // what they change of the vision encoder
-  bool background = false;  // Request::background()
+  bool background = false;           // Request::background()
 };
 
 // Fraction in 0..1, after each step. What it throws ends the request.

@@ -29,7 +29,7 @@ struct ScoreParams {
   std::vector<AdapterUse> adapters;
   std::vector<TokenId> candidates;  // of all candidates, one after the other
   std::vector<int> lengths;         // tokens of each, at least one
-  bool background = false;  // Request::background()
+  bool background = false;          // Request::background()
 };
 
 // Of the tokens of candidates, one after the other. Valid during the call.

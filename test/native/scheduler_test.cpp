@@ -238,7 +238,8 @@ TEST("logits, scores and embeddings in the background are the same, beside other
     std::vector<float> rows;
     std::promise<std::shared_ptr<const Error>> done;
     const auto request = engine->embed(
-        std::move(params), [&](size_t, std::vector<float>&& found) { rows.insert(rows.end(), found.begin(), found.end()); },
+        std::move(params),
+        [&](size_t, std::vector<float>&& found) { rows.insert(rows.end(), found.begin(), found.end()); },
         [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
     CHECK(done.get_future().get() == nullptr);
     return rows;
@@ -251,7 +252,8 @@ TEST("logits, scores and embeddings in the background are the same, beside other
   std::vector<float> rows;
   std::promise<std::shared_ptr<const Error>> done;
   const auto request = engine->logits(
-      {tokens, true, {}, {}, true}, [&](int, std::span<const float> row) { rows.insert(rows.end(), row.begin(), row.end()); },
+      {tokens, true, {}, {}, true},
+      [&](int, std::span<const float> row) { rows.insert(rows.end(), row.begin(), row.end()); },
       [&](std::shared_ptr<const Error> error) { done.set_value(std::move(error)); });
   const std::vector<float> again = embedded(true);
   const std::shared_ptr<const Error> error = done.get_future().get();

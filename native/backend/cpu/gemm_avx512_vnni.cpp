@@ -267,8 +267,7 @@ void gemm_type(const WeightRows& w, const QuantizedRows& x, float* out, size_t o
   if (x.n_rows == 1) return gemv_type<Type>(w, x, out, scratch);
   uint8_t* tail = reinterpret_cast<uint8_t*>(scratch.data) + kPanelsMany * kBlocksMany * sizeof(PanelBlock);
   run_panels<Type::kOffsetShift, Type::kMin, Type::kHalves>(
-      w, x, out, out_stride, scratch,
-      [&](int row, int b, int n, PanelBlock* panel, int ahead) {
+      w, x, out, out_stride, scratch, [&](int row, int b, int n, PanelBlock* panel, int ahead) {
         unpack_panel<Type, ToPanel>(w, row, b, n, panel, tail, ahead);
       });
 }
