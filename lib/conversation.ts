@@ -452,7 +452,15 @@ export class Conversation {
       return step.result;
     };
     const before = [...this.#head, ...asked.base.turns, ...asked.said].map(messageOf);
-    const result = await lazy.toolLoop.answerWithTools(before, tools, prompts, this.#asker.live(), ask, cancellation, sink);
+    const result = await lazy.toolLoop.answerWithTools(
+      before,
+      tools,
+      prompts,
+      this.#asker.live(),
+      ask,
+      cancellation,
+      sink,
+    );
     const { messages = [] } = result;
     const replies = await add(messages.slice(messages.findLastIndex(({ role }) => role === 'assistant')));
     state = { ...state, turns: [...state.turns, ...replies] };
@@ -471,7 +479,14 @@ export class Conversation {
     const { onProgress } = options;
     const { signal } = cancellation;
     const onImages = (fraction: number) => onProgress?.({ stage: 'images', fraction });
-    const { layout, base, dropped } = await lazy.overflow.withRoom(this.#asker, this.#head, asked, settings, cancellation, onImages);
+    const { layout, base, dropped } = await lazy.overflow.withRoom(
+      this.#asker,
+      this.#head,
+      asked,
+      settings,
+      cancellation,
+      onImages,
+    );
     signal.throwIfAborted();
     const prompt = await prompts.fill(layout, cancellation, onImages);
     const generated = await this.#asker.generate(prompt, params, options, bound, cancellation, sink);

@@ -188,7 +188,10 @@ export async function embedTexts(
       signal.addEventListener('abort', stop, { once: true });
       let next = 0;
       const start = (listener: (event: NativeEmbedEvent) => void) =>
-        model.embed({ tokens, lengths, dimensions, normalize, adapters, background: priority === 'background' }, listener);
+        model.embed(
+          { tokens, lengths, dimensions, normalize, adapters, background: priority === 'background' },
+          listener,
+        );
       await runReporting<NativeEmbedEvent>(
         { start, stop: (id) => model.cancel(id) },
         ({ first: from, rows }) => {

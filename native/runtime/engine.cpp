@@ -556,17 +556,17 @@ class Engine::Scheduler {
   LoadedModel& loaded_;
   std::shared_ptr<Signal> signal_ = std::make_shared<Signal>();
   std::atomic<bool> closing_{false};
-  std::list<Waiting> waiting_;   // guarded by signal_->mutex
-  std::list<Sequence> running_;  // admitted; changed by the engine thread only, under the mutex
-  std::list<Embed> embeds_;      // likewise
-  std::list<Encode> encodes_;    // likewise
-  std::list<Copy> copies_;       // likewise
-  std::ptrdiff_t n_places_ = 0;  // of running_, those that go through the layers
-  bool encoder_in_use_ = false;  // holds activations
-  bool in_background_ = false;   // of this step: nobody but requests in the background has work
+  std::list<Waiting> waiting_;                // guarded by signal_->mutex
+  std::list<Sequence> running_;               // admitted; changed by the engine thread only, under the mutex
+  std::list<Embed> embeds_;                   // likewise
+  std::list<Encode> encodes_;                 // likewise
+  std::list<Copy> copies_;                    // likewise
+  std::ptrdiff_t n_places_ = 0;               // of running_, those that go through the layers
+  bool encoder_in_use_ = false;               // holds activations
+  bool in_background_ = false;                // of this step: nobody but requests in the background has work
   std::atomic<bool> foreground_came_{false};  // since the last admission
-  EngineStats stats_;            // guarded by signal_->mutex
-  std::vector<Sequence> step_;   // whose step_inputs_ are
+  EngineStats stats_;                         // guarded by signal_->mutex
+  std::vector<Sequence> step_;                // whose step_inputs_ are
   std::vector<SequenceInput> step_inputs_;
   size_t n_decoding_ = 0;         // of step_, the first
   std::vector<Embed> embedding_;  // whose texts these are:
@@ -617,7 +617,8 @@ std::shared_ptr<Request> Engine::generate(GenerateParams params, OnGenerateEvent
   auto adapters = adapters_.mix(params.adapters);
   const bool background = params.background;
   return scheduler_->submit(make_generate_request(scheduler_->signal(), *loaded_, std::move(adapters),
-                                                  std::move(params), std::move(on_event)), background);
+                                                  std::move(params), std::move(on_event)),
+                            background);
 }
 
 std::shared_ptr<Request> Engine::logits(LogitsParams params, OnLogits on_row, OnDone on_done) {
@@ -625,7 +626,8 @@ std::shared_ptr<Request> Engine::logits(LogitsParams params, OnLogits on_row, On
   auto adapters = adapters_.mix(params.adapters);
   const bool background = params.background;
   return scheduler_->submit(make_logits_request(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
-                                                std::move(on_row), std::move(on_done)), background);
+                                                std::move(on_row), std::move(on_done)),
+                            background);
 }
 
 std::shared_ptr<Request> Engine::score(ScoreParams params, OnScores on_scores, OnDone on_done) {
@@ -633,16 +635,18 @@ std::shared_ptr<Request> Engine::score(ScoreParams params, OnScores on_scores, O
   auto adapters = adapters_.mix(params.adapters);
   const bool background = params.background;
   return scheduler_->submit(make_score_request(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
-                                               std::move(on_scores), std::move(on_done)), background);
+                                               std::move(on_scores), std::move(on_done)),
+                            background);
 }
 
 std::shared_ptr<Request> Engine::encode_images(EncodeParams params, OnProgress on_progress, OnEmbeddings on_done) {
   check_encode(params, *loaded_);
   auto adapters = adapters_.mix(params.adapters);
   const bool background = params.background;
-  return scheduler_->submit(std::make_shared<EncodeRequest>(scheduler_->signal(), *loaded_, std::move(adapters),
-                                                            std::move(params), std::move(on_progress),
-                                                            std::move(on_done)), background);
+  return scheduler_->submit(
+      std::make_shared<EncodeRequest>(scheduler_->signal(), *loaded_, std::move(adapters), std::move(params),
+                                      std::move(on_progress), std::move(on_done)),
+      background);
 }
 
 std::shared_ptr<Request> Engine::embed(EmbedParams params, OnTexts on_texts, OnDone on_done) {
@@ -650,7 +654,8 @@ std::shared_ptr<Request> Engine::embed(EmbedParams params, OnTexts on_texts, OnD
   auto adapters = adapters_.mix(params.adapters);
   const bool background = params.background;
   return scheduler_->submit(std::make_shared<EmbedRequest>(scheduler_->signal(), *loaded_, std::move(adapters),
-                                                           std::move(params), std::move(on_texts), std::move(on_done)), background);
+                                                           std::move(params), std::move(on_texts), std::move(on_done)),
+                            background);
 }
 
 SavedState Engine::save_state(SaveParams params) {
