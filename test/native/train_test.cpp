@@ -526,7 +526,8 @@ TEST("loss and central differences of the plain forward pass, for every kind of 
     // In the tiniest model those of each kind of matrix alone, else of all together.
     for (int kind = 0; kind < (c.alone ? 2 * kTargets : 1); ++kind) {
       const auto is_moved = [&](const AdapterParameter& p) {
-        return !c.alone || (p.target == kTargetMatrices[static_cast<size_t>(kind / 2)].name && p.is_a == (kind % 2 == 0));
+        return !c.alone ||
+               (p.target == kTargetMatrices[static_cast<size_t>(kind / 2)].name && p.is_a == (kind % 2 == 0));
       };
       // Along the gradient, disturbed.
       std::vector<double> direction(values.size());

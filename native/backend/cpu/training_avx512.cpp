@@ -47,8 +47,8 @@ void transpose(const float* columns, int n_cols, float* panels, size_t panel_str
   }
   for (; c < n_cols; ++c) {
     for (int lane = 0; lane < 16; ++lane)
-      panels[static_cast<size_t>(c / kPanelColumns) * panel_stride + static_cast<size_t>(lane * kPanelColumns + c % kPanelColumns)] =
-          columns[c * 16 + lane];
+      panels[static_cast<size_t>(c / kPanelColumns) * panel_stride +
+             static_cast<size_t>(lane * kPanelColumns + c % kPanelColumns)] = columns[c * 16 + lane];
   }
 }
 

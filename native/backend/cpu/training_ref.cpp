@@ -28,7 +28,8 @@ void load_panels_ref(const WeightRows& w, int n_cols, float* panels, size_t pane
   for (int r = w.row_begin; r < w.row_end; ++r, panels += kPanelColumns) {
     dequantize_row(w.type, w.w + static_cast<size_t>(r) * w.w_row_bytes, row, n_cols);
     for (int c = 0; c < n_cols; c += kPanelColumns)
-      std::copy_n(row + c, std::min(kPanelColumns, n_cols - c), panels + static_cast<size_t>(c / kPanelColumns) * panel_stride);
+      std::copy_n(row + c, std::min(kPanelColumns, n_cols - c),
+                  panels + static_cast<size_t>(c / kPanelColumns) * panel_stride);
   }
 }
 
