@@ -296,7 +296,12 @@ uint64_t AdapterParameters::fingerprint() const {
 // Magic, fingerprint, steps, the arrays, a hash of all before it. Little endian, as every machine that this runs on.
 std::vector<std::byte> AdapterParameters::save() const {
   std::vector<std::byte> state;
-  const auto put = [&](std::span<const std::byte> bytes) { state.insert(state.end(), bytes.begin(), bytes.end()); };
+  // Not insert(): GCC 12 takes what it inlines of it for an overflow.
+  const auto put = [&](std::span<const std::byte> bytes) {
+    const size_t at = state.size();
+    state.resize(at + bytes.size());
+    std::copy(bytes.begin(), bytes.end(), state.begin() + static_cast<std::ptrdiff_t>(at));
+  };
   put(std::as_bytes(std::span(kMagic)));
   const uint64_t print = fingerprint();
   put(std::as_bytes(std::span(&print, 1)));
