@@ -73,7 +73,8 @@ FinetuneOptions to_finetune_options(const Napi::Object& options) {
              [&](const Napi::Value& target) { trainer.lora.targets.push_back(to_string(target, "targets")); });
   });
   read(options, "layers", [&](const Napi::Value& value) {
-    for_each(value, "layers", [&](const Napi::Value& layer) { trainer.lora.layers.push_back(to_int(layer, "layers")); });
+    for_each(value, "layers",
+             [&](const Napi::Value& layer) { trainer.lora.layers.push_back(to_int(layer, "layers")); });
   });
   std::string optimizer = "adamw";
   read(options, "optimizer", &optimizer);
@@ -103,9 +104,8 @@ FinetuneOptions to_finetune_options(const Napi::Object& options) {
   read(options, "temperature", &trainer.loss.temperature);
   read(options, "teacherShare", &trainer.loss.alpha);
   read(options, "beta", &trainer.loss.beta);
-  read(options, "adapter", [&](const Napi::Value& value) {
-    result.adapter = to_named_adapter(to_object(value, "adapter")).source;
-  });
+  read(options, "adapter",
+       [&](const Napi::Value& value) { result.adapter = to_named_adapter(to_object(value, "adapter")).source; });
   return result;
 }
 
@@ -152,7 +152,8 @@ train::Example to_example(const Napi::Object& object) {
       example.teacher.push_back(std::move(row));
     }
   });
-  read(object, "reference", [&](const Napi::Value& value) { example.reference_log_prob = to_double(value, "reference"); });
+  read(object, "reference",
+       [&](const Napi::Value& value) { example.reference_log_prob = to_double(value, "reference"); });
   return example;
 }
 
@@ -160,7 +161,8 @@ std::vector<train::MicroBatch> to_batch(const Napi::Object& options) {
   std::vector<train::MicroBatch> batch;
   for_each(options.Get("batch"), "batch", [&](const Napi::Value& row) {
     train::MicroBatch micro;
-    for_each(row, "batch", [&](const Napi::Value& example) { micro.push_back(to_example(to_object(example, "batch"))); });
+    for_each(row, "batch",
+             [&](const Napi::Value& example) { micro.push_back(to_example(to_object(example, "batch"))); });
     batch.push_back(std::move(micro));
   });
   return batch;

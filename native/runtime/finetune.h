@@ -27,7 +27,7 @@ struct WorkHooks {
 struct FinetuneOptions : WorkHooks {
   std::string path;  // as ModelFile takes it
   bool mmap = true;
-  train::TrainerOptions trainer;       // init: set by `adapter`
+  train::TrainerOptions trainer;         // init: set by `adapter`
   std::optional<AdapterSource> adapter;  // training begins with it
 };
 
