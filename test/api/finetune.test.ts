@@ -232,10 +232,7 @@ describe('what is refused', () => {
     const lines = [{ text: 'a b c' }, { text: 'word '.repeat(300) }, { prompt: 'x '.repeat(300), completion: 'y' }];
     const rows = await rowsOf({ tooLong: 'cut', maxLength: 40, packing: false }, lines);
     // Of the third nothing is left that counts.
-    expect(rows.map(([example]) => example?.tokens.length).sort((a = 0, b = 0) => a - b)).toEqual([
-      expect.any(Number),
-      40,
-    ]);
+    expect(rows.map(([example]) => example?.tokens.length).sort((a = 0, b = 0) => a - b)).toEqual([5, 40]);
     const result = await Gemma.finetune({
       ...quick,
       data: jsonl(lines),
@@ -477,10 +474,10 @@ describe('the result', () => {
 });
 
 describe('interruptions', () => {
-  const lines = task(40);
+  const lines = task(20);
   const options: Partial<FinetuneOptions> = {
-    epochs: 3,
-    checkpointEvery: 5,
+    epochs: 2,
+    checkpointEvery: 3,
     validation: 0.2,
     evaluateEvery: 4,
     dropout: 0.1,
@@ -495,7 +492,7 @@ describe('interruptions', () => {
   });
 
   test('aborted anywhere, it goes on to the same bits', async () => {
-    for (const at of [1, 4, 7, 13]) {
+    for (const at of [1, 4, 6]) {
       const to = output();
       const abort = new AbortController();
       const reason = new Error('enough');
@@ -516,7 +513,7 @@ describe('interruptions', () => {
   test('killed at random moments, it goes on to the same bits', async () => {
     const to = output();
     const args = [cli, 'finetune', tiny, path, '--output', to, '--json'];
-    const flags = { seed: 7, threads: 2, rank: 4, 'batch-size': 4, 'learning-rate': 5e-3, epochs: 3 };
+    const flags = { seed: 7, threads: 2, rank: 4, 'batch-size': 4, 'learning-rate': 5e-3, epochs: 2 };
     const more = { 'checkpoint-every': 1, validation: 0.2, 'evaluate-every': 4, dropout: 0.1 };
     for (const [name, value] of Object.entries({ ...flags, ...more })) args.push(`--${name}`, String(value));
     let kills = 0;
@@ -527,7 +524,7 @@ describe('interruptions', () => {
       while (!existsSync(join(`${to}.part`, 'checkpoint.bin')) && child.exitCode === null) {
         await new Promise((resolve) => setTimeout(resolve, 2));
       }
-      await new Promise((resolve) => setTimeout(resolve, Math.random() * 60 + (i > 0 ? 150 : 0)));
+      await new Promise((resolve) => setTimeout(resolve, i === 0 ? 0 : Math.random() * 60));
       if (child.exitCode === null) kills += Number(child.kill('SIGKILL'));
       await ended;
       if (existsSync(to)) break;
