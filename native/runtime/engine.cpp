@@ -380,16 +380,17 @@ class Engine::Scheduler {
   void encode_step() {
     const auto next = std::find_if(encodes_.begin(), encodes_.end(), [&](const Encode& r) { return !holds_back(*r); });
     if (next != encodes_.end()) {
-      const Encode request = *next;
+      const Encode& request = *next;
       for (const Encode& other : encodes_) {
         if (other != request) other->restart();
       }
       encoder_in_use_ = true;
       // A step of the encoder that was given up cannot be repeated: the background yields after it.
       if (request->advance([&] { return any_ended(std::span(&request, 1)); })) return;
+      std::list<Encode> ended;
       {
         const std::lock_guard lock(signal_->mutex);
-        encodes_.erase(next);
+        ended.splice(ended.end(), encodes_, next);
       }
       request->finish(request->failed() ? FinishReason::kError : FinishReason::kStop);
     }

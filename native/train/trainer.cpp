@@ -20,7 +20,7 @@ namespace {
   throw Error(ErrorCode::kInvalidArgument, "TRAINING_OPTION", message);
 }
 
-const ModelConfig& check(const ModelConfig& config, const TrainerOptions& options) {
+ModelConfig check(const ModelConfig& config, const TrainerOptions& options) {
   if (config.is_encoder)
     throw Error(ErrorCode::kUnsupportedModel, "ENCODER", "an embedding model cannot be trained: it makes no logits");
   const LossConfig& loss = options.loss;
@@ -182,7 +182,8 @@ class Trainer::Impl {
       totals.rows = std::max(totals.rows, rows);
       totals.counted = std::max(totals.counted, counted);
       totals.tokens += counted;
-      totals.pairs += static_cast<double>(micro.size() / 2);
+      const size_t n_pairs = micro.size() / 2;
+      totals.pairs += static_cast<double>(n_pairs);
     }
     if (totals.tokens == 0) throw Error(ErrorCode::kInvalidArgument, "NO_TARGET", "no token of any example counts");
     return totals;
