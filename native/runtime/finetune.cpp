@@ -191,14 +191,15 @@ void Finetuning::save(const std::string& path, const std::string& metadata) {
   file.commit();
 }
 
+[[noreturn]] static void damaged(const std::string& what) {
+  throw Error(ErrorCode::kFile, "CHECKPOINT_DAMAGED", "the checkpoint is damaged: " + what);
+}
+
 std::string Finetuning::restore(const std::string& path) {
   const std::lock_guard lock(mutex_);
   const std::shared_ptr<const File> file = File::open(path);
   return in_file(path, [&] {
     uint64_t at = 0;
-    const auto damaged = [] [[noreturn]] (const std::string& what) {
-      throw Error(ErrorCode::kFile, "CHECKPOINT_DAMAGED", "the checkpoint is damaged: " + what);
-    };
     const auto read = [&](std::span<std::byte> out) {
       if (out.size() > file->size() - at) damaged("it ends too early");
       file->read(at, out);
