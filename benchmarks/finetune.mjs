@@ -7,6 +7,7 @@ import { cpus, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { Gemma } from '../dist/index.mjs';
+import { randomFrom } from '../scripts/random.mjs';
 
 const { values } = parseArgs({
   options: {
@@ -22,14 +23,8 @@ const { values } = parseArgs({
   },
 });
 
-// A generator of 32-bit numbers (mulberry32), so that every run has the same texts.
-let state = 20260101;
-function below(n) {
-  state = (state + 0x6d2b79f5) >>> 0;
-  let z = Math.imul(state ^ (state >>> 15), state | 1);
-  z ^= z + Math.imul(z ^ (z >>> 7), z | 61);
-  return ((z ^ (z >>> 14)) >>> 0) % n;
-}
+const random = randomFrom(20260101); // so that every run has the same texts
+const below = (n) => (random() * 2 ** 32) % n;
 const pick = (list) => list[below(list.length)];
 
 const NAMES =

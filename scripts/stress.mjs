@@ -26,6 +26,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { writeRandomAdapter } from './random-adapter.mjs';
+import { randomFrom } from './random.mjs';
 import { SetupError, main, root } from './steps.mjs';
 
 const SAMPLES = 40; // of memory, in a run
@@ -34,17 +35,6 @@ const PICTURES = ['one.png', 'other.png', 'shapes.png', 'sign.png'].map((name) =
   join(root, 'models', 'pictures', name),
 );
 const SHORT_RUN = { mixed: 1500, aborts: 500, conversations: 40, chats: 25, adapters: 300, workers: 6, exits: 26 };
-
-/** Random numbers in [0, 1) from a seed (mulberry32, public domain by Tommy Ettinger), so that a run can be repeated. */
-function randomFrom(seed) {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 /** What can be asked, each with a function that makes its answer comparable. */
 function questions() {

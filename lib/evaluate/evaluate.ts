@@ -24,11 +24,12 @@ import {
 import { generateOptions, type GenerateOptions, type LoadOptions } from '../options.js';
 import { checkWritable } from '../permission.js';
 import { Pace } from '../turns.js';
+import { seededRandom } from '../random.js';
 import { plain, show } from '../values.js';
 import { memorized, PREFIX_TOKENS, SAMPLE_TOKENS } from './memorization.js';
 import { scoresFrom, type MetricName, type Outcome, type WrittenScore } from './outcome.js';
 import { summarize, type EvaluationResult } from './report.js';
-import { draw, seededRandom } from './statistics.js';
+import { draw } from './statistics.js';
 import { readTask, type EvaluationTask, type Example, type Task } from './task.js';
 
 /** A model of an evaluation, with the adapters that it is evaluated with. */

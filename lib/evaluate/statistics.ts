@@ -162,17 +162,6 @@ export function pairedT(
   return { difference, pValue: tTail(difference / error, n - 1) };
 }
 
-/** Numbers from 0 to below 1, the same for the same seed: mulberry32. For drawing examples. */
-export function seededRandom(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-
 /** So many different ones of the integers from 0 to below n, in random order; all of them where there are no more (Floyd's method). */
 export function draw(count: number, n: number, random: () => number): number[] {
   const chosen = new Set<number>();

@@ -1,27 +1,16 @@
 // What a training does in which step: all of it follows from the seed and the number of the step, so nothing of it has to be saved.
+import { seededRandom } from '../random.js';
 import type { Example } from './examples.js';
 import type { FinetuneSettings } from './options.js';
-
-/** Pseudo-random 32-bit integers: mulberry32 (Tommy Ettinger, public domain). */
-function random(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let z = state;
-    z = Math.imul(z ^ (z >>> 15), z | 1);
-    z ^= z + Math.imul(z ^ (z >>> 7), z | 61);
-    return (z ^ (z >>> 14)) >>> 0;
-  };
-}
 
 /** 0 .. n - 1 in an order that a seed and a number decide: that of an epoch from 0 on; -1: what is set apart. */
 export function shuffled(n: number, seed: number, number: number): Uint32Array {
   const order = Uint32Array.from({ length: n }, (_, i) => i);
-  const mixed = random(
+  const random = seededRandom(
     (seed % 2 ** 32) ^ Math.imul(Math.floor(seed / 2 ** 32), 0x9e3779b1) ^ Math.imul(number + 2, 0x85ebca6b),
   );
   for (let i = n - 1; i > 0; --i) {
-    const k = Math.floor((mixed() / 2 ** 32) * (i + 1));
+    const k = Math.floor(random() * (i + 1));
     [order[i], order[k]] = [order[k] ?? 0, order[i] ?? 0];
   }
   return order;

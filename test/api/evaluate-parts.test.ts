@@ -4,7 +4,8 @@ import { evaluationTable, type EvaluationResult } from '../../lib/index.js';
 import { finalAnswer, isSameAnswer } from '../../lib/evaluate/math-answer.js';
 import { editDistance, memorized } from '../../lib/evaluate/memorization.js';
 import { answerScorer, type ScorerOption } from '../../lib/evaluate/scorers.js';
-import { draw, mcnemar, pairedT, ratio, seededRandom, tTail, wilson } from '../../lib/evaluate/statistics.js';
+import { draw, mcnemar, pairedT, ratio, tTail, wilson } from '../../lib/evaluate/statistics.js';
+import { seededRandom } from '../../lib/random.js';
 import { rejection } from './helpers.js';
 
 function close(found: number | undefined, expected: number, relative = 1e-11): void {

@@ -1,17 +1,7 @@
 // Bodies that are parsed in pieces, beside JSON.parse.
 import { parseJson } from '../src/body.js';
+import { seededRandom } from '../../../lib/random.js';
 import { rejection } from '../../../test/api/helpers.js';
-
-/** Random numbers in [0, 1) from a seed (mulberry32, public domain by Tommy Ettinger). */
-function randomFrom(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 const PIECES = [
   'a',
@@ -82,7 +72,7 @@ async function found(json: string, piece?: number): Promise<unknown> {
 
 describe('bodies in pieces', () => {
   test('are what JSON.parse makes of them', async () => {
-    const random = randomFrom(5);
+    const random = seededRandom(5);
     let longest = 0;
     for (let i = 0; i < 3000; ++i) {
       const json = jsonText(random, 5);
@@ -93,7 +83,7 @@ describe('bodies in pieces', () => {
   });
 
   test('are refused where JSON.parse refuses them', async () => {
-    const random = randomFrom(7);
+    const random = seededRandom(7);
     const noise = [',', ':', '"', '[', ']', '{', '}', '\\', '0', ' ', '\n', 'n', '-', '\u0001'];
     let refused = 0;
     for (let i = 0; i < 6000; ++i) {
