@@ -65,7 +65,7 @@ export async function startLlamaServer(model, flags, log = () => {}) {
   }
   return {
     ...clientOf(base),
-    base,
+    url: base,
     async stop() {
       child.kill('SIGTERM');
       await new Promise((done) => (ended ? done() : child.on('close', done)));

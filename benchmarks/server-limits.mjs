@@ -4,7 +4,6 @@
 //   node benchmarks/server-limits.mjs [model] [--only leave,idle,bodies] [--rounds 20] [--connections 1000] [--package FOLDER]
 //
 // --package: another build of the project, whose server is measured. Figures are medians with the lowest and the highest.
-import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { connect } from 'node:net';
@@ -13,6 +12,7 @@ import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs, TextEncoder } from 'node:util';
 import { Worker } from 'node:worker_threads';
+import { startServer } from '../scripts/server-process.mjs';
 import { main, root } from '../scripts/steps.mjs';
 import { spread, textOf } from './samples.mjs';
 
@@ -85,20 +85,10 @@ async function leaving({ Gemma, createServer }, model, rounds) {
 
 /** Memory of the server's process for each connection on which nothing happens. */
 async function idle(folder, model, connections) {
-  const path = join(folder, 'packages', 'server', 'dist', 'main.js');
   const limits = ['--max-concurrent', '1', '--max-queue', String(2 * connections), '--context', '2048'];
-  const args = [path, '--model', `bench=${model}`, '--pin', '--port', '0', '--log-level', 'silent', ...limits];
-  const child = spawn(process.execPath, args, { stdio: ['ignore', 'ignore', 'pipe'] });
-  let said = '';
-  const url = await new Promise((done, reject) => {
-    child.stderr.on('data', (chunk) => {
-      said += chunk;
-      const [, found] = /listens on (\S+)/.exec(said) ?? [];
-      if (found) done(found);
-    });
-    child.on('close', () => reject(new Error(`the server did not start:\n${said}`)));
-  });
-  const status = () => readFileSync(`/proc/${child.pid}/status`, 'utf8');
+  const server = await startServer(`bench=${model}`, limits, { folder });
+  const { url, pid } = server;
+  const status = () => readFileSync(`/proc/${pid}/status`, 'utf8');
   const memory = () => Number(/^RssAnon:\s+(\d+)/m.exec(status())[1]) * 1024;
   const body = (tokens, seed) => ({
     model: 'bench',
@@ -134,9 +124,7 @@ async function idle(folder, model, connections) {
   say(`${connections} streams that wait for their turn: ${each(again)} each`);
   clearInterval(hold);
   for (const socket of [busy, ...opened]) socket.destroy();
-  child.removeAllListeners('close');
-  child.kill('SIGTERM');
-  await new Promise((done) => child.on('close', done));
+  await server.stop();
 }
 
 // Sends bodies from a thread of its own: making one takes as long as reading it.

@@ -7,41 +7,16 @@
 // many places as clients, its cache for all of them together, its other defaults) answer the same messages; a different one begins each
 // round. Figures are ratios within a round: medians with the lowest and the highest.
 import { Buffer } from 'node:buffer';
-import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { availableParallelism } from 'node:os';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { startServer } from '../scripts/server-process.mjs';
 import { main, root } from '../scripts/steps.mjs';
 import { startLlamaServer } from './llama-server.mjs';
 import { spread, textOf } from './samples.mjs';
-
-/** Starts this package's server in a process of its own. */
-async function startServer(model, flags, nodeFlags) {
-  const path = join(root, 'packages', 'server', 'dist', 'main.js');
-  const args = [path, '--model', `bench=${model}`, '--pin', '--port', '0', '--log-level', 'silent', ...flags];
-  const child = spawn(process.execPath, [...nodeFlags, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
-  let said = '';
-  const base = await new Promise((resolve, reject) => {
-    child.stderr.on('data', (chunk) => {
-      said += chunk;
-      const [, url] = /listens on (\S+)/.exec(said) ?? [];
-      if (url) resolve(url);
-    });
-    child.on('close', () => reject(new Error(`the server did not start:\n${said}`)));
-  });
-  return {
-    base,
-    pid: child.pid,
-    async stop() {
-      child.removeAllListeners('close');
-      child.kill('SIGTERM');
-      await new Promise((done) => child.on('close', done));
-    },
-  };
-}
 
 // What the first thread of a process has computed so far, in microseconds: its JavaScript. Only Linux tells.
 function threadTime(pid) {
@@ -66,7 +41,7 @@ function askServer(server, messages, maxTokens) {
     stream: true,
     stream_options: { include_usage: true },
   });
-  const { hostname, port, host } = new URL(server.base);
+  const { hostname, port, host } = new URL(server.url);
   return new Promise((resolve, reject) => {
     const chunks = [];
     let first;
@@ -115,7 +90,9 @@ await main(async () => {
   const gemma = await Gemma.load(model, { contextSize: 2048, threads: Number(values.threads) });
   const profiling =
     values.profile === undefined ? [] : ['--cpu-prof', `--cpu-prof-dir=${values.profile}`, '--cpu-prof-interval=200'];
-  const server = await startServer(model, ['--context', '2048', '--threads', values.threads], profiling);
+  const server = await startServer(`bench=${model}`, ['--context', '2048', '--threads', values.threads], {
+    nodeFlags: profiling,
+  });
   const askers = {
     server: (messages) => askServer(server, messages, maxTokens),
     bare: (messages) => askBare(gemma, messages, maxTokens),

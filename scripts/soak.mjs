@@ -8,29 +8,19 @@
 // From time to time all clients are done: then no request may be under way in the server, nothing may wait, and it holds as many files
 // and sockets as the first time. Fails on a wrong answer, a place that is not given back, a process that dies, and memory that grows.
 import { Buffer } from 'node:buffer';
-import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
+import { randomFrom } from './random.mjs';
+import { startServer } from './server-process.mjs';
 import { SetupError, main, root } from './steps.mjs';
 
 const CONTEXT = 2048;
 const GONE_MS = 30_000; // nothing here takes a hundredth of it
 const MANY = 24; // of memory, samples in a run
-
-/** Random numbers in [0, 1) from a seed (mulberry32, public domain by Tommy Ettinger), so that a run can be repeated. */
-function randomFrom(seed) {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 /** What is asked: the body of a request, and the same for the bare API. */
 function questions() {
@@ -84,23 +74,11 @@ function readAnswer(text, isStream) {
   return [content, ended, events.at(-1).usage.completion_tokens];
 }
 
-async function startServer(clients) {
+async function soakedServer(clients) {
   const limits = ['--context', String(CONTEXT), '--max-concurrent', String(Math.ceil(clients / 2)), '--max-queue', '3'];
-  const args = ['--model', 'soak=demo', '--pin', '--port', '0', '--log-level', 'silent', ...limits];
-  const path = join(root, 'packages', 'server', 'dist', 'main.js');
-  const child = spawn(process.execPath, [path, ...args], { stdio: ['ignore', 'ignore', 'pipe'] });
-  let said = '';
-  const ended = new Promise((resolve) => child.on('close', (code) => resolve(code)));
-  const url = await new Promise((resolve, reject) => {
-    child.stderr.on('data', (chunk) => {
-      said += chunk;
-      const [, found] = /listens on (\S+)/.exec(said) ?? [];
-      if (found) resolve(found);
-    });
-    void ended.then(() => reject(new SetupError(`the server did not start:\n${said}`)));
-  });
+  const server = await startServer('soak=demo', limits);
   const state = async () => {
-    const text = await (await fetch(`${url}/metrics`, { headers: { connection: 'close' } })).text();
+    const text = await (await fetch(`${server.url}/metrics`, { headers: { connection: 'close' } })).text();
     const value = (name) => Number(new RegExp(`^${name} (.*)$`, 'm').exec(text)?.[1] ?? NaN);
     return {
       busy: value('gemma_requests_in_flight') + value('gemma_requests_waiting'),
@@ -110,12 +88,7 @@ async function startServer(clients) {
       rss: value('process_resident_memory_bytes'),
     };
   };
-  const stop = async () => {
-    child.kill('SIGTERM');
-    const code = await ended;
-    if (code !== 0) throw new SetupError(`the server ended with ${code}:\n${said}`);
-  };
-  return { url, state, stop, ended };
+  return { ...server, state };
 }
 
 /** A client: `ask` does one request in a way that it chooses. */
@@ -219,7 +192,7 @@ await main(async () => {
   );
   await gemma.dispose();
 
-  const server = await startServer(clients);
+  const server = await soakedServer(clients);
   const counts = {};
   const samples = [];
   const random = randomFrom(seed);
