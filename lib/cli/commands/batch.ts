@@ -1,5 +1,4 @@
 // gemma-native batch: a file of requests to a file of results.
-import { SingleBar } from 'cli-progress';
 import type { BatchGenerateOptions, BatchProgress } from '../../index.js';
 import {
   adapterOptions,
@@ -17,7 +16,8 @@ import {
   type ModelFlags,
   type SamplingFlags,
 } from '../options.js';
-import { duration, note, printJson, printLine } from '../output.js';
+import { duration, printJson, printLine } from '../output.js';
+import { workProgress } from '../work-progress.js';
 
 interface BatchFlags extends ModelFlags, ImageFlags, SamplingFlags {
   raw?: boolean;
@@ -31,36 +31,22 @@ interface BatchFlags extends ModelFlags, ImageFlags, SamplingFlags {
   remote?: boolean;
 }
 
-// How often progress is told where no bar can be drawn.
-const NOTE_MS = 10_000;
-
 function rates({ lines, failedLines, linesPerSecond, tokensPerSecond, secondsLeft }: BatchProgress): string {
   const failed = failedLines > 0 ? `, ${failedLines} failed` : '';
   const speed = `${linesPerSecond.toFixed(1)} lines/s, ${Math.round(tokensPerSecond)} tokens/s`;
   return `${lines} lines${failed}, ${speed}, ${duration(secondsLeft)} left`;
 }
 
-/** Tells of a batch on stderr: a bar on a terminal, else a line from time to time. */
-function batchProgress(): { update: (progress: BatchProgress) => void; stop: () => void } {
-  let last = performance.now();
-  if (!process.stderr.isTTY) {
-    const update = (progress: BatchProgress) => {
-      if (performance.now() - last < NOTE_MS) return;
-      last = performance.now();
-      note(`${Math.floor((100 * progress.bytes) / Math.max(1, progress.totalBytes))} %: ${rates(progress)}`);
-    };
-    return { update, stop: () => {} };
-  }
-  let shown: SingleBar | undefined;
-  const update = (progress: BatchProgress) => {
-    if (!shown) {
-      const format = '[{bar}] {percentage} % {rates}';
-      shown = new SingleBar({ format, clearOnComplete: true, stream: process.stderr, hideCursor: true });
-      shown.start(progress.totalBytes, 0, { rates: '' });
-    }
-    shown.update(progress.bytes, { rates: rates(progress) });
+function batchProgress() {
+  const { update, stop } = workProgress('[{bar}] {percentage} % {rates}');
+  return {
+    update: (progress: BatchProgress) => {
+      const { bytes: value, totalBytes: total } = progress;
+      const line = () => `${Math.floor((100 * value) / Math.max(1, total))} %: ${rates(progress)}`;
+      update({ value, total, bar: () => ({ rates: rates(progress) }), line });
+    },
+    stop,
   };
-  return { update, stop: () => shown?.stop() };
 }
 
 async function batch(input: string, output: string, flags: BatchFlags, signal: AbortSignal): Promise<void> {

@@ -3,7 +3,6 @@ import { writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { basename, dirname, extname, isAbsolute, join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { SingleBar } from 'cli-progress';
 import { Option } from 'commander';
 import {
   evaluate,
@@ -32,7 +31,8 @@ import {
   type ModelFlags,
   type SamplingFlags,
 } from '../options.js';
-import { duration, note, printJson, printLine, printable, UsageError } from '../output.js';
+import { duration, printJson, printLine, printable, UsageError } from '../output.js';
+import { workProgress } from '../work-progress.js';
 
 interface EvalFlags extends Omit<ModelFlags, 'model'>, ImageFlags, SamplingFlags {
   model: string[];
@@ -54,7 +54,6 @@ interface EvalFlags extends Omit<ModelFlags, 'model'>, ImageFlags, SamplingFlags
 }
 
 const SCAN_PACKAGE = 'gemma-native-privacy';
-const NOTE_MS = 10_000; // between lines of progress where no bar can be drawn
 
 /** A model alone, and with each adapter. */
 function modelsOf({ model, adapter = [], ...flags }: EvalFlags): EvaluationModel[] {
@@ -127,28 +126,13 @@ async function scanner(): Promise<NonNullable<EvaluateOptions['scan']>> {
   throw new UsageError(`--scan: needs the package ${SCAN_PACKAGE}: npm install ${SCAN_PACKAGE}`);
 }
 
-/** Tells of an evaluation on stderr: a bar on a terminal, else a line from time to time. */
-function evaluationProgress(silent: boolean): { update: (progress: EvaluationProgress) => void; stop: () => void } {
-  let last = performance.now();
-  const told = ({ model, failed, secondsLeft }: EvaluationProgress) =>
-    `${printable(model)}${failed > 0 ? `, ${failed} failed` : ''}, ${duration(secondsLeft)} left`;
-  let shown: SingleBar | undefined;
-  const update = (progress: EvaluationProgress) => {
-    const { done, total } = progress;
-    if (process.stderr.isTTY) {
-      if (!shown) {
-        const format = '[{bar}] {value}/{total} {told}';
-        shown = new SingleBar({ format, clearOnComplete: true, stream: process.stderr, hideCursor: true });
-        shown.start(total, 0, { told: '' });
-      }
-      shown.setTotal(total);
-      shown.update(done, { told: told(progress) });
-    } else if (performance.now() - last >= NOTE_MS) {
-      last = performance.now();
-      note(`${done}/${total}: ${told(progress)}`);
-    }
+function evaluationProgress(silent: boolean) {
+  const { update, stop } = workProgress('[{bar}] {value}/{total} {told}');
+  const tell = ({ model, done, total, failed, secondsLeft }: EvaluationProgress) => {
+    const told = `${printable(model)}${failed > 0 ? `, ${failed} failed` : ''}, ${duration(secondsLeft)} left`;
+    update({ value: done, total, bar: () => ({ told }), line: () => `${done}/${total}: ${told}` });
   };
-  return silent ? { update: () => {}, stop: () => {} } : { update, stop: () => shown?.stop() };
+  return { update: silent ? () => {} : tell, stop };
 }
 
 async function evaluateTasks(paths: readonly string[], flags: EvalFlags, signal: AbortSignal): Promise<void> {

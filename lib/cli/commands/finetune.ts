@@ -1,56 +1,24 @@
 // gemma-native finetune: a file of examples to an adapter.
-import { SingleBar } from 'cli-progress';
 import { Option, type Command } from 'commander';
 import { Gemma, type FinetuneOptions, type FinetuneProgress, type FinetuneTarget } from '../../index.js';
 import { thinned } from '../../finetune/chart.js';
 import { TARGETS } from '../../finetune/options.js';
 import { number, tokenList, type DefineCommand } from '../options.js';
-import { dim, duration, note, printJson, printLine } from '../output.js';
+import { dim, duration, printJson, printLine } from '../output.js';
+import { workProgress } from '../work-progress.js';
 
-interface FinetuneFlags {
+// What is written otherwise on a command line.
+type Written = 'model' | 'data' | 'output' | 'targets' | 'layers' | 'validation' | 'mmproj' | 'onProgress' | 'signal';
+
+interface FinetuneFlags extends Omit<FinetuneOptions, Written> {
   output: string;
-  rank?: number;
-  alpha?: number;
-  rslora?: boolean;
-  dropout?: number;
   targets?: string;
   layers?: string;
-  adapter?: string;
-  loss?: 'next-token' | 'distillation' | 'dpo';
-  teacher?: string;
-  teacherTopK?: number;
-  temperature?: number;
-  teacherShare?: number;
-  beta?: number;
-  epochs?: number;
-  steps?: number;
-  batchSize?: number;
-  maxLength?: number;
-  tooLong?: 'error' | 'cut' | 'skip';
-  packing: boolean;
-  learningRate?: number;
-  schedule?: 'constant' | 'cosine' | 'linear';
-  warmup?: number;
-  optimizer?: 'adamw' | 'sgd';
-  weightDecay?: number;
-  clip?: number;
-  seed?: number;
   validation?: string;
-  evaluateEvery?: number;
-  patience?: number;
-  checkpointEvery?: number;
-  resume: boolean;
-  overwrite?: boolean;
-  gguf?: boolean;
-  baseModel?: string;
-  threads?: number;
-  isa?: string;
   mmproj?: string | false;
   json?: boolean;
 }
 
-// How often progress is told where no bar can be drawn.
-const NOTE_MS = 10_000;
 const CURVE = 24; // characters
 const LEVELS = '▁▂▃▄▅▆▇█';
 
@@ -62,32 +30,25 @@ function sparkline(points: readonly { step: number; loss: number }[]): string {
   return losses.map((loss) => LEVELS[Math.round(((loss - low) / range) * (LEVELS.length - 1))]).join('');
 }
 
-/** Tells of a training on stderr: a bar with the curve of the loss on a terminal, else a line from time to time. */
-function trainingProgress(silent: boolean): { update: (progress: FinetuneProgress) => void; stop: () => void } {
+/** A bar with the curve of the loss on a terminal, else a line from time to time. */
+function trainingProgress(silent: boolean) {
+  const { update, stop } = workProgress('[{bar}] {value}/{total} {curve} {told}', { barsize: 16 });
   const points: { step: number; loss: number }[] = [];
   let validation = '';
-  let shown: SingleBar | undefined;
-  let last = performance.now();
-  const isTerminal = process.stderr.isTTY;
-  const update = (progress: FinetuneProgress) => {
+  const tell = (progress: FinetuneProgress) => {
     const { step, steps, loss, validationLoss, learningRate, tokensPerSecond, secondsLeft } = progress;
     points.push({ step, loss });
     if (validationLoss !== undefined) validation = `, validation ${validationLoss.toFixed(4)}`;
     const told = `loss ${loss.toFixed(4)}${validation}, ${Math.round(tokensPerSecond)} tokens/s, ${duration(secondsLeft)} left`;
-    if (!isTerminal) {
-      if (validationLoss === undefined && performance.now() - last < NOTE_MS) return;
-      last = performance.now();
-      note(`step ${step} of ${steps}: ${told}, rate ${learningRate.toExponential(2)}`);
-      return;
-    }
-    if (!shown) {
-      const format = '[{bar}] {value}/{total} {curve} {told}';
-      shown = new SingleBar({ format, clearOnComplete: true, stream: process.stderr, hideCursor: true, barsize: 16 });
-      shown.start(steps, step, { curve: '', told: '' });
-    }
-    shown.update(step, { curve: dim(sparkline(points)), told });
+    update({
+      value: step,
+      total: steps,
+      bar: () => ({ curve: dim(sparkline(points)), told }),
+      line: () => `step ${step} of ${steps}: ${told}, rate ${learningRate.toExponential(2)}`,
+      isNews: validationLoss !== undefined,
+    });
   };
-  return silent && !isTerminal ? { update: () => {}, stop: () => {} } : { update, stop: () => shown?.stop() };
+  return { update: silent && !process.stderr.isTTY ? () => {} : tell, stop };
 }
 
 function optionsOf(model: string, data: string, flags: FinetuneFlags): FinetuneOptions {
