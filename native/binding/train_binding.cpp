@@ -212,23 +212,26 @@ Napi::Object opened_event(Napi::Env env, HeldTraining&& training) {
   return done(env, result);
 }
 
-Napi::Object step_event(Napi::Env env, train::StepStats&& stats) {
+// What steps and evaluations tell alike.
+template <class Stats>
+Napi::Object measured(Napi::Env env, const Stats& stats) {
   Napi::Object result = Napi::Object::New(env);
   result["loss"] = number(env, stats.loss);
-  result["gradientNorm"] = number(env, stats.gradient_norm);
   result["tokens"] = number(env, static_cast<double>(stats.tokens));
   result["rewardMargin"] = number(env, stats.reward_margin);
   result["rewardAccuracy"] = number(env, stats.reward_accuracy);
+  return result;
+}
+
+Napi::Object step_event(Napi::Env env, train::StepStats&& stats) {
+  Napi::Object result = measured(env, stats);
+  result["gradientNorm"] = number(env, stats.gradient_norm);
   return done(env, result);
 }
 
 Napi::Object evaluate_event(Napi::Env env, train::EvalStats&& stats) {
-  Napi::Object result = Napi::Object::New(env);
-  result["loss"] = number(env, stats.loss);
+  Napi::Object result = measured(env, stats);
   result["weight"] = number(env, stats.weight);
-  result["tokens"] = number(env, static_cast<double>(stats.tokens));
-  result["rewardMargin"] = number(env, stats.reward_margin);
-  result["rewardAccuracy"] = number(env, stats.reward_accuracy);
   result["logProbs"] = to_js(env, std::span<const double>(stats.log_probs));
   return done(env, result);
 }
