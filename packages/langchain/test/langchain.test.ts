@@ -8,14 +8,7 @@ import { BaseCallbackHandler } from '@langchain/core/callbacks/base';
 import { InMemoryCache } from '@langchain/core/caches';
 import { ContextOverflowError, getRetryable } from '@langchain/core/errors';
 import { load } from '@langchain/core/load';
-import {
-  AIMessage,
-  AIMessageChunk,
-  HumanMessage,
-  SystemMessage,
-  ToolMessage,
-  type BaseMessage,
-} from '@langchain/core/messages';
+import { AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage } from '@langchain/core/messages';
 import { StringOutputParser } from '@langchain/core/output_parsers';
 import { ChatPromptTemplate } from '@langchain/core/prompts';
 import { tool } from '@langchain/core/tools';
@@ -25,6 +18,7 @@ import { data, rejection, root, tiny, until } from '../../../test/api/helpers.js
 import { schema as pictureSchema } from '../../../test/demo/lessons.cjs';
 import { heldOutPictures } from '../../../test/demo/pictures.cjs';
 import { ChatGemma, GemmaEmbeddings } from '../src/index.js';
+import { runAgent } from './agent.js';
 
 const pictures = heldOutPictures();
 const items = JSON.parse(readFileSync(join(root, 'test', 'demo', 'heldout.json'), 'utf8')) as {
@@ -256,16 +250,7 @@ describe('tools', () => {
     'an agent: the model calls, LangChain runs, the model answers (%s)',
     async (form) => {
       const agent = taught.bindTools([add], { outputVersion: form });
-      const messages: BaseMessage[] = [new HumanMessage(sum)];
-      for (;;) {
-        const said = await agent.invoke(messages);
-        messages.push(said);
-        if (!said.tool_calls?.length) break;
-        for (const call of said.tool_calls) {
-          const result: unknown = await add.invoke({ ...call, type: 'tool_call' });
-          messages.push(result as ToolMessage);
-        }
-      }
+      const messages = await runAgent(agent, add, sum);
       expect(messages.map((message) => message.getType())).toEqual(['human', 'ai', 'tool', 'ai']);
       expect(messages[1]).toMatchObject({
         tool_calls: [

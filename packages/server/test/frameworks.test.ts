@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createOpenAICompatible, type OpenAICompatibleProvider } from '@ai-sdk/openai-compatible';
-import { HumanMessage, ToolMessage, type AIMessageChunk, type BaseMessage } from '@langchain/core/messages';
+import { HumanMessage, ToolMessage, type AIMessageChunk } from '@langchain/core/messages';
 import { tool as langchainTool } from '@langchain/core/tools';
 import { ChatOpenAI, OpenAIEmbeddings, type ChatOpenAIFields } from '@langchain/openai';
 import {
@@ -21,6 +21,7 @@ import { Gemma } from 'gemma-native';
 import { z } from 'zod';
 import { data, rejection, root } from '../../../test/api/helpers.js';
 import { collected, loadDemo, start, type Running } from './helpers.js';
+import { runAgent } from '../../langchain/test/agent.js';
 
 const wild = { temperature: 1.5, topP: 0.99, seed: 7 };
 const story = 'Tell me a story.';
@@ -206,16 +207,7 @@ describe('LangChain.js, @langchain/openai', () => {
 
   test('tools: calls, results, streamed calls, choices', async () => {
     const agent = taught().bindTools([add]);
-    const messages: BaseMessage[] = [new HumanMessage(sum)];
-    for (;;) {
-      const said = await agent.invoke(messages);
-      messages.push(said);
-      if (!said.tool_calls?.length) break;
-      for (const call of said.tool_calls) {
-        const result: unknown = await add.invoke({ ...call, type: 'tool_call' });
-        messages.push(result as ToolMessage);
-      }
-    }
+    const messages = await runAgent(agent, add, sum);
     expect(messages.map((message) => message.getType())).toEqual(['human', 'ai', 'tool', 'ai']);
     expect(messages[1]).toMatchObject({ tool_calls: [{ name: 'add', args: { a: 417, b: 311 } }] });
     expect(messages.at(-1)!.text).toBe('417 plus 311 is 728.');
