@@ -6,7 +6,14 @@ import { abortable, Cancellation } from './cancellation.js';
 import { decideChat, type Chat, type ChatInfo } from './chat.js';
 import type { ChatOptions, RestoreChatOptions } from './chat-options.js';
 import { Conversation } from './conversation.js';
-import type { BooleanDecision, ChoiceDecision, Decision, ScoreDecision, Scorer } from './decide.js';
+import {
+  decide,
+  type BooleanDecision,
+  type ChoiceDecision,
+  type Decision,
+  type ScoreDecision,
+  type Scorer,
+} from './decide.js';
 import type {
   BooleanQuestion,
   ChoiceQuestion,
@@ -97,9 +104,6 @@ import type {
 const lazy = {
   get batch() {
     return require('./batch.js') as typeof import('./batch.js');
-  },
-  get decide() {
-    return require('./decide.js') as typeof import('./decide.js');
   },
   get decisionOptions() {
     return require('./decision-options.js') as typeof import('./decision-options.js');
@@ -737,7 +741,7 @@ export class Gemma {
   decide(input: Input, options: Question): Promise<Decision>;
   async decide(input: Input, options: Question): Promise<Decision> {
     const asked = lazy.decisionOptions.questionOptions(options);
-    return this.#call(options.signal, (cancellation) => lazy.decide.decide(this.#scorer(), input, asked, cancellation));
+    return this.#call(options.signal, (cancellation) => decide(this.#scorer(), input, asked, cancellation));
   }
 
   /**
