@@ -53,6 +53,27 @@ export async function abortable<T>(
 }
 
 /**
+ * The same for work that writes files: the promise rejects once the work has let go of them, so that the next call finds them free.
+ * Rejects with the signal's reason even if the work had ended when it was aborted.
+ */
+export async function abortableWriting<T>(
+  signal: AbortSignal | undefined,
+  work: (cancellation: Cancellation) => Promise<T>,
+): Promise<T> {
+  const cancellation = new Cancellation();
+  if (!signal) return work(cancellation);
+  signal.throwIfAborted();
+  const onAbort = () => cancellation.cancel(signal.reason);
+  signal.addEventListener('abort', onAbort, { once: true });
+  try {
+    return await work(cancellation);
+  } finally {
+    signal.removeEventListener('abort', onAbort);
+    signal.throwIfAborted();
+  }
+}
+
+/**
  * Works on items, so many at a time, each with a cancellation of its own. What one throws, or the cancellation of the whole, stops all.
  * Results in the order of the items.
  */

@@ -458,7 +458,7 @@ export class Gemma {
    * @throws GemmaError `ERR_FILE` (`FILE_EXISTS`, `IN_USE`: another process is writing it, `DISK_FULL`, `FILE_CHANGED`,
    * `NOT_AN_IMPORTANCE_MATRIX`, `IMPORTANCE_DAMAGED`), `ERR_GGUF_INVALID`, `ERR_UNSUPPORTED_MODEL`, `ERR_UNSUPPORTED_INPUT`
    * (`REQUANTIZE`), `ERR_INVALID_ARGUMENT` (`SAME_FILE`, `NO_SUCH_TENSOR`, `IMPORTANCE_SHAPE`, `NO_MMPROJ`), `ERR_NON_FINITE` (a value that is not
-   * finite in its type); the signal's reason after an abort
+   * finite in its type); the signal's reason after an abort, when nothing is written any more: the same call may follow at once
    */
   static async quantize(input: string | URL, output: string | URL, options: QuantizeOptions): Promise<QuantizeResult> {
     return lazy.quantize.quantize(input, output, options);

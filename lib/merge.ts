@@ -2,7 +2,7 @@
 import { readdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { MAX_ADAPTERS, MAX_SCALE, findAdapter } from './adapters.js';
-import { abortable } from './cancellation.js';
+import { abortableWriting } from './cancellation.js';
 import { findModelFile } from './model-files.js';
 import { checkOutputs, filesOfModel, runWork, type Written } from './model-work.js';
 import { addon, type NativeMergeOptions } from './native.js';
@@ -109,7 +109,7 @@ export async function merge(model: string | URL, output: string | URL, options: 
   if (options.mmproj !== undefined && other) {
     throw new TypeError('mmproj: goes with adapters; two vision encoders are mixed like two models, by their files');
   }
-  return abortable(options.signal, async (cancellation) => {
+  return abortableWriting(options.signal, async (cancellation) => {
     const path = await findModelFile(model);
     const mmproj = options.mmproj === undefined ? undefined : await findModelFile(options.mmproj, 'mmproj');
     const { work, inputs, outputs } = await prepareWrite(path, output, options, mmproj !== undefined);

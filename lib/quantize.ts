@@ -1,5 +1,5 @@
 // Model files in other types, and the importance of their inputs: what is done without a loaded model.
-import { abortable } from './cancellation.js';
+import { abortableWriting } from './cancellation.js';
 import { localPath } from './local-file.js';
 import { findModelFile, isCheckpoint } from './model-files.js';
 import {
@@ -229,7 +229,7 @@ export async function quantize(
 ): Promise<QuantizeResult> {
   known(WRITE, options);
   valuesOf(WRITE, options);
-  return abortable(options.signal, async (cancellation) => {
+  return abortableWriting(options.signal, async (cancellation) => {
     const path = await findModelFile(input, 'input');
     const { work, inputs, outputs } = await prepareWrite(path, output, options);
     await checkOutputs(outputs, inputs);
@@ -257,7 +257,7 @@ export async function importance(
   if (from.length > MAX_TEXT) {
     throw new RangeError(`text: expected at most ${MAX_TEXT} characters, found ${from.length}`);
   }
-  return abortable(options.signal, async (cancellation) => {
+  return abortableWriting(options.signal, async (cancellation) => {
     const path = await findModelFile(model);
     const to = await outputPath(output);
     const native = addon();
